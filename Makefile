@@ -14,6 +14,7 @@
 #:   make fuzz       libFuzzer targets, build-fuzz/   make fuzz-run    each of them for FUZZ_SECONDS (600)
 #:   make bench      compare speed with others        make crash-long  many more states after a crash
 #:   make mutants    plant faults, see what notices   make model       random jobs for MODEL_SECONDS (7200)
+#:   make reference  the tables of docs/qmp.md
 #:   make arm64      cross build, build-arm64/        make test-arm64  its unit tests in qemu-user
 #:   make clean      remove all build directories
 #:
@@ -92,6 +93,10 @@ bench: need-bench all
 	@bench/fleece
 	@if [ $$(id -u) = 0 ]; then bench/hung_file; else sudo -n bench/hung_file; fi
 
+reference: need-build
+	@$(call build,,release,test-tools)
+	@tools/qmp-reference build docs/qmp.md
+
 lint: need-build need-test need-lint
 	@tools/lint -j $(JOBS)
 
@@ -132,4 +137,4 @@ clean:
 	rm -rf build build-debug build-tsan build-clang build-fuzz build-coverage build-arm64 build-arm64-sysroot build-mutants
 
 .PHONY: all help debug tsan clang fuzz fuzz-run arm64 test test-arm64 crash-long model mutants demo bench lint \
-	format deps install uninstall coverage clean
+	reference format deps install uninstall coverage clean

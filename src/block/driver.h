@@ -217,6 +217,8 @@ struct block_node {
 struct block_driver {
     /* "qcow2" */
     const char *name;
+    /* What it is for: one line without a full stop; NULL: users can't open it. */
+    const char *help;
     size_t instance_size;
     /* Interprets its child "file". */
     bool is_format;

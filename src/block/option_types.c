@@ -9,6 +9,7 @@
 
 static const char *const *get_driver_names(void);
 static const struct schema_variant *get_driver_options(void);
+static const char *get_driver_help(const char *name);
 
 /* --- what drivers use ------------------------------------------------------------------------- */
 
@@ -79,6 +80,7 @@ const struct schema_type block_options_type = {
             .help = "false: another process may write the image until blockdev-set-active")),
     .tag = "driver",
     .get_variants = get_driver_options,
+    .get_case_help = get_driver_help,
 };
 
 /* --- by driver -------------------------------------------------------------------------------- */
@@ -116,6 +118,13 @@ static const struct schema_variant *get_driver_options(void)
     }
     qsort(variants, count, sizeof(variants[0]), compare_drivers);
     return variants;
+}
+
+static const char *get_driver_help(const char *name)
+{
+    const struct block_driver *d = block_find_driver(name);
+
+    return d ? d->help : NULL;
 }
 
 static const char *const *get_driver_names(void)

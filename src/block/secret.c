@@ -308,6 +308,7 @@ static const struct user_object_type secret_type = {
     .destroy = secret_destroy,
     .parent = "secret_common",
     .properties = &secret_properties,
+    .help = "a password or key for other objects and for images",
     .hidden = (const char *const[]){"data", NULL},
 };
 
@@ -316,6 +317,7 @@ static const struct user_object_type secret_keyring_type = {
     .create = secret_keyring_create,
     .destroy = secret_destroy,
     .properties = &secret_keyring_properties,
+    .help = "the same, from a keyring of the kernel",
 };
 
 void secret_register_type(void)

@@ -79,6 +79,15 @@ static const char *const *get_type_names(void)
     return names;
 }
 
+static const char *get_type_help(const char *name)
+{
+    const struct user_object_type *type = NULL;
+
+    while ((type = user_object_next_type(type)) && strcmp(type->name, name) != 0) {
+    }
+    return type ? type->help : NULL;
+}
+
 static const struct schema_type type_names = {
     .kind = SCHEMA_ENUM,
     .name = "ObjectType",
@@ -90,6 +99,7 @@ const struct schema_type user_object_options_type = {
     .members = MEMBERS(REQ("qom-type", type_names), REQ("id", schema_str)),
     .tag = "qom-type",
     .get_variants = get_properties,
+    .get_case_help = get_type_help,
 };
 
 /* Check the options, and give them their types. `opts` is replaced. */

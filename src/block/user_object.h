@@ -37,6 +37,8 @@ struct user_object_type {
      * can.
      */
     int (*set)(void *data, const char *name, struct json_object *value, struct error *err);
+    /* What it is for: one line without a full stop. */
+    const char *help;
 };
 
 /* Once, at start; the type lives as long as the process. */

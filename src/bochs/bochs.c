@@ -377,6 +377,7 @@ static int bochs_co_status(struct block_node *node, uint64_t offset, uint64_t le
 
 static const struct block_driver bochs_driver = {
     .name = "bochs",
+    .help = "format: growing images of Bochs, for reading",
     .options = &block_format_options_type,
     .instance_size = sizeof(struct bochs),
     .is_format = true,

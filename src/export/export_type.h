@@ -41,6 +41,8 @@ struct export_type {
     const char *name;
     /* For messages, before the id in quotes: "NBD export". */
     const char *title;
+    /* What it is for: one line without a full stop. */
+    const char *help;
     /* The type's own options: a BlockExportOptions... of QEMU's schema. */
     const struct schema_type *options;
     /* Its node may be handed over to another process: only reads succeed then. */

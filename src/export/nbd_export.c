@@ -328,6 +328,7 @@ static void nbd_foreach_client(const void *state, export_client_fn *fn, void *ar
 _Static_assert(NBD_STATS <= EXPORT_STATS_WIDTH_MAX, "room for what an export counts");
 
 static const struct export_type nbd_type = {
+    .help = "a disk for clients of the NBD server",
     .options = &nbd_options,
     .name = "nbd",
     .title = "NBD export",

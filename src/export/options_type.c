@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The type of the options of exports, as block-export-add and --export take them. */
+#include <string.h>
+
 #include "export/export_type.h"
 #include "schema/define.h"
 
@@ -25,6 +27,16 @@ static const char *const *get_type_names(void)
     return names;
 }
 
+static const char *get_type_help(const char *name)
+{
+    const struct export_type *type;
+    size_t i = 0;
+
+    while ((type = export_type_at(i++)) && strcmp(type->name, name) != 0) {
+    }
+    return type ? type->help : NULL;
+}
+
 const struct schema_type export_type_names_type = {
     .kind = SCHEMA_ENUM,
     .name = "BlockExportType",
@@ -47,4 +59,5 @@ const struct schema_type export_options_type = {
                     .help = "the node may be inactive: only reads succeed then")),
     .tag = "type",
     .get_variants = get_type_options,
+    .get_case_help = get_type_help,
 };

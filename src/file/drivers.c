@@ -6,6 +6,7 @@
 
 const struct block_driver file_driver = {
     .name = "file",
+    .help = "protocol: a regular file",
     .instance_size = sizeof(struct posix_file),
     .is_protocol = true,
     .keeps_zero_beyond_eof = true,
@@ -60,12 +61,14 @@ const struct block_driver file_driver = {
 
 const struct block_driver host_device_driver = {
     .name = "host_device",
+    .help = "protocol: a block device",
     .schemes = (const char *const[]){"host_device", NULL},
     DEVICE_FUNCTIONS,
 };
 
 static const struct block_driver host_cdrom_driver = {
     .name = "host_cdrom",
+    .help = "protocol: a CD-ROM drive",
     .schemes = (const char *const[]){"host_cdrom", NULL},
     DEVICE_FUNCTIONS,
 };

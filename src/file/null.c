@@ -128,13 +128,13 @@ static int null_co_allocated_size(struct block_node *node, uint64_t *ret_size)
 
 #define NULL_DRIVER(name_)                                                                         \
     {                                                                                              \
-        .name = name_, .instance_size = sizeof(struct null_disk), .is_protocol = true,             \
-        .options = &null_options, .schemes = (const char *const[]){name_, NULL},                   \
-        .parse_filename = null_parse_filename, .reopen_options = block_no_options,                 \
-        .co_open = null_co_open, .co_preadv = null_co_preadv, .co_pwritev = null_co_pwritev,       \
-        .co_write_zeroes = null_co_write_zeroes, .co_discard = null_co_discard,                    \
-        .co_flush = null_co_flush, .co_status = null_co_status, .co_truncate = null_co_truncate,   \
-        .co_allocated_size = null_co_allocated_size,                                               \
+        .name = name_, .help = "protocol: no storage; reads return zeroes",                        \
+        .instance_size = sizeof(struct null_disk), .is_protocol = true, .options = &null_options,  \
+        .schemes = (const char *const[]){name_, NULL}, .parse_filename = null_parse_filename,      \
+        .reopen_options = block_no_options, .co_open = null_co_open, .co_preadv = null_co_preadv,  \
+        .co_pwritev = null_co_pwritev, .co_write_zeroes = null_co_write_zeroes,                    \
+        .co_discard = null_co_discard, .co_flush = null_co_flush, .co_status = null_co_status,     \
+        .co_truncate = null_co_truncate, .co_allocated_size = null_co_allocated_size,              \
     }
 
 const struct block_driver null_co_driver = NULL_DRIVER("null-co");

@@ -389,6 +389,7 @@ static int raw_co_create(const char *filename, uint64_t size, struct options *op
 
 const struct block_driver raw_driver = {
     .name = "raw",
+    .help = "format: the file as it is, or a part of it",
     .instance_size = sizeof(struct raw_disk),
     .is_format = true,
     .options = &raw_options,

@@ -76,6 +76,7 @@ static int compress_co_pwritev(struct block_node *node, uint64_t offset, struct 
 
 const struct block_driver compress_driver = {
     .name = "compress",
+    .help = "filter: writes are compressed",
     .options = &block_format_options_type,
     .is_filter = true,
     .reopen_options = block_no_options,

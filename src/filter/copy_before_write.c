@@ -378,6 +378,7 @@ static void cbw_read_node_stats(struct block_node *node, uint64_t *ret_values)
 
 const struct block_driver copy_before_write_driver = {
     .name = "copy-before-write",
+    .help = "filter: old data are copied to a target before they are overwritten",
     .options = &cbw_options,
     .instance_size = sizeof(struct cbw_node),
     .is_filter = true,

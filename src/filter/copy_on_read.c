@@ -384,6 +384,7 @@ static int cor_co_discard(struct block_node *node, uint64_t offset, uint64_t len
 
 const struct block_driver copy_on_read_driver = {
     .name = "copy-on-read",
+    .help = "filter: what is read from backing files is copied into the image",
     .options = &cor_options,
     .instance_size = sizeof(struct copy_on_read),
     .is_filter = true,

@@ -375,6 +375,7 @@ static const char *const schemes[] = {"blkdebug", NULL};
 
 const struct block_driver fault_driver = {
     .name = "blkdebug",
+    .help = "filter for tests: errors and limits as rules say",
     .options = &fault_options,
     .instance_size = sizeof(struct fault),
     .is_filter = true,

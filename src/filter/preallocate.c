@@ -247,6 +247,7 @@ static int preallocate_co_copy_from(struct block_node *node, uint64_t offset,
 
 const struct block_driver preallocate_driver = {
     .name = "preallocate",
+    .help = "filter: a file grows in large steps",
     .options = &preallocate_options,
     .instance_size = sizeof(struct preallocate),
     .is_filter = true,

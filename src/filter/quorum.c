@@ -639,6 +639,7 @@ static void quorum_child_perm(struct block_node *node, struct block_edge *edge,
 
 const struct block_driver quorum_driver = {
     .name = "quorum",
+    .help = "several nodes with the same contents, which vote",
     .options = &quorum_options,
     .instance_size = sizeof(struct quorum),
     .co_open = quorum_co_open,

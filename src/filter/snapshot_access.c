@@ -88,6 +88,7 @@ static int snapshot_access_co_status(struct block_node *node, uint64_t offset, u
 
 const struct block_driver snapshot_access_driver = {
     .name = "snapshot-access",
+    .help = "the point in time that a copy-before-write filter keeps",
     .options = &block_format_options_type,
     .instance_size = sizeof(struct snapshot_access),
     .is_frozen_view = true,

@@ -163,6 +163,7 @@ static int throttle_co_copy_from(struct block_node *node, uint64_t offset,
 
 const struct block_driver throttle_driver = {
     .name = "throttle",
+    .help = "filter: limits of requests and bytes per second",
     .options = &throttle_options,
     .instance_size = sizeof(struct throttle),
     .is_filter = true,

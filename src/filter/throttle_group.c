@@ -487,6 +487,7 @@ static const struct user_object_type throttle_group_type = {
     .properties = &throttle_group_properties,
     .get = get_throttle_property,
     .set = set_throttle_property,
+    .help = "limits that the throttle nodes which name it share",
 };
 
 void throttle_group_register_type(void)

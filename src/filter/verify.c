@@ -259,6 +259,7 @@ static const char *const verify_schemes[] = {"blkverify", NULL};
 
 const struct block_driver verify_driver = {
     .name = "blkverify",
+    .help = "filter for tests: an image is compared with another, which has the same writes",
     .options = &verify_options,
     .instance_size = sizeof(struct verify),
     .schemes = verify_schemes,

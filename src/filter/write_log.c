@@ -400,6 +400,7 @@ static int write_log_co_flush(struct block_node *node)
 /* A resize is not logged: the format has no entry for it. */
 const struct block_driver write_log_driver = {
     .name = "blklogwrites",
+    .help = "filter for tests: writes are recorded in a log",
     .options = &write_log_options,
     .instance_size = sizeof(struct write_log),
     .is_filter = true,

@@ -492,6 +492,7 @@ static void nbd_node_read_stats(struct block_node *node, uint64_t *ret_values)
 
 static const struct block_driver nbd_driver = {
     .name = "nbd",
+    .help = "protocol: an export of an NBD server",
     .options = &nbd_options,
     .instance_size = sizeof(struct nbd_node),
     .is_protocol = true,

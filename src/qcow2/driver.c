@@ -274,6 +274,7 @@ static int probe(const uint8_t *head, size_t size)
 
 static const struct block_driver qcow2_driver = {
     .name = "qcow2",
+    .help = "format: copy-on-write images with snapshots and bitmaps",
     .options = &qcow2_options_type,
     .instance_size = sizeof(struct qcow2),
     .is_format = true,

@@ -44,20 +44,6 @@ static void put_type(struct json_object *o, const char *key, const struct schema
     put_text(o, key, type_name(type, buf, sizeof(buf)));
 }
 
-static void put_features(struct json_object *o, const char *const *features)
-{
-    struct json_object *list;
-
-    if (!features) {
-        return;
-    }
-    list = json_object_new_array();
-    for (; *features; features++) {
-        json_object_array_add(list, json_object_new_string(*features));
-    }
-    json_object_object_add(o, "features", list);
-}
-
 static void put_help(struct json_object *o, const char *key, const char *text)
 {
     if (with_texts && text) {
@@ -74,6 +60,20 @@ static void put_texts(struct json_object *o, const struct schema_member *m)
         json_object_object_add(o, "min", json_object_new_uint64(m->min));
         json_object_object_add(o, "max", json_object_new_uint64(m->max));
     }
+}
+
+static void put_features(struct json_object *o, const char *const *features)
+{
+    struct json_object *list;
+
+    if (!features) {
+        return;
+    }
+    list = json_object_new_array();
+    for (; *features; features++) {
+        json_object_array_add(list, json_object_new_string(*features));
+    }
+    json_object_object_add(o, "features", list);
 }
 
 static bool is_listed(struct json_object *out, const char *name)
@@ -119,6 +119,7 @@ static struct json_object *variants_json(const struct schema_type *type)
         struct json_object *o = named("case", *value);
 
         put_type(o, "type", variant ? variant : &schema_empty);
+        put_help(o, "help", type->get_case_help ? type->get_case_help(*value) : NULL);
         json_object_array_add(variants, o);
     }
     return variants;

@@ -57,6 +57,7 @@ static const struct user_object_type iothread_type = {
     .parent = "event-loop-base",
     .properties = &iothread_properties,
     .set = iothread_set,
+    .help = "a thread that serves exports",
 };
 
 void qmp_register_objects(void)

@@ -44,6 +44,8 @@ static const struct qmp_reference commands[] = {
                                 "there: see [jobs.md](jobs.md#mirror)"},
     {"blockdev-reopen", .help = "give nodes other options, all or nothing: see below"},
     {"blockdev-replace", .help = "put another node under an export: see below"},
+    {"blockdev-set-active",
+     .help = "hand a node (all nodes) over to another process, or take it over: see below"},
     {"blockdev-snapshot", .help = "put an overlay, which is open, on a node in use: see below",
      FEATURES("allow-write-only-overlay")},
     {"blockdev-snapshot-delete-internal-sync",

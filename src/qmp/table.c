@@ -164,20 +164,6 @@ OBJECT(bitmap_merge, "BlockDirtyBitmapMerge", REQ("node", qmp_str), REQ("target"
 
 /* --- exports ---------------------------------------------------------------------------------- */
 
-ENUM(export_type, "BlockExportType", "nbd");
-OBJECT(export_nbd, "BlockExportOptionsNbd", OPT("name", qmp_str), OPT("description", qmp_str),
-       OPT("bitmaps", block_bitmaps_or_names_type), OPT("allocation-depth", qmp_bool),
-       OPT("x-lease", qmp_bool), OPT("x-merged", qmp_bool));
-const struct qmp_type qmp_type_export_add = {
-    .kind = QMP_OBJECT,
-    .name = "BlockExportOptions",
-    .members =
-        MEMBERS(REQ("type", export_type), REQ("id", qmp_str), OPT("fixed-iothread", qmp_bool),
-                OPT("iothread", qmp_str), REQ("node-name", qmp_str), OPT("writable", qmp_bool),
-                OPT("writethrough", qmp_bool), OPT("allow-inactive", qmp_bool)),
-    .tag = "type",
-    .variants = (const struct qmp_variant[]){{"nbd", &export_nbd}, {NULL, NULL}},
-};
 ENUM(export_mode, "BlockExportRemoveMode", "safe", "hard");
 OBJECT(export_del, "q_obj_block-export-del-arg", REQ("id", qmp_str), OPT("mode", export_mode));
 OBJECT(nbd_server_add, "NbdServerAddOptions", REQ("device", qmp_str), OPT("name", qmp_str),

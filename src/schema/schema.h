@@ -82,6 +82,8 @@ struct schema_type {
      */
     const char *const *(*get_values)(void);
     const struct schema_variant *(*get_variants)(void);
+    /* Of a union: what the case is for, one line; NULL: not known. */
+    const char *(*get_case_help)(const char *value);
     /* SCHEMA_ENUM: a sentence about a value that is not one of `values`; 0: the usual one. */
     int (*refuse_value)(const char *value, struct error *err);
 };

@@ -234,6 +234,7 @@ static int ssh_co_truncate(struct block_node *node, uint64_t size, enum block_pr
 
 static const struct block_driver ssh_driver = {
     .name = "ssh",
+    .help = "protocol: a file on another host, by SFTP",
     .options = &ssh_options_type,
     .instance_size = sizeof(struct ssh_node),
     .is_protocol = true,

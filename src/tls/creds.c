@@ -253,9 +253,12 @@ OBJECT(x509_properties, "TlsCredsX509Properties", COMMON_PROPERTIES,
        OPT("passwordid", schema_str, .help = "id of the secret that the key is encrypted with"));
 
 static const struct user_object_type creds_types[] = {
-    {"tls-creds-anon", "tls-creds", anon_create, creds_destroy, .properties = &anon_properties},
-    {"tls-creds-psk", "tls-creds", psk_create, creds_destroy, .properties = &psk_properties},
-    {"tls-creds-x509", "tls-creds", x509_create, creds_destroy, .properties = &x509_properties},
+    {"tls-creds-anon", "tls-creds", anon_create, creds_destroy, .properties = &anon_properties,
+     .help = "TLS without knowledge of who the other end is"},
+    {"tls-creds-psk", "tls-creds", psk_create, creds_destroy, .properties = &psk_properties,
+     .help = "TLS with keys that both ends know"},
+    {"tls-creds-x509", "tls-creds", x509_create, creds_destroy, .properties = &x509_properties,
+     .help = "TLS with certificates"},
 };
 
 void tls_register_types(void)

@@ -83,30 +83,33 @@ class Comparison:
         self.own, self.qemu = own, qemu
         self.seen = set()
         self.found = set()
+        # By the name of the type, command or event of this program: what it has more, and less.
+        self.more, self.less = {}, {}
 
-    def names(self, ours, theirs, form):
+    def names(self, owner, ours, theirs, form):
         """Two sets of names; `form` makes a NAME of one."""
         self.found |= {"- " + form % name for name in theirs - ours}
         self.found |= {"+ " + form % name for name in ours - theirs}
+        self.more.setdefault(owner, set()).update(ours - theirs)
+        self.less.setdefault(owner, set()).update(theirs - ours)
         return sorted(ours & theirs)
+
+    def features(self, ours, theirs, form):
+        self.names(None, ours, theirs, form + "!%s")
 
     def member(self, name, ours, theirs):
         if self.types(ours[0], theirs[0]) or ours[1] != theirs[1]:
             self.found.add("~ " + name)
-        self.names(ours[2], theirs[2], name + "!%s")
+        self.features(ours[2], theirs[2], name)
 
     def objects(self, ours, theirs):
         own, qemu = self.own.members(ours), self.qemu.members(theirs)
-        for name in self.names(set(own), set(qemu), theirs + ".%s"):
+        for name in self.names(ours, set(own), set(qemu), theirs + ".%s"):
             self.member(f"{theirs}.{name}", own[name], qemu[name])
         variants = self.qemu.get(theirs, "variants") or {}
-        tag = self.qemu.get(theirs, "tag")
-        if not tag or tag not in own or not self.own.types[ours].get("tag"):
-            self.found |= {f"- {theirs}:{case}" for case in variants}
-            return
-        cases = {v["case"]: v["type"] for v in self.own.types[ours]["variants"]}
-        empty = {case for case, kind in cases.items() if not self.own.members(kind)}
-        for case in self.names(set(cases) - empty, set(variants), theirs + ":%s"):
+        cases = {v["case"]: v["type"] for v in self.own.types[ours].get("variants", [])}
+        full = {case for case, kind in cases.items() if self.own.members(kind)}
+        for case in self.names(ours, full, set(variants), theirs + ":%s"):
             self.types(cases[case], variants[case])
 
     def types(self, ours, theirs):
@@ -121,26 +124,26 @@ class Comparison:
             return self.types(self.own.types[ours]["element-type"], theirs[1:-1])
         if shape == "enum":
             values = {Qemu.split(v)[0] for v in self.qemu.get(theirs, "values")}
-            self.names(set(self.own.types[ours]["values"]), values, theirs + "=%s")
+            self.names(ours, set(self.own.types[ours]["values"]), values, theirs + "=%s")
         if shape == "alternate":
             own = {self.own.shape(m["type"]): m["type"] for m in self.own.types[ours]["members"]}
             qemu = {self.qemu.shape(name): name for name in self.qemu.get(theirs, "choice")}
-            for kind in self.names(set(own), set(qemu), theirs + "|%s"):
+            for kind in self.names(ours, set(own), set(qemu), theirs + "|%s"):
                 self.types(own[kind], qemu[kind])
         if shape == "object":
             self.objects(ours, theirs)
             features = set(self.own.types[ours].get("features", []))
             wanted = set("".join(self.qemu.get(theirs, "features")).replace("!", "").split())
-            self.names(features, wanted, theirs + "!%s")
+            self.features(features, wanted, theirs)
         return False
 
     def all(self):
         for kind, meta in (("commands", "command"), ("events", "event")):
             own = {n: t for n, t in self.own.types.items() if t["meta-type"] == meta}
             qemu = self.qemu.facts[kind]
-            for name in self.names(set(own), set(qemu), "%s"):
-                self.names(
-                    set(own[name].get("features", [])), self.qemu.features(kind, name), name + "!%s"
+            for name in self.names(kind, set(own), set(qemu), "%s"):
+                self.features(
+                    set(own[name].get("features", [])), self.qemu.features(kind, name), name
                 )
                 if own[name].get("allow-oob", False) != qemu[name].get("allow-oob", False):
                     self.found.add(f"~ {name}")

@@ -104,7 +104,9 @@ static void print_union_help(const char *option, const char *what, const struct 
         return;
     }
     printf("%s of --%s:\n", what, option);
-    print_list(schema_values_of(type->members[0].type));
+    for (v = schema_variants_of(type); v->value; v++) {
+        printf("  %-33s  - %s\n", v->value, type->get_case_help(v->value) ?: "");
+    }
     print_members("Options of all", type);
     printf("Options of one: --%s %s=NAME,help\n", option, type->tag);
 }
