@@ -373,11 +373,12 @@ static int http_co_preadv(struct block_node *node, uint64_t offset, struct iov i
 
 #define HTTP_DRIVER(name_, options_)                                                               \
     {                                                                                              \
-        .name = name_, .options = &options_, .instance_size = sizeof(struct http_node),            \
-        .is_protocol = true, .has_directories = true,                                              \
-        .schemes = (const char *const[]){name_, NULL}, .parse_filename = http_parse_filename,      \
-        .reopen_options = block_no_options, .co_reopen_prepare = http_co_reopen_prepare,           \
-        .co_open = http_co_open, .co_close = http_co_close, .co_preadv = http_co_preadv,           \
+        .name = name_, .help = "protocol: a file on a web server, for reading",                    \
+        .options = &options_, .instance_size = sizeof(struct http_node), .is_protocol = true,      \
+        .has_directories = true, .schemes = (const char *const[]){name_, NULL},                    \
+        .parse_filename = http_parse_filename, .reopen_options = block_no_options,                 \
+        .co_reopen_prepare = http_co_reopen_prepare, .co_open = http_co_open,                      \
+        .co_close = http_co_close, .co_preadv = http_co_preadv,                                    \
     }
 
 static const struct block_driver http_driver = HTTP_DRIVER("http", http_options);
