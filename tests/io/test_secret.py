@@ -119,7 +119,7 @@ class SecretTest(tidemark.TestCase):
 
     def test_a_number_of_a_key(self):
         daemon = self.daemon()
-        for text, sentence in (("x", "number of a key"), ("99999999999", "number of a key")):
+        for text, sentence in (("x", "expected: integer"), (99999999999, "expects int32_t")):
             with self.assertRaisesRegex(QmpError, sentence):
                 daemon.qmp.command("object-add", qom_type="secret_keyring", id="k", serial=text)
         with self.assertRaisesRegex(QmpError, "get key from keyring failed"):
