@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/latency.h"
 #include "base/list.h"
 #include "base/log.h"
 #include "block/control_lock.h"
@@ -34,7 +35,8 @@ struct export
     struct block_root **roots;
     size_t root_count;
     struct user_object *reactor_object; /* referenced; NULL: none */
-    struct list waiters;                /* of struct gone_waiter */
+    struct latency_set latencies;
+    struct list waiters; /* of struct gone_waiter */
 };
 
 /* A coroutine that waits until an export is gone; lies on its stack. */
@@ -229,6 +231,7 @@ static void co_release_export(struct export *e)
     for (size_t i = 0; i < e->root_count; i++) {
         block_co_root_release(e->roots[i]);
     }
+    latency_set_destroy(&e->latencies);
     free(e->roots);
     user_object_unref(e->reactor_object);
     free(e->id);
@@ -280,6 +283,7 @@ static int co_set_up(struct export *e, struct block_node *node, const struct exp
     struct export_access access = {
         .export = e,
         .reactor = config->reactor,
+        .latencies = &e->latencies,
         .writable = config->writable,
         .writethrough = config->writethrough,
     };
@@ -308,11 +312,13 @@ static struct export *export_new(const struct export_config *config, const struc
         return NULL;
     }
     list_init(&e->waiters);
+    latency_set_init(&e->latencies);
     e->type = type;
     e->writable = config->writable;
     e->id = strdup(config->id);
     if (!e->id || asprintf(&e->user, "%s '%s'", type->title, config->id) < 0) {
         free(e->id);
+        latency_set_destroy(&e->latencies);
         free(e);
         return NULL;
     }
@@ -529,7 +535,7 @@ int export_co_replace_node(const char *id, struct block_node *node, struct error
 
 /* --- look ----------------------------------------------------------------------------------- */
 
-static void fill_info(const struct export *e, struct export_info *ret_info)
+static void fill_info(struct export *e, struct export_info *ret_info)
 {
     *ret_info = (struct export_info){
         .id = e->id,
@@ -538,6 +544,7 @@ static void fill_info(const struct export *e, struct export_info *ret_info)
         .shutting_down = e->shutting_down,
         .writable = e->writable,
         .clients = e->type->client_count(e->state),
+        .latencies = &e->latencies,
         .stats = e->type->stats,
         .client_stats = e->type->client_stats,
     };

@@ -27,6 +27,7 @@
 #include "block/block.h"
 #include "schema/schema.h"
 
+struct latency_set;
 struct reactor;
 struct export;
 struct user_object;
@@ -108,6 +109,8 @@ struct export_info {
     bool shutting_down;
     bool writable;
     size_t clients;
+    /* Histograms that a user asked for (base/latency.h). */
+    struct latency_set *latencies;
     /* Tables of what it counts, and of what each client of it counts; NULL: nothing. */
     const struct stat_desc *stats, *client_stats;
 };

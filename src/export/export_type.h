@@ -28,6 +28,8 @@ struct export_access {
     struct block_root *root;
     /* Where to do the I/O; NULL: the type chooses. */
     struct reactor *reactor;
+    /* For latencies that a user asks for: of reads, writes and flushes. */
+    struct latency_set *latencies;
     bool writable;
     /* Every write has to be on stable storage before it is answered. */
     bool writethrough;

@@ -241,6 +241,7 @@ static int nbd_co_prepare(void *state, const struct export_access *access, struc
         .allocation_depth = s->allocation_depth,
         .merged = s->merged,
         .reactor = access->reactor,
+        .latencies = access->latencies,
         .on_unused = s->lease ? nbd_unused : NULL,
         .arg = s,
     };

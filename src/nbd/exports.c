@@ -125,6 +125,7 @@ int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
     e->writable = config->writable;
     e->writethrough = config->writethrough;
     e->reactor = config->reactor;
+    e->latencies = config->latencies;
     e->on_unused = config->on_unused;
     e->arg = config->arg;
     list_init(&e->clients);

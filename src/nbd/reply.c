@@ -132,7 +132,8 @@ static void consume_replies(struct nbd_connection *c, size_t sent)
             job->iov_next++;
         }
         if (!job->continued) {
-            nbd_counters_latency(&c->counters, job->kind, now - job->received_ns);
+            nbd_counters_latency(&c->counters, c->export->latencies, job->kind,
+                                 now - job->received_ns);
         }
         list_remove(&job->link);
         nbd_job_release(job);

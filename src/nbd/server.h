@@ -22,6 +22,7 @@
 #include "block/block.h"
 
 struct reactor;
+struct latency_set;
 struct tls_authz;
 struct tls_creds;
 struct nbd_server;
@@ -104,6 +105,8 @@ struct nbd_export_config {
     size_t bitmap_count;
     /* NULL: connections are spread over the processors. */
     struct reactor *reactor;
+    /* Counts the latencies of requests, besides the counters; NULL: nothing does. Outlives it. */
+    struct latency_set *latencies;
     /* Called when its last client has gone while it is published; must not yield. NULL: not. */
     void (*on_unused)(void *arg);
     void *arg;

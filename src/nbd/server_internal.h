@@ -179,6 +179,8 @@ struct nbd_export {
     /* Of struct nbd_connection.export_link. */
     struct list clients;
     size_t client_count;
+    /* NULL: none. */
+    struct latency_set *latencies;
     /* As configured; NULL once the export is unpublished. */
     void (*on_unused)(void *arg);
     void *arg;

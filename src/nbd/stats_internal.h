@@ -3,6 +3,7 @@
 #ifndef TIDEMARK_NBD_STATS_INTERNAL_H
 #define TIDEMARK_NBD_STATS_INTERNAL_H
 
+#include "base/latency.h"
 #include "nbd/proto.h"
 #include "nbd/stats.h"
 
@@ -42,8 +43,9 @@ static inline void nbd_counters_end(struct nbd_counters *c, enum nbd_kind kind, 
     counter_add(&c->values[NBD_STAT(kind, NBD_FIGURE_BYTES)], length);
 }
 
-/* The reply of a request has left, `ns` after its reception. */
-static inline void nbd_counters_latency(struct nbd_counters *c, enum nbd_kind kind, int64_t ns)
+/* The reply of a request has left, `ns` after its reception. `set`: of its export; NULL: none. */
+static inline void nbd_counters_latency(struct nbd_counters *c, struct latency_set *set,
+                                        enum nbd_kind kind, int64_t ns)
 {
     static const uint8_t latencies[NBD_KINDS] = {
         [NBD_KIND_READ] = NBD_LATENCY_READ,   [NBD_KIND_WRITE] = NBD_LATENCY_WRITE,
@@ -54,6 +56,13 @@ static inline void nbd_counters_latency(struct nbd_counters *c, enum nbd_kind ki
 
     if (latencies[kind] < NBD_LATENCIES) {
         histogram_add(&c->latency[latencies[kind]], ns);
+    }
+    if (kind == NBD_KIND_READ || kind == NBD_KIND_WRITE || kind == NBD_KIND_FLUSH) {
+        latency_set_add(set,
+                        kind == NBD_KIND_READ    ? LATENCY_READ
+                        : kind == NBD_KIND_WRITE ? LATENCY_WRITE
+                                                 : LATENCY_FLUSH,
+                        ns);
     }
 }
 

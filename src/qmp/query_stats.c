@@ -10,6 +10,7 @@
 #include "export/export.h"
 #include "loop/loop.h"
 #include "qmp/commands.h"
+#include "qmp/latency.h"
 #include "stats/stats.h"
 
 /* --- query-blockstats ------------------------------------------------------------------------- */
@@ -57,6 +58,7 @@ static struct json_object *block_stats_json(bool account_invalid)
     qmp_put_uint(o, "rd_merged", 0);
     qmp_put_uint(o, "wr_merged", 0);
     qmp_put_uint(o, "unmap_merged", 0);
+    qmp_put_zone_figures(o);
     qmp_put_bool(o, "account_invalid", account_invalid);
     qmp_put_bool(o, "account_failed", true);
     json_object_object_add(o, "timed_stats", json_object_new_array());
@@ -189,6 +191,7 @@ static bool add_export_blockstats(const struct export_info *info, void *arg)
         stats, "wr_highest_offset",
         json_object_get(json_object_object_get(node_stats, "wr_highest_offset")));
     stats_visit_export(info, put_export_stats, stats);
+    qmp_put_latencies(stats, info->latencies);
     json_object_object_add(o, "stats", stats);
     qmp_put_str(o, "qdev", info->id);
     json_object_array_add(arg, o);

@@ -9,6 +9,12 @@ OBJECT(block_info, "BlockInfo", REQ("device", qmp_str), OPT("qdev", qmp_str), RE
        OPT("tray_open", qmp_bool), OPT("io-status", qmp_type_io_status));
 const struct qmp_type qmp_type_block_infos = ARRAY_INIT("block_infos", block_info);
 
+ARRAY(boundaries, schema_uint64);
+const struct qmp_type qmp_type_latency_set = OBJECT_INIT(
+    "q_obj_block-latency-histogram-set-arg", REQ("id", qmp_str), OPT("boundaries", boundaries),
+    OPT("boundaries-read", boundaries), OPT("boundaries-write", boundaries),
+    OPT("boundaries-zap", boundaries), OPT("boundaries-flush", boundaries));
+
 const struct qmp_type qmp_type_qom_path = OBJECT_INIT("q_obj_qom-list-arg", REQ("path", qmp_str));
 const struct qmp_type qmp_type_qom_get =
     OBJECT_INIT("q_obj_qom-get-arg", REQ("path", qmp_str), REQ("property", qmp_str));

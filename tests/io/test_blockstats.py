@@ -32,6 +32,15 @@ class Keys(tidemark.TestCase):
             return [self.shape(v) for v in value]
         return value if isinstance(value, str) else type(value).__name__
 
+    def drop_zones(self, value):
+        """Members that QEMU has since 8.1."""
+        if isinstance(value, dict):
+            for name in [n for n in value if "zone_append" in n]:
+                self.assertEqual(value.pop(name), 0)
+        for part in value.values() if isinstance(value, dict) else value:
+            if isinstance(part, (dict, list)):
+                self.drop_zones(part)
+
     def test_nodes_have_the_members_that_they_have_in_qemu(self):
         base = self.create("base.qcow2", "16M")
         top = self.path("top.qcow2")
@@ -44,6 +53,7 @@ class Keys(tidemark.TestCase):
         ours = self.daemon().qmp
         self.graph(ours, base, top)
         ours = ours.command("query-blockstats", **{"query-nodes": True})
+        self.drop_zones(ours)
         by_name = lambda nodes: {n["node-name"]: self.shape(n) for n in nodes}  # noqa: E731
         self.assertEqual(by_name(ours), by_name(theirs))
 
@@ -75,6 +85,109 @@ class ServedCase(tidemark.TestCase):
     def node(self, name):
         nodes = self.qmp.command("query-blockstats", **{"query-nodes": True})
         return next(n for n in nodes if n["node-name"] == name)
+
+
+class Histograms(ServedCase):
+    """block-latency-histogram-set: an export is what a device of a guest is in QEMU."""
+
+    KINDS = "rd", "wr", "flush", "zone_append"
+
+    def histogram(self, kind):
+        stats = self.qmp.command("query-blockstats")[0]["stats"]
+        return stats.get(f"{kind}_latency_histogram")
+
+    def set(self, **boundaries):
+        self.qmp.command("block-latency-histogram-set", id="export", **boundaries)
+
+    def use(self, client, count):
+        for _ in range(count):
+            self.do(client, WRITE, 0, 512, payload=b"x" * 512)
+            self.do(client, READ, 0, 512, receive=512)
+            self.do(client, FLUSH)
+
+    def counted(self, kind, count):
+        """All requests are in a bin once their replies have been accounted for."""
+        tidemark.wait_until(lambda: sum(self.histogram(kind)["bins"]) == count, "the figures")
+
+    def test_boundaries_of_all_kinds(self):
+        client = self.client()
+        self.use(client, 2)
+        self.set(boundaries=[1, 1000, 10**12])
+        for kind in self.KINDS:
+            self.assertEqual(
+                self.histogram(kind), {"boundaries": [1, 1000, 10**12], "bins": [0, 0, 0, 0]}
+            )
+        self.use(client, 3)
+        for kind in "rd", "wr", "flush":
+            self.counted(kind, 3)
+            bins = self.histogram(kind)["bins"]
+            self.assertEqual((bins[0], bins[3]), (0, 0))
+        self.assertEqual(sum(self.histogram("zone_append")["bins"]), 0)
+
+    def test_boundaries_of_one_kind(self):
+        self.set(boundaries=[5], boundaries_read=[7, 9])
+        self.assertEqual(self.histogram("rd")["boundaries"], [7, 9])
+        self.assertEqual(self.histogram("wr")["boundaries"], [5])
+        client = self.client()
+        self.use(client, 1)
+        self.counted("wr", 1)
+        self.set(boundaries_write=[3])
+        self.assertEqual(self.histogram("wr"), {"boundaries": [3], "bins": [0, 0]})
+        self.assertEqual(self.histogram("rd")["boundaries"], [7, 9])
+        self.assertEqual(sum(self.histogram("rd")["bins"]), 1)
+        self.set(boundaries_flush=[])
+        self.assertEqual(self.histogram("flush"), {"boundaries": [], "bins": [0]})
+        self.set(boundaries_zap=[4])
+        self.assertEqual(self.histogram("zone_append"), {"boundaries": [4], "bins": [0, 0]})
+
+    def test_without_boundaries_the_default_ones_are_back(self):
+        before = self.histogram("rd")["boundaries"]
+        self.set(boundaries=[5])
+        self.set()
+        self.assertEqual(self.histogram("rd")["boundaries"], before)
+        self.assertIsNone(self.histogram("zone_append"))
+
+    def test_what_is_refused(self):
+        self.set(boundaries=[1, 2])
+        for wanted, arguments in (
+            ("Device 'export' set default boundaries fail", {"boundaries": [0, 1]}),
+            ("Device 'export' set default boundaries fail", {"boundaries": [2, 2]}),
+            ("Device 'export' set read boundaries fail", {"boundaries-read": [3, 2]}),
+            ("Device 'export' set write boundaries fail",
+             {"boundaries": [9], "boundaries-write": [3, 2]}),
+            ("Device 'export' set flush boundaries fail", {"boundaries-flush": [0]}),
+            ("Device 'export' set append write boundaries fail", {"boundaries-zap": [0]}),
+            ("Device 'export' set default boundaries fail", {"boundaries": list(range(1, 2000))}),
+        ):  # fmt: skip
+            with self.assertRaises(QmpError) as caught:
+                self.set(**arguments)
+            self.assertEqual(caught.exception.desc, wanted)
+            for kind in self.KINDS:
+                self.assertEqual(self.histogram(kind)["boundaries"], [1, 2])
+        for arguments in {"boundaries": ["1"]}, {"boundaries": 1}, {"boundaries": [-1]}:
+            with self.assertRaises(QmpError):
+                self.set(**arguments)
+        with self.assertRaises(QmpError) as caught:
+            self.qmp.command("block-latency-histogram-set", id="none", boundaries=[1])
+        self.assertEqual(caught.exception.desc, "Device 'none' not found")
+        self.assertEqual(caught.exception.error_class, "DeviceNotFound")
+
+    def test_they_change_while_requests_run(self):
+        guest = self.own(
+            tidemark.Process(
+                [*tidemark.tool("img"), "bench", "-f", "raw", "-c", "20000", "-d", "32", "-w",
+                 tidemark.nbd_uri(self.nbd, "disk")],
+                self.path("bench.log"),
+            )
+        )  # fmt: skip
+        rounds = 0
+        while guest.is_running():
+            self.set(boundaries=[10**3, 10**4 + rounds, 10**6])
+            self.histogram("wr")
+            self.set()
+            rounds += 1
+        self.assertEqual(guest.wait(), 0)
+        self.assertGreater(rounds, 10)
 
 
 class Served(ServedCase):

@@ -9,6 +9,7 @@
 #include "base/time_units.h"
 #include "cli/machine/clock.h"
 #include "qmp/answer.h"
+#include "qmp/latency.h"
 
 /* What a request takes on a clock that only moves when a test moves it. */
 #define STEPPED_LATENCY_NS (NS_PER_SECOND / 1000)
@@ -21,11 +22,13 @@ struct accounting_sample {
 void accounting_init(struct accounting *a)
 {
     *a = (struct accounting){.account_invalid = true, .account_failed = true};
+    latency_set_init(&a->latencies);
 }
 
 void accounting_clear(struct accounting *a)
 {
     free(a->samples);
+    latency_set_destroy(&a->latencies);
     *a = (struct accounting){0};
 }
 
@@ -67,6 +70,10 @@ static void add_sample(struct accounting *a, enum io_account_op op, int64_t took
     a->samples[a->sample_count++] = (struct accounting_sample){machine_clock_ns(), took_ns, op};
 }
 
+static const enum latency_kind kinds[IO_ACCOUNT_OPS] = {[IO_ACCOUNT_READ] = LATENCY_READ,
+                                                        [IO_ACCOUNT_WRITE] = LATENCY_WRITE,
+                                                        [IO_ACCOUNT_FLUSH] = LATENCY_FLUSH};
+
 void accounting_hook(void *arg, enum io_account_op op, uint64_t offset, uint64_t bytes,
                      enum io_account_outcome outcome, int64_t took_ns)
 {
@@ -94,6 +101,9 @@ void accounting_hook(void *arg, enum io_account_op op, uint64_t offset, uint64_t
     a->last_access_ns = machine_clock_ns();
     if (outcome != IO_ACCOUNT_INVALID) {
         f->time_ns += (uint64_t)took_ns;
+        if (op != IO_ACCOUNT_DISCARD) {
+            latency_set_add(&a->latencies, kinds[op], took_ns);
+        }
         add_sample(a, op, took_ns);
     }
 }
@@ -171,5 +181,7 @@ struct json_object *accounting_json(struct accounting *a)
         json_object_array_add(timed, interval_json(a, a->intervals[i]));
     }
     json_object_object_add(o, "timed_stats", timed);
+    qmp_put_zone_figures(o);
+    qmp_put_latencies(o, &a->latencies);
     return o;
 }

@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/latency.h"
 #include "cli/io/session.h"
 
 /* Intervals for which a disk can be asked to keep averages. */
@@ -30,6 +31,7 @@ struct accounting {
     size_t interval_count;
     struct accounting_sample *samples; /* owned; oldest first */
     size_t sample_count, sample_room;
+    struct latency_set latencies; /* that block-latency-histogram-set asks for */
 };
 
 /* Nothing has been counted; requests of all kinds count. */

@@ -160,6 +160,8 @@ OBJECT(tray_moved, "q_obj_DEVICE_TRAY_MOVED-arg", REQ("device", qmp_str), REQ("i
        REQ("tray-open", qmp_bool));
 
 static const struct qmp_command commands[] = {
+    {"block-latency-histogram-set", &qmp_type_latency_set, &qmp_empty,
+     machine_co_latency_histogram_set},
     {"blockdev-change-medium", &change_medium, &qmp_empty, machine_co_change_medium},
     {"blockdev-close-tray", &tray, &qmp_empty, machine_co_close_tray},
     {"blockdev-insert-medium", &insert_medium, &qmp_empty, machine_co_insert_medium},

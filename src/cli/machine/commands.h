@@ -10,6 +10,7 @@
 
 extern const struct qmp_addition machine_qmp;
 
+qmp_co_command machine_co_latency_histogram_set;
 qmp_co_command machine_co_query_block, machine_co_query_blockstats;
 qmp_co_command machine_co_eject, machine_co_open_tray, machine_co_close_tray,
     machine_co_insert_medium, machine_co_remove_medium, machine_co_change_medium;

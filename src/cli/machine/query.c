@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* query-block and query-blockstats: disks, and the nodes below them. */
 #include "cli/machine/commands.h"
+
+#include <errno.h>
+
 #include "cli/machine/device.h"
 #include "cli/machine/disk.h"
+#include "qmp/latency.h"
 
 /* A disk that neither -drive named nor a device uses is nobody's business. */
 static bool is_shown(const struct machine_disk *disk)
@@ -57,6 +61,15 @@ int machine_co_query_block(struct qmp_call *call, struct json_object *args,
         }
     }
     return 0;
+}
+
+int machine_co_latency_histogram_set(struct qmp_call *call, struct json_object *args,
+                                     struct json_object **ret_value, struct error *err)
+{
+    struct machine_device *device = machine_device_lookup(qmp_get_str(args, "id"), err);
+
+    return device ? qmp_set_latencies(&machine_device_disk(device)->accounting.latencies, args, err)
+                  : -ENOENT;
 }
 
 /* --- query-blockstats ------------------------------------------------------------------------- */
