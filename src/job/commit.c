@@ -238,6 +238,8 @@ static int commit_co_run(struct job *job, void *state, struct error *err)
         .job = job,
         .chunk = CHUNK,
         .workers = WORKERS,
+        .in_order = true,
+        .whole_pieces = true,
         .on_source_error = s->on_error,
         .on_target_error = s->on_error,
         .co_plan = co_commit_plan,

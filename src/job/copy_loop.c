@@ -19,6 +19,7 @@ struct copy_loop {
     uint64_t end;          /* of the range */
     uint64_t cursor;       /* look for the next piece from here */
     unsigned active;       /* pieces in flight */
+    struct list runs;      /* of struct piece_run: those */
     uint64_t bytes_active; /* of them */
     struct co *waiter;     /* the job's coroutine, while it waits for one of them */
     int r;                 /* the error that ends the loop */
@@ -28,13 +29,31 @@ struct copy_loop {
 };
 
 struct piece_run {
+    struct list link; /* in loop->runs while it is in flight */
     struct copy_loop *loop;
     struct copy_piece_plan piece;
 };
 
+/* The offset up to which nothing is left and nothing in flight. */
+static uint64_t done_up_to(const struct copy_loop *l)
+{
+    const struct piece_run *run;
+    uint64_t offset, length;
+
+    if (!dirty_bitmap_next_dirty(l->p->todo, 0, UINT64_MAX, &offset, &length)) {
+        offset = dirty_bitmap_size(l->p->todo);
+    }
+    LIST_FOREACH (run, &l->runs, link) {
+        offset = MIN(offset, run->piece.offset);
+    }
+    return offset;
+}
+
 static void update_progress(struct copy_loop *l, uint64_t done)
 {
-    if (l->p->left) {
+    if (l->p->in_order) {
+        done = done_up_to(l) - job_get_info(l->p->job).current;
+    } else if (l->p->left) {
         uint64_t left = l->p->left(l->p->arg);
         struct job_info info = job_get_info(l->p->job);
 
@@ -79,6 +98,7 @@ static void end_piece(struct piece_run *run, bool reading, int r)
     struct copy_loop *l = run->loop;
     struct co *waiter = l->waiter;
 
+    list_remove(&run->link);
     l->active--;
     l->bytes_active -= run->piece.length;
     if (r < 0) {
@@ -115,8 +135,9 @@ static uint64_t longest_piece(const struct copy_loop_params *p)
     uint64_t speed = job_speed(p->job);
     uint32_t granularity = dirty_bitmap_granularity(p->todo);
 
-    return speed == 0 ? p->chunk
-                      : MIN(p->chunk, MAX(granularity, round_down(speed / 10, granularity)));
+    return speed == 0 || p->whole_pieces
+               ? p->chunk
+               : MIN(p->chunk, MAX(granularity, round_down(speed / 10, granularity)));
 }
 
 /* The next dirty extent at or after the cursor, else the first one of all. */
@@ -150,6 +171,7 @@ static int co_claim_next(struct copy_loop *l, struct piece_run *run)
     }
     l->cursor = piece->offset + piece->length;
     dirty_bitmap_clear(p->todo, piece->offset, piece->length);
+    list_append(&l->runs, &run->link);
     l->active++;
     l->bytes_active += piece->length;
     return r < 0 ? r : 1;
@@ -161,6 +183,7 @@ static void put_back(struct piece_run *run)
     struct copy_loop *l = run->loop;
 
     dirty_bitmap_set(l->p->todo, run->piece.offset, run->piece.length);
+    list_remove(&run->link);
     l->active--;
     l->bytes_active -= run->piece.length;
     l->cursor = run->piece.offset;
@@ -251,6 +274,7 @@ int copy_loop_co_run(const struct copy_loop_params *params)
         .end = params->end ? params->end : UINT64_MAX,
     };
 
+    list_init(&l.runs);
     while (co_loop_step(&l)) {
     }
     co_wait_for_all(&l);

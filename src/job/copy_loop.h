@@ -53,6 +53,13 @@ struct copy_loop_params {
     /* Others set bits: the total of the job's progress follows. */
     bool live;
     /*
+     * The job goes through the disk once, from its beginning: its progress is the offset up to
+     * which all is done, so that it says where an error is.
+     */
+    bool in_order;
+    /* Pieces stay as long under a low speed limit, and are followed by longer waits. */
+    bool whole_pieces;
+    /*
      * Bytes that are left of the job's total: where others do a part of the work. NULL: pieces that
      * are done are the progress. May set the total before. Does not yield.
      */
