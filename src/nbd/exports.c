@@ -115,12 +115,6 @@ int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
     e->root = config->root;
     e->edge = block_root_edge(config->root);
     e->size = block_node_size(block_root_node(config->root));
-    /*
-     * An image whose format was guessed to be raw is offered by sectors: then each write of its
-     * first sector can be checked, so that no guest makes another format of it.
-     */
-    e->min_block =
-        block_node_settings(block_edge_node(e->edge)).probed && is_aligned(e->size, 512) ? 512 : 1;
     e->flags = transmission_flags(s, config->writable);
     e->writable = config->writable;
     e->writethrough = config->writethrough;
@@ -132,6 +126,39 @@ int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
     list_append(&s->prepared, &e->link);
     *ret_export = e;
     return 0;
+}
+
+/*
+ * An image whose format was guessed to be raw is offered by sectors: then each write of its first
+ * sector can be checked, so that no guest makes another format of it.
+ */
+static uint32_t min_block_of(const struct nbd_export *e, const struct block_node *node)
+{
+    uint32_t block = MAX(block_node_limits(node)->request_alignment, 1u);
+
+    if (block_node_settings(node).probed) {
+        block = MAX(block, 512u);
+    }
+    block = MIN(block, NBD_MIN_BLOCK_MAX);
+    return is_aligned(e->size, block) ? block : 1;
+}
+
+struct nbd_block_sizes nbd_export_block_sizes(const struct nbd_export *e)
+{
+    const struct block_node *node = block_edge_node(e->edge);
+    const struct block_limits *limits = block_node_limits(node);
+    struct nbd_block_sizes sizes = {.minimum = min_block_of(e, node),
+                                    .maximum = NBD_MAX_BLOCK_SIZE};
+
+    sizes.preferred = MAX(NBD_PREFERRED_BLOCK_MIN, sizes.minimum);
+    if (is_power_of_2(limits->opt_transfer)) {
+        sizes.preferred = MAX(sizes.preferred, MIN(limits->opt_transfer, NBD_MAX_BLOCK_SIZE));
+    }
+    if (limits->max_transfer >= sizes.preferred) {
+        sizes.maximum =
+            (uint32_t)MIN(round_down(limits->max_transfer, sizes.minimum), NBD_MAX_BLOCK_SIZE);
+    }
+    return sizes;
 }
 
 void nbd_export_publish(struct nbd_export *e)

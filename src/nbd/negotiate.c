@@ -243,14 +243,20 @@ static void put_text_info(struct strbuf *out, uint32_t option, uint16_t info, co
 }
 
 static void put_export_info(struct strbuf *out, uint32_t option, const struct nbd_connection *c,
-                            const struct nbd_export *e, uint32_t min_block)
+                            const struct nbd_export *e, bool keeps_blocks)
 {
+    struct nbd_block_sizes sizes = nbd_export_block_sizes(e);
     uint8_t block_size[14], export[12];
 
+    /*
+     * A client that does not ask for block sizes does not keep to them. It gets the minimum that
+     * is served anyway.
+     */
+    sizes.minimum = keeps_blocks ? sizes.minimum : 1;
     store_be16(block_size, NBD_INFO_BLOCK_SIZE);
-    store_be32(block_size + 2, min_block);
-    store_be32(block_size + 6, 4096);
-    store_be32(block_size + 10, NBD_MAX_BLOCK_SIZE);
+    store_be32(block_size + 2, sizes.minimum);
+    store_be32(block_size + 6, sizes.preferred);
+    store_be32(block_size + 10, sizes.maximum);
     put_option_reply(out, option, NBD_REP_INFO, block_size, sizeof(block_size));
 
     store_be16(export, NBD_INFO_EXPORT);
@@ -268,6 +274,7 @@ static int co_option_info(struct nbd_connection *c, uint32_t option, struct nbd_
     unsigned requests = nbd_get_u16(in);
     bool want_name = false, keeps_blocks = false;
     struct nbd_export *e;
+    uint32_t min_block;
     STRBUF_AUTO(out);
     int r;
 
@@ -284,11 +291,12 @@ static int co_option_info(struct nbd_connection *c, uint32_t option, struct nbd_
     if (!e) {
         return co_refuse_absent(c, option, name);
     }
-    if (option == NBD_OPT_INFO && !keeps_blocks && e->min_block > 1) {
+    min_block = nbd_export_block_sizes(e).minimum;
+    if (option == NBD_OPT_INFO && !keeps_blocks && min_block > 1) {
         return co_refuse_option(c, option, NBD_REP_ERR_BLOCK_SIZE_REQD,
                                 "export '%s' has blocks of %" PRIu32 " bytes: NBD_INFO_BLOCK_SIZE "
                                 "has to be asked for",
-                                e->name, e->min_block);
+                                e->name, min_block);
     }
     if (want_name) {
         put_text_info(&out, option, NBD_INFO_NAME, e->name);
@@ -296,11 +304,7 @@ static int co_option_info(struct nbd_connection *c, uint32_t option, struct nbd_
     if (e->description) {
         put_text_info(&out, option, NBD_INFO_DESCRIPTION, e->description);
     }
-    /*
-     * A client that does not ask for block sizes does not keep to them. It gets the minimum that
-     * is served anyway.
-     */
-    put_export_info(&out, option, c, e, keeps_blocks ? e->min_block : 1);
+    put_export_info(&out, option, c, e, keeps_blocks);
     if (out.failed) {
         return -ENOMEM;
     }

@@ -81,6 +81,9 @@ enum {
      * Calls of block-status for one request; the reply ends there, before the end of the request.
      */
     NBD_STATUS_STEPS_MAX = 2 * NBD_STATUS_EXTENTS_MAX,
+    /* The least that is reported as preferred, and the most as minimum. Bytes. */
+    NBD_PREFERRED_BLOCK_MIN = 4096,
+    NBD_MIN_BLOCK_MAX = 64 * 1024,
     /* Room for the address of a client. Bytes. */
     NBD_PEER_SIZE = 64,
 };
@@ -161,8 +164,6 @@ struct nbd_export {
     struct block_edge *edge;
     /* Bytes. Grows and shrinks with the node. */
     _Atomic uint64_t size;
-    /* As reported to clients; smaller requests are served, too. */
-    uint32_t min_block;
     /* enum nbd_transmission_flags */
     uint16_t flags;
     bool writable;
@@ -358,6 +359,12 @@ void nbd_connection_report_end(struct nbd_connection *c);
 
 /* --- exports.c; main reactor ---------------------------------------------------------------- */
 
+/* As reported to clients, in bytes. Requests that do not keep to them are served, too. */
+struct nbd_block_sizes {
+    uint32_t minimum, preferred, maximum;
+};
+/* Those of the exported node as it is now. */
+struct nbd_block_sizes nbd_export_block_sizes(const struct nbd_export *e);
 /* A published export; NULL: there is none of that name. */
 struct nbd_export *nbd_server_find_export(struct nbd_server *s, const char *name);
 /* Make a connection a client of an export, and end that. */

@@ -354,6 +354,26 @@ class CommandsTest(TestCase):
             client.request(READ, 1, 10)
             self.assertEqual(client.simple_reply(), (1, 0))
 
+    def test_block_sizes_are_those_of_the_node(self):
+        options = (
+            f"driver=blkdebug,image.driver=file,image.filename={self.disk},align=4096,"
+            "opt-write-zero=64k,max-transfer=1M,max-write-zero=64k"
+        )
+        server = self.own(
+            NbdServer(self.dir, "-r", "--image-opts", options, name="limits")
+        )
+        with RawClient(server.socket) as client:
+            replies = client.ask(GO, go_data(b"", INFO_BLOCK_SIZE))
+            self.assertEqual(
+                self.block_sizes(replies), [struct.pack(">HIII", 3, 4096, 4096, 1 << 20)]
+            )
+            # Requests that do not keep to them are served all the same.
+            client.request(READ, 1, 10)
+            self.assertEqual(client.simple_reply(), (1, 0))
+            client.receive(10)
+            client.request(READ, 0, 2 << 20)
+            self.assertEqual(client.simple_reply(), (1, 0))
+
     def test_who_does_not_ask_for_block_sizes_is_not_held_to_them(self):
         with RawClient(self.serve_probed()) as client:
             ((kind, text),) = client.ask(INFO, go_data(b""))
