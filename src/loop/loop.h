@@ -252,6 +252,13 @@ void loop_timer_disarm(struct loop_timer *t);
  */
 int loop_co_offload(int (*fn)(void *arg), void *arg);
 
+/*
+ * How many threads the pool has while none hangs: `min` at least, `max` at most (0: no bound).
+ * Without bounds as many as there are processors, and at least 4. Threads above are ended when they
+ * are idle. Any thread.
+ */
+void loop_offload_set_threads(unsigned min, unsigned max);
+
 /* The most arguments of loop_co_offload_all(). */
 #define LOOP_OFFLOAD_ALL_MAX 16
 

@@ -2,11 +2,11 @@
 /*
  * A pool of threads for jobs that would delay a reactor.
  *
- * As many threads as there are processors (at least 4) take jobs in turn. Jobs may hang (a frozen
- * file system, a server that does not answer) and keep all of these threads. So one more thread
- * stands by: when jobs are queued and none was taken for STUCK_NS, it becomes a worker, and starts
- * another thread that stands by. So the pool grows by one thread per job that hangs. It shrinks
- * when the usual number of threads is idle.
+ * As many threads as there are processors (at least 4), or as were asked for, take jobs in turn.
+ * Jobs may hang (a frozen file system, a server that does not answer) and keep all of these threads. So
+ * one more thread stands by: when jobs are queued and none was taken for STUCK_NS, it becomes a
+ * worker, and starts another thread that stands by. So the pool grows by one thread per job that
+ * hangs. It shrinks when the usual number of threads is idle.
  */
 #include <assert.h>
 #include <pthread.h>
@@ -60,6 +60,8 @@ static struct {
     unsigned count;
     /* jobs taken out of the list so far */
     uint64_t taken;
+    /* loop_offload_set_threads() */
+    unsigned min, max;
     /* one of the threads stands by */
     bool has_standby;
     bool stopping;
@@ -87,11 +89,14 @@ static struct offload_job *take_job_locked(void)
 }
 
 /* The usual number of workers. */
-static unsigned thread_limit(void)
+static unsigned thread_limit_locked(void)
 {
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    unsigned usual = (unsigned)MIN(MAX(processors, OFFLOAD_THREADS_MIN), OFFLOAD_THREADS_MAX / 2);
 
-    return (unsigned)MIN(MAX(processors, OFFLOAD_THREADS_MIN), OFFLOAD_THREADS_MAX / 2);
+    MUTEX_ASSERT_HELD(&pool.lock);
+    usual = MAX(usual, MIN(pool.min, OFFLOAD_THREADS_MAX / 2));
+    return pool.max ? MIN(usual, pool.max) : usual;
 }
 
 /* How many workers there are above the usual number: as many were hanging when they started. */
@@ -101,7 +106,7 @@ static unsigned excess_locked(void)
 
     MUTEX_ASSERT_HELD(&pool.lock);
     workers = pool.count - pool.has_standby;
-    return workers > thread_limit() ? workers - thread_limit() : 0;
+    return workers > thread_limit_locked() ? workers - thread_limit_locked() : 0;
 }
 
 /*
@@ -118,7 +123,7 @@ static struct offload_job *next_job_locked(void)
 {
     MUTEX_ASSERT_HELD(&pool.lock);
     while (list_is_empty(&pool.jobs)) {
-        if (pool.stopping || pool.idle >= thread_limit()) {
+        if (pool.stopping || pool.idle >= thread_limit_locked()) {
             return NULL;
         }
         pool.idle++;
@@ -257,7 +262,7 @@ static bool have_thread_locked(void)
         pthread_cond_signal(&pool.work);
         return true;
     }
-    if (pool.count - pool.has_standby < thread_limit()) {
+    if (pool.count - pool.has_standby < thread_limit_locked()) {
         pool.count += start_offload_thread(offload_thread) == 0;
     } else {
         start_standby_locked();
@@ -281,6 +286,15 @@ static bool queue_job(struct offload_job *job)
     }
     pthread_mutex_unlock(&pool.lock);
     return taken;
+}
+
+void loop_offload_set_threads(unsigned min, unsigned max)
+{
+    pthread_mutex_lock(&pool.lock);
+    pool.min = min;
+    pool.max = max;
+    pthread_cond_broadcast(&pool.work); /* threads that are too many end */
+    pthread_mutex_unlock(&pool.lock);
 }
 
 int loop_co_offload(int (*fn)(void *arg), void *arg)

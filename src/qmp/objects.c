@@ -2,7 +2,12 @@
 #include "qmp/objects.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
 
+#include "base/checked.h"
+#include "base/list.h"
 #include "block/control_lock.h"
 #include "block/user_object.h"
 #include "co/co.h"
@@ -10,20 +15,94 @@
 #include "qmp/commands.h"
 #include "schema/define.h"
 
+#define POOL_MAX_DEFAULT 64
+
+struct iothread {
+    struct list link; /* in `iothreads` */
+    struct reactor *reactor;
+    /* Of the pool of threads that all have in common: loop_offload_set_threads(). */
+    int64_t pool_min, pool_max;
+};
+
+static struct list iothreads = LIST_INIT(iothreads);
+
+/* The greatest of what they ask for, of those that ask. */
+static void set_pool_threads(void)
+{
+    int64_t min = 0, max = 0;
+    struct iothread *t;
+
+    LIST_FOREACH (t, &iothreads, link) {
+        min = MAX(min, t->pool_min);
+        max = MAX(max, t->pool_max);
+    }
+    loop_offload_set_threads((unsigned)min, (unsigned)max);
+}
+
+static int wrong_range(const char *name, struct error *err)
+{
+    return error_set(err, EINVAL, "%s value must be in range [0, %lld]", name,
+                     (long long)INT64_MAX);
+}
+
+/* QEMU's default for the greatest number is 64. */
+static int check_pool(int64_t min, int64_t max, struct error *err)
+{
+    int64_t most = max >= 0 ? max : POOL_MAX_DEFAULT;
+
+    return most == 0 || most > INT_MAX || min > most
+               ? error_set(err, EINVAL, "bad thread-pool-min/thread-pool-max values")
+               : 0;
+}
+
+/*
+ * Take a number of type int; *ret_value is left alone if it is absent. The reactor decides for
+ * itself how to poll: those options are checked and have no effect.
+ */
+static int take_int(struct options *opts, const char *name, int64_t *ret_value, struct error *err)
+{
+    uint64_t value;
+
+    if (!options_has(opts, name)) {
+        return 0;
+    }
+    if (options_take_uint(opts, name, 0, INT64_MAX, &value, NULL) < 0) {
+        return wrong_range(name, err);
+    }
+    *ret_value = (int64_t)value;
+    return 0;
+}
+
+static int take_iothread_options(struct iothread *t, struct options *opts, struct error *err)
+{
+    static const char *const no_effect[] = {"poll-max-ns", "poll-grow", "poll-shrink",
+                                            "aio-max-batch"};
+    int64_t ignored, max = -1;
+    int r = 0;
+
+    for (size_t i = 0; i < ARRAY_SIZE(no_effect); i++) {
+        UNLESS_FAILED(r, take_int(opts, no_effect[i], &ignored, err));
+    }
+    UNLESS_FAILED(r, take_int(opts, "thread-pool-min", &t->pool_min, err));
+    UNLESS_FAILED(r, take_int(opts, "thread-pool-max", &max, err));
+    UNLESS_FAILED(r, check_pool(t->pool_min, max, err));
+    t->pool_max = MAX(max, 0);
+    return r;
+}
+
 static int iothread_create(const char *id, struct options *opts, void **ret_data, struct error *err)
 {
-    struct reactor *reactor;
-    int r = reactor_create(id, &reactor, err);
+    struct iothread *t = calloc(1, sizeof(*t));
+    int r = t ? take_iothread_options(t, opts, err) : error_out_of_memory(err);
 
+    UNLESS_FAILED(r, reactor_create(id, &t->reactor, err));
     if (r < 0) {
+        free(t);
         return r;
     }
-    /* These options control how an iothread of QEMU polls. The reactor decides that for itself. */
-    options_drop(opts, "poll-max-ns");
-    options_drop(opts, "poll-grow");
-    options_drop(opts, "poll-shrink");
-    options_drop(opts, "aio-max-batch");
-    *ret_data = reactor;
+    list_append(&iothreads, &t->link);
+    set_pool_threads();
+    *ret_data = t;
     return 0;
 }
 
@@ -31,23 +110,44 @@ static int iothread_create(const char *id, struct options *opts, void **ret_data
 static void iothread_destroy(void *data)
 {
     bool held = co_self() && block_control_pause();
+    struct iothread *t = data;
 
-    reactor_destroy(data);
+    list_remove(&t->link);
+    set_pool_threads();
+    reactor_destroy(t->reactor);
     block_co_control_resume(held);
+    free(t);
 }
 
-#define NO_EFFECT .help = "no effect: how to poll is decided while the thread runs"
+#define NO_EFFECT .max = INT64_MAX, .help = "no effect: the thread decides by itself how to poll"
 OBJECT(iothread_properties, "IothreadProperties", OPT("aio-max-batch", schema_int, NO_EFFECT),
+       OPT("thread-pool-min", schema_int, .dflt = "0", .max = INT_MAX,
+           .help = "threads for what would block, at least; those of all iothreads are one pool"),
+       OPT("thread-pool-max", schema_int, .dflt = "as many as processors, at least 4", .min = 1,
+           .max = INT_MAX, .help = "likewise, at most; some more if system calls hang"),
        OPT("poll-max-ns", schema_int, NO_EFFECT), OPT("poll-grow", schema_int, NO_EFFECT),
        OPT("poll-shrink", schema_int, NO_EFFECT));
 
-/* As when it is made: the value is checked and shown. */
+/* The others are checked and shown. */
 static int iothread_set(void *data, const char *name, struct json_object *value, struct error *err)
 {
-    return json_object_get_int64(value) < 0
-               ? error_set(err, EINVAL, "%s value must be in range [0, %lld]", name,
-                           (long long)INT64_MAX)
-               : 0;
+    struct iothread *t = data;
+    int64_t number = json_object_get_int64(value), min = t->pool_min, max = t->pool_max;
+    int r;
+
+    if (number < 0) {
+        return wrong_range(name, err);
+    }
+    min = strcmp(name, "thread-pool-min") == 0 ? number : min;
+    max = strcmp(name, "thread-pool-max") == 0 ? number : max ? max : -1;
+    r = check_pool(min, max, err);
+    if (r < 0) {
+        return r;
+    }
+    t->pool_min = min;
+    t->pool_max = MAX(max, 0);
+    set_pool_threads();
+    return 0;
 }
 
 static const struct user_object_type iothread_type = {
@@ -77,7 +177,7 @@ struct reactor *qmp_find_iothread(const char *id, struct user_object **ret_objec
         return NULL;
     }
     *ret_object = o;
-    return user_object_data(o);
+    return ((struct iothread *)user_object_data(o))->reactor;
 }
 
 int qmp_co_object_add(struct qmp_call *call, struct json_object *args,

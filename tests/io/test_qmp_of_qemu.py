@@ -70,6 +70,7 @@ class Capabilities(SchemaCase):
         "nbd-server-add/arg-type/bitmap",
         "nbd-server-start/arg-type/tls-creds",
         "object-add/arg-type/+iothread/poll-max-ns",
+        "object-add/arg-type/+iothread/thread-pool-max",
         "object-add/arg-type/+secret/format/^base64",
         "query-named-block-nodes/arg-type/flat",
         "transaction/arg-type/actions/+block-dirty-bitmap-merge",

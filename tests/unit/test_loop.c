@@ -808,6 +808,40 @@ static void test_offloaded_work_runs_elsewhere(void **state)
     run(offload_one, NULL);
 }
 
+/* How many calls run at once, and the most there were. */
+static atomic_int running, most_running;
+
+static int run_side_by_side(void *arg)
+{
+    int now = atomic_fetch_add(&running, 1) + 1, most = atomic_load(&most_running);
+
+    while (now > most && !atomic_compare_exchange_weak(&most_running, &most, now)) {
+    }
+    usleep(2000);
+    atomic_fetch_sub(&running, 1);
+    return 0;
+}
+
+static void offload_sixteen(void *arg)
+{
+    int args[LOOP_OFFLOAD_ALL_MAX] = {0};
+
+    atomic_store(&most_running, 0);
+    assert_int_equal(loop_co_offload_all(run_side_by_side, args, sizeof(int), LOOP_OFFLOAD_ALL_MAX),
+                     0);
+}
+
+static void test_the_pool_has_as_many_threads_as_was_asked_for(void **state)
+{
+    loop_offload_set_threads(0, 1);
+    run(offload_sixteen, NULL);
+    assert_int_equal(most_running, 1);
+    loop_offload_set_threads(LOOP_OFFLOAD_ALL_MAX, 0);
+    run(offload_sixteen, NULL);
+    assert_true(most_running > LOOP_OFFLOAD_ALL_MAX / 2);
+    loop_offload_set_threads(0, 0);
+}
+
 static int give_back(void *arg)
 {
     return *(int *)arg;
@@ -928,6 +962,7 @@ int main(void)
         TEST(test_connect_fails_with_a_reason),
         TEST(test_offloaded_work_runs_side_by_side),
         TEST(test_offloaded_work_runs_elsewhere),
+        TEST(test_the_pool_has_as_many_threads_as_was_asked_for),
         TEST(test_one_failure_among_offloaded_calls_is_told),
         TEST(test_brief_calls_are_made_on_the_spot_where_the_program_may_block),
         TEST(test_a_seeded_reactor_does_the_work_itself),
