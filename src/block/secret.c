@@ -314,6 +314,7 @@ static const struct user_object_type secret_type = {
 
 static const struct user_object_type secret_keyring_type = {
     .name = "secret_keyring",
+    .parent = "secret_common",
     .create = secret_keyring_create,
     .destroy = secret_destroy,
     .properties = &secret_keyring_properties,

@@ -29,6 +29,8 @@ static const struct qmp_reference commands[] = {
     {"block-job-pause", .help = "the older form of `job-pause`"},
     {"block-job-resume", .help = "the older form of `job-resume`"},
     {"block-job-set-speed", .help = "limit a block job, in bytes per second; 0: no limit"},
+    {"block-latency-histogram-set", .help = "other boundaries for the latency histograms of an "
+                                            "export: see [statistics.md](statistics.md)"},
     {"block-set-write-threshold",
      .help = "report the next write of the node that ends beyond the offset; 0: none"},
     {"block-stream", .help = "a job that copies into an image what its backing files down to a "

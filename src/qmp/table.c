@@ -79,7 +79,9 @@ OBJECT(timed_stats, "BlockDeviceTimedStats", REQ("interval_length", qmp_int),
        REQ("max_wr_latency_ns", qmp_int), REQ("avg_wr_latency_ns", qmp_int),
        REQ("min_flush_latency_ns", qmp_int), REQ("max_flush_latency_ns", qmp_int),
        REQ("avg_flush_latency_ns", qmp_int), REQ("avg_rd_queue_depth", qmp_number),
-       REQ("avg_wr_queue_depth", qmp_number));
+       REQ("avg_wr_queue_depth", qmp_number), REQ("min_zone_append_latency_ns", qmp_int),
+       REQ("max_zone_append_latency_ns", qmp_int), REQ("avg_zone_append_latency_ns", qmp_int),
+       REQ("avg_zone_append_queue_depth", qmp_number));
 ARRAY(timed_stats_list, timed_stats);
 OBJECT(device_stats, "BlockDeviceStats", REQ("rd_bytes", qmp_int), REQ("wr_bytes", qmp_int),
        REQ("zone_append_bytes", qmp_int), REQ("unmap_bytes", qmp_int),

@@ -10,7 +10,7 @@ import tls_creds
 from same_answers import SameAnswersCase
 
 # Of QEMU's types and options, what is not here: see docs/conformance.md.
-OPTIONS_OF_QEMU = {"thread-pool-min", "thread-pool-max", "loaded", "keyid", "iv"}
+OPTIONS_OF_QEMU = {"thread-pool-min", "thread-pool-max", "loaded"}
 
 
 class QomCase(SameAnswersCase):

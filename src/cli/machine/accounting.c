@@ -120,6 +120,10 @@ static void put_named(struct json_object *to, const char *format, const char *na
     qmp_put_uint(to, key, value);
 }
 
+static const char *const zone_members[] = {
+    "min_zone_append_latency_ns", "max_zone_append_latency_ns", "avg_zone_append_latency_ns",
+    "avg_zone_append_queue_depth"};
+
 /* Averages of the last `seconds`. */
 static struct json_object *interval_json(const struct accounting *a, uint64_t seconds)
 {
@@ -150,6 +154,9 @@ static struct json_object *interval_json(const struct accounting *a, uint64_t se
             snprintf(key, sizeof(key), "avg_%s_queue_depth", op_names[op]);
             json_object_object_add(o, key, json_object_new_double((double)sum / (double)length));
         }
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(zone_members); i++) {
+        qmp_put_uint(o, zone_members[i], 0);
     }
     return o;
 }
