@@ -12,6 +12,15 @@ qmp_co_command qmp_co_capabilities;
 qmp_co_command qmp_co_query_version;
 qmp_co_command qmp_co_quit;
 
+qmp_co_command qmp_co_chardev_add;
+qmp_co_command qmp_co_chardev_change;
+qmp_co_command qmp_co_chardev_remove;
+qmp_co_command qmp_co_chardev_send_break;
+qmp_co_command qmp_co_query_chardev;
+qmp_co_command qmp_co_query_chardev_backends;
+qmp_co_command qmp_co_ringbuf_read;
+qmp_co_command qmp_co_ringbuf_write;
+
 qmp_co_command qmp_co_add_fd;
 qmp_co_command qmp_co_closefd;
 qmp_co_command qmp_co_getfd;

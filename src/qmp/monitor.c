@@ -17,6 +17,7 @@
 #include "block/passed_fd.h"
 #include "block/threshold.h"
 #include "block/vote.h"
+#include "chardev/chardev.h"
 #include "co/sync.h"
 #include "export/export.h"
 #include "loop/loop.h"
@@ -33,8 +34,9 @@
 #define QMP_PASSED_FDS_MAX 16
 
 struct session {
-    struct list link; /* in `sessions` */
-    int fd;           /* owned */
+    struct list link;        /* in `sessions` */
+    int fd;                  /* owned */
+    struct chardev *chardev; /* borrowed; learns of the end */
     bool pretty;
     bool broken;  /* nothing more can be sent */
     bool closing; /* the reader has ended, and the writer has to end */
@@ -265,6 +267,8 @@ static ssize_t co_receive(struct session *s, char *buf)
 static void co_reader(void *arg)
 {
     struct session *s = arg;
+    struct chardev *chardev = s->chardev;
+    int fd = s->fd;
     struct json_object *greeting = qmp_greeting();
     char *buf = malloc(READ_SIZE);
     ssize_t r;
@@ -284,9 +288,13 @@ static void co_reader(void *arg)
     wake(&s->writer);
     co_group_wait(&s->ends);
     free_session(s);
+    if (chardev) {
+        chardev_client_left(chardev, fd);
+    }
 }
 
-int qmp_session_start(int fd, bool pretty, struct fd_names *fd_names, struct error *err)
+int qmp_session_start(int fd, bool pretty, struct fd_names *fd_names, struct chardev *chardev,
+                      struct error *err)
 {
     struct session *s = calloc(1, sizeof(*s));
     int r = -ENOMEM;
@@ -298,6 +306,7 @@ int qmp_session_start(int fd, bool pretty, struct fd_names *fd_names, struct err
     trace_qmp_session_begin(fd);
     s->fd = fd;
     s->pretty = pretty;
+    s->chardev = chardev;
     s->call.passed_fd = -1;
     s->call.fd_names = fd_names ? fd_names_ref(fd_names) : NULL;
     list_init(&s->link);

@@ -19,6 +19,7 @@
 
 #include "base/error.h"
 
+struct chardev;
 struct fd_names;
 struct json_limits;
 
@@ -34,10 +35,11 @@ extern const struct json_limits qmp_json_limits;
 /*
  * Serve QMP on a connected, non-blocking socket `fd`, which is consumed also on failure. `pretty`:
  * indented output. `fd_names`: names of descriptors of this monitor, of which the session takes a
- * reference; NULL: the client can't name any. 0, or -ENOMEM or -EAGAIN of co_spawn(). Does not
- * yield.
+ * reference; NULL: the client can't name any. `chardev`: learns of the end; may be NULL. 0, or
+ * -ENOMEM or -EAGAIN of co_spawn(). Does not yield.
  */
-int qmp_session_start(int fd, bool pretty, struct fd_names *fd_names, struct error *err);
+int qmp_session_start(int fd, bool pretty, struct fd_names *fd_names, struct chardev *chardev,
+                      struct error *err);
 
 /* Sessions that have not ended. Does not yield. */
 size_t qmp_session_count(void);

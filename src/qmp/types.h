@@ -20,6 +20,11 @@ extern const struct qmp_type qmp_type_job_type, qmp_type_io_status;
 extern const struct qmp_type qmp_type_on_error, qmp_type_sync_mode, qmp_type_bitmap_mode,
     qmp_type_new_image_mode;
 
+/* chardev_commands.c */
+extern const struct qmp_type qmp_type_chardev_add, qmp_type_chardev_return, qmp_type_chardev_id,
+    qmp_type_chardev_infos, qmp_type_chardev_backend_infos;
+extern const struct qmp_type qmp_type_ringbuf_read, qmp_type_ringbuf_write;
+
 /* fd_commands.c: descriptors that are passed to the monitor. */
 extern const struct qmp_type qmp_type_add_fd, qmp_type_add_fd_info, qmp_type_fd_name,
     qmp_type_remove_fd, qmp_type_fdset_infos;

@@ -284,7 +284,7 @@ class DaemonTest(tidemark.TestCase):
             ("unrecognized option '--bogus'", "--bogus"),
             ("extra: Unexpected argument", "extra"),
             ("'foo' is not a valid char driver name", "--chardev", "foo,id=c"),
-            ("server=on", "--chardev", "socket,id=c,path=x"),
+            ("Failed to connect to 'x'", "--chardev", "socket,id=c,path=x"),
             ("id", "--chardev", "stdio"),
             ("'bogus'", "--chardev", "stdio,id=c,bogus=1"),
             ('chardev "zz" not found', "--monitor", "chardev=zz"),

@@ -13,6 +13,7 @@
 #include "base/list.h"
 #include "block/option_types.h"
 #include "block/user_object.h"
+#include "chardev/chardev.h"
 #include "cli/args.h"
 #include "cli/cli.h"
 #include "cli/daemon/help.h"
@@ -20,9 +21,9 @@
 #include "cli/observe.h"
 #include "cli/serving.h"
 #include "export/export.h"
-#include "qmp/chardev.h"
 #include "qmp/commands.h"
 #include "qmp/monitor.h"
+#include "qmp/monitors.h"
 #include "qmp/transaction.h"
 
 static const struct cli_usage usage = {
@@ -105,7 +106,7 @@ static const struct maker {
     const char *implied_key;
     co_maker *co_make;
 } makers[] = {
-    {"blockdev", "driver", co_make_blockdev}, {"chardev", "backend", qmp_co_chardev_add},
+    {"blockdev", "driver", co_make_blockdev}, {"chardev", "backend", chardev_co_add},
     {"export", "type", co_make_export},       {"monitor", "chardev", qmp_monitor_add},
     {"nbd-server", NULL, co_make_nbd_server}, {"object", "qom-type", user_object_add},
 };
@@ -176,7 +177,10 @@ int cli_daemon_main(int argc, char **argv)
          "name=NAME, writable=on, bitmaps.0=BITMAP, iothread=ID"},
         {"chardev", 0, CLI_REPEAT, &d.items, "OPTIONS",
          "place for a monitor: socket,id=ID,path=PATH,server=on,\n"
-         "wait=off or stdio,id=ID"},
+         "wait=off, or without server=on: connect there, again\n"
+         "after reconnect-ms=N; host=HOST,port=PORT in place of a\n"
+         "path; tls-creds=ID, tls-authz=ID; or stdio, null, file,\n"
+         "pipe, pty, ringbuf"},
         {"monitor", 0, CLI_REPEAT, &d.items, "OPTIONS",
          "take QMP commands there: [chardev=]ID; pretty=on"},
         {"object", 0, CLI_REPEAT, &d.items, "OPTIONS",

@@ -17,14 +17,15 @@
 #include "base/log.h"
 #include "base/time_units.h"
 #include "block/block.h"
+#include "chardev/chardev.h"
 #include "cli/cli.h"
 #include "export/export.h"
 #include "export/nbd_server.h"
 #include "job/job.h"
 #include "loop/loop.h"
-#include "qmp/chardev.h"
 #include "qmp/command_lock.h"
 #include "qmp/monitor.h"
+#include "qmp/monitors.h"
 
 /* How long the start may take to notice that it has to end. */
 #define START_WAIT_MS 1000
@@ -209,7 +210,7 @@ static void co_end_in_order(void *arg)
     co_wait_for_start();
     qmp_co_stop_commands();
     end.step = "monitors";
-    qmp_co_chardevs_close();
+    chardev_close_all();
     end.step = "jobs";
     job_co_cancel_all();
     end.step = "users of nodes";
@@ -229,7 +230,8 @@ static void co_end_in_order(void *arg)
     if (!end.hasty) {
         end.step = "monitors";
         end.clean = qmp_co_end_sessions() && !*end.starting;
-        qmp_co_chardevs_release();
+        chardev_co_release_all();
+        qmp_monitors_release();
     }
     end.done = true;
     daemon_note(end.signals);

@@ -8,19 +8,34 @@
 #include "base/strbuf.h"
 #include "block/option_types.h"
 #include "block/user_object.h"
+#include "chardev/chardev.h"
 #include "export/export.h"
 #include "qmp/table.h"
 #include "schema/help.h"
 
-static const char *const chardev_types[] = {"socket", "stdio", NULL};
-
-static const char *const chardev_options[] = {"backend=<str>",
+static const char *const chardev_options[] = {"abstract=<bool (on/off)>",
+                                              "append=<bool (on/off)>",
+                                              "backend=<str>",
+                                              "delay=<bool (on/off)>",
                                               "fd=<str>",
                                               "host=<str>",
+                                              "input-path=<str>",
+                                              "ipv4=<bool (on/off)>",
+                                              "ipv6=<bool (on/off)>",
+                                              "logappend=<bool (on/off)>",
+                                              "logfile=<str>",
+                                              "nodelay=<bool (on/off)>",
                                               "path=<str>",
                                               "port=<str>",
+                                              "reconnect=<num>",
+                                              "reconnect-ms=<num>",
                                               "server=<bool (on/off)>",
                                               "signal=<bool (on/off)>",
+                                              "size=<size>",
+                                              "tight=<bool (on/off)>",
+                                              "tls-authz=<str>",
+                                              "tls-creds=<str>",
+                                              "to=<num>",
                                               "wait=<bool (on/off)>",
                                               NULL};
 
@@ -115,7 +130,7 @@ static void print_chardev_help(const char *value)
 {
     if (strcmp(value, "help") == 0) {
         printf("Available chardev backend types:\n");
-        print_list(chardev_types);
+        print_list(chardev_type_names());
     } else {
         printf("chardev options:\n");
         print_list(chardev_options);

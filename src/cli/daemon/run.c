@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "chardev/chardev.h"
 #include "cli/daemon/run.h"
 
 #include <errno.h>
@@ -14,7 +15,6 @@
 #include "cli/cli.h"
 #include "cli/serving.h"
 #include "loop/loop.h"
-#include "qmp/chardev.h"
 #include "qmp/command_lock.h"
 #include "qmp/jobs.h"
 #include "qmp/monitor.h"
@@ -147,7 +147,7 @@ static bool co_start_all(struct daemon_run *d)
     } else if (wake != DAEMON_WAKE_NOTE) {
         log_error("a signal ends the daemon before it is up");
         d->ending = true;
-        qmp_chardevs_stop_waiting();
+        chardev_stop_waiting();
         return false;
     }
     return !d->failed;

@@ -64,12 +64,12 @@ static void co_qtest_line(struct machine_lines *lines, const char *line)
     machine_lines_co_send(lines, strbuf_str(&answer), answer.len);
 }
 
-int machine_qtest_start(int fd, struct error *err)
+int machine_qtest_start(int fd, struct chardev *chardev, struct error *err)
 {
     static const struct machine_lines_ops ops = {.co_line = co_qtest_line};
     int64_t us = loop_now_ns() / 1000;
 
     /* QEMU's tests strike this line out of what the machine prints, and expect that it is there. */
     fprintf(stderr, "[I %" PRId64 ".%06" PRId64 "] OPENED\n", us / 1000000, us % 1000000);
-    return machine_lines_start(fd, &ops, err);
+    return machine_lines_start(fd, &ops, chardev, err);
 }

@@ -8,6 +8,8 @@
 
 #include "base/error.h"
 
+struct chardev;
+
 /* -accel qtest: the clock stands at 0 until a test moves it. Once, at start. Does not yield. */
 void machine_clock_use_steps(void);
 /* Whether it does. Does not yield. */
@@ -20,6 +22,6 @@ int64_t machine_clock_ns(void);
  * is a command: clock_step, clock_set; others have no hardware to act on, and are refused. -EAGAIN
  * and -ENOMEM of co_spawn(). Does not yield.
  */
-int machine_qtest_start(int fd, struct error *err);
+int machine_qtest_start(int fd, struct chardev *chardev, struct error *err);
 
 #endif

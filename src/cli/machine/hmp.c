@@ -218,10 +218,10 @@ static void co_hmp_line(struct machine_lines *lines, const char *line)
     }
 }
 
-int hmp_start(int fd, void (*on_quit)(void), struct error *err)
+int hmp_start(int fd, struct chardev *chardev, void (*on_quit)(void), struct error *err)
 {
     static const struct machine_lines_ops ops = {co_greet, co_hmp_line};
 
     quit_fn = on_quit;
-    return machine_lines_start(fd, &ops, err);
+    return machine_lines_start(fd, &ops, chardev, err);
 }

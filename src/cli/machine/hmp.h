@@ -13,6 +13,8 @@
 #include "base/strbuf.h"
 #include "qmp/commands.h"
 
+struct chardev;
+
 /* A line that runs. */
 struct hmp {
     struct strbuf out; /* what it prints; lines end in \r\n */
@@ -41,7 +43,7 @@ void hmp_co_run(struct hmp *hmp, const char *line);
  * Serve the human monitor on a connected, non-blocking socket `fd`, which is consumed also on
  * failure. `on_quit` is called when a line ends the machine. Does not yield.
  */
-int hmp_start(int fd, void (*on_quit)(void), struct error *err);
+int hmp_start(int fd, struct chardev *chardev, void (*on_quit)(void), struct error *err);
 
 /* Of QMP: runs a line, and returns what it prints. */
 qmp_co_command machine_co_human_monitor_command;

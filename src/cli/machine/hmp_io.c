@@ -10,7 +10,7 @@
 #include "cli/machine/disk.h"
 #include "cli/machine/hmp.h"
 #include "loop/loop.h"
-#include "qmp/stdio_pair.h"
+#include "chardev/stdio_pair.h"
 
 /* Commands that open or end something of the program. */
 static const char *const not_here[] = {"open", "o", "close", "c", "quit", "q", NULL};
@@ -50,7 +50,7 @@ static int co_run_io(struct io *io, const char *line, struct error *err)
         fprintf(stderr, "command \"%.*s\" not found\n", (int)strcspn(line, " "), line);
         return -EINVAL;
     }
-    qmp_co_stdio_settle();
+    chardev_co_stdio_settle();
     r = io_co_run_text(io, line, err);
     fflush(stdout);
     return r;

@@ -10,6 +10,7 @@
 
 #include "base/list.h"
 #include "base/strbuf.h"
+#include "chardev/chardev.h"
 #include "loop/loop.h"
 
 #define READ_SIZE 4096
@@ -19,6 +20,7 @@
 struct machine_lines {
     struct list link; /* in `conversations` */
     int fd;           /* owned */
+    struct chardev *chardev;
     const struct machine_lines_ops *ops;
     struct strbuf pending; /* received, without the end of its line */
 };
@@ -78,16 +80,18 @@ static void co_converse(void *arg)
     list_remove(&lines->link);
     close(lines->fd);
     strbuf_clear(&lines->pending);
+    chardev_client_left(lines->chardev, lines->fd);
     free(lines);
 }
 
-int machine_lines_start(int fd, const struct machine_lines_ops *ops, struct error *err)
+int machine_lines_start(int fd, const struct machine_lines_ops *ops, struct chardev *chardev,
+                        struct error *err)
 {
     struct machine_lines *lines = calloc(1, sizeof(*lines));
     int r = lines ? 0 : -ENOMEM;
 
     if (lines) {
-        *lines = (struct machine_lines){.fd = fd, .ops = ops};
+        *lines = (struct machine_lines){.fd = fd, .chardev = chardev, .ops = ops};
         list_append(&conversations, &lines->link);
         r = reactor_spawn(reactor_main(), co_converse, lines);
     }

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 
+struct chardev;
 struct machine_lines;
 
 struct machine_lines_ops {
@@ -17,10 +18,11 @@ struct machine_lines_ops {
 };
 
 /*
- * Begin on a connected, non-blocking socket `fd`, which is consumed also on failure. -ENOMEM or
- * -EAGAIN of co_spawn(). Does not yield.
+ * Begin on a connected, non-blocking socket `fd`, which is consumed also on failure. `chardev`
+ * learns of the end. -ENOMEM or -EAGAIN of co_spawn(). Does not yield.
  */
-int machine_lines_start(int fd, const struct machine_lines_ops *ops, struct error *err);
+int machine_lines_start(int fd, const struct machine_lines_ops *ops, struct chardev *chardev,
+                        struct error *err);
 /* Send text; what can't be sent is lost. Yields. */
 void machine_lines_co_send(struct machine_lines *lines, const char *text, size_t size);
 /* End all conversations, and wait for that. Yields. */

@@ -35,9 +35,8 @@
 #include "cli/machine/monitors.h"
 #include "cli/observe.h"
 #include "export/nbd_server.h"
-#include "qmp/chardev.h"
 #include "qmp/monitor.h"
-#include "qmp/stdio_pair.h"
+#include "chardev/stdio_pair.h"
 #include "qmp/transaction.h"
 
 struct machine {
@@ -278,7 +277,7 @@ static int co_make_machine(struct daemon_run *run, struct error *err)
     free(drives);
     block_set_creation_fn(cli_announce_creation);
     if (r < 0) {
-        qmp_co_stdio_settle();
+        chardev_co_stdio_settle();
     }
     return r;
 }

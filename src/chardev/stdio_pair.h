@@ -4,8 +4,8 @@
  * programs, which cannot be made non-blocking; so two threads copy the bytes from and to one end of
  * a socket pair.
  */
-#ifndef TIDEMARK_QMP_STDIO_PAIR_H
-#define TIDEMARK_QMP_STDIO_PAIR_H
+#ifndef TIDEMARK_CHARDEV_STDIO_PAIR_H
+#define TIDEMARK_CHARDEV_STDIO_PAIR_H
 
 #include "base/error.h"
 
@@ -13,18 +13,18 @@
  * The other end, non-blocking, owned by the caller; or -errno. Once per process (-EBUSY). Does not
  * yield.
  */
-int qmp_stdio_open(struct error *err);
+int chardev_stdio_open(struct error *err);
 
 /*
  * Wait until standard output has taken what was sent by that end, for at most a second: before
  * something else is printed there. Yields.
  */
-void qmp_co_stdio_settle(void);
+void chardev_co_stdio_settle(void);
 
 /*
  * After that end was closed: wait, for at most a second, until standard output has taken
  * everything. Yields.
  */
-void qmp_co_stdio_flush(void);
+void chardev_co_stdio_flush(void);
 
 #endif

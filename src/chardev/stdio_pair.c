@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "qmp/stdio_pair.h"
+#include "chardev/stdio_pair.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -105,7 +105,7 @@ static int start_copy_thread(void *(*fn)(void *))
     return -r;
 }
 
-int qmp_stdio_open(struct error *err)
+int chardev_stdio_open(struct error *err)
 {
     int pair[2], r;
 
@@ -128,7 +128,7 @@ int qmp_stdio_open(struct error *err)
     return pair[0];
 }
 
-void qmp_co_stdio_settle(void)
+void chardev_co_stdio_settle(void)
 {
     int unread = 0;
 
@@ -140,7 +140,7 @@ void qmp_co_stdio_settle(void)
     }
 }
 
-void qmp_co_stdio_flush(void)
+void chardev_co_stdio_flush(void)
 {
     near_end = -1;
     for (int ms = 0; far_end >= 0 && ms < FLUSH_WAIT_MS && !atomic_load(&output_done); ms++) {

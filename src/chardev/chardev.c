@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* All chardevs: by their ids, with their users, to their end. */
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/checked.h"
+#include "chardev/internal.h"
+#include "chardev/stdio_pair.h"
+#include "loop/loop.h"
+
+#define RELEASE_WAIT_MS 1000
+
+static struct list chardevs = LIST_INIT(chardevs);
+
+static const struct chardev_ops *const types[] = {
+    &chardev_file_ops,    &chardev_null_ops,   &chardev_pipe_ops,  &chardev_pty_ops,
+    &chardev_ringbuf_ops, &chardev_socket_ops, &chardev_stdio_ops,
+};
+
+/* --- members of JSON -------------------------------------------------------------------------- */
+
+const char *chardev_text(struct json_object *data, const char *name)
+{
+    struct json_object *value;
+
+    return json_object_object_get_ex(data, name, &value) ? json_object_get_string(value) : NULL;
+}
+
+bool chardev_flag(struct json_object *data, const char *name, bool dflt)
+{
+    struct json_object *value;
+
+    return json_object_object_get_ex(data, name, &value) ? json_object_get_boolean(value) : dflt;
+}
+
+int64_t chardev_number(struct json_object *data, const char *name, int64_t dflt)
+{
+    struct json_object *value;
+
+    return json_object_object_get_ex(data, name, &value) ? json_object_get_int64(value) : dflt;
+}
+
+/* --- making and finding ----------------------------------------------------------------------- */
+
+struct chardev *chardev_find(const char *id)
+{
+    struct chardev *c;
+
+    LIST_FOREACH (c, &chardevs, link) {
+        if (strcmp(c->id, id) == 0) {
+            return c;
+        }
+    }
+    return NULL;
+}
+
+struct chardev *chardev_next(const struct chardev *c)
+{
+    const struct list *next = c ? c->link.next : chardevs.next;
+
+    return next == &chardevs ? NULL : container_of(next, struct chardev, link);
+}
+
+const char *chardev_id(const struct chardev *c)
+{
+    return c->id;
+}
+
+bool chardev_is_opening(const struct chardev *c)
+{
+    return c->opening;
+}
+
+char *chardev_filename(const struct chardev *c)
+{
+    return c->ops->filename ? c->ops->filename(c) : strdup(c->ops->name);
+}
+
+static void free_chardev(struct chardev *c)
+{
+    list_remove(&c->link);
+    if (c->ops->free) {
+        c->ops->free(c);
+    }
+    if (c->log_fd >= 0) {
+        close(c->log_fd);
+    }
+    free(c->id);
+    free(c);
+}
+
+/* "memory" is the older name of "ringbuf". */
+static const struct chardev_ops *find_type(const char *name)
+{
+    name = strcmp(name, "memory") == 0 ? "ringbuf" : name;
+    for (size_t i = 0; i < ARRAY_SIZE(types); i++) {
+        if (strcmp(types[i]->name, name) == 0) {
+            return types[i];
+        }
+    }
+    return NULL;
+}
+
+static int open_log(struct chardev *c, struct json_object *data, struct error *err)
+{
+    const char *path = chardev_text(data, "logfile");
+    int mode = chardev_flag(data, "logappend", false) ? O_APPEND : O_TRUNC;
+
+    if (!path) {
+        return 0;
+    }
+    c->log_fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | mode, 0666);
+    return c->log_fd < 0 ? error_set_errno(err, errno, "Could not create '%s'", path) : 0;
+}
+
+static bool is_identifier(const char *id)
+{
+    size_t length = strlen(id);
+
+    return isalpha((unsigned char)id[0]) &&
+           strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._") ==
+               length;
+}
+
+int chardev_co_new(const char *id, struct json_object *backend, struct chardev **ret_chardev,
+                   struct error *err)
+{
+    const struct chardev_ops *ops = find_type(chardev_text(backend, "type"));
+    struct json_object *data;
+    struct chardev *c;
+    int r;
+
+    if (chardev_find(id)) {
+        return error_set(err, EEXIST, "Chardev with id '%s' already exists", id);
+    }
+    if (!is_identifier(id)) {
+        error_set(err, EINVAL, "Parameter 'id' expects an identifier");
+        error_hint(err, "Identifiers consist of letters, digits, '-', '.', '_', starting with a "
+                        "letter.");
+        return -EINVAL;
+    }
+    if (!ops) {
+        return error_set(err, EINVAL, "'%s' is not a valid char driver name",
+                         chardev_text(backend, "type"));
+    }
+    c = calloc(1, ops->size);
+    if (!c || !(c->id = strdup(id))) {
+        free(c);
+        return error_out_of_memory(err);
+    }
+    c->ops = ops;
+    c->opening = true;
+    c->log_fd = -1;
+    /* The id is taken while this yields. */
+    list_append(&chardevs, &c->link);
+    json_object_object_get_ex(backend, "data", &data);
+    r = open_log(c, data, err);
+    UNLESS_FAILED(r, ops->co_open(c, data, err));
+    if (r < 0) {
+        free_chardev(c);
+        return r;
+    }
+    c->opening = false;
+    *ret_chardev = c;
+    return 0;
+}
+
+/* --- coroutines ------------------------------------------------------------------------------- */
+
+int chardev_spawn(struct chardev *c, void (*entry)(void *c), struct error *err)
+{
+    int r = reactor_spawn(reactor_main(), entry, c);
+
+    if (r < 0) {
+        return error_set_errno(err, -r, "chardev '%s' cannot be served", c->id);
+    }
+    c->running++;
+    return 0;
+}
+
+void chardev_ran(struct chardev *c)
+{
+    c->running--;
+}
+
+static void stop_chardev(struct chardev *c)
+{
+    if (!c->stopped) {
+        c->stopped = true;
+        if (c->ops->stop) {
+            c->ops->stop(c);
+        }
+    }
+}
+
+void chardev_co_remove(struct chardev *c)
+{
+    stop_chardev(c);
+    while (c->running > 0) {
+        loop_co_sleep(NS_PER_MS);
+    }
+    free_chardev(c);
+}
+
+/* --- users ------------------------------------------------------------------------------------ */
+
+int chardev_attach(const char *id, chardev_begin *begin, void *arg, struct error *err)
+{
+    struct chardev *c = chardev_find(id);
+    int r;
+
+    if (!c || c->opening) {
+        return error_set(err, ENOENT, "chardev \"%s\" not found", id);
+    }
+    if (c->begin) {
+        return error_set(err, EBUSY, "Device '%s' is in use", id);
+    }
+    c->begin = begin;
+    c->arg = arg;
+    r = c->ops->start(c, err);
+    if (r < 0) {
+        c->begin = NULL;
+    }
+    return r;
+}
+
+bool chardev_has_user(const struct chardev *c)
+{
+    return c->begin;
+}
+
+int chardev_begin_client(struct chardev *c, int fd, struct error *err)
+{
+    int r;
+
+    c->clients++;
+    r = c->begin(c, fd, c->arg, err);
+    c->clients -= r < 0;
+    return r < 0 ? r : 0;
+}
+
+void chardev_client_left(struct chardev *c, int fd)
+{
+    struct co *waiter = c->waiter;
+
+    if (c->ops->left) {
+        c->ops->left(c, fd);
+    }
+
+    c->clients--;
+    if (c->clients == 0 && waiter) {
+        c->waiter = NULL;
+        co_wake(waiter);
+    }
+}
+
+void chardev_co_wait_left(struct chardev *c)
+{
+    if (c->clients > 0) {
+        c->waiter = co_self();
+        co_suspend();
+    }
+}
+
+/* --- the end ---------------------------------------------------------------------------------- */
+
+void chardev_close_all(void)
+{
+    struct chardev *c;
+
+    LIST_FOREACH (c, &chardevs, link) {
+        stop_chardev(c);
+    }
+}
+
+static bool anything_runs(void)
+{
+    struct chardev *c;
+
+    LIST_FOREACH (c, &chardevs, link) {
+        if (c->running > 0 || c->clients > 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void chardev_co_release_all(void)
+{
+    struct chardev *c, *next;
+
+    for (int ms = 0; ms < RELEASE_WAIT_MS && anything_runs(); ms++) {
+        loop_co_sleep(NS_PER_MS);
+    }
+    LIST_FOREACH_SAFE (c, next, &chardevs, link) {
+        if (c->running == 0 && c->clients == 0) {
+            free_chardev(c);
+        }
+    }
+    chardev_co_stdio_flush();
+}
