@@ -86,18 +86,18 @@ static int move_socket(struct options *opts, struct json_object *data, struct er
                                        "nodelay",   "telnet",       "tn3270", "websocket",
                                        "reconnect", "reconnect-ms", NULL};
     struct json_object *addr = json_object_new_object();
-    bool nowait, nodelay, server;
+    bool nowait, delay, server;
     int r;
 
     json_object_object_add(data, "addr", addr);
     /* Older forms: "server,nowait", and delay=off for nodelay=on. */
     if (options_has(opts, "nowait")) {
         r = options_take_bool(opts, "nowait", false, &nowait, err);
-        UNLESS_FAILED(r, (options_default_bool(opts, "wait", !nowait), 0));
+        UNLESS_FAILED(r, (options_default_str(opts, "wait", nowait ? "off" : "on"), 0));
     }
     if (options_has(opts, "delay")) {
-        r = options_take_bool(opts, "delay", false, &nodelay, err);
-        UNLESS_FAILED(r, (options_default_bool(opts, "nodelay", !nodelay), 0));
+        r = options_take_bool(opts, "delay", false, &delay, err);
+        UNLESS_FAILED(r, (options_default_str(opts, "nodelay", delay ? "off" : "on"), 0));
     }
     options_default_str(opts, "server", "off");
     server = options_is_text(opts, "server", "on") || options_is_text(opts, "server", "yes") ||

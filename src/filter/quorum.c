@@ -29,63 +29,45 @@
 
 #define CHILDREN_MAX 32
 #define TRANSFER_MAX (4 * MiB) /* each child is read into memory of its own */
-#define TELL_INTERVAL_NS NS_PER_SECOND
 
 enum read_pattern { READ_QUORUM, READ_FIFO };
 
 struct child {
     struct block_edge *edge;
-    _Atomic int64_t reported_ns; /* time of the latest report; 0: none */
 };
 
 struct quorum {
     struct child children[CHILDREN_MAX];
     int count, threshold;
     bool verify, rewrite;
-    int pattern; /* enum read_pattern */
-    _Atomic int64_t failure_reported_ns;
+    int pattern;              /* enum read_pattern */
     struct range_lock writes; /* shared: writes in flight; exclusive: a read that votes */
 };
 
 /* --- reports ---------------------------------------------------------------------------------- */
 
-/* At most one report a second: a child that is gone fails with every request. */
-static bool may_report(_Atomic int64_t *reported_ns)
-{
-    int64_t before = atomic_load(reported_ns), now = loop_now_ns();
-
-    return (before == 0 || now - before >= TELL_INTERVAL_NS) &&
-           atomic_compare_exchange_strong(reported_ns, &before, now);
-}
-
 static void report_bad_child(struct child *c, enum block_vote_op op, int error, uint64_t offset,
                              uint64_t length)
 {
-    if (may_report(&c->reported_ns)) {
-        block_report_vote(&(struct block_vote){
-            .node_name = block_node_name(block_edge_node(c->edge)),
-            .op = op,
-            .error = error,
-            .offset = offset,
-            .length = length,
-        });
-    }
+    block_report_vote(&(struct block_vote){
+        .node_name = block_node_name(block_edge_node(c->edge)),
+        .op = op,
+        .error = error,
+        .offset = offset,
+        .length = length,
+    });
 }
 
 static void report_failure(struct block_node *node, enum block_vote_op op, uint64_t offset,
                            uint64_t length)
 {
-    struct quorum *q = node->opaque;
-
-    if (may_report(&q->failure_reported_ns)) {
-        block_report_vote(&(struct block_vote){
-            .failed = true,
-            .node_name = block_node_name(node),
-            .op = op,
-            .offset = offset,
-            .length = length,
-        });
-    }
+    block_report_vote(&(struct block_vote){
+        .failed = true,
+        .node_name = block_node_name(node),
+        .op = op,
+        .offset = offset,
+        .length = length,
+    });
 }
 
 /* --- the same request to all children --------------------------------------------------------- */

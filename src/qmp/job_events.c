@@ -3,7 +3,7 @@
 #include "job/job.h"
 #include "qmp/answer.h"
 #include "qmp/jobs.h"
-#include "qmp/monitor.h"
+#include "qmp/events.h"
 
 static void emit_status(const struct job_info *info)
 {

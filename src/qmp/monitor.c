@@ -4,32 +4,24 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "base/checked.h"
 #include "base/json_read.h"
 #include "base/json_write.h"
 #include "base/list.h"
 #include "base/log.h"
 #include "block/control_lock.h"
-#include "block/corruption.h"
 #include "block/passed_fd.h"
-#include "block/threshold.h"
-#include "block/vote.h"
 #include "chardev/chardev.h"
 #include "co/sync.h"
-#include "export/export.h"
 #include "loop/loop.h"
-#include "qmp/answer.h"
 #include "qmp/command_lock.h"
 #include "qmp/dispatch.h"
-#include "qmp/lease.h"
+#include "qmp/events.h"
 #include "trace/events.h"
 
 #define READ_SIZE 4096
 #define END_WAIT_MS 1000
-#define EVENT_SECTOR 512
 /* Of one message; as in QEMU. */
 #define QMP_PASSED_FDS_MAX 16
 
@@ -336,28 +328,10 @@ size_t qmp_session_count(void)
 
 /* --- events ----------------------------------------------------------------------------------- */
 
-static struct json_object *timestamp(void)
+void qmp_send_event(struct json_object *event)
 {
-    struct json_object *o = json_object_new_object();
-    struct timespec now;
-
-    clock_gettime(CLOCK_REALTIME, &now);
-    qmp_put_uint(o, "seconds", (uint64_t)now.tv_sec);
-    qmp_put_uint(o, "microseconds", (uint64_t)now.tv_nsec / 1000);
-    return o;
-}
-
-void qmp_emit(const char *name, struct json_object *data)
-{
-    struct json_object *event = json_object_new_object();
     struct session *s;
 
-    trace_qmp_event(name);
-    json_object_object_add(event, "timestamp", timestamp());
-    qmp_put_str(event, "event", name);
-    if (data) {
-        json_object_object_add(event, "data", data);
-    }
     LIST_FOREACH (s, &sessions, link) {
         if (!s->call.negotiated) {
             continue;
@@ -368,92 +342,6 @@ void qmp_emit(const char *name, struct json_object *data)
         }
         queue_message(s, event);
     }
-    json_object_put(event);
-}
-
-static void on_export_event(enum export_event event, const char *id, void *arg)
-{
-    struct json_object *data;
-
-    if (event == EXPORT_EVENT_LEASE_ENDED) {
-        qmp_end_lease(id);
-        return;
-    }
-    data = json_object_new_object();
-    qmp_put_str(data, "id", id);
-    qmp_emit("BLOCK_EXPORT_DELETED", data);
-}
-
-struct event {
-    const char *name;
-    struct json_object *data;
-};
-
-static void co_emit(void *arg)
-{
-    struct event *event = arg;
-
-    qmp_emit(event->name, event->data);
-    free(event);
-}
-
-/* Emit an event from any reactor: the main one sends it. `data` is consumed. */
-static void emit_on_main(const char *name, struct json_object *data)
-{
-    struct event *event = malloc(sizeof(*event));
-
-    if (event) {
-        *event = (struct event){name, data};
-    }
-    if (!event || reactor_spawn(reactor_main(), co_emit, event) < 0) {
-        json_object_put(data);
-        free(event);
-    }
-}
-
-/* Without memory the event is lost; the log has what happened. */
-static void on_corruption(const struct block_corruption *c)
-{
-    struct json_object *data = json_object_new_object();
-
-    qmp_put_str(data, "device", "");
-    qmp_put_str(data, "node-name", c->node_name);
-    qmp_put_str(data, "msg", c->what);
-    qmp_put_bool(data, "fatal", c->fatal);
-    emit_on_main("BLOCK_IMAGE_CORRUPTED", data);
-}
-
-static void on_threshold(const struct block_threshold_report *r)
-{
-    struct json_object *data = json_object_new_object();
-
-    qmp_put_str(data, "node-name", r->node_name);
-    qmp_put_uint(data, "write-threshold", r->threshold);
-    qmp_put_uint(data, "amount-exceeded", r->exceeded);
-    emit_on_main("BLOCK_WRITE_THRESHOLD", data);
-}
-
-static void on_vote(const struct block_vote *v)
-{
-    static const char *const ops[] = {"read", "write", "flush"};
-    struct json_object *data = json_object_new_object();
-
-    if (!v->failed) {
-        qmp_put_str(data, "type", ops[v->op]);
-        qmp_put_str(data, "error", v->error ? strerror(-v->error) : NULL);
-    }
-    qmp_put_str(data, v->failed ? "reference" : "node-name", v->node_name);
-    qmp_put_uint(data, "sector-num", v->offset / EVENT_SECTOR);
-    qmp_put_uint(data, "sectors-count", div_round_up(v->length, EVENT_SECTOR));
-    emit_on_main(v->failed ? "QUORUM_FAILURE" : "QUORUM_REPORT_BAD", data);
-}
-
-void qmp_subscribe(void)
-{
-    block_set_threshold_fn(on_threshold);
-    block_set_vote_fn(on_vote);
-    export_set_event_fn(on_export_event, NULL);
-    block_set_corruption_fn(on_corruption);
 }
 
 /* --- the end ---------------------------------------------------------------------------------- */
@@ -493,6 +381,7 @@ bool qmp_co_end_sessions(void)
 {
     struct session *s;
 
+    qmp_event_limits_release();
     LIST_FOREACH (s, &sessions, link) {
         if (s->held) {
             queue_message(s, s->held);

@@ -45,10 +45,9 @@ int qmp_session_start(int fd, bool pretty, struct fd_names *fd_names, struct cha
 size_t qmp_session_count(void);
 
 /*
- * Send an event to all sessions that have negotiated. `data` is consumed; NULL: it has none. Does
- * not yield.
+ * Send an event, a whole message (borrowed), to all sessions that have negotiated. Does not yield.
  */
-void qmp_emit(const char *name, struct json_object *data);
+void qmp_send_event(struct json_object *event);
 
 /*
  * Set the function that the command quit calls after its answer has been sent. The function is
@@ -60,12 +59,6 @@ void qmp_set_quit_fn(void (*fn)(void));
  * the answers.
  */
 void qmp_answer_quit_late(void);
-
-/*
- * Emit events from now on when an export is gone, when an image is found corrupt, and when children
- * of a quorum disagree. Once, at start. Does not yield.
- */
-void qmp_subscribe(void);
 
 /*
  * Send what is buffered (for at most a second), disconnect all sessions, and wait until they have

@@ -17,6 +17,7 @@
 #include "loop/loop.h"
 #include "qmp/command_lock.h"
 #include "qmp/jobs.h"
+#include "qmp/events.h"
 #include "qmp/monitor.h"
 #include "qmp/objects.h"
 

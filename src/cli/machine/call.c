@@ -4,7 +4,7 @@
 #include <errno.h>
 
 #include "qmp/commands.h"
-#include "qmp/monitor.h"
+#include "qmp/events.h"
 #include "qmp/table.h"
 
 int machine_co_qmp(const char *name, struct json_object *args, struct json_object **ret_value,

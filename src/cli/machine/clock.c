@@ -12,6 +12,7 @@
 #include "base/time_units.h"
 #include "cli/machine/lines.h"
 #include "loop/loop.h"
+#include "qmp/events.h"
 
 static bool stepped;
 static int64_t stepped_ns;
@@ -19,6 +20,7 @@ static int64_t stepped_ns;
 void machine_clock_use_steps(void)
 {
     stepped = true;
+    qmp_event_use_clock(machine_clock_ns);
 }
 
 bool machine_clock_is_stepped(void)
@@ -54,9 +56,11 @@ static void co_qtest_line(struct machine_lines *lines, const char *line)
 
     if (step_ns >= 0) {
         stepped_ns += step_ns;
+        qmp_event_clock_moved();
         strbuf_printf(&answer, "OK %" PRId64 "\n", stepped_ns);
     } else if (set_ns >= stepped_ns) {
         stepped_ns = set_ns;
+        qmp_event_clock_moved();
         strbuf_printf(&answer, "OK %" PRId64 "\n", stepped_ns);
     } else {
         strbuf_printf(&answer, "FAIL Unknown command '%s'\n", line);

@@ -9,7 +9,7 @@
 #include "cli/machine/device.h"
 #include "cli/machine/hmp.h"
 #include "qmp/define.h"
-#include "qmp/monitor.h"
+#include "qmp/events.h"
 #include "qmp/set_active.h"
 #include "qmp/types.h"
 

@@ -12,7 +12,7 @@
 #include "block/user_object.h"
 #include "cli/machine/disk.h"
 #include "qmp/answer.h"
-#include "qmp/monitor.h"
+#include "qmp/events.h"
 
 enum type_flags {
     HAS_DRIVE = 1 << 0,
