@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Which reactor a thread runs, and threads that receive no signals. */
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdint.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/checked.h"
 #include "base/counters.h"
 #include "loop/internal.h"
 
@@ -12,6 +16,7 @@ _Static_assert(REACTOR_MAX <= COUNTERS_SHARDS, "a shard of counters for each rea
 
 /* The kernel gives a tenth of the processor to what is nicer by that much. */
 #define BACKGROUND_NICER 10
+#define BACKGROUND_SLICE_NS 100000
 
 _Thread_local struct reactor *loop_this_reactor;
 
@@ -38,6 +43,31 @@ int loop_thread_start(pthread_t *thread, void *(*fn)(void *arg), void *arg)
     return -r;
 }
 
+/* As sched_setattr(2) takes it; the C library has no call for it. */
+struct scheduling {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
+};
+
+/*
+ * Make the calling thread as nice as that. In slices that are this short it gives way soon to a
+ * thread that wakes up; kernels before 6.12 ignore them.
+ */
+static int set_niceness(int nice, uint64_t slice_ns)
+{
+    struct scheduling wanted = {
+        .size = sizeof(wanted),
+        .policy = SCHED_OTHER,
+        .nice = nice,
+        .runtime = slice_ns,
+    };
+
+    return (int)syscall(SYS_sched_setattr, 0, &wanted, 0);
+}
+
 void loop_thread_set_priority(const struct reactor *reactor)
 {
     id_t self = (id_t)gettid();
@@ -48,7 +78,11 @@ void loop_thread_set_priority(const struct reactor *reactor)
     }
     errno = 0;
     nice = getpriority(PRIO_PROCESS, self);
-    if (nice != -1 || errno == 0) {
-        (void)setpriority(PRIO_PROCESS, self, nice + BACKGROUND_NICER);
+    if (nice == -1 && errno != 0) {
+        return;
+    }
+    nice = MIN(nice + BACKGROUND_NICER, 19);
+    if (set_niceness(nice, BACKGROUND_SLICE_NS) < 0) {
+        (void)setpriority(PRIO_PROCESS, self, nice);
     }
 }
