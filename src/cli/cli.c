@@ -13,6 +13,7 @@
 #include "base/size.h"
 #include "block/user_object.h"
 #include "cli/args.h"
+#include "export/nbd_server.h"
 #include "loop/loop.h"
 
 /* The release of QEMU whose tools' grammar and output these faces follow. */
@@ -234,6 +235,7 @@ int cli_run_with(int (*co_main)(void *arg, struct error *err), void *arg)
         return cli_report(&err);
     }
     cli_register_drivers();
+    export_nbd_offer_merged(!cli_is_compat());
     r = reactor_run_until_done(co_run_main, &run);
     if (r < 0) {
         run.status = cli_fail("Could not start: %s", strerror(-r));

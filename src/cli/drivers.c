@@ -34,7 +34,6 @@ void cli_register_drivers(void)
     verify_set_watch(end_at_disagreement);
     nbd_register_driver();
     export_nbd_register_type();
-    export_nbd_offer_merged(!cli_is_compat());
     ssh_register_driver();
     http_register_drivers();
     secret_register_type();
