@@ -308,8 +308,7 @@ int block_co_create_image(const char *format, const char *filename, uint64_t siz
 typedef void block_creation_fn(const char *format, const char *filename, uint64_t size,
                                const struct options *opts);
 void block_set_creation_fn(block_creation_fn *fn);
-/* Whether the driver can make files (block_co_create_exactly()), or images in nodes. */
-bool block_driver_creates_files(const struct block_driver *driver);
+/* Whether the driver can make images in nodes. */
 bool block_driver_formats_nodes(const struct block_driver *driver);
 /* As block_co_create_image(), with a protocol and the size as it is. */
 int block_co_create_exactly(const struct block_driver *driver, const char *filename, uint64_t size,

@@ -65,11 +65,6 @@ int block_co_create_file(const char *filename, struct options *opts_in,
     return r;
 }
 
-bool block_driver_creates_files(const struct block_driver *driver)
-{
-    return driver->co_create && !driver->is_format;
-}
-
 bool block_driver_formats_nodes(const struct block_driver *driver)
 {
     return driver->co_format;

@@ -21,7 +21,7 @@ struct create_ref {
 };
 
 struct create_params {
-    /* block_driver_creates_files(), or block_driver_formats_nodes(). */
+    /* One of block_create_options_type: it makes files, or formats nodes. */
     const struct block_driver *driver;
     /* Bytes. */
     uint64_t size;

@@ -110,8 +110,7 @@ int qmp_co_blockdev_create(struct qmp_call *call, struct json_object *args,
     struct job_config config = {.id = qmp_get_str(args, "job-id"), .auto_finalize = true};
     int r;
 
-    if (!params.driver ||
-        !(block_driver_creates_files(params.driver) || block_driver_formats_nodes(params.driver))) {
+    if (!schema_find_variant(&block_create_options_type, qmp_get_str(options, "driver"))) {
         return error_set(err, ENOTSUP, "Driver does not support blockdev-create");
     }
     r = get_create_params(options, &params, err);

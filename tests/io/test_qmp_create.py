@@ -242,6 +242,9 @@ class CommandTest(CreateTest):
     def test_refused_at_once(self):
         self.refused("Driver does not support blockdev-create", driver="raw")
         self.refused("Driver does not support blockdev-create", driver="null-co")
+        # They make files where the name is known by other means.
+        self.refused("Driver does not support blockdev-create", driver="host_device")
+        self.refused("Driver does not support blockdev-create", driver="ssh")
         self.refused("Parameter 'driver' does not accept value 'no'", driver="no")
         self.refused("Parameter 'options.size' is missing", driver="qcow2", file="f")
         self.refused("Parameter 'options.file' is unexpected", driver="raw", file="f")
