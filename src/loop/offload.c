@@ -3,10 +3,10 @@
  * A pool of threads for jobs that would delay a reactor.
  *
  * As many threads as there are processors (at least 4), or as were asked for, take jobs in turn.
- * Jobs may hang (a frozen file system, a server that does not answer) and keep all of these threads. So
- * one more thread stands by: when jobs are queued and none was taken for STUCK_NS, it becomes a
- * worker, and starts another thread that stands by. So the pool grows by one thread per job that
- * hangs. It shrinks when the usual number of threads is idle.
+ * Jobs may hang (a frozen file system, a server that does not answer) and keep all of these
+ * threads. So one more thread stands by: when jobs are queued and none was taken for STUCK_NS, it
+ * becomes a worker, and starts another thread that stands by. So the pool grows by one thread per
+ * job that hangs. It shrinks when the usual number of threads is idle.
  */
 #include <assert.h>
 #include <pthread.h>
