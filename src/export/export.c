@@ -15,6 +15,7 @@
 #include "block/control_lock.h"
 #include "block/user_object.h"
 #include "export/export_type.h"
+#include "export/io_error.h"
 #include "loop/loop.h"
 
 enum {
@@ -36,7 +37,8 @@ struct export
     size_t root_count;
     struct user_object *reactor_object; /* referenced; NULL: none */
     struct latency_set latencies;
-    struct list waiters; /* of struct gone_waiter */
+    struct export_io_errors *errors; /* owned */
+    struct list waiters;             /* of struct gone_waiter */
 };
 
 /* A coroutine that waits until an export is gone; lies on its stack. */
@@ -63,6 +65,12 @@ void export_lease_ended(struct export *e)
     if (event_fn) {
         event_fn(EXPORT_EVENT_LEASE_ENDED, e->id, event_arg);
     }
+}
+
+void export_note_io_error(struct export *e, const char *request, uint64_t offset, uint64_t length,
+                          int error)
+{
+    export_io_errors_note(e->errors, request, offset, length, error);
 }
 
 void export_register_type(const struct export_type *type)
@@ -232,6 +240,7 @@ static void co_release_export(struct export *e)
         block_co_root_release(e->roots[i]);
     }
     latency_set_destroy(&e->latencies);
+    export_io_errors_release(e->errors);
     free(e->roots);
     user_object_unref(e->reactor_object);
     free(e->id);
@@ -316,7 +325,9 @@ static struct export *export_new(const struct export_config *config, const struc
     e->type = type;
     e->writable = config->writable;
     e->id = strdup(config->id);
-    if (!e->id || asprintf(&e->user, "%s '%s'", type->title, config->id) < 0) {
+    e->errors = export_io_errors_new(config->id);
+    if (!e->id || !e->errors || asprintf(&e->user, "%s '%s'", type->title, config->id) < 0) {
+        export_io_errors_release(e->errors);
         free(e->id);
         latency_set_destroy(&e->latencies);
         free(e);

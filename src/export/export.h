@@ -148,6 +148,24 @@ enum export_event {
     EXPORT_EVENT_LEASE_ENDED,
 };
 
+/* A request of a client failed in the node, or below. */
+struct export_io_error {
+    const char *id;        /* of the export */
+    const char *node_name; /* that it exports; NULL: the export has ended */
+    const char *request;   /* "read", "write", "write-zeroes", "discard", "flush" */
+    bool is_write;         /* all but reads */
+    uint64_t offset, length;
+    int error; /* positive errno */
+    /* Requests of the export that have failed so far, this one included. */
+    uint64_t count;
+};
+
+/*
+ * Set the one listener to failed requests; NULL: none. It is called on the main reactor, with the
+ * latest one if there were several since, and must not yield.
+ */
+void export_set_io_error_fn(void (*fn)(const struct export_io_error *e));
+
 /* Set the one listener; NULL: none. It is called on the main reactor, and must not yield. */
 void export_set_event_fn(void (*fn)(enum export_event event, const char *id, void *arg), void *arg);
 

@@ -35,6 +35,13 @@ struct export_access {
     bool writethrough;
 };
 
+/*
+ * A request failed, `error` is a positive errno; see struct export_io_error. Any thread, while the
+ * request is in flight; does not yield.
+ */
+void export_note_io_error(struct export *e, const char *request, uint64_t offset, uint64_t length,
+                          int error);
+
 /* The export was a lease, and its last client has gone. Does not yield. */
 void export_lease_ended(struct export *e);
 

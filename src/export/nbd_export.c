@@ -229,6 +229,12 @@ static void nbd_unused(void *arg)
     export_lease_ended(((struct nbd_state *)arg)->export);
 }
 
+static void nbd_request_failed(void *arg, const char *request, uint64_t offset, uint64_t length,
+                               int error)
+{
+    export_note_io_error(((struct nbd_state *)arg)->export, request, offset, length, error);
+}
+
 static int nbd_co_prepare(void *state, const struct export_access *access, struct error *err)
 {
     struct nbd_state *s = state;
@@ -243,6 +249,7 @@ static int nbd_co_prepare(void *state, const struct export_access *access, struc
         .reactor = access->reactor,
         .latencies = access->latencies,
         .on_unused = s->lease ? nbd_unused : NULL,
+        .on_error = nbd_request_failed,
         .arg = s,
     };
     int r;

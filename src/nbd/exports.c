@@ -120,6 +120,7 @@ int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
     e->writethrough = config->writethrough;
     e->reactor = config->reactor;
     e->latencies = config->latencies;
+    e->on_error = config->on_error;
     e->on_unused = config->on_unused;
     e->arg = config->arg;
     list_init(&e->clients);

@@ -280,6 +280,27 @@ static void count_request(struct nbd_job *job, int r)
     }
 }
 
+/*
+ * Report that a request failed in the node. What a client asks for in vain is no failure: zeroes
+ * only if they are fast, or what no node can do.
+ */
+static void report_failure(const struct nbd_job *job, int r)
+{
+    static const char *const requests[NBD_KINDS] = {[NBD_KIND_READ] = "read",
+                                                    [NBD_KIND_WRITE] = "write",
+                                                    [NBD_KIND_ZEROES] = "write-zeroes",
+                                                    [NBD_KIND_TRIM] = "discard",
+                                                    [NBD_KIND_FLUSH] = "flush"};
+    const struct nbd_export *e = job->conn->export;
+    bool concerns_bytes = job->kind != NBD_KIND_FLUSH;
+
+    if (r < 0 && r != -ENOTSUP && !job->error && !job->invalid && requests[job->kind] &&
+        e->on_error) {
+        e->on_error(e->arg, requests[job->kind], concerns_bytes ? job->rq.offset : 0,
+                    concerns_bytes ? job->rq.length : 0, -r);
+    }
+}
+
 static void trace_job_begin(const struct nbd_job *job)
 {
     if (trace_nbd_server_request_begin_is_on()) {
@@ -322,6 +343,7 @@ static void co_run_job(void *arg)
     }
     job->co = NULL;
     count_request(job, r);
+    report_failure(job, r);
     if (r < 0) {
         job->conn->piece_failed = true;
         if (job->continues && !job->conn->structured) {

@@ -109,6 +109,11 @@ struct nbd_export_config {
     struct latency_set *latencies;
     /* Called when its last client has gone while it is published; must not yield. NULL: not. */
     void (*on_unused)(void *arg);
+    /*
+     * A request failed in the node: "read", "write", "write-zeroes", "discard", "flush"; a positive
+     * errno. On the thread of the connection; must not yield. NULL: not.
+     */
+    void (*on_error)(void *arg, const char *request, uint64_t offset, uint64_t length, int error);
     void *arg;
 };
 

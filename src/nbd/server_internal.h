@@ -184,6 +184,8 @@ struct nbd_export {
     struct latency_set *latencies;
     /* As configured; NULL once the export is unpublished. */
     void (*on_unused)(void *arg);
+    /* As configured. */
+    void (*on_error)(void *arg, const char *request, uint64_t offset, uint64_t length, int error);
     void *arg;
     /* Waits for all clients to be gone. */
     struct co *free_waiter;

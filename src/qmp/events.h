@@ -24,6 +24,8 @@ void qmp_emit_on_main(const char *name, struct json_object *data);
  * is passed, and when children of a quorum disagree. Once, at start.
  */
 void qmp_subscribe(void);
+/* Likewise when a request of an export's client fails. */
+void qmp_subscribe_io_errors(void);
 
 /* --- event_limit.c ---------------------------------------------------------------------------- */
 

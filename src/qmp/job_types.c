@@ -10,8 +10,9 @@ ENUM(status, "JobStatus", "undefined", "created", "running", "paused", "ready", 
      "waiting", "pending", "aborting", "concluded", "null");
 const struct qmp_type qmp_type_io_status =
     ENUM_INIT("BlockDeviceIoStatus", "ok", "failed", "nospace");
-ENUM(operation, "IoOperationType", "read", "write");
-ENUM(error_action, "BlockErrorAction", "ignore", "report", "stop");
+const struct qmp_type qmp_type_io_operation = ENUM_INIT("IoOperationType", "read", "write");
+const struct qmp_type qmp_type_error_action =
+    ENUM_INIT("BlockErrorAction", "ignore", "report", "stop");
 const struct qmp_type qmp_type_on_error =
     ENUM_INIT("BlockdevOnError", "report", "ignore", "enospc", "stop", "auto");
 const struct qmp_type qmp_type_sync_mode =
@@ -60,8 +61,8 @@ const struct qmp_type qmp_type_block_job_completed = OBJECT_INIT(
     "q_obj_BLOCK_JOB_COMPLETED-arg", REQ("type", qmp_type_job_type), REQ("device", qmp_str),
     REQ("len", qmp_int), REQ("offset", qmp_int), REQ("speed", qmp_int), OPT("error", qmp_str));
 const struct qmp_type qmp_type_block_job_error =
-    OBJECT_INIT("q_obj_BLOCK_JOB_ERROR-arg", REQ("device", qmp_str), REQ("operation", operation),
-                REQ("action", error_action));
+    OBJECT_INIT("q_obj_BLOCK_JOB_ERROR-arg", REQ("device", qmp_str),
+                REQ("operation", qmp_type_io_operation), REQ("action", qmp_type_error_action));
 const struct qmp_type qmp_type_block_job_pending =
     OBJECT_INIT("q_obj_BLOCK_JOB_PENDING-arg", REQ("type", qmp_type_job_type), REQ("id", qmp_str));
 const struct qmp_type qmp_type_job_status_change =

@@ -15,6 +15,13 @@ const struct qmp_type qmp_type_latency_set = OBJECT_INIT(
     OPT("boundaries-read", boundaries), OPT("boundaries-write", boundaries),
     OPT("boundaries-zap", boundaries), OPT("boundaries-flush", boundaries));
 
+const struct qmp_type qmp_type_io_error =
+    OBJECT_INIT("q_obj_BLOCK_IO_ERROR-arg", REQ("qom-path", qmp_str), REQ("device", qmp_str),
+                OPT("node-name", qmp_str), REQ("operation", qmp_type_io_operation),
+                REQ("action", qmp_type_error_action), OPT("nospace", qmp_bool),
+                REQ("reason", qmp_str), REQ("x-request", qmp_str), REQ("x-offset", qmp_int),
+                REQ("x-length", qmp_int), REQ("x-errno", qmp_int), REQ("x-count", qmp_int));
+
 const struct qmp_type qmp_type_qom_path = OBJECT_INIT("q_obj_qom-list-arg", REQ("path", qmp_str));
 const struct qmp_type qmp_type_qom_get =
     OBJECT_INIT("q_obj_qom-get-arg", REQ("path", qmp_str), REQ("property", qmp_str));

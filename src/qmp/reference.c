@@ -129,6 +129,7 @@ static const struct qmp_reference events[] = {
     {"BLOCK_EXPORT_DELETED", .help = "an export is gone"},
     {"BLOCK_IMAGE_CORRUPTED",
      .help = "an image is found corrupt; if `fatal`, it takes no more writes"},
+    {"BLOCK_IO_ERROR", .help = "a request of an export's client has failed in the node: see below"},
     {"BLOCK_JOB_CANCELLED", .help = "a block job has been cancelled"},
     {"BLOCK_JOB_COMPLETED", .help = "a block job has ended, with an error if `error` says so"},
     {"BLOCK_JOB_ERROR",

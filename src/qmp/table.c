@@ -398,6 +398,7 @@ const struct qmp_command qmp_commands[] = {
 const struct qmp_event qmp_events[] = {
     {"BLOCK_EXPORT_DELETED", &export_id},
     {"BLOCK_IMAGE_CORRUPTED", &image_corrupted},
+    {"BLOCK_IO_ERROR", &qmp_type_io_error},
     {"BLOCK_JOB_CANCELLED", &qmp_type_block_job_event},
     {"BLOCK_JOB_COMPLETED", &qmp_type_block_job_completed},
     {"BLOCK_JOB_ERROR", &qmp_type_block_job_error},

@@ -16,6 +16,7 @@ extern const struct qmp_type qmp_type_block_job_event, qmp_type_block_job_comple
     qmp_type_block_job_error, qmp_type_block_job_pending, qmp_type_job_status_change;
 /* JobType, BlockDeviceIoStatus. */
 extern const struct qmp_type qmp_type_job_type, qmp_type_io_status;
+extern const struct qmp_type qmp_type_io_operation, qmp_type_error_action;
 /* BlockdevOnError, MirrorSyncMode, BitmapSyncMode, NewImageMode: of commands that start jobs. */
 extern const struct qmp_type qmp_type_on_error, qmp_type_sync_mode, qmp_type_bitmap_mode,
     qmp_type_new_image_mode;
@@ -52,7 +53,7 @@ extern const struct qmp_type qmp_type_snapshot_internal, qmp_type_snapshot_inter
 
 /* query_types.c: results of questions about disks and bitmaps. */
 extern const struct qmp_type qmp_type_block_infos, qmp_type_bitmap_sha256;
-extern const struct qmp_type qmp_type_latency_set;
+extern const struct qmp_type qmp_type_latency_set, qmp_type_io_error;
 extern const struct qmp_type qmp_type_qom_path, qmp_type_qom_get, qmp_type_qom_set,
     qmp_type_qom_list_types, qmp_type_qom_list_properties;
 extern const struct qmp_type qmp_type_property_infos, qmp_type_type_infos;

@@ -175,6 +175,7 @@ static int co_daemon_main(void *arg, struct error *err)
     qmp_set_quit_fn(daemon_quit);
     qmp_subscribe();
     qmp_subscribe_jobs();
+    qmp_subscribe_io_errors();
     if (co_start_all(d)) {
         if (d->ready_fd >= 0) {
             announce_daemon(d);
