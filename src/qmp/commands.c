@@ -24,10 +24,8 @@ int qmp_co_capabilities(struct qmp_call *call, struct json_object *args,
         return error_set_class(err, ERROR_CLASS_COMMAND_NOT_FOUND, EINVAL,
                                "Capabilities negotiation is already complete, command ignored");
     }
-    if (enable && json_object_array_length(enable) > 0) {
-        return error_set(err, ENOTSUP, "Capability %s not available",
-                         json_object_get_string(json_object_array_get_idx(enable, 0)));
-    }
+    /* The only capability that passes the check is oob. */
+    call->oob = enable && json_object_array_length(enable) > 0;
     call->negotiated = true;
     return 0;
 }

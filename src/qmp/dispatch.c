@@ -44,31 +44,42 @@ struct json_object *qmp_error_answer(const struct error *err)
 struct json_object *qmp_greeting(void)
 {
     struct json_object *greeting = json_object_new_object(), *o = json_object_new_object();
+    struct json_object *capabilities = json_object_new_array();
 
     json_object_object_add(o, "version", qmp_version_json());
-    json_object_object_add(o, "capabilities", json_object_new_array());
+    json_object_array_add(capabilities, json_object_new_string("oob"));
+    json_object_object_add(o, "capabilities", capabilities);
     json_object_object_add(greeting, "QMP", o);
     return greeting;
 }
 
-/* Check the form of the request. */
-static int check_request_form(struct json_object *request, struct error *err)
+/*
+ * Check the form of the request. `ret_name` is the member that names the command: "exec-oob" is for
+ * clients that have said that they use it.
+ */
+static int check_request_form(const struct qmp_call *call, struct json_object *request,
+                              const char **ret_name, struct error *err)
 {
     struct json_object *value;
+    bool oob = call->oob && json_object_object_get_ex(request, "exec-oob", NULL);
+    const char *name = oob ? "exec-oob" : "execute";
 
     json_object_object_foreach(request, key, member)
     {
         (void)member;
         if (strcmp(key, "execute") != 0 && strcmp(key, "arguments") != 0 &&
-            strcmp(key, "id") != 0) {
+            strcmp(key, "id") != 0 && !(oob && strcmp(key, "exec-oob") == 0)) {
             return error_set(err, EINVAL, "QMP input member '%s' is unexpected", key);
         }
     }
-    if (!json_object_object_get_ex(request, "execute", &value)) {
+    if (oob && json_object_object_get_ex(request, "execute", NULL)) {
+        return error_set(err, EINVAL, "QMP input member 'execute' clashes with 'exec-oob'");
+    }
+    if (!json_object_object_get_ex(request, name, &value)) {
         return error_set(err, EINVAL, "QMP input lacks member 'execute'");
     }
     if (!json_object_is_type(value, json_type_string)) {
-        return error_set(err, EINVAL, "QMP input member 'execute' must be a string");
+        return error_set(err, EINVAL, "QMP input member '%s' must be a string", name);
     }
     if (strlen(json_object_get_string(value)) != (size_t)json_object_get_string_len(value)) {
         return error_set_class(err, ERROR_CLASS_COMMAND_NOT_FOUND, EINVAL,
@@ -79,6 +90,7 @@ static int check_request_form(struct json_object *request, struct error *err)
         !json_object_is_type(value, json_type_object)) {
         return error_set(err, EINVAL, "QMP input member 'arguments' must be an object");
     }
+    *ret_name = name;
     return 0;
 }
 
@@ -98,26 +110,41 @@ static int co_execute(const struct qmp_command *command, struct qmp_call *call,
     return r;
 }
 
-static int co_run(struct qmp_call *call, struct json_object *request,
-                  struct json_object **ret_value, struct error *err)
+/* Find the command of a request. */
+static int find_command(const struct qmp_call *call, struct json_object *request,
+                        const struct qmp_command **ret_command, struct error *err)
 {
-    struct json_object *args = qmp_get(request, "arguments");
-    const struct qmp_command *command;
-    const char *name;
-    int r = check_request_form(request, err);
+    const char *member = "execute", *name;
+    int r = check_request_form(call, request, &member, err);
 
     if (r < 0) {
         return r;
     }
-    name = qmp_get_str(request, "execute");
+    name = qmp_get_str(request, member);
     if (!call->negotiated && strcmp(name, "qmp_capabilities") != 0) {
         return error_set_class(err, ERROR_CLASS_COMMAND_NOT_FOUND, EINVAL,
                                "Expecting capabilities negotiation with 'qmp_capabilities'");
     }
-    command = qmp_find_command(name);
-    if (!command) {
+    *ret_command = qmp_find_command(name);
+    if (!*ret_command) {
         return error_set_class(err, ERROR_CLASS_COMMAND_NOT_FOUND, EINVAL,
                                "The command %s has not been found", name);
+    }
+    if (strcmp(member, "exec-oob") == 0) {
+        return error_set(err, EINVAL, "The command %s does not support OOB", name);
+    }
+    return 0;
+}
+
+static int co_run(struct qmp_call *call, struct json_object *request,
+                  struct json_object **ret_value, struct error *err)
+{
+    struct json_object *args = qmp_get(request, "arguments");
+    const struct qmp_command *command = NULL;
+    int r = find_command(call, request, &command, err);
+
+    if (r < 0) {
+        return r;
     }
     args = args ? json_object_get(args) : json_object_new_object();
     r = qmp_check(command->args, args, 0, err);
@@ -128,6 +155,12 @@ static int co_run(struct qmp_call *call, struct json_object *request,
     }
     json_object_put(args);
     return r;
+}
+
+bool qmp_is_oob(const struct qmp_call *call, struct json_object *request)
+{
+    return call->oob && json_object_is_type(request, json_type_object) &&
+           json_object_object_get_ex(request, "exec-oob", NULL);
 }
 
 struct json_object *qmp_co_dispatch(struct qmp_call *call, struct json_object *request)

@@ -21,9 +21,19 @@
 #include "trace/events.h"
 
 #define READ_SIZE 4096
+/* Requests that wait while another one runs, with execution out of band; as in QEMU. */
+#define REQUESTS_MAX 8
 #define END_WAIT_MS 1000
 /* Of one message; as in QEMU. */
 #define QMP_PASSED_FDS_MAX 16
+
+/* A message that was received. */
+struct request {
+    struct list link;            /* in `requests` of its session */
+    struct json_object *json;    /* a reference; NULL: the message is malformed */
+    struct json_object *refusal; /* then the answer to it, a reference */
+    int passed_fd;               /* that came before it, not taken yet; -1: none */
+};
 
 struct session {
     struct list link;        /* in `sessions` */
@@ -39,8 +49,17 @@ struct session {
     struct json_reader *reader;
     struct strbuf out;    /* to be sent */
     struct co *writer;    /* the writer, while it waits for output; else NULL */
-    struct co *flusher;   /* the reader, while it waits until all is sent; else NULL */
+    struct co *flusher;   /* who executes, while it waits until all is sent; else NULL */
     struct co_group ends; /* the writer */
+    /*
+     * With execution out of band the reader queues requests for another coroutine, and waits when
+     * there are many.
+     */
+    struct list requests; /* struct request */
+    unsigned request_count;
+    bool executing;      /* that coroutine runs, or waits for requests */
+    struct co *executor; /* it, while it waits; else NULL */
+    struct co *feeder;   /* the reader, while it waits; else NULL */
 };
 
 const struct json_limits qmp_json_limits = {
@@ -79,6 +98,8 @@ static void break_session(struct session *s)
     shutdown(s->fd, SHUT_RDWR);
     wake(&s->writer);
     wake(&s->flusher);
+    wake(&s->executor);
+    wake(&s->feeder);
 }
 
 static void queue_message(struct session *s, struct json_object *message)
@@ -166,37 +187,164 @@ static struct json_object *co_answer(struct session *s, struct json_object *requ
     return answer;
 }
 
+/* Answer a request; frees it. */
+static void co_execute_request(struct session *s, struct request *q)
+{
+    struct json_object *answer;
+
+    if (q->passed_fd >= 0) {
+        if (s->call.passed_fd >= 0) {
+            close(s->call.passed_fd);
+        }
+        s->call.passed_fd = q->passed_fd;
+    }
+    s->running = q->json;
+    answer = q->json ? co_answer(s, q->json) : json_object_get(q->refusal);
+    s->running = NULL;
+    if (s->call.quit_after_reply && quit_is_answered_late && !s->held) {
+        s->held = json_object_get(answer);
+    } else {
+        queue_message(s, answer);
+    }
+    json_object_put(answer);
+    json_object_put(q->json);
+    json_object_put(q->refusal);
+    free(q);
+    if (s->call.quit_after_reply && quit_fn) {
+        quit_fn();
+    }
+    co_flush_session(s);
+}
+
+static struct request *new_request(struct json_object *json, const struct error *err)
+{
+    struct request *q = calloc(1, sizeof(*q));
+
+    if (!q) {
+        return NULL;
+    }
+    list_init(&q->link);
+    q->passed_fd = -1;
+    q->json = err ? NULL : json_object_get(json);
+    q->refusal = err ? qmp_error_answer(err) : NULL;
+    return q;
+}
+
+/* --- execution out of band -------------------------------------------------------------------- */
+
+static struct request *take_request(struct session *s)
+{
+    struct request *q = LIST_FIRST(&s->requests, struct request, link);
+
+    list_remove(&q->link);
+    s->request_count--;
+    wake(&s->feeder);
+    return q;
+}
+
+static void drop_requests(struct session *s)
+{
+    while (!list_is_empty(&s->requests)) {
+        struct request *q = take_request(s);
+
+        if (q->passed_fd >= 0) {
+            close(q->passed_fd);
+        }
+        json_object_put(q->json);
+        json_object_put(q->refusal);
+        free(q);
+    }
+}
+
+static void co_executor(void *arg)
+{
+    struct session *s = arg;
+
+    while (!s->broken && !s->closing) {
+        if (list_is_empty(&s->requests)) {
+            co_wait_in(&s->executor);
+        } else {
+            co_execute_request(s, take_request(s));
+        }
+    }
+    s->executing = false;
+    wake(&s->feeder);
+}
+
+/* Leave a request to the other coroutine. */
+static void co_queue_request(struct session *s, struct request *q)
+{
+    if (!s->executing) {
+        s->executing = true;
+        if (reactor_spawn(reactor_main(), co_executor, s) < 0) {
+            s->executing = false;
+            co_execute_request(s, q);
+            return;
+        }
+    }
+    /* A descriptor belongs to the first request that comes after it. */
+    q->passed_fd = s->call.passed_fd;
+    s->call.passed_fd = -1;
+    list_append(&s->requests, &q->link);
+    s->request_count++;
+    wake(&s->executor);
+    while (s->request_count >= REQUESTS_MAX && !s->broken) {
+        co_wait_in(&s->feeder);
+    }
+}
+
+/* The reader has ended: so does the other coroutine, after the request that it executes. */
+static void co_end_executor(struct session *s)
+{
+    drop_requests(s);
+    while (s->executing) {
+        wake(&s->executor);
+        co_wait_in(&s->feeder);
+    }
+}
+
+/* --- messages --------------------------------------------------------------------------------- */
+
+static void co_accept_message(struct session *s, struct json_object *json, const struct error *err)
+{
+    struct request *q;
+
+    if (!err && qmp_is_oob(&s->call, json)) {
+        struct json_object *answer = qmp_co_dispatch(&s->call, json);
+
+        queue_message(s, answer);
+        json_object_put(answer);
+        return;
+    }
+    q = new_request(json, err);
+    if (!q) {
+        log_error("QMP: out of memory; a client is disconnected");
+        break_session(s);
+    } else if (s->call.oob) {
+        co_queue_request(s, q);
+    } else {
+        co_execute_request(s, q);
+    }
+}
+
 /* Execute the messages in the received bytes. */
 static void co_execute_received(struct session *s, const char *data, size_t size)
 {
     while (size > 0 && !s->broken) {
-        struct json_object *request = NULL, *answer;
+        struct json_object *json = NULL;
         ERROR_AUTO(err);
         size_t used;
-        int r = json_reader_feed(s->reader, data, size, &used, &request, &err);
+        int r = json_reader_feed(s->reader, data, size, &used, &json, &err);
 
         data += used;
         size -= used;
-        if (r == 0) {
-            continue;
-        }
-        if (r > 0 && !json_object_is_type(request, json_type_object)) {
+        if (r > 0 && !json_object_is_type(json, json_type_object)) {
             r = error_set(&err, EINVAL, "QMP input must be a JSON object");
         }
-        s->running = r > 0 ? request : NULL;
-        answer = r > 0 ? co_answer(s, request) : qmp_error_answer(&err);
-        s->running = NULL;
-        if (s->call.quit_after_reply && quit_is_answered_late && !s->held) {
-            s->held = json_object_get(answer);
-        } else {
-            queue_message(s, answer);
+        if (r != 0) {
+            co_accept_message(s, json, r < 0 ? &err : NULL);
         }
-        json_object_put(answer);
-        json_object_put(request);
-        if (s->call.quit_after_reply && quit_fn) {
-            quit_fn();
-        }
-        co_flush_session(s);
+        json_object_put(json);
     }
 }
 
@@ -277,6 +425,7 @@ static void co_reader(void *arg)
     }
     free(buf);
     s->closing = true;
+    co_end_executor(s);
     wake(&s->writer);
     co_group_wait(&s->ends);
     free_session(s);
@@ -302,6 +451,7 @@ int qmp_session_start(int fd, bool pretty, struct fd_names *fd_names, struct cha
     s->call.passed_fd = -1;
     s->call.fd_names = fd_names ? fd_names_ref(fd_names) : NULL;
     list_init(&s->link);
+    list_init(&s->requests);
     co_group_init(&s->ends);
     s->reader = json_reader_new(&qmp_json_limits);
     if (s->reader) {

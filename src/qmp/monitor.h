@@ -2,8 +2,9 @@
 /*
  * QMP sessions: one for each connected socket. Main reactor only.
  *
- * A session reads one request at a time, and answers it before it reads the next. Commands of all
- * sessions run one after the other. Output waits in a buffer, from which a coroutine of the session
+ * A session reads one request at a time, and answers it before it reads the next. If the client
+ * uses execution out of band, the session reads on, queues requests, and executes those out of band
+ * at once. Other commands of all sessions run one after the other. Output waits in a buffer, from which a coroutine of the session
  * sends: an event never waits for a client. A client that does not read is disconnected when
  * QMP_OUT_MAX bytes wait for it.
  *

@@ -13,6 +13,7 @@ struct fd_names;
 /* What a command sees of the session that runs it. */
 struct qmp_call {
     bool negotiated;          /* qmp_capabilities has been accepted */
+    bool oob;                 /* the client may ask for execution out of band */
     bool quit_after_reply;    /* set by the command quit */
     const void *const caller; /* identifies the session; never dereferenced */
     /* the last descriptor that the client has passed, for a command to take; -1: none */

@@ -108,6 +108,20 @@ class NameTest(PassedFdTest):
         self.assertEqual(self.open_files(), before)
 
 
+    def test_descriptors_belong_to_requests_that_wait(self):
+        """With execution out of band the monitor reads ahead."""
+        fds = [self.open(self.raw(f"{i}.raw")) for i in range(5)]
+        with self.server.connect(negotiate=False) as client:
+            client.execute("qmp_capabilities", {"enable": ["oob"]})
+            for number, fd in enumerate(fds):
+                message = {"execute": "add-fd", "arguments": {"fdset-id": number}}
+                socket.send_fds(client.sock, [json.dumps(message).encode()], [fd])
+            answers = [client.receive_answer()["return"] for _ in fds]
+        for answer in answers:
+            path = os.readlink(f"/proc/{self.server.pid}/fd/{answer['fd']}")
+            self.assertEqual(path, self.path(f"{answer['fdset-id']}.raw"))
+
+
 class SetTest(PassedFdTest):
     def test_sets_get_the_lowest_free_id(self):
         fd = self.open(self.raw())

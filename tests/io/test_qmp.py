@@ -79,8 +79,9 @@ class SessionTest(QmpTest):
 
     def test_capabilities_not_offered_are_refused(self):
         with self.server.connect(negotiate=False) as qmp:
-            answer = qmp.execute("qmp_capabilities", {"enable": ["oob"]})
-            self.assertEqual(answer["error"]["desc"], "Capability oob not available")
+            self.assertEqual(qmp.greeting["QMP"]["capabilities"], ["oob"])
+            answer = qmp.execute("qmp_capabilities", {"enable": ["x"]})
+            self.assertIn("does not accept value 'x'", answer["error"]["desc"])
             self.assertIn("return", qmp.execute("qmp_capabilities", {"enable": []}))
 
     def test_the_id_is_echoed(self):
@@ -178,6 +179,89 @@ class SessionTest(QmpTest):
         self.qmp.send_raw('{"execute": "query-block-exports", "id": 1}' * 50)
         for _ in range(50):
             self.assertEqual(self.qmp.receive_answer(), {"return": [], "id": 1})
+
+    def hung_server(self):
+        """A monitor whose command waits for an NBD server that says nothing."""
+        listener = socket.socket(socket.AF_UNIX)
+        self.addCleanup(listener.close)
+        listener.bind(self.path("silent"))
+        listener.listen()
+        return listener, {
+            "driver": "nbd",
+            "node-name": "n",
+            "server": {"type": "unix", "path": self.path("silent")},
+        }
+
+    def test_requests_out_of_band_overtake_others(self):
+        listener, node = self.hung_server()
+        with self.server.connect(negotiate=False) as qmp:
+            qmp.execute("qmp_capabilities", {"enable": ["oob"]})
+            qmp.send_raw(json.dumps({"execute": "blockdev-add", "arguments": node, "id": 1}))
+            peer = listener.accept()[0]
+            for number in range(2, 6):
+                qmp.send_raw(json.dumps({"execute": "query-version", "id": number}))
+            qmp.send_raw('[]\n{"exec-oob": "query-version", "id": 6}')
+            answer = qmp.receive_answer()
+            self.assertEqual(answer["id"], 6)
+            self.assertEqual(
+                answer["error"]["desc"], "The command query-version does not support OOB"
+            )
+            peer.close()
+            answers = [qmp.receive_answer() for _ in range(6)]
+            self.assertEqual([a.get("id") for a in answers], [1, 2, 3, 4, 5, None])
+            self.assertIn("error", answers[0])
+            self.assertIn("qemu", answers[4]["return"])
+
+    def test_at_most_eight_requests_wait(self):
+        listener, node = self.hung_server()
+        with self.server.connect(negotiate=False) as qmp:
+            qmp.execute("qmp_capabilities", {"enable": ["oob"]})
+            qmp.send_raw(json.dumps({"execute": "blockdev-add", "arguments": node}))
+            peer = listener.accept()[0]
+            requests = ({"execute": "query-version", "id": number} for number in range(1000))
+            qmp.send_raw("".join(map(json.dumps, requests)))
+            qmp.send_raw('{"exec-oob": "query-version", "id": -1}')
+            qmp.sock.settimeout(0.3)
+            with self.assertRaises(socket.timeout):
+                qmp.receive()
+            qmp.sock.settimeout(20)
+            peer.close()
+            numbers = [qmp.receive_answer().get("id") for _ in range(1002)]
+            self.assertEqual(sorted(n for n in numbers if n is not None), list(range(-1, 1000)))
+            self.assertEqual([n for n in numbers if n is not None and n >= 0], list(range(1000)))
+
+    def test_a_client_that_leaves_takes_its_requests_along(self):
+        listener, node = self.hung_server()
+        with self.server.connect(negotiate=False) as qmp:
+            qmp.execute("qmp_capabilities", {"enable": ["oob"]})
+            qmp.send_raw(json.dumps({"execute": "blockdev-add", "arguments": node}))
+            peer = listener.accept()[0]
+            qmp.send_raw('{"execute": "object-add", "arguments": {"qom-type": "iothread", "id": "t"}}')
+            self.assertIn("qemu", self.qmp.command("query-version"))
+        time.sleep(0.1)
+        peer.close()
+        self.qmp.command("object-add", qom_type="iothread", id="t")
+
+    def test_forms_of_requests_out_of_band(self):
+        """As QEMU's storage daemon answers."""
+        with self.server.connect(negotiate=False) as qmp:
+            for request, wanted in (
+                ('{"exec-oob": "qmp_capabilities"}', "QMP input member 'exec-oob' is unexpected"),
+                ('{"execute": "qmp_capabilities", "arguments": {"enable": ["oob", "oob"]}}', None),
+                ('{"exec-oob": 5}', "QMP input member 'exec-oob' must be a string"),
+                ('{"exec-oob": "query-version", "x": 1}', "QMP input member 'x' is unexpected"),
+                ('{"arguments": {}}', "QMP input lacks member 'execute'"),
+                ('{"exec-oob": "qmp_capabilities"}',
+                 "The command qmp_capabilities does not support OOB"),
+                ('{"exec-oob": "query-version", "arguments": []}',
+                 "QMP input member 'arguments' must be an object"),
+                ('{"execute": "query-version", "exec-oob": "query-version"}',
+                 "QMP input member 'execute' clashes with 'exec-oob'"),
+                ('{"exec-oob": "nope"}', "The command nope has not been found"),
+            ):  # fmt: skip
+                qmp.send_raw(request)
+                answer = qmp.receive_answer()
+                self.assertEqual(answer.get("error", {}).get("desc"), wanted)
 
     def test_single_quotes_are_taken_as_qemu_does(self):
         self.qmp.send_raw("{'execute': 'query-block-exports'}")
