@@ -14,9 +14,9 @@
 struct json_object *qmp_co_dispatch(struct qmp_call *call, struct json_object *request);
 
 /*
- * Whether a request (any JSON) asks for execution out of band, and is to be dispatched at once, also
- * while another one is executed. Such a dispatch does not yield: as in QEMU's storage daemon there
- * is no command that can run out of band, and the answer says so. Does not yield.
+ * Whether a request (any JSON) asks for execution out of band, and is to be dispatched at once,
+ * also while another one is executed. Such a dispatch does not yield: as in QEMU's storage daemon
+ * there is no command that can run out of band, and the answer says so. Does not yield.
  */
 bool qmp_is_oob(const struct qmp_call *call, struct json_object *request);
 

@@ -4,9 +4,9 @@
  *
  * A session reads one request at a time, and answers it before it reads the next. If the client
  * uses execution out of band, the session reads on, queues requests, and executes those out of band
- * at once. Other commands of all sessions run one after the other. Output waits in a buffer, from which a coroutine of the session
- * sends: an event never waits for a client. A client that does not read is disconnected when
- * QMP_OUT_MAX bytes wait for it.
+ * at once. Other commands of all sessions run one after the other. Output waits in a buffer, from
+ * which a coroutine of the session sends: an event never waits for a client. A client that does not
+ * read is disconnected when QMP_OUT_MAX bytes wait for it.
  *
  *    socket -> reader coroutine -> json_reader -> dispatch -> buffer -> writer coroutine -> socket
  *                                                 events --^
