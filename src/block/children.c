@@ -71,6 +71,16 @@ static void note_heir(struct block_node *parent, struct block_node *child, unsig
     child->explicit_use = explicit_use;
 }
 
+/*
+ * Whether the options of a child leave its format to be guessed: they have a file and name no
+ * driver. The schema refuses that in commands.
+ */
+static bool may_guess(const struct options *child, unsigned role)
+{
+    return role == BLOCK_ROLE_DATA && !options_are_arguments(child) &&
+           !options_has(child, "driver") && options_has(child, "file");
+}
+
 /* Take a reference by name, or open; *ret_node is NULL if the options do not have the child. */
 static int co_find_or_open(struct block_node *node, struct options *opts, const char *name,
                            unsigned role, struct block_node **ret_node, struct error *err)
@@ -100,7 +110,9 @@ static int co_find_or_open(struct block_node *node, struct options *opts, const 
     if (role & BLOCK_ROLE_BACKING) {
         flags &= ~(BLOCK_OPEN_RDWR | BLOCK_OPEN_CHECK);
     }
-    r = block_co_open(TAKE_PTR(child_opts), flags, ret_node, err);
+    r = may_guess(child_opts, role)
+            ? block_co_open_guessed(name, TAKE_PTR(child_opts), flags, ret_node, err)
+            : block_co_open(TAKE_PTR(child_opts), flags, ret_node, err);
     if (r == 0) {
         note_heir(node, *ret_node, role, explicit_use);
     }

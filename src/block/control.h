@@ -116,6 +116,13 @@ int block_co_change_backing(struct block_node *node, const char *filename, const
 int block_co_set_backing_node(struct block_node *node, struct block_node *backing,
                               struct error *err);
 /*
+ * Add a node, which nobody uses, to the children of `parent`; or take the child of that name out.
+ * For nodes that can have any number of children, as a quorum. Its users see it drained meanwhile.
+ * Sentences are those of QEMU's x-blockdev-change. On failure nothing changes.
+ */
+int block_co_add_child(struct block_node *parent, struct block_node *child, struct error *err);
+int block_co_del_child(struct block_node *parent, const char *name, struct error *err);
+/*
  * Change the size of the edge's node to `size` bytes; what is added reads as zeroes. Bitmaps get
  * the new size. Needs RESIZE. -EPERM, -EFBIG
  */

@@ -335,6 +335,13 @@ struct block_driver {
     bool (*drain_busy)(struct block_node *node, const struct block_node *drained);
     void (*drain_end)(struct block_node *node);
 
+    /*
+     * Add a child that nobody uses, or take one out: block_co_add_child() (block/control.h). The
+     * node is drained. NULL: its children are fixed.
+     */
+    int (*co_add_child)(struct block_node *node, struct block_node *child, struct error *err);
+    int (*co_del_child)(struct block_node *node, struct block_edge *edge, struct error *err);
+
     /* --- control: likewise. Contracts are those of block/control.h, which drains the node. --- */
 
     /*

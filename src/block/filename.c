@@ -176,13 +176,29 @@ static int co_open_probed(const char *filename, struct options *top /* consumed 
     return r;
 }
 
+int block_co_open_guessed(const char *what, struct options *opts, unsigned flags,
+                          struct block_node **ret_node, struct error *err)
+{
+    AUTO_OPTIONS struct options *top = opts;
+    AUTO_OPTIONS struct options *file_opts = NULL;
+    AUTO_FREE char *node_name = NULL;
+    int r = options_take_child(top, "file", &file_opts, &node_name, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (!file_opts) {
+        return error_set(err, EINVAL,
+                         "%s needs a 'driver', or a 'file' object to guess the format of", what);
+    }
+    return co_open_probed(what, TAKE_PTR(top), TAKE_PTR(file_opts), flags, ret_node, err);
+}
+
 static int co_open_json(const char *text, const char *format, struct options *extra /* consumed */,
                         unsigned flags, struct block_node **ret_node, struct error *err)
 {
     AUTO_OPTIONS struct options *generic = extra;
     AUTO_OPTIONS struct options *top = NULL;
-    AUTO_OPTIONS struct options *file_opts = NULL;
-    AUTO_FREE char *node_name = NULL;
     int r = options_parse(text, NULL, &top, err);
 
     if (r < 0) {
@@ -194,19 +210,9 @@ static int co_open_json(const char *text, const char *format, struct options *ex
     if (format && !options_has(top, "driver")) {
         options_set_str(top, "driver", format);
     }
-    if (options_has(top, "driver")) {
-        return block_co_open(TAKE_PTR(top), flags, ret_node, err);
-    }
-    r = options_take_child(top, "file", &file_opts, &node_name, err);
-    if (r < 0) {
-        return r;
-    }
-    if (!file_opts) {
-        return error_set(err, EINVAL,
-                         "json: needs a 'driver', or a 'file' object to guess the "
-                         "format of");
-    }
-    return co_open_probed("json:", TAKE_PTR(top), TAKE_PTR(file_opts), flags, ret_node, err);
+    return options_has(top, "driver")
+               ? block_co_open(TAKE_PTR(top), flags, ret_node, err)
+               : block_co_open_guessed("json:", TAKE_PTR(top), flags, ret_node, err);
 }
 
 static bool is_format(struct json_object *node)

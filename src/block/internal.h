@@ -150,6 +150,14 @@ bool block_node_has_size_of(const struct block_node *node, const struct block_ed
 /* A write that ends at `end` begins, and the node has a threshold. Does not yield. */
 void block_check_write_threshold(struct block_node *node, uint64_t end);
 
+/* --- filename.c --- */
+/*
+ * Open a node from options (consumed) that name no driver: the format of its `file` is guessed, as
+ * by block_co_open_filename(). `what` they are, for messages.
+ */
+int block_co_open_guessed(const char *what, struct options *opts, unsigned flags,
+                          struct block_node **ret_node, struct error *err);
+
 /* --- chain.c --- */
 #define BLOCK_OPEN_CHAIN_MASK (~0u << BLOCK_OPEN_CHAIN_SHIFT)
 /*

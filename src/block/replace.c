@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Replacing a node by another for all its users, putting overlays on nodes, backing nodes. */
 #include <errno.h>
+#include <string.h>
 #include <stdlib.h>
 
 #include "base/log.h"
@@ -179,5 +180,42 @@ int block_co_set_backing_node(struct block_node *node, struct block_node *backin
         r = block_co_attach_child(node, backing, "backing", BLOCK_ROLE_BACKING, NULL, err);
     }
     block_drain_end(node);
+    return r;
+}
+
+int block_co_add_child(struct block_node *parent, struct block_node *child, struct error *err)
+{
+    int r;
+
+    if (!parent->driver->co_add_child) {
+        return error_set(err, ENOTSUP, "The node %s does not support adding a child", parent->name);
+    }
+    if (!list_is_empty(&child->parents)) {
+        return error_set(err, EINVAL, "The node %s already has a parent", child->name);
+    }
+    block_co_drain_begin(parent);
+    r = parent->driver->co_add_child(parent, child, err);
+    block_drain_end(parent);
+    return r;
+}
+
+int block_co_del_child(struct block_node *parent, const char *name, struct error *err)
+{
+    struct block_edge *edge, *found = NULL;
+    int r;
+
+    LIST_FOREACH (edge, &parent->children, sibling) {
+        found = strcmp(edge->name, name) == 0 ? edge : found;
+    }
+    if (!found) {
+        return error_set(err, ENOENT, "Node '%s' does not have child '%s'", parent->name, name);
+    }
+    if (!parent->driver->co_del_child) {
+        return error_set(err, ENOTSUP, "The node %s does not support removing a child",
+                         parent->name);
+    }
+    block_co_drain_begin(parent);
+    r = parent->driver->co_del_child(parent, found, err);
+    block_drain_end(parent);
     return r;
 }

@@ -39,6 +39,7 @@ struct child {
 struct quorum {
     struct child children[CHILDREN_MAX];
     int count, threshold;
+    int next_index; /* in the name of the next child that is added */
     bool verify, rewrite;
     int pattern;              /* enum read_pattern */
     struct range_lock writes; /* shared: writes in flight; exclusive: a read that votes */
@@ -537,7 +538,63 @@ static int co_open_one(struct block_node *node, struct options *opts, struct jso
                                 &q->children[q->count].edge, err);
     }
     q->count += r >= 0;
+    q->next_index = q->count;
     return r;
+}
+
+/* --- children of a quorum in use -------------------------------------------------------------- */
+
+static int quorum_co_add_child(struct block_node *node, struct block_node *child, struct error *err)
+{
+    struct quorum *q = node->opaque;
+    char name[24];
+    int r;
+
+    if (q->verify) {
+        return error_set(err, EINVAL, "Cannot add a child to a quorum in blkverify mode");
+    }
+    if (q->count == CHILDREN_MAX) {
+        return error_set(err, EINVAL, "Too many children");
+    }
+    if (block_node_size(child) != block_node_size(node)) {
+        return error_set(err, EINVAL,
+                         "The children of a quorum have to be of one size: '%s' has %llu bytes, "
+                         "'%s' has %llu",
+                         node->name, (unsigned long long)block_node_size(node), child->name,
+                         (unsigned long long)block_node_size(child));
+    }
+    snprintf(name, sizeof(name), "children.%d", q->next_index);
+    q->children[q->count] = (struct child){0};
+    r = block_co_attach_child(node, child, name, BLOCK_ROLE_DATA, &q->children[q->count].edge, err);
+    if (r == 0) {
+        q->count++;
+        q->next_index++;
+    }
+    return r;
+}
+
+static int quorum_co_del_child(struct block_node *node, struct block_edge *edge, struct error *err)
+{
+    struct quorum *q = node->opaque;
+    char latest[24];
+    int i = 0;
+
+    if (q->count <= q->threshold) {
+        return error_set(err, EINVAL,
+                         "The number of children cannot be lower than the vote threshold %d",
+                         q->threshold);
+    }
+    while (q->children[i].edge != edge) {
+        i++;
+    }
+    snprintf(latest, sizeof(latest), "children.%d", q->next_index - 1);
+    q->next_index -= strcmp(edge->name, latest) == 0;
+    q->count--;
+    for (; i < q->count; i++) {
+        q->children[i] = q->children[i + 1];
+    }
+    block_co_detach_child(edge);
+    return 0;
 }
 
 static int check_quorum_sizes(const struct quorum *q, struct error *err)
@@ -627,6 +684,8 @@ const struct block_driver quorum_driver = {
     .co_open = quorum_co_open,
     .co_close = quorum_co_close,
     .child_perm = quorum_child_perm,
+    .co_add_child = quorum_co_add_child,
+    .co_del_child = quorum_co_del_child,
     .co_allocated_size = quorum_co_allocated_size,
     .co_preadv = quorum_co_preadv,
     .co_pwritev = quorum_co_pwritev,

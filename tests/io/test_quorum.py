@@ -105,6 +105,14 @@ class QuorumTest(tidemark.TestCase):
         self.assertIn("quorum: offset=4096 bytes=8192 contents mismatch at offset 8192", output)
         self.through(options, "write -P 3 8k 1k", "read -P 3 8k 1k")
 
+    def test_children_without_a_driver(self):
+        self.write_child(0, 5)
+        children = [{"file": {"driver": "file", "filename": self.child(0)["filename"]}}]
+        options = self.options(children, threshold=1)
+        name = "json:" + json.dumps(options)
+        tidemark.run(*tidemark.tool("io"), "-r", "-c", "read -P 5 0 64k", name)
+        self.assertIn("it is not guessed", self.failing(options, "write 0 512"))
+
     # Children that fail.
 
     def test_one_that_can_not_be_read_is_outvoted(self):

@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Children that join and leave a quorum in use. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "cbw_fixture.h"
+#include "co_test.h"
+
+#include "base/checked.h"
+#include "filter/filter.h"
+
+#define DISKS 4
+
+struct quorum_graph {
+    struct block_node *disks[DISKS], *quorum;
+    struct block_root *root;
+    struct block_edge *edge;
+};
+
+/* A quorum of the first two disks. */
+static void open_quorum(struct quorum_graph *g, const char *options)
+{
+    char json[256];
+
+    for (int i = 0; i < DISKS; i++) {
+        snprintf(json, sizeof(json),
+                 "{\"driver\":\"memory-disk\",\"node-name\":\"d%d\",\"size\":65536}", i);
+        g->disks[i] = fixture_open(json);
+    }
+    snprintf(json, sizeof(json),
+             "{\"driver\":\"quorum\",\"node-name\":\"q\",\"children\":[\"d0\",\"d1\"],%s}",
+             options);
+    g->quorum = fixture_open(json);
+    assert_int_equal(block_co_root_new(g->quorum, "user",
+                                       BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE,
+                                       BLOCK_PERM_ALL, &g->root, NULL),
+                     0);
+    g->edge = block_root_edge(g->root);
+}
+
+static void close_quorum(struct quorum_graph *g)
+{
+    block_co_root_release(g->root);
+    block_co_unref(g->quorum);
+    for (int i = 0; i < DISKS; i++) {
+        block_co_unref(g->disks[i]);
+    }
+}
+
+static void write_byte(struct quorum_graph *g, uint8_t byte)
+{
+    assert_int_equal(block_co_pwrite(g->edge, 0, &byte, 1, 0), 0);
+}
+
+static uint8_t byte_of(const struct quorum_graph *g, int disk)
+{
+    return memory_disk_of(g->disks[disk])->data[0];
+}
+
+static void assert_fails(int r, const struct error *err, const char *sentence)
+{
+    assert_true(r < 0);
+    if (!strstr(error_message(err), sentence)) {
+        fail_msg("%s", error_message(err));
+    }
+}
+
+static void add_fails(struct block_node *parent, struct block_node *child, const char *sentence)
+{
+    ERROR_AUTO(err);
+    int r = block_co_add_child(parent, child, &err);
+
+    assert_fails(r, &err, sentence);
+}
+
+static void del_fails(struct block_node *parent, const char *name, const char *sentence)
+{
+    ERROR_AUTO(err);
+    int r = block_co_del_child(parent, name, &err);
+
+    assert_fails(r, &err, sentence);
+}
+
+static void children_that_join_are_written(void *arg)
+{
+    struct quorum_graph g;
+
+    open_quorum(&g, "\"vote-threshold\":2");
+    write_byte(&g, 1);
+    assert_int_equal(block_co_add_child(g.quorum, g.disks[2], NULL), 0);
+    write_byte(&g, 2);
+    assert_int_equal(byte_of(&g, 0), 2);
+    assert_int_equal(byte_of(&g, 1), 2);
+    assert_int_equal(byte_of(&g, 2), 2);
+    assert_int_equal(byte_of(&g, 3), 0);
+    close_quorum(&g);
+}
+
+static void children_that_leave_are_not(void *arg)
+{
+    struct quorum_graph g;
+    uint8_t byte = 0;
+
+    open_quorum(&g, "\"vote-threshold\":2");
+    assert_int_equal(block_co_add_child(g.quorum, g.disks[2], NULL), 0);
+    assert_int_equal(block_co_del_child(g.quorum, "children.0", NULL), 0);
+    write_byte(&g, 3);
+    assert_int_equal(byte_of(&g, 0), 0);
+    assert_int_equal(byte_of(&g, 1), 3);
+    assert_int_equal(byte_of(&g, 2), 3);
+    assert_int_equal(block_co_pread(g.edge, 0, &byte, 1), 0);
+    assert_int_equal(byte, 3);
+    /* Nobody uses it any more, so it can come again. */
+    assert_int_equal(block_co_add_child(g.quorum, g.disks[0], NULL), 0);
+    close_quorum(&g);
+}
+
+/* As QEMU does: the index of the child that was added last is free again when that one leaves. */
+static void names_count_up(void *arg)
+{
+    struct quorum_graph g;
+
+    open_quorum(&g, "\"vote-threshold\":2");
+    assert_int_equal(block_co_add_child(g.quorum, g.disks[2], NULL), 0);
+    assert_int_equal(block_co_add_child(g.quorum, g.disks[3], NULL), 0);
+    assert_int_equal(block_co_del_child(g.quorum, "children.2", NULL), 0);
+    assert_int_equal(block_co_add_child(g.quorum, g.disks[2], NULL), 0);
+    assert_ptr_equal(block_node_child(g.quorum, "children.4"), g.disks[2]);
+    assert_int_equal(block_co_del_child(g.quorum, "children.4", NULL), 0);
+    assert_int_equal(block_co_add_child(g.quorum, g.disks[2], NULL), 0);
+    assert_ptr_equal(block_node_child(g.quorum, "children.4"), g.disks[2]);
+    close_quorum(&g);
+}
+
+static void what_can_not_be_is_refused(void *arg)
+{
+    struct quorum_graph g;
+    struct block_node *small =
+        fixture_open("{\"driver\":\"memory-disk\",\"node-name\":\"small\",\"size\":512}");
+
+    open_quorum(&g, "\"vote-threshold\":2");
+    add_fails(g.quorum, g.disks[1], "The node d1 already has a parent");
+    add_fails(g.quorum, small, "have to be of one size");
+    add_fails(g.disks[0], g.disks[2], "The node d0 does not support adding a child");
+    del_fails(g.quorum, "children.0", "cannot be lower than the vote threshold 2");
+    del_fails(g.quorum, "children.9", "Node 'q' does not have child 'children.9'");
+    close_quorum(&g);
+    open_quorum(&g, "\"vote-threshold\":2,\"blkverify\":true");
+    add_fails(g.quorum, g.disks[2], "Cannot add a child to a quorum in blkverify mode");
+    close_quorum(&g);
+    block_co_unref(small);
+}
+
+/* A child without a parent that a quorum of itself is below. */
+static void a_quorum_is_not_its_own_child(void *arg)
+{
+    struct quorum_graph g;
+
+    open_quorum(&g, "\"vote-threshold\":1");
+    block_co_root_release(g.root);
+    g.root = NULL;
+    add_fails(g.quorum, g.quorum, "would create a cycle");
+    close_quorum(&g);
+}
+
+static int setup(void **state)
+{
+    block_register_driver(&memory_disk_driver);
+    filter_register_drivers();
+    return co_test_setup();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        CO_TEST(children_that_join_are_written),
+        CO_TEST(children_that_leave_are_not),
+        CO_TEST(names_count_up),
+        CO_TEST(what_can_not_be_is_refused),
+        CO_TEST(a_quorum_is_not_its_own_child),
+    };
+
+    return cmocka_run_group_tests(tests, setup, co_test_teardown);
+}
