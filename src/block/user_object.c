@@ -11,7 +11,7 @@
 #include "base/list.h"
 #include "schema/define.h"
 
-#define TYPES_MAX 16
+#define TYPES_MAX 32
 
 struct user_object {
     struct list link;

@@ -40,6 +40,8 @@ const struct schema_type posix_file_options = {
                     "can"),
         OPT("aio", aio_type, .dflt = "threads",
             .help = "native needs cache.direct; I/O is made as it suits the kernel in any case"),
+        OPT("aio-max-batch", schema_int,
+            .help = "no effect: what a turn of the reactor has gathered is submitted together"),
         OPT("drop-cache", schema_bool, .dflt = "true",
             .help = "drop the pages of the host when the node becomes active"),
         OPT("x-check-cache-dropped", schema_bool, .dflt = "false", UNSTABLE, .help = "no effect")),
@@ -64,6 +66,7 @@ static int take_open_options(struct options *opts, struct open_options *ret_opti
     static const char *const locking_names[] = {"auto", "on", "off", NULL};
     static const char *const aio_names[] = {"threads", "native", "io_uring", NULL};
     bool ignored;
+    uint64_t batch;
     int aio, r;
 
     /* Accepted without effect: how I/O is done, and a check that QEMU makes of a drop. */
@@ -72,6 +75,7 @@ static int take_open_options(struct options *opts, struct open_options *ret_opti
                                err)) < 0 ||
         (r = options_take_enum(opts, "aio", aio_names, 0, &aio, err)) < 0 ||
         (r = options_take_bool(opts, "drop-cache", true, &ret_options->drop_cache, err)) < 0 ||
+        (r = options_take_uint(opts, "aio-max-batch", 0, INT64_MAX, &batch, err)) < 0 ||
         (r = options_take_bool(opts, "x-check-cache-dropped", false, &ignored, err)) < 0) {
         return r;
     }

@@ -23,6 +23,7 @@
 struct fault {
     struct block_edge *image;
     struct fault_rules rules;
+    unsigned take, unshare; /* enum block_perm, of the child */
 };
 
 /* --- breakpoints ------------------------------------------------------------------------------ */
@@ -157,6 +158,7 @@ static int take_rule_list(struct fault *s, struct options *opts, const char *gro
     return r;
 }
 
+ARRAY(permissions, block_permission_type);
 #define LIMIT(name, text) OPT(name, schema_int32, .unit = "bytes", .max = INT_MAX, .help = text)
 OBJECT(fault_options, "BlockdevOptionsBlkdebug", REQ("image", block_ref_type),
        OPT("config", schema_str, .help = "a file with rules"),
@@ -165,8 +167,10 @@ OBJECT(fault_options, "BlockdevOptionsBlkdebug", REQ("image", block_ref_type),
        LIMIT("max-transfer", "the longest request; a multiple of align, as those that follow"),
        LIMIT("opt-write-zero", "alignment of zeroes"),
        LIMIT("max-write-zero", "the longest zeroes"), LIMIT("opt-discard", "alignment of discards"),
-       LIMIT("max-discard", "the longest discard"), OPT("inject-error", fault_inject_type),
-       OPT("set-state", fault_set_state_type));
+       LIMIT("max-discard", "the longest discard"),
+       OPT("take-child-perms", permissions, .help = "used on the child, besides those needed"),
+       OPT("unshare-child-perms", permissions, .help = "that no other user of the child may have"),
+       OPT("inject-error", fault_inject_type), OPT("set-state", fault_set_state_type));
 
 static int take_limit(struct options *opts, const char *key, uint64_t align, uint64_t *ret_value,
                       struct error *err)
@@ -208,6 +212,45 @@ static int take_limits(struct block_limits *limits, struct options *opts, struct
     return r;
 }
 
+static int find_permission(const char *name, struct error *err)
+{
+    const char *const *names = block_permission_type.values;
+
+    for (int i = 0; name && names[i]; i++) {
+        if (strcmp(names[i], name) == 0) {
+            return i;
+        }
+    }
+    return error_set(err, EINVAL, "Invalid parameter '%s'", name ? name : "null");
+}
+
+static int take_permissions(struct options *opts, const char *key, unsigned *ret_perm,
+                            struct error *err)
+{
+    struct json_object *list = NULL;
+    int r = options_take_list(opts, key, &list, err);
+
+    for (size_t i = 0; list && i < json_object_array_length(list) && r >= 0; i++) {
+        r = find_permission(json_object_get_string(json_object_array_get_idx(list, i)), err);
+        if (r >= 0) {
+            *ret_perm |= 1u << r; /* in the order of enum block_perm */
+        }
+    }
+    json_object_put(list);
+    return MIN(r, 0);
+}
+
+static void fault_child_perm(struct block_node *node, struct block_edge *edge,
+                             unsigned parents_perm, unsigned parents_shared, unsigned *ret_perm,
+                             unsigned *ret_shared)
+{
+    const struct fault *s = node->opaque;
+
+    block_default_child_perm(node, edge, parents_perm, parents_shared, ret_perm, ret_shared);
+    *ret_perm |= s->take;
+    *ret_shared &= ~s->unshare;
+}
+
 static int open_fault_rules(struct fault *s, struct options *opts, const char *config,
                             struct error *err)
 {
@@ -232,9 +275,10 @@ static void set_filename(struct block_node *node, const char *config)
 
 static bool is_beyond_filename(const struct options *opts)
 {
-    static const char *const keys[] = {"inject-error", "set-state",      "align",
-                                       "max-transfer", "opt-write-zero", "max-write-zero",
-                                       "opt-discard",  "max-discard",    NULL};
+    static const char *const keys[] = {
+        "inject-error",     "set-state",           "align",       "max-transfer",
+        "opt-write-zero",   "max-write-zero",      "opt-discard", "max-discard",
+        "take-child-perms", "unshare-child-perms", NULL};
     const char *const *key = keys;
 
     while (*key && !options_has(opts, *key)) {
@@ -252,6 +296,8 @@ static int co_open_all(struct block_node *node, struct options *opts, struct err
 
     UNLESS_FAILED(r, open_fault_rules(s, opts, config, err));
     UNLESS_FAILED(r, take_limits(&node->limits, opts, err));
+    UNLESS_FAILED(r, take_permissions(opts, "take-child-perms", &s->take, err));
+    UNLESS_FAILED(r, take_permissions(opts, "unshare-child-perms", &s->unshare, err));
     UNLESS_FAILED(r, block_co_open_filtered(node, opts, "image", err));
     s->image = node->filtered;
     if (r == 0 && !more) {
@@ -385,6 +431,7 @@ const struct block_driver fault_driver = {
     .parse_filename = fault_parse_filename,
     .co_open = fault_co_open,
     .co_close = fault_co_close,
+    .child_perm = fault_child_perm,
     .co_preadv = fault_co_preadv,
     .co_pwritev = fault_co_pwritev,
     .co_write_zeroes = fault_co_write_zeroes,

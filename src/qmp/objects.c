@@ -18,8 +18,8 @@
 #define POOL_MAX_DEFAULT 64
 
 struct iothread {
-    struct list link; /* in `iothreads` */
-    struct reactor *reactor;
+    struct list link;        /* in `iothreads` */
+    struct reactor *reactor; /* NULL: the object main-loop, which is the main reactor's settings */
     /* Of the pool of threads that all have in common: loop_offload_set_threads(). */
     int64_t pool_min, pool_max;
 };
@@ -120,11 +120,15 @@ static void iothread_destroy(void *data)
 }
 
 #define NO_EFFECT .max = INT64_MAX, .help = "no effect: the thread decides by itself how to poll"
-OBJECT(iothread_properties, "IothreadProperties", OPT("aio-max-batch", schema_int, NO_EFFECT),
-       OPT("thread-pool-min", schema_int, .dflt = "0", .max = INT_MAX,
-           .help = "threads for what would block, at least; those of all iothreads are one pool"),
-       OPT("thread-pool-max", schema_int, .dflt = "as many as processors, at least 4", .min = 1,
-           .max = INT_MAX, .help = "likewise, at most; some more if system calls hang"),
+#define POOL_PROPERTIES                                                                            \
+    OPT("aio-max-batch", schema_int, NO_EFFECT),                                                   \
+        OPT("thread-pool-min", schema_int, .dflt = "0", .max = INT_MAX,                            \
+            .help =                                                                                \
+                "threads for what would block, at least; those of all iothreads are one pool"),    \
+        OPT("thread-pool-max", schema_int, .dflt = "as many as processors, at least 4", .min = 1,  \
+            .max = INT_MAX, .help = "likewise, at most; some more if system calls hang")
+OBJECT(main_loop_properties, "MainLoopProperties", POOL_PROPERTIES);
+OBJECT(iothread_properties, "IothreadProperties", POOL_PROPERTIES,
        OPT("poll-max-ns", schema_int, NO_EFFECT), OPT("poll-grow", schema_int, NO_EFFECT),
        OPT("poll-shrink", schema_int, NO_EFFECT));
 
@@ -160,9 +164,45 @@ static const struct user_object_type iothread_type = {
     .help = "a thread that serves exports",
 };
 
+static int main_loop_create(const char *id, struct options *opts, void **ret_data,
+                            struct error *err)
+{
+    struct iothread *t = calloc(1, sizeof(*t));
+    int r = t ? take_iothread_options(t, opts, err) : error_out_of_memory(err);
+
+    if (r < 0) {
+        free(t);
+        return r;
+    }
+    list_append(&iothreads, &t->link);
+    set_pool_threads();
+    *ret_data = t;
+    return 0;
+}
+
+static void main_loop_destroy(void *data)
+{
+    struct iothread *t = data;
+
+    list_remove(&t->link);
+    set_pool_threads();
+    free(t);
+}
+
+static const struct user_object_type main_loop_type = {
+    .name = "main-loop",
+    .create = main_loop_create,
+    .destroy = main_loop_destroy,
+    .parent = "event-loop-base",
+    .properties = &main_loop_properties,
+    .set = iothread_set,
+    .help = "settings of the thread that all begins with",
+};
+
 void qmp_register_objects(void)
 {
     user_object_register_type(&iothread_type);
+    user_object_register_type(&main_loop_type);
 }
 
 struct reactor *qmp_find_iothread(const char *id, struct user_object **ret_object)

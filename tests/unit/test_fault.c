@@ -254,6 +254,42 @@ static void breakpoint_can_be_removed(void *arg)
     close_graph(&g);
 }
 
+/* Why another user of the disk is refused; "": it is not. */
+static const char *second_user(struct fault_graph *g, unsigned perm, unsigned shared)
+{
+    static char message[256];
+    struct block_root *root;
+    ERROR_AUTO(err);
+    int r = block_co_root_new(g->disk_node, "second", perm, shared, &root, &err);
+
+    snprintf(message, sizeof(message), "%s", r < 0 ? error_message(&err) : "");
+    if (r == 0) {
+        block_co_root_release(root);
+    }
+    return message;
+}
+
+static void permissions_of_the_child_can_be_taken_and_kept(void *arg)
+{
+    struct fault_graph g;
+
+    open_graph(&g, "\"inject-error\":[]");
+    assert_string_equal(second_user(&g, BLOCK_PERM_RESIZE, BLOCK_PERM_ALL), "");
+    assert_string_equal(second_user(&g, 0, BLOCK_PERM_ALL & ~BLOCK_PERM_RESIZE), "");
+    close_graph(&g);
+    open_graph(&g, "\"take-child-perms\":[\"resize\"],\"unshare-child-perms\":[\"write\"]");
+    assert_non_null(
+        strstr(second_user(&g, 0, BLOCK_PERM_ALL & ~BLOCK_PERM_RESIZE), "Permission conflict"));
+    assert_non_null(strstr(second_user(&g, BLOCK_PERM_WRITE, BLOCK_PERM_ALL),
+                           "permissions 'write' are both required by second and unshared"));
+    assert_string_equal(second_user(&g, BLOCK_PERM_RESIZE, BLOCK_PERM_ALL), "");
+    close_graph(&g);
+    assert_non_null(strstr(fixture_open_fails("{\"driver\":\"blkdebug\",\"image\":{\"driver\":"
+                                              "\"memory-disk\",\"size\":512},"
+                                              "\"take-child-perms\":[\"all\"]}"),
+                           "'all'"));
+}
+
 static int setup(void **state)
 {
     block_register_driver(&memory_disk_driver);
@@ -265,11 +301,17 @@ static int setup(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        CO_TEST(rule_applies_to_its_iotype),    CO_TEST(rule_applies_to_its_sector),
-        CO_TEST(rule_with_once_applies_once),   CO_TEST(rules_follow_the_state),
-        CO_TEST(rules_come_from_a_file),        CO_TEST(bad_files_are_refused_with_their_line),
-        CO_TEST(limits_split_and_align),        CO_TEST(formats_can_announce_events),
-        CO_TEST(breakpoint_holds_a_request_up), CO_TEST(breakpoint_can_be_removed),
+        CO_TEST(rule_applies_to_its_iotype),
+        CO_TEST(rule_applies_to_its_sector),
+        CO_TEST(rule_with_once_applies_once),
+        CO_TEST(rules_follow_the_state),
+        CO_TEST(rules_come_from_a_file),
+        CO_TEST(bad_files_are_refused_with_their_line),
+        CO_TEST(limits_split_and_align),
+        CO_TEST(formats_can_announce_events),
+        CO_TEST(breakpoint_holds_a_request_up),
+        CO_TEST(breakpoint_can_be_removed),
+        CO_TEST(permissions_of_the_child_can_be_taken_and_kept),
     };
 
     return cmocka_run_group_tests(tests, setup, co_test_teardown);

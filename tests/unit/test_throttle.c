@@ -3,6 +3,7 @@
  * Throttle groups under a clock that the test moves: rates, bursts, fairness, limits that change,
  * and who does not wait.
  */
+#include <errno.h>
 #include <json-c/json.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -354,6 +355,27 @@ static void a_change_that_is_refused_changes_nothing(void *arg)
     close_throttled(&t);
 }
 
+static void properties_are_read_and_set(void *arg)
+{
+    struct throttled t;
+    struct json_object *value = NULL, *limits = json_tokener_parse("{\"iops-total\":9}");
+
+    open_throttled(&t, "\"iops-total\":100");
+    assert_int_equal(user_object_get(t.object, "x-iops-total", &value, NULL), 0);
+    assert_int_equal(json_object_get_int64(value), 100);
+    assert_int_equal(user_object_set(t.object, "x-iops-total", value, NULL), -EINVAL);
+    json_object_put(value);
+    assert_int_equal(user_object_set(t.object, "limits", limits, NULL), 0);
+    json_object_put(limits);
+    assert_int_equal(user_object_get(t.object, "limits", &value, NULL), 0);
+    assert_true(json_object_object_get_ex(value, "iops-total", &limits));
+    assert_int_equal(json_object_get_int64(limits), 9);
+    assert_int_equal(user_object_set(t.object, "x-iops", value, NULL), -ENOENT);
+    assert_int_equal(user_object_get(t.object, "x-iops", &limits, NULL), -ENOENT);
+    json_object_put(value);
+    close_throttled(&t);
+}
+
 /* --- who does not wait ------------------------------------------------------------------------ */
 
 static void a_drain_lets_all_pass_and_they_are_paid_for(void *arg)
@@ -499,6 +521,7 @@ int main(void)
         CO_TEST(a_member_alone_has_everything),
         CO_TEST(limits_change_while_requests_wait),
         CO_TEST(a_change_that_is_refused_changes_nothing),
+        CO_TEST(properties_are_read_and_set),
         CO_TEST(a_drain_lets_all_pass_and_they_are_paid_for),
         CO_TEST(what_passes_early_makes_no_debt_for_ever),
         CO_TEST(the_end_of_a_user_waits_for_no_limit),
