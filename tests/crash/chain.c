@@ -19,7 +19,8 @@
 #define CANCEL_SHARE 5u /* one of this number of jobs is cancelled */
 #define CANCEL_TURNS 400u
 #define WAIT_TURNS 4096u
-#define BATCH 8u /* requests after which the guest looks whether it is to stop */
+#define BACKGROUND_MOST 4u /* times the requests of a session, while a job runs */
+#define BATCH 8u           /* requests after which the guest looks whether it is to stop */
 #define LIVE_CHANGES 6u
 
 /* --- nodes ------------------------------------------------------------------------------------ */
@@ -277,6 +278,14 @@ static int co_stream(struct chain *c, const struct links *links)
     return r < 0 ? r : co_await_job(c, false);
 }
 
+/* Of the images of links `top` to `base`, those between. */
+static void spoil(struct chain *c, const struct links *links, unsigned top, unsigned base)
+{
+    for (unsigned i = top + 1; i < base; i++) {
+        model_spoil(&c->w->model, links->disks[i], record_tick(&c->w->log));
+    }
+}
+
 static int co_commit_middle(struct chain *c, const struct links *links)
 {
     unsigned top, base;
@@ -287,6 +296,7 @@ static int co_commit_middle(struct chain *c, const struct links *links)
     }
     top = 1 + (unsigned)random_below(&c->random, links->count - 2);
     base = top + 1 + (unsigned)random_below(&c->random, links->count - top - 1);
+    spoil(c, links, top, base);
     r = monitor_co_run(c->err, "block-commit",
                        "\"job-id\":\"" MONITOR_JOB "\",\"device\":\"%s\",\"top-node\":\"%s\","
                        "\"base-node\":\"%s\",\"backing-file\":\"%s\"",
@@ -304,6 +314,7 @@ static int co_commit_active(struct chain *c, const struct links *links)
         return co_snapshot(c);
     }
     base = 1 + (unsigned)random_below(&c->random, links->count - 1);
+    spoil(c, links, 0, base);
     r = monitor_co_run(c->err, "block-commit",
                        "\"job-id\":\"" MONITOR_JOB "\",\"device\":\"%s\",\"base-node\":\"%s\"",
                        node_name(c->top).text, node_name(links->disks[base]).text);
@@ -424,12 +435,24 @@ static int co_change(struct chain *c, struct guest *g, const struct links *links
 
 /* --- a session -------------------------------------------------------------------------------- */
 
+/* Jobs that have more to do when the chain is longer. */
+static bool is_about_chains(const struct chain *c)
+{
+    const enum crash_job job = c->w->config.job;
+
+    return job == CRASH_STREAM || job == CRASH_COMMIT || job == CRASH_COMMIT_ACTIVE;
+}
+
 static int co_run_job(struct chain *c, struct guest *g)
 {
     struct model *m = &c->w->model;
-    struct links links;
-    int r = find_links(c, &links);
+    struct links links = {.count = 0};
+    int r = is_about_chains(c) && random_below(&c->random, 2) ? co_snapshot(c) : 0;
 
+    if (r == 0) {
+        c->top = model_top_at(m, c->w->log.clock);
+        r = find_links(c, &links);
+    }
     if (r < 0) {
         return r;
     }
@@ -485,9 +508,9 @@ int chain_co_work(struct chain *c, struct guest *g, unsigned requests)
     log->on_tick = note_top;
     r = co_batch(c, g, requests / 4);
     if (r == 0) {
-        begin_background(&background, g, requests);
+        begin_background(&background, g, BACKGROUND_MOST * requests);
         r = co_run_job(c, g);
-        background.stop = r < 0;
+        background.stop = true;
         r2 = co_end_background(&background);
         r = r < 0 ? r : r2;
     }

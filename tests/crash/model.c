@@ -156,6 +156,18 @@ unsigned model_top_at(const struct model *m, uint64_t when)
     return disk;
 }
 
+void model_spoil(struct model *m, unsigned disk, uint64_t now)
+{
+    if (m->spoiled[disk] == 0) {
+        m->spoiled[disk] = now;
+    }
+}
+
+bool model_is_spoiled(const struct model *m, unsigned disk, uint64_t when)
+{
+    return m->spoiled[disk] > 0 && m->spoiled[disk] <= when;
+}
+
 void model_note_moment(struct model *m, uint64_t now)
 {
     if (m->moment_count < MODEL_MAX_MOMENTS) {

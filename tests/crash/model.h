@@ -87,6 +87,7 @@ struct model_top {
     unsigned disk;
 };
 
+#define MODEL_MAX_DISKS 8
 #define MODEL_MAX_TOPS 16
 #define MODEL_MAX_MOMENTS 64
 #define MODEL_MAX_BITMAPS 32
@@ -113,6 +114,7 @@ struct model {
     unsigned snapshot_count;
     struct model_top tops[MODEL_MAX_TOPS];
     unsigned top_count;
+    uint64_t spoiled[MODEL_MAX_DISKS];   /* by disk; see model_spoil() */
     uint64_t moments[MODEL_MAX_MOMENTS]; /* around which crashes are worth looking at */
     unsigned moment_count;
 };
@@ -131,6 +133,12 @@ bool model_allows_size(const struct model *m, uint64_t sectors, uint64_t crash);
 void model_set_top(struct model *m, unsigned disk, uint64_t now);
 /* The disk that they had at a time. */
 unsigned model_top_at(const struct model *m, uint64_t when);
+/*
+ * What lies below the image of that disk changes from now on, so that what it shows is of no use:
+ * images above are committed through it into one below.
+ */
+void model_spoil(struct model *m, unsigned disk, uint64_t now);
+bool model_is_spoiled(const struct model *m, unsigned disk, uint64_t when);
 void model_note_moment(struct model *m, uint64_t now);
 
 /* A request is sent; its number. */

@@ -34,7 +34,8 @@ struct verifier {
     uint64_t sectors;                      /* that the disk has */
     const struct model_snapshot *snapshot; /* that the node shows; NULL: the disk itself */
     bool has_bitmap[MODEL_MAX_BITMAPS], has_consistent[MODEL_MAX_BITMAPS]; /* found so far */
-    bool below; /* the node is an image below that of the guest: what it holds is no matter */
+    bool below;   /* the node is an image below that of the guest: what it holds is no matter */
+    bool spoiled; /* and not even its bitmaps say anything: model_is_spoiled() */
 };
 
 /* verify_data.c: read all of the edge's node and compare; sets values. */

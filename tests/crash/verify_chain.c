@@ -53,8 +53,10 @@ static int co_open_below(struct verifier *v, unsigned disk, unsigned how, struct
     how |= image_is_marked_dirty(&disks, disk) ? IMAGE_WRITABLE : 0;
     r = image_co_open(&disks, &v->w->config, how, &v->node, err);
     if (r == 0) {
+        v->spoiled = model_is_spoiled(&v->w->model, disk, v->state->time);
         r = co_check_leaks_at_most(v->node, err);
         r = r < 0 || (how & IMAGE_NO_BASE) ? r : co_look_below(v, err);
+        v->spoiled = false;
         block_co_unref(v->node);
     }
     if (r < 0) {

@@ -7,6 +7,7 @@ import signal
 import time
 
 import tidemark
+from chain_case import Guest
 from nbd_server import NbdServer
 from test_qmp_jobs import JobCase
 
@@ -158,6 +159,75 @@ class Hanging(EndCase):
         self.assert_ended_in_time(1, began)
         self.assertIn("hangs", self.server.log())
         self.assert_complete(self.healthy)
+
+    def end_by_one_signal(self):
+        """The job is abandoned; what it only reads is completed like all others."""
+        began = time.monotonic()
+        os.kill(self.server.process.pid, signal.SIGTERM)
+        self.assert_ended_in_time(1, began)
+        self.assertIn("job 'sick' is abandoned", self.server.log())
+        self.assertIn("node 'sick' is left incomplete", self.server.log())
+        self.assertNotIn("'running' is left", self.server.log())
+        self.assert_complete(self.images)
+
+    def test_one_signal_with_a_backup(self):
+        self.let_hang()
+        self.start()
+        time.sleep(0.2)
+        self.end_by_one_signal()
+
+    def test_one_signal_with_a_mirror(self):
+        self.qmp.command(
+            "blockdev-mirror", job_id="sick", device="running", target="sick", sync="full"
+        )
+        self.wait("ready", "sick")
+        self.let_hang()
+        self.qmp.command("job-complete", id="sick")
+        time.sleep(0.2)
+        began = time.monotonic()
+        os.kill(self.server.process.pid, signal.SIGTERM)
+        self.server.wait(2 * SECONDS)
+        self.assertLess(time.monotonic() - began, SECONDS)
+        self.assert_complete(self.images)
+
+    def test_one_signal_after_a_cancel(self):
+        self.let_hang()
+        self.start()
+        time.sleep(0.2)
+        self.qmp.command("job-cancel", id="sick")
+        self.end_by_one_signal()
+
+    def test_quit(self):
+        self.let_hang()
+        self.start()
+        time.sleep(0.2)
+        began = time.monotonic()
+        self.assertEqual(self.qmp.command("quit"), {})
+        self.assert_ended_in_time(1, began)
+        self.assert_complete(self.images)
+
+    def test_guests_of_healthy_disks(self):
+        """They write to the last, and bitmaps are stored all the same, with what they wrote."""
+        socket = self.path("nbd")
+        self.qmp.command("nbd-server-start", addr={"type": "unix", "data": {"path": socket}})
+        self.qmp.command(
+            "block-export-add", type="nbd", id="e", node_name="ready", name="e", writable=True
+        )
+        guest = Guest(tidemark.nbd_uri(socket, "e"), bytearray(b"\7" * SIZE), pause=0)
+        tidemark.wait_until(lambda: guest.writes > 10 or guest.error, "a guest's writes")
+        self.let_hang()
+        self.start()
+        time.sleep(0.2)
+        self.healthy = [name for name in self.images if name != "ready"]
+        began = time.monotonic()
+        os.kill(self.server.process.pid, signal.SIGTERM)
+        self.assert_ended_in_time(1, began)
+        self.assertGreater(guest.writes, 10)
+        self.assert_complete(self.healthy)
+        out = tidemark.img("info", "-f", "qcow2", "--output=json", self.images["ready"]).stdout
+        (bitmap,) = json.loads(out)["format-specific"]["data"]["bitmaps"]
+        self.assertEqual(bitmap["flags"], ["auto"])
+        tidemark.qemu_img("check", "-q", "-f", "qcow2", self.images["ready"])
 
     def test_a_running_job(self):
         self.let_hang()
