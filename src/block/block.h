@@ -156,6 +156,12 @@ int block_co_close(struct block_node *node, struct error *err);
  * node is closed. Filters have nothing to complete.
  */
 int block_co_inactivate(struct block_node *node, struct error *err);
+/*
+ * The same, but one user is neither stopped nor waited for: `reader` changes nothing in the node.
+ * Requests of his that hang elsewhere do not keep the node from being completed.
+ */
+int block_co_inactivate_but(struct block_node *node, const struct block_root *reader,
+                            struct error *err);
 
 /* --- roots ------------------------------------------------------------------------------------ */
 

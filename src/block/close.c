@@ -46,6 +46,18 @@ int block_co_complete(struct block_node *node, struct error *err)
     return r;
 }
 
+int block_co_inactivate_but(struct block_node *node, const struct block_root *reader,
+                            struct error *err)
+{
+    struct block_drain drain = {0};
+    int r;
+
+    block_co_drain_begin_but(&drain, node, reader);
+    r = block_co_complete(node, err);
+    block_drain_end_but(&drain);
+    return r;
+}
+
 int block_co_inactivate(struct block_node *node, struct error *err)
 {
     int r;

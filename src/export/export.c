@@ -457,21 +457,25 @@ static void co_wait_gone(struct export *e)
     block_co_control_resume(held);
 }
 
-/* Begin to shut down. `e` may be gone when this returns, and is if `wait`. */
-static int co_shut_down(struct export *e, bool wait, struct error *err)
+static int begin_shut_down(struct export *e, struct error *err)
 {
     int r;
 
     e->shutting_down = true;
     e->type->stop_accepting(e->state);
     r = reactor_spawn(reactor_main(), co_tear_down, e);
-    if (r < 0) {
-        return error_set_errno(err, -r, "Could not shut down the export '%s'", e->id);
-    }
-    if (wait) {
+    return r < 0 ? error_set_errno(err, -r, "Could not shut down the export '%s'", e->id) : 0;
+}
+
+/* Begin to shut down. `e` may be gone when this returns, and is if `wait`. */
+static int co_shut_down(struct export *e, bool wait, struct error *err)
+{
+    int r = begin_shut_down(e, err);
+
+    if (r == 0 && wait) {
         co_wait_gone(e);
     }
-    return 0;
+    return r;
 }
 
 /* An export that is not shutting down; NULL with `err` set. */
@@ -517,6 +521,17 @@ static struct export *oldest_export(const char *type)
         }
     }
     return NULL;
+}
+
+void export_begin_del_all(void)
+{
+    struct export *e;
+
+    LIST_FOREACH (e, &exports, link) {
+        if (!e->shutting_down) {
+            (void)begin_shut_down(e, NULL);
+        }
+    }
 }
 
 void export_co_del_all(const char *type)

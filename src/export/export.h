@@ -91,6 +91,9 @@ enum export_del_mode {
  */
 int export_co_del(const char *id, enum export_del_mode mode, bool wait, struct error *err);
 
+/* Begin to delete all exports, hard. Clients are being disconnected. Does not yield. */
+void export_begin_del_all(void);
+
 /* Delete all exports of a type (NULL: of every type), hard, and wait until they are gone. */
 void export_co_del_all(const char *type);
 

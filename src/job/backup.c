@@ -147,6 +147,13 @@ static void backup_cancelled(struct job *job, void *state)
     cbw_stop(b->cbw);
 }
 
+static const struct block_root *backup_reader(const void *state, const struct block_node *node)
+{
+    const struct backup *b = state;
+
+    return node == b->source || node == b->filter ? b->root : NULL;
+}
+
 static const struct job_driver backup_driver = {
     .type = "backup",
     .state_size = sizeof(struct backup),
@@ -157,6 +164,7 @@ static const struct job_driver backup_driver = {
     .co_abort = backup_co_abort,
     .co_clean = backup_co_clean,
     .cancelled = backup_cancelled,
+    .reader = backup_reader,
 };
 
 /* --- the start -------------------------------------------------------------------------------- */

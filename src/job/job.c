@@ -201,12 +201,23 @@ const char *job_id(const struct job *job)
     return job->id;
 }
 
-void job_co_cancel_all(void)
+size_t job_count_unfinished(void)
 {
-    struct job *job = job_next(NULL);
+    size_t count = 0;
 
-    no_new_jobs = true;
+    for (struct job *job = job_next(NULL); job; job = job_next(job)) {
+        count += job->status < JOB_CONCLUDED;
+    }
+    return count;
+}
+
+/* The control lock may be held by something that hangs, and so may what a cancel does. */
+static void co_cancel_each(void *arg)
+{
+    struct job *job;
+
     block_co_control_lock();
+    job = job_next(NULL);
     while (job) {
         struct job *next = job_next(job);
 
@@ -218,12 +229,26 @@ void job_co_cancel_all(void)
         job = next;
     }
     block_control_unlock();
-    for (job = job_next(NULL); job;) {
-        if (job->status < JOB_CONCLUDED) {
-            loop_co_sleep(NS_PER_MS);
-            job = job_next(NULL);
-        } else {
-            job = job_next(job);
+}
+
+bool job_co_cancel_all(void)
+{
+    static int64_t give_up_ns;
+    size_t left = job_count_unfinished(), now;
+
+    if (!no_new_jobs) {
+        no_new_jobs = true;
+        give_up_ns = loop_now_ns() + JOB_PATIENCE_MS * NS_PER_MS;
+        if (reactor_spawn(reactor_main(), co_cancel_each, NULL) < 0) {
+            co_cancel_each(NULL);
         }
     }
+    while ((now = job_count_unfinished()) > 0 && loop_now_ns() < give_up_ns) {
+        if (now < left) {
+            left = now;
+            give_up_ns = loop_now_ns() + JOB_PATIENCE_MS * NS_PER_MS;
+        }
+        loop_co_sleep(NS_PER_MS);
+    }
+    return now == 0;
 }

@@ -59,6 +59,7 @@
 #include "base/error.h"
 
 struct block_node;
+struct block_root;
 struct job;
 struct job_txn;
 
@@ -128,6 +129,11 @@ struct job_driver {
     int (*change)(struct job *job, void *state, const void *args, struct error *err);
     /* The limit has changed: job_speed(). For drivers that do not use job_co_pace(). */
     void (*speed_changed)(struct job *job, void *state);
+    /*
+     * The root through which the job reads `node`, one of its nodes, which it never writes; NULL:
+     * it may write it.
+     */
+    const struct block_root *(*reader)(const void *state, const struct block_node *node);
     /* For query-block-jobs of a mirror: whether source and target agree, and stay so. */
     bool (*is_synced)(const struct job *job, const void *state);
 };
@@ -275,9 +281,17 @@ int job_co_cancel(struct job *job, bool force, struct error *err);
 bool job_is_user_paused(const struct job *job);
 /*
  * Cancel all by force, and wait until none has work to do. The control lock is not held. No new
- * ones may be made from now on.
+ * ones may be made from now on. False: some hang; none has ended for JOB_PATIENCE_MS.
  */
-void job_co_cancel_all(void);
+#define JOB_PATIENCE_MS 2000
+bool job_co_cancel_all(void);
+/* The number of jobs that have not ended. */
+size_t job_count_unfinished(void);
+/*
+ * Whether one of them uses `node`, or a node above it. *ret_reader: the root by which it only reads
+ * it; NULL: it may write it, or several jobs use it.
+ */
+bool job_is_using(struct block_node *node, const struct block_root **ret_reader);
 
 /* --- watching --------------------------------------------------------------------------------- */
 

@@ -34,6 +34,41 @@ static const struct job *find_user(const struct block_node *node, enum job_node_
     return NULL;
 }
 
+/* Whether the node is one of the job's, or below one. *ret_reader: as of job_is_using(). */
+static bool uses(const struct job *job, struct block_node *node,
+                 const struct block_root **ret_reader)
+{
+    bool found = false, writes = false;
+    struct job_node *n;
+
+    LIST_FOREACH (n, &job->nodes, link) {
+        if (n->node == node || block_node_reaches(n->node, node)) {
+            const struct block_root *reader =
+                job->driver->reader ? job->driver->reader(job->state, n->node) : NULL;
+
+            found = true;
+            writes |= !reader;
+            *ret_reader = reader;
+        }
+    }
+    if (writes) {
+        *ret_reader = NULL;
+    }
+    return found;
+}
+
+bool job_is_using(struct block_node *node, const struct block_root **ret_reader)
+{
+    const struct block_root *reader = NULL;
+    unsigned jobs = 0;
+
+    for (struct job *job = job_next(NULL); job; job = job_next(job)) {
+        jobs += uses(job, node, &reader);
+    }
+    *ret_reader = jobs == 1 ? reader : NULL;
+    return jobs > 0;
+}
+
 int job_add_node(struct job *job, struct block_node *node, struct error *err)
 {
     return note_node(job, node, JOB_NODE_USED, err);

@@ -219,6 +219,13 @@ static int mirror_change_mode(struct job *job, void *state, const void *args, st
     return 0;
 }
 
+static const struct block_root *mirror_reader(const void *state, const struct block_node *node)
+{
+    const struct mirror *s = state;
+
+    return node == s->params.source ? s->root : NULL;
+}
+
 static bool mirror_is_synced(const struct job *job, const void *state)
 {
     const struct mirror *s = state;
@@ -239,6 +246,7 @@ static const struct job_driver mirror_driver = {
     .cancel_softly = mirror_cancel_softly,
     .cancelled = mirror_cancelled,
     .change = mirror_change_mode,
+    .reader = mirror_reader,
     .is_synced = mirror_is_synced,
 };
 

@@ -590,7 +590,8 @@ class Model:
         names = [node for node, _ in disk.chain]
         what = self.random.choice(("commit_active", "commit_middle", "stream", "mirror"))
         if what == "commit_active" and len(names) > 1 and not disk.plural:
-            self.start_job("block-commit", device=disk.device, base_node=self.random.choice(names[:-1]))
+            base = self.random.choice(names[:-1])
+            self.start_job("block-commit", device=disk.device, base_node=base)
         elif what == "commit_middle" and len(names) > 2 and not disk.plural:
             top = self.random.randrange(1, len(names) - 1)
             self.start_job("block-commit", device=disk.device, top_node=names[top],

@@ -29,6 +29,8 @@
 
 /* How long the start may take to notice that it has to end. */
 #define START_WAIT_MS 1000
+/* How often it looks whether something hangs. */
+#define LOOK_NS (50 * NS_PER_MS)
 
 /* --- waiting ---------------------------------------------------------------------------------- */
 
@@ -107,7 +109,7 @@ void daemon_note(struct daemon_signals *s)
     }
 }
 
-/* --- in order --------------------------------------------------------------------------------- */
+/* --- what is known ---------------------------------------------------------------------------- */
 
 static struct end {
     struct daemon_signals *signals;
@@ -119,7 +121,11 @@ static struct end {
     bool done;                  /* the orderly end is complete, or has stopped */
     bool clean;                 /* nothing is left that could hang */
     int status;
-    size_t incomplete; /* nodes for which the hasty end still waits */
+    size_t incomplete; /* nodes that are being completed */
+    size_t suspects;   /* of these, that something which hangs may write to */
+    bool stuck;        /* jobs hang */
+    size_t exports;    /* that were left when there was news of exports */
+    long long exports_ns;
 } end;
 
 /* QEMU's programs leave out which node it is. */
@@ -132,13 +138,111 @@ static void report_unclosed(const char *name, const struct error *err)
     }
 }
 
-static void co_complete_node(struct block_node *node)
+/* --- completing nodes ------------------------------------------------------------------------- */
+
+/* `reader`: one who only reads the node and is not waited for; NULL: none. */
+static void co_complete_node(struct block_node *node, const struct block_root *reader)
 {
     ERROR_AUTO(err);
+    int r = reader ? block_co_inactivate_but(node, reader, &err) : block_co_inactivate(node, &err);
 
-    if (block_co_inactivate(node, &err) < 0) {
+    if (r < 0) {
         report_unclosed(block_node_name(node), &err);
     }
+}
+
+struct completion {
+    struct block_node *node; /* referenced */
+    bool suspect;
+    bool done;
+};
+
+/* A job that hangs may read the node: that is no reason to wait. */
+static void co_complete_one(void *arg)
+{
+    struct completion *c = arg;
+    const struct block_root *reader = NULL;
+
+    (void)job_is_using(c->node, &reader);
+    co_complete_node(c->node, reader);
+    c->done = true;
+    end.incomplete--;
+    end.suspects -= c->suspect;
+    daemon_note(end.signals);
+}
+
+static bool is_below_export(const struct export_info *info, void *arg)
+{
+    struct block_node **node = arg;
+
+    if (block_node_reaches(info->node, *node)) {
+        *node = NULL;
+    }
+    return *node != NULL;
+}
+
+/* Whether a job or an export that has not ended may write to the node. */
+static bool is_suspect(struct block_node *node)
+{
+    const struct block_root *reader;
+
+    if (job_is_using(node, &reader) && !reader) {
+        return true;
+    }
+    export_foreach(is_below_export, &node);
+    return !node;
+}
+
+/*
+ * Complete all nodes but the one that the orderly end is closing: formats have bitmaps to store,
+ * files have to be flushed. Returns the number of entries in *ret_list.
+ */
+static size_t start_completions(struct completion **ret_list)
+{
+    struct block_node *node = NULL;
+    size_t count = 0;
+
+    while ((node = block_node_next(node))) {
+        count++;
+    }
+    *ret_list = calloc(count ? count : 1, sizeof(**ret_list));
+    count = 0;
+    while (*ret_list && (node = block_node_next(node))) {
+        struct completion *c = &(*ret_list)[count];
+
+        if (node == end.node || block_node_is_read_only(node) || block_node_is_filter(node)) {
+            continue;
+        }
+        *c = (struct completion){.node = block_node_ref(node), .suspect = is_suspect(node)};
+        end.incomplete++;
+        end.suspects += c->suspect;
+        count++;
+        if (reactor_spawn(reactor_main(), co_complete_one, c) < 0) {
+            end.incomplete--;
+            end.suspects -= c->suspect;
+        }
+    }
+    return count;
+}
+
+/* --- in order --------------------------------------------------------------------------------- */
+
+/* All at the same time: one that hangs keeps no other from being stored. */
+static void co_complete_all(void)
+{
+    struct completion *list;
+    size_t count = start_completions(&list);
+
+    while (end.incomplete > 0 && !end.hasty) {
+        loop_co_sleep(NS_PER_MS);
+    }
+    if (end.incomplete > 0) {
+        return; /* those that hang use the list */
+    }
+    for (size_t i = 0; i < count; i++) {
+        block_co_unref(list[i].node);
+    }
+    free(list);
 }
 
 /* Close a node by giving back the monitor's reference. */
@@ -187,7 +291,7 @@ static void co_complete_kept(void)
     while (node) {
         if (!end.hasty && !block_node_is_read_only(node)) {
             end.node = node;
-            co_complete_node(node);
+            co_complete_node(node, NULL);
             end.node = NULL;
         }
         next = block_node_next(node);
@@ -212,7 +316,11 @@ static void co_end_in_order(void *arg)
     end.step = "monitors";
     chardev_close_all();
     end.step = "jobs";
-    job_co_cancel_all();
+    if (!job_co_cancel_all()) {
+        end.stuck = true;
+        daemon_note(end.signals);
+        return;
+    }
     end.step = "users of nodes";
     if (!end.hasty && end.co_end_users) {
         end.co_end_users();
@@ -225,6 +333,9 @@ static void co_end_in_order(void *arg)
         export_co_del_all(NULL);
     }
     end.step = "nodes";
+    if (!end.hasty) {
+        co_complete_all();
+    }
     co_close_nodes();
     co_complete_kept();
     if (!end.hasty) {
@@ -249,76 +360,75 @@ static bool report_export(const struct export_info *info, void *arg)
     return true;
 }
 
-static void report_hanging(bool asked)
+static void report_hanging(bool asked, long long began_ns)
 {
     if (asked) {
         log_error("the orderly end is given up on another signal, at: %s", end.step);
     } else {
-        log_error("the orderly end is given up after %d s, at: %s", DAEMON_END_SECONDS, end.step);
+        log_error("the orderly end is given up after %.0f s, at: %s",
+                  (double)(loop_now_ns() - began_ns) / NS_PER_SECOND, end.step);
     }
     if (end.node) {
         log_error("node '%s' cannot be closed: its storage hangs", block_node_name(end.node));
     }
+    for (struct job *job = job_next(NULL); job; job = job_next(job)) {
+        if (job_get_info(job).status < JOB_CONCLUDED) {
+            log_error("job '%s' is abandoned: its requests hang", job_id(job));
+        }
+    }
     export_foreach(report_export, NULL);
 }
 
-struct completion {
-    struct block_node *node; /* referenced */
-    bool done;
-};
-
-static void co_complete_one(void *arg)
+static bool count_export(const struct export_info *info, void *arg)
 {
-    struct completion *c = arg;
-
-    co_complete_node(c->node);
-    c->done = true;
-    end.incomplete--;
-    daemon_note(end.signals);
+    ++*(size_t *)arg;
+    return true;
 }
 
-/*
- * Complete all nodes but the one that the orderly end is closing: formats have bitmaps to store,
- * files have to be flushed. Returns the number of entries in *ret_list.
- */
-static size_t start_completions(struct completion **ret_list)
+static size_t count_exports(void)
 {
-    struct block_node *node = NULL;
     size_t count = 0;
 
-    while ((node = block_node_next(node))) {
-        count++;
-    }
-    *ret_list = calloc(count ? count : 1, sizeof(**ret_list));
-    count = 0;
-    while (*ret_list && (node = block_node_next(node))) {
-        struct completion *c = &(*ret_list)[count];
-
-        if (node == end.node || block_node_is_read_only(node)) {
-            continue;
-        }
-        c->node = block_node_ref(node);
-        end.incomplete++;
-        count++;
-        if (reactor_spawn(reactor_main(), co_complete_one, c) < 0) {
-            end.incomplete--;
-        }
-    }
+    export_foreach(count_export, &count);
     return count;
+}
+
+/* Guests write no more to images that are being completed, also those of exports that hang. */
+static void co_let_clients_go(void)
+{
+    long long deadline = loop_now_ns() + DAEMON_SUSPECT_MS * NS_PER_MS;
+
+    export_begin_del_all();
+    while (count_exports() > 0 && loop_now_ns() < deadline) {
+        loop_co_sleep(NS_PER_MS);
+    }
+}
+
+/* How long to wait for the next node to be complete. */
+static long long haste_ns(bool asked, long long began_ns)
+{
+    bool healthy = end.incomplete > end.suspects || (end.node && !end.done);
+
+    if (!healthy) {
+        return DAEMON_SUSPECT_MS * NS_PER_MS;
+    }
+    return asked ? DAEMON_HASTE_SECONDS * NS_PER_SECOND
+                 : MAX(began_ns + DAEMON_END_SECONDS * NS_PER_SECOND - loop_now_ns(),
+                       DAEMON_HASTE_SECONDS * NS_PER_SECOND);
 }
 
 /*
  * Wait for completions as long as one is done now and then. More signals change nothing: storing
  * bitmaps is worth a moment.
  */
-static void co_wait_for_completions(void)
+static void co_wait_for_completions(bool asked, long long began_ns)
 {
-    long long deadline = loop_now_ns() + DAEMON_HASTE_SECONDS * NS_PER_SECOND;
+    long long deadline = loop_now_ns() + haste_ns(asked, began_ns);
 
     while (end.incomplete > 0 || (end.node && !end.done)) {
         switch (daemon_co_wait(end.signals, MAX(deadline - loop_now_ns(), 0))) {
         case DAEMON_WAKE_NOTE:
-            deadline = loop_now_ns() + DAEMON_HASTE_SECONDS * NS_PER_SECOND;
+            deadline = loop_now_ns() + haste_ns(asked, began_ns);
             break;
         case DAEMON_WAKE_TIMEOUT:
             return;
@@ -329,16 +439,17 @@ static void co_wait_for_completions(void)
 }
 
 /* The process ends: references and coroutines stay as they are. */
-static void co_end_in_haste(bool asked)
+static void co_end_in_haste(bool asked, long long began_ns)
 {
     struct completion *list;
     size_t count;
 
     end.hasty = true;
     end.status = 1;
-    report_hanging(asked);
+    report_hanging(asked, began_ns);
+    co_let_clients_go();
     count = start_completions(&list);
-    co_wait_for_completions();
+    co_wait_for_completions(asked, began_ns);
     for (size_t i = 0; list && i < count; i++) {
         if (!list[i].done) {
             log_error("node '%s' is left incomplete: its storage hangs",
@@ -347,21 +458,35 @@ static void co_end_in_haste(bool asked)
     }
 }
 
+/* Whether exports have been ending for long, and none has ended. */
+static bool exports_hang(void)
+{
+    size_t count = count_exports();
+
+    if (!end.step || strcmp(end.step, "exports") != 0 || count == 0 || count != end.exports) {
+        end.exports = count;
+        end.exports_ns = loop_now_ns();
+    }
+    return loop_now_ns() - end.exports_ns >= DAEMON_STALL_MS * NS_PER_MS;
+}
+
 int daemon_co_end(struct daemon_signals *s, const bool *starting, void (*co_end_users)(void),
                   bool *ret_clean)
 {
-    long long deadline = loop_now_ns() + DAEMON_END_SECONDS * NS_PER_SECOND;
+    long long began = loop_now_ns(), deadline = began + DAEMON_END_SECONDS * NS_PER_SECOND;
     enum daemon_wake wake = DAEMON_WAKE_NOTE;
 
-    end = (struct end){.signals = s, .starting = starting, .co_end_users = co_end_users};
+    end = (struct end){
+        .signals = s, .starting = starting, .co_end_users = co_end_users, .exports_ns = began};
     if (reactor_spawn(reactor_main(), co_end_in_order, NULL) < 0) {
         co_end_in_order(NULL);
     }
-    while (!end.done && wake == DAEMON_WAKE_NOTE) {
-        wake = daemon_co_wait(s, MAX(deadline - loop_now_ns(), 0));
+    while (!end.done && !end.stuck && wake != DAEMON_WAKE_SIGNAL && loop_now_ns() < deadline &&
+           !exports_hang()) {
+        wake = daemon_co_wait(s, LOOK_NS);
     }
     if (!end.done) {
-        co_end_in_haste(wake == DAEMON_WAKE_SIGNAL);
+        co_end_in_haste(wake == DAEMON_WAKE_SIGNAL, began);
     }
     *ret_clean = end.clean;
     return end.status;

@@ -4,12 +4,16 @@
  * The daemon ends all the same, and stores the bitmaps of healthy disks.
  *
  *   ORDERLY --all closed--> exit 0, or 1 if something could not be stored
- *      | another signal, or DAEMON_END_SECONDS
+ *      | another signal; jobs hang; exports hang for DAEMON_STALL_MS; or DAEMON_END_SECONDS
  *      v
- *    HASTY: hanging nodes are reported; a coroutine per image completes those that are still open
- *      | all are complete; or none was completed for DAEMON_HASTE_SECONDS
+ *    HASTY: what hangs is reported; exports let their clients go; a coroutine per image completes
+ *      |    those that are still open
+ *      | all are complete; or none was completed for DAEMON_HASTE_SECONDS, DAEMON_SUSPECT_MS if a
+ *      | hanging export or job may write to each that is left
  *      v
  *    exit 1
+ *
+ * In order, too, all images are completed at the same time before they are closed one by one.
  */
 #ifndef TIDEMARK_CLI_DAEMON_END_H
 #define TIDEMARK_CLI_DAEMON_END_H
@@ -18,6 +22,8 @@
 
 #define DAEMON_END_SECONDS 30
 #define DAEMON_HASTE_SECONDS 3
+#define DAEMON_STALL_MS 2000
+#define DAEMON_SUSPECT_MS 500
 
 /* Descriptors that the main coroutine waits for. */
 struct daemon_signals {
