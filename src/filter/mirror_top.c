@@ -24,6 +24,7 @@ struct mirror_top {
     _Atomic unsigned following;
     _Atomic enum mirror_top_mode mode;
     _Atomic uint64_t follow_end;   /* behind this the target is left alone */
+    struct dirty_bitmap *sent;     /* granules that were written to the target */
     struct dirty_bitmap *followed; /* granules that guests wrote on both sides; NULL: not kept */
     bool stopped;
 };
@@ -39,7 +40,8 @@ static int mirror_top_init(struct mirror_top *s, uint64_t size, struct error *er
     bool failed;
 
     s->todo = dirty_bitmap_new(size, granularity);
-    failed = !s->todo;
+    s->sent = dirty_bitmap_new(size, granularity);
+    failed = !s->todo || !s->sent;
     if (s->params.target_is_zero) {
         s->untouched = dirty_bitmap_new(size, granularity);
         failed = failed || !s->untouched;
@@ -64,6 +66,7 @@ static int mirror_top_init(struct mirror_top *s, uint64_t size, struct error *er
 static void mirror_top_free_bitmaps(struct mirror_top *s)
 {
     dirty_bitmap_free(s->todo);
+    dirty_bitmap_free(s->sent);
     dirty_bitmap_free(s->untouched);
     dirty_bitmap_free(s->whole);
     dirty_bitmap_free(s->followed);
@@ -201,6 +204,11 @@ bool mirror_top_is_following(const struct mirror_top *s)
 struct dirty_bitmap *mirror_top_todo(struct mirror_top *s)
 {
     return s->todo;
+}
+
+struct dirty_bitmap *mirror_top_sent(struct mirror_top *s)
+{
+    return s->sent;
 }
 
 struct dirty_bitmap *mirror_top_followed(struct mirror_top *s)
@@ -355,6 +363,7 @@ int mirror_top_co_copy(struct mirror_top *s, uint64_t offset, uint64_t length, v
     if (r == 0 && s->whole) {
         dirty_bitmap_set(s->whole, offset, length);
     }
+    dirty_bitmap_set(s->sent, offset, length);
     range_unlock(&s->busy, &range);
     return r;
 }
@@ -441,6 +450,7 @@ static int co_change_both(struct mirror_top *s, const struct change *c)
     if (r < 0 || (follows_now(s, c->offset, c->length) && co_follow(s, c) < 0)) {
         dirty_bitmap_set(s->todo, c->offset, c->length);
     }
+    dirty_bitmap_set(s->sent, c->offset, c->length);
     if (s->followed) {
         dirty_bitmap_set(s->followed, c->offset, c->length);
     }

@@ -96,6 +96,11 @@ struct dirty_bitmap *mirror_top_todo(struct mirror_top *top);
  * clears bits.
  */
 struct dirty_bitmap *mirror_top_followed(struct mirror_top *top);
+/*
+ * What has been written to the target since the filter was opened, set when the target has it.
+ * After a flush that failed, the target may have lost any of that.
+ */
+struct dirty_bitmap *mirror_top_sent(struct mirror_top *top);
 /* The filter's edge to the target. I/O on it is part of a request of a root above the filter. */
 struct block_edge *mirror_top_target(struct mirror_top *top);
 

@@ -229,12 +229,21 @@ static void co_wait_for_copies(struct backup *b)
     }
 }
 
+/*
+ * A flush that fails may have lost what guests have overwritten in the source since: to try again
+ * is of use only where there was no room. (A file whose sync has failed never succeeds again.)
+ */
+static enum job_on_error flush_policy(const struct backup *b, int r)
+{
+    return r == -ENOSPC ? b->loop.on_target_error : JOB_ON_ERROR_REPORT;
+}
+
 static int co_flush_target(struct backup *b)
 {
     int r = flush_behind_co_flush(&b->flushes);
 
     while (r < 0) {
-        switch (job_handle_error(b->job, b->loop.on_target_error, false, r)) {
+        switch (job_handle_error(b->job, flush_policy(b, r), false, r)) {
         case JOB_ERROR_FAIL:
             return r;
         case JOB_ERROR_RETRY:

@@ -85,10 +85,16 @@ static int co_follow_source(struct mirror *s)
             if (r < 0) {
                 return r;
             }
+            if (r > 0) {
+                continue;
+            }
             s->ready = true;
             job_set_ready(s->job);
         } else if ((s->completing || s->stopping) && s->settled) {
-            return mirror_co_flush_or_fail(s);
+            r = mirror_co_flush_or_fail(s);
+            if (r <= 0) {
+                return r;
+            }
         } else {
             r = mirror_restart_co_idle(s);
             if (r < 0) {
@@ -137,11 +143,30 @@ static int mirror_co_run(struct job *job, void *state, struct error *err)
 
 /* --- the driver of the job -------------------------------------------------------------------- */
 
+/*
+ * Between the work and this moment the job may have waited for long, and the target may not answer
+ * any more: other commands go on while it is asked. What it flushes now need not be flushed when
+ * guests are stopped.
+ */
+static int co_ask_target(struct mirror *s, struct error *err)
+{
+    bool held = block_control_pause();
+    int r = mirror_co_flush_target(s);
+
+    block_co_control_resume(held);
+    return r < 0 ? error_set_errno(err, -r, "Flushing the target failed") : 0;
+}
+
 static int mirror_co_prepare(struct job *job, void *state, struct error *err)
 {
     struct mirror *s = state;
+    int r;
 
-    return s->concluded ? 0 : mirror_co_conclude(s, s->completing, err);
+    if (s->concluded) {
+        return 0;
+    }
+    r = co_ask_target(s, err);
+    return r < 0 ? r : mirror_co_conclude(s, s->completing, err);
 }
 
 static void mirror_co_abort(struct job *job, void *state)

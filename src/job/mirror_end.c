@@ -197,7 +197,7 @@ void mirror_co_give_up_bitmap(struct mirror *s)
     bool held;
     int r;
 
-    if (s->bitmap_taken && s->filter && s->flushes.r == 0 &&
+    if (s->bitmap_taken && s->filter && s->flushes.r == 0 && !s->doubtful &&
         s->params.bitmap_mode == MIRROR_BITMAP_ALWAYS) {
         mirror_let_guests_go(s);
         co_wait_for_followers(s);

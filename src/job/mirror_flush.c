@@ -18,15 +18,32 @@ int mirror_co_flush_target(void *mirror)
     return r;
 }
 
+/* A server, or a disk behind a file system, may report once that it could not write, and forget. */
+static void co_send_again(struct mirror *s)
+{
+    struct dirty_bitmap *todo = mirror_top_todo(s->top);
+
+    block_co_drain_begin(s->filter); /* what guests have in flight counts as sent */
+    if (dirty_bitmap_merge(todo, mirror_top_sent(s->top)) < 0) {
+        dirty_bitmap_set(todo, 0, dirty_bitmap_size(todo));
+    }
+    s->doubtful = false;
+    block_drain_end(s->filter);
+}
+
 int mirror_co_flush_or_fail(struct mirror *s)
 {
     for (;;) {
         int r = flush_behind_co_flush(&s->flushes);
 
-        if (r == 0) {
+        if (r == 0 && !s->doubtful) {
             return 0;
         }
-        s->restart.doubtful = true;
+        if (r == 0) {
+            co_send_again(s);
+            return 1;
+        }
+        s->doubtful = s->restart.doubtful = true;
         switch (job_handle_error(s->job, s->params.on_target_error, false, r)) {
         case JOB_ERROR_FAIL:
             return r;

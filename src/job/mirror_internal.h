@@ -52,6 +52,8 @@ struct mirror {
     struct list free_buffers;
 
     struct flush_behind flushes; /* of the target */
+    /* A flush has failed since the target last had all that was sent for sure. */
+    bool doubtful;
 };
 
 /* A buffer of `chunk` bytes; NULL: no memory. */
@@ -81,7 +83,11 @@ int mirror_co_conclude(struct mirror *s, bool pivot, struct error *err);
 void mirror_co_give_up_bitmap(struct mirror *s);
 /* Flush the target, as a request of the job. */
 int mirror_co_flush_target(void *mirror);
-/* By the policy for errors of the target; also for an error of a flush behind. */
+/*
+ * By the policy for errors of the target; also for an error of a flush behind. 1: it succeeds again
+ * after a failure, but the target may have lost what was sent before: all of that is to be copied
+ * again.
+ */
 int mirror_co_flush_or_fail(struct mirror *s);
 /*
  * Copy what is dirty in a part of the disk, in bytes (end 0: all of it), until nothing is left, or

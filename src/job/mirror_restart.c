@@ -300,6 +300,9 @@ static int co_end_window(struct mirror *s, uint64_t begin, uint64_t end)
 
     dirty_bitmap_clear_all(mirror_top_followed(s->top));
     r = mirror_co_flush_or_fail(s);
+    if (r > 0) {
+        return 0; /* what is to be sent again is in W, and P keeps its bits */
+    }
     if (r == 0) {
         block_co_drain_begin_but(&drain, s->params.source, s->root);
         /* After a cancel W does not get guests' writes any more. */
