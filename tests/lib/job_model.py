@@ -621,6 +621,7 @@ class Model:
         """While guests write to what stays. What a larger disk has gained is zeroes."""
         if disk.plural:
             return
+        self.remove_inconsistent(disk.top)
         for _ in range(2):
             size = self.size + BLOCK * self.random.randrange(1, 1024)
             self.log(f"  {disk.name} gets {size} bytes")
@@ -637,6 +638,13 @@ class Model:
                     raise Wrong(f"{disk.name} has lost block {block}")
             connection.close()
             self.qmp.command("block_resize", node_name=disk.top, size=self.size)
+
+    def remove_inconsistent(self, node):
+        """Bitmaps that a kill has left, with which an image can't be resized."""
+        for info in self.qmp.command("query-named-block-nodes", flat=True):
+            for bitmap in info.get("dirty-bitmaps", []) if info["node-name"] == node else []:
+                if bitmap.get("inconsistent"):
+                    self.qmp.command("block-dirty-bitmap-remove", node=node, name=bitmap["name"])
 
     def reopen(self, disk):
         """Other options, also for images below, while guests write."""
