@@ -221,9 +221,11 @@ static void co_cancel_each(void *arg)
     while (job) {
         struct job *next = job_next(job);
 
-        /* A conclusion may end jobs of the same transaction: begin again after one. */
-        if (job->status < JOB_ABORTING && !job->cancelled) {
-            (void)job_co_cancel(job, true, NULL);
+        /*
+         * A conclusion may end jobs of the same transaction: begin again after one. A job that is
+         * being concluded can't be cancelled any more.
+         */
+        if (job->status < JOB_ABORTING && !job->cancelled && job_co_cancel(job, true, NULL) == 0) {
             next = job_next(NULL);
         }
         job = next;
