@@ -99,6 +99,8 @@ struct block_node {
     bool auto_read_only;
     /* block_node_leave_for_below() */
     bool left_for_below;
+    /* block_node_set_iothread() */
+    struct user_object *iothread;
     /* block/hand_over.h. Changes only while drained, under the graph lock. */
     bool handed_over;
 

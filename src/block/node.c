@@ -7,6 +7,7 @@
 
 #include "base/checked.h"
 #include "block/internal.h"
+#include "block/user_object.h"
 
 struct list block_all_nodes = LIST_INIT(block_all_nodes);
 struct list block_hidden_nodes = LIST_INIT(block_hidden_nodes);
@@ -133,6 +134,17 @@ void block_node_set_serialising(struct block_node *node, bool on)
     node->serialises = on;
 }
 
+struct user_object *block_node_iothread(const struct block_node *node)
+{
+    return node->iothread;
+}
+
+void block_node_set_iothread(struct block_node *node, struct user_object *object)
+{
+    user_object_unref(node->iothread);
+    node->iothread = object ? user_object_ref(user_object_id(object)) : NULL;
+}
+
 bool block_node_is_monitor_owned(const struct block_node *node)
 {
     return node->monitor_owned;
@@ -243,6 +255,7 @@ static void forget_heirs(struct list *nodes, const struct block_node *node)
 
 void block_node_free(struct block_node *node)
 {
+    block_node_set_iothread(node, NULL);
     list_remove(&node->link);
     forget_heirs(&block_all_nodes, node);
     forget_heirs(&block_hidden_nodes, node);

@@ -164,6 +164,12 @@ struct block_node_settings {
 
 /* A name for a node that was given none. To be freed; NULL: no memory. */
 char *block_generated_node_name(void);
+/*
+ * An object of the type iothread, in which users of the node should do their work unless they were
+ * given another; NULL: none. The node has a reference. Main reactor.
+ */
+struct user_object *block_node_iothread(const struct block_node *node);
+void block_node_set_iothread(struct block_node *node, struct user_object *object);
 /* The table's entry of its driver. */
 const struct block_driver *block_node_driver(const struct block_node *node);
 /* The name of its driver: "qcow2". */

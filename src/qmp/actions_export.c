@@ -109,6 +109,11 @@ static int co_export_add_prepare(void *state, struct json_object *data, struct e
     config.allow_inactive = qmp_get_bool(data, "allow-inactive", false);
     config.writethrough = qmp_get_bool(data, "writethrough", false);
     config.options = opts;
+    if (!iothread) {
+        const struct user_object *home = qmp_iothread_of_node(block_node_find(config.node_name));
+
+        iothread = home ? user_object_id(home) : NULL;
+    }
     if (iothread) {
         config.reactor = qmp_find_iothread(iothread, &config.reactor_object);
         if (!config.reactor) {

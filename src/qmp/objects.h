@@ -7,6 +7,7 @@
 #define TIDEMARK_QMP_OBJECTS_H
 
 struct reactor;
+struct block_node;
 struct user_object;
 
 /* Register the type. Once, at start. Does not yield. */
@@ -18,5 +19,11 @@ void qmp_register_objects(void);
  * it has started runs there. Does not yield.
  */
 struct reactor *qmp_find_iothread(const char *id, struct user_object **ret_object);
+
+/*
+ * The thread that exports of a node are served in by default: that of the node, or of one below.
+ * NULL: none. No reference is taken.
+ */
+struct user_object *qmp_iothread_of_node(struct block_node *node);
 
 #endif

@@ -22,6 +22,15 @@ const struct qmp_type qmp_type_io_error =
                 REQ("reason", qmp_str), REQ("x-request", qmp_str), REQ("x-offset", qmp_int),
                 REQ("x-length", qmp_int), REQ("x-errno", qmp_int), REQ("x-count", qmp_int));
 
+static const struct qmp_type str_or_null = {
+    .kind = QMP_ALTERNATE,
+    .name = "StrOrNull",
+    .choice = (const struct qmp_type *const[]){&schema_str, &schema_null, NULL},
+};
+const struct qmp_type qmp_type_set_iothread =
+    OBJECT_INIT("q_obj_x-blockdev-set-iothread-arg", REQ("node-name", qmp_str),
+                REQ("iothread", str_or_null), OPT("force", qmp_bool));
+
 const struct qmp_type qmp_type_qom_path = OBJECT_INIT("q_obj_qom-list-arg", REQ("path", qmp_str));
 const struct qmp_type qmp_type_qom_get =
     OBJECT_INIT("q_obj_qom-get-arg", REQ("path", qmp_str), REQ("property", qmp_str));

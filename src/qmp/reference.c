@@ -112,6 +112,11 @@ static const struct qmp_reference commands[] = {
     {"transaction", .help = "several actions, all or nothing"},
     {"x-blockdev-amend", .help = "a job that ends with success: see [jobs.md](jobs.md#creation)",
      FEATURES("unstable")},
+    {"x-blockdev-set-iothread",
+     .help =
+         "the thread that serves exports of a node, and of nodes above, which are made from now "
+         "on without `iothread`; null: none. Exports that exist stay where they are",
+     FEATURES("unstable")},
     {"x-debug-block-dirty-bitmap-sha256",
      .help = "the SHA-256 of a bitmap, as QEMU computes it: the bits of 64 granules a word, the "
              "last word filled with zeroes",
