@@ -7,9 +7,11 @@
 
 #include "block/bitmaps.h"
 #include "block/control.h"
+#include "block/control_lock.h"
 #include "block/threshold.h"
 #include "block/reopen.h"
 #include "job/job.h"
+#include "qmp/command_lock.h"
 #include "qmp/commands.h"
 #include "qmp/lookup.h"
 
@@ -43,6 +45,27 @@ static int co_resize(struct block_node *node, uint64_t size, struct error *err)
     return r;
 }
 
+static int check_resize(struct block_node *node, struct error *err)
+{
+    int r = block_node_is_read_only(node) ? error_set(err, EROFS, "Image is read-only") : 0;
+
+    UNLESS_FAILED(r, qmp_check_not_busy(node, err));
+    UNLESS_FAILED(r, block_node_check_resize(node, err));
+    UNLESS_FAILED(r, check_bitmaps_idle(node, err));
+    return r;
+}
+
+/*
+ * Drain the node. Requests of a disk that hangs do not end: other commands go on meanwhile, so what
+ * was found before may be no longer true.
+ */
+static int co_drain_unlocked(struct block_node *node, struct error *err)
+{
+    block_control_unlock();
+    block_co_drain_begin(node);
+    return qmp_co_lock_again(err);
+}
+
 int qmp_co_block_resize(struct qmp_call *call, struct json_object *args,
                         struct json_object **ret_value, struct error *err)
 {
@@ -57,14 +80,15 @@ int qmp_co_block_resize(struct qmp_call *call, struct json_object *args,
     if (size < 0) {
         return error_set(err, EINVAL, "Parameter 'size' expects a >0 size");
     }
-    if (block_node_is_read_only(node)) {
-        return error_set(err, EROFS, "Image is read-only");
+    r = check_resize(node, err);
+    if (r < 0) {
+        return r;
     }
-    r = qmp_check_not_busy(node, err);
-    UNLESS_FAILED(r, block_node_check_resize(node, err));
-    UNLESS_FAILED(r, check_bitmaps_idle(node, err));
     block_node_ref(node);
+    r = co_drain_unlocked(node, err);
+    UNLESS_FAILED(r, check_resize(node, err));
     UNLESS_FAILED(r, co_resize(node, (uint64_t)size, err));
+    block_drain_end(node);
     block_co_unref(node);
     return r;
 }

@@ -279,7 +279,9 @@ class SessionTest(QmpTest):
                 )
                 with self.assertRaises(EOFError):
                     refused.receive()
-            self.assertIn("There are 512 monitor clients already", self.server.log())
+            tidemark.wait_until(
+                lambda: "There are 512 monitor clients already" in self.server.log(), "the log"
+            )
         self.assertIn("qemu", self.qmp.command("query-version"))
 
     def test_clients_come_and_go(self):
