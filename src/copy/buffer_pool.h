@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Buffers of one size that are used again and again: memory that is fresh from the system costs a
- * fault for each page. For one reactor; nothing here yields.
+ * fault for each page. Without a lock; nothing here yields.
  */
 #ifndef TIDEMARK_COPY_BUFFER_POOL_H
 #define TIDEMARK_COPY_BUFFER_POOL_H

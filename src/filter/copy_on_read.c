@@ -12,6 +12,7 @@
  * A job that streams copies through this filter (copy_on_read_serve_job()).
  */
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 
 #include "base/checked.h"
@@ -31,7 +32,9 @@ struct copy_on_read {
     bool for_job;
     /* What was written through the filter; borrowed; NULL: nobody asks. */
     struct dirty_bitmap *written;
-    /* Of the job, whose reads all are on one reactor. */
+    /* guards the next */
+    pthread_mutex_t pool_guard;
+    /* of the job */
     struct buffer_pool buffers;
 };
 
@@ -85,6 +88,7 @@ static int cor_co_open(struct block_node *node, struct options *opts, struct err
         return r;
     }
     range_lock_init(&s->busy);
+    pthread_mutex_init(&s->pool_guard, NULL);
     return 0;
 }
 
@@ -95,6 +99,7 @@ static void cor_co_close(struct block_node *node)
     buffer_pool_clear(&s->buffers);
     block_co_unref(s->bottom);
     range_lock_destroy(&s->busy);
+    pthread_mutex_destroy(&s->pool_guard);
 }
 
 static void cor_child_perm(struct block_node *node, struct block_edge *edge, unsigned parents_perm,
@@ -222,7 +227,10 @@ static void *get_bounce(struct copy_on_read *s, size_t length)
     void *data;
 
     if (s->for_job) {
-        return buffer_pool_get(&s->buffers);
+        pthread_mutex_lock(&s->pool_guard);
+        data = buffer_pool_get(&s->buffers);
+        pthread_mutex_unlock(&s->pool_guard);
+        return data;
     }
     return posix_memalign(&data, 4096, length) == 0 ? data : NULL;
 }
@@ -230,7 +238,9 @@ static void *get_bounce(struct copy_on_read *s, size_t length)
 static void put_bounce(struct copy_on_read *s, void *data)
 {
     if (s->for_job) {
+        pthread_mutex_lock(&s->pool_guard);
         buffer_pool_put(&s->buffers, data);
+        pthread_mutex_unlock(&s->pool_guard);
     } else {
         free(data);
     }

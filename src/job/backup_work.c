@@ -10,10 +10,11 @@
 #include "block/gate.h"
 #include "co/co.h"
 #include "filter/copy_before_write.h"
+#include "job/background.h"
 #include "job/backup_internal.h"
 #include "loop/loop.h"
 
-#define DEFAULT_WORKERS 64u
+#define DEFAULT_WORKERS 16u
 /*
  * The default of the longest piece. Guest writes to a piece wait until it is copied, and a piece is
  * what is read and written at a time.
@@ -148,18 +149,35 @@ static bool is_broken(struct backup *b)
     return cbw_error(b->cbw, &reading) < 0;
 }
 
+struct backup_piece {
+    struct backup *b;
+    const struct copy_piece_plan *plan;
+    bool reading;
+    int r;
+};
+
+static void co_run_backup_piece(void *arg)
+{
+    struct backup_piece *p = arg;
+    struct block_edge *edge = block_root_edge(p->b->root);
+
+    block_co_edge_enter(edge);
+    p->r = cbw_co_copy(p->b->cbw, p->plan->offset, p->plan->length, &p->reading);
+    block_edge_leave(edge);
+}
+
 static int co_copy_backup_piece(void *arg, const struct copy_piece_plan *piece, bool *ret_reading)
 {
     struct backup *b = arg;
-    struct block_edge *edge = block_root_edge(b->root);
+    struct backup_piece p = {.b = b, .plan = piece, .reading = *ret_reading};
     int r;
 
     if (piece->paced == 0) {
         co_skip_zeroes(b, piece->offset, piece->offset + piece->length);
     }
-    block_co_edge_enter(edge);
-    r = cbw_co_copy(b->cbw, piece->offset, piece->length, ret_reading);
-    block_edge_leave(edge);
+    job_co_in_background(co_run_backup_piece, &p);
+    r = p.r;
+    *ret_reading = p.reading;
     if (r == 0) {
         flush_behind_note(&b->flushes, piece->paced);
     }

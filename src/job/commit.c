@@ -28,6 +28,7 @@
 #include "block/control_lock.h"
 #include "copy/buffer_pool.h"
 #include "copy/chain_bitmaps.h"
+#include "job/background.h"
 #include "job/chain.h"
 #include "job/copy_loop.h"
 #include "job/flush_behind.h"
@@ -115,20 +116,37 @@ static int co_commit_plan(void *arg, struct copy_piece_plan *piece, uint64_t max
     return r;
 }
 
+struct commit_run {
+    struct commit *s;
+    void *buffer;
+    uint64_t offset, length;
+    bool reading;
+    int r;
+};
+
+static void co_read_and_write(void *arg)
+{
+    struct commit_run *c = arg;
+
+    c->r = block_co_pread(source_of(c->s), c->offset, c->buffer, c->length);
+    c->reading = c->r < 0;
+    UNLESS_FAILED(c->r, block_co_pwrite(block_root_edge(c->s->base_root), c->offset, c->buffer,
+                                        c->length, 0));
+}
+
 static int co_copy_run(struct commit *s, uint64_t offset, uint64_t length, bool *ret_reading)
 {
-    void *buffer = buffer_pool_get(&s->buffers);
-    int r;
+    struct commit_run c = {
+        .s = s, .buffer = buffer_pool_get(&s->buffers), .offset = offset, .length = length};
 
     *ret_reading = false;
-    if (!buffer) {
+    if (!c.buffer) {
         return -ENOMEM;
     }
-    r = block_co_pread(source_of(s), offset, buffer, length);
-    *ret_reading = r < 0;
-    UNLESS_FAILED(r, block_co_pwrite(block_root_edge(s->base_root), offset, buffer, length, 0));
-    buffer_pool_put(&s->buffers, buffer);
-    return r;
+    job_co_in_background(co_read_and_write, &c);
+    *ret_reading = c.reading;
+    buffer_pool_put(&s->buffers, c.buffer);
+    return c.r;
 }
 
 static int co_commit_run(struct commit *s, uint64_t offset, uint64_t length, enum commit_kind kind,

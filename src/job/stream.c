@@ -29,6 +29,7 @@
 #include "block/control_lock.h"
 #include "copy/chain_bitmaps.h"
 #include "filter/filter.h"
+#include "job/background.h"
 #include "job/chain.h"
 #include "job/copy_loop.h"
 #include "job/flush_behind.h"
@@ -121,22 +122,39 @@ static int co_flush_stream(void *arg)
     return block_co_flush(edge_of(s));
 }
 
+struct stream_fill {
+    const struct stream *s;
+    uint64_t offset, length;
+    int r;
+};
+
+static void co_fill(void *arg)
+{
+    struct stream_fill *f = arg;
+    struct iov none = {.size = f->length};
+
+    f->r = block_co_preadv(edge_of(f->s), f->offset, none, BLOCK_REQ_PREFETCH);
+}
+
 /* What needs no copy will never need one. */
 static int co_stream_copy(void *arg, const struct copy_piece_plan *piece, bool *ret_reading)
 {
     struct stream *s = arg;
-    struct iov none = {.size = MIN(piece->length, block_node_size(s->image) - piece->offset)};
-    int r;
+    struct stream_fill fill = {
+        .s = s,
+        .offset = piece->offset,
+        .length = MIN(piece->length, block_node_size(s->image) - piece->offset),
+    };
 
     if (piece->paced == 0) {
         return 0;
     }
     *ret_reading = true; /* a read that fills; as in QEMU */
-    r = block_co_preadv(edge_of(s), piece->offset, none, BLOCK_REQ_PREFETCH);
-    if (r == 0) {
-        flush_behind_note(&s->flushes, none.size);
+    job_co_in_background(co_fill, &fill);
+    if (fill.r == 0) {
+        flush_behind_note(&s->flushes, fill.length);
     }
-    return r;
+    return fill.r;
 }
 
 /* --- bitmaps ---------------------------------------------------------------------------------- */

@@ -110,6 +110,7 @@ struct reactor {
     char name[16];
     /* its threads give way to others; set once, before the first one starts */
     bool is_background;
+    uint64_t slice_ns; /* of a background reactor; 0: the usual one */
     /* runs the reactor; only rescue.c changes it */
     pthread_t thread;
 
@@ -270,9 +271,8 @@ void loop_timers_release(struct reactor *reactor);
 
 /* --- offload.c */
 
-/* What loop_set_may_block() and loop_set_serving() set. */
+/* What loop_set_may_block() set. */
 bool loop_may_block(void);
-bool loop_is_serving(void);
 
 /*
  * Wait for the threads of the pool to end, but not for those that hang. The pool can start again.

@@ -175,8 +175,8 @@ static int start_reactor_thread(struct reactor *reactor)
     return r;
 }
 
-static int create_reactor(const char *name, bool is_background, struct reactor **ret_reactor,
-                          struct error *err)
+static int create_reactor(const char *name, bool is_background, uint64_t slice_ns,
+                          struct reactor **ret_reactor, struct error *err)
 {
     struct reactor *reactor;
     unsigned index = 1;
@@ -196,6 +196,7 @@ static int create_reactor(const char *name, bool is_background, struct reactor *
     }
     reactor->index = index;
     reactor->is_background = is_background;
+    reactor->slice_ns = slice_ns;
     strncpy(reactor->name, name, sizeof(reactor->name) - 1);
     r = start_reactor_thread(reactor);
     if (r < 0) {
@@ -209,12 +210,13 @@ static int create_reactor(const char *name, bool is_background, struct reactor *
 
 int reactor_create(const char *name, struct reactor **ret_reactor, struct error *err)
 {
-    return create_reactor(name, false, ret_reactor, err);
+    return create_reactor(name, false, 0, ret_reactor, err);
 }
 
-int reactor_create_background(const char *name, struct reactor **ret_reactor, struct error *err)
+int reactor_create_background(const char *name, uint64_t slice_ns, struct reactor **ret_reactor,
+                              struct error *err)
 {
-    return create_reactor(name, true, ret_reactor, err);
+    return create_reactor(name, true, slice_ns, ret_reactor, err);
 }
 
 static void co_destroy_reactor(void *arg)

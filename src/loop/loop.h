@@ -62,9 +62,11 @@ void reactor_exit_main(void);
 int reactor_create(const char *name, struct reactor **ret_reactor, struct error *err);
 /*
  * Likewise; where processors are short, the threads of this one get a tenth of what others get.
- * What they lock meanwhile, others wait for.
+ * What they lock meanwhile, others wait for. `slice_ns`: for how long they run before they give way
+ * to a thread that wakes up; 0: what is usual, a few milliseconds, in which they do more at a time.
  */
-int reactor_create_background(const char *name, struct reactor **ret_reactor, struct error *err);
+int reactor_create_background(const char *name, uint64_t slice_ns, struct reactor **ret_reactor,
+                              struct error *err);
 
 /*
  * Wait until all coroutines of the reactor have ended, join its thread, and free it. On the main
@@ -289,5 +291,7 @@ void loop_set_may_block(bool may_block);
  * set here. Called before the first coroutine runs.
  */
 void loop_set_serving(bool serving);
+/* What that was set to. Any thread. */
+bool loop_is_serving(void);
 
 #endif

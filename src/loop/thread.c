@@ -16,7 +16,6 @@ _Static_assert(REACTOR_MAX <= COUNTERS_SHARDS, "a shard of counters for each rea
 
 /* The kernel gives a tenth of the processor to what is nicer by that much. */
 #define BACKGROUND_NICER 10
-#define BACKGROUND_SLICE_NS 100000
 
 _Thread_local struct reactor *loop_this_reactor;
 
@@ -53,8 +52,8 @@ struct scheduling {
 };
 
 /*
- * Make the calling thread as nice as that. In slices that are this short it gives way soon to a
- * thread that wakes up; kernels before 6.12 ignore them.
+ * Make the calling thread as nice as that. In short slices it gives way soon to a thread that wakes
+ * up; kernels before 6.12 ignore them. 0: the usual ones.
  */
 static int set_niceness(int nice, uint64_t slice_ns)
 {
@@ -82,7 +81,7 @@ void loop_thread_set_priority(const struct reactor *reactor)
         return;
     }
     nice = MIN(nice + BACKGROUND_NICER, 19);
-    if (set_niceness(nice, BACKGROUND_SLICE_NS) < 0) {
+    if (set_niceness(nice, reactor->slice_ns) < 0) {
         (void)setpriority(PRIO_PROCESS, self, nice);
     }
 }

@@ -49,7 +49,7 @@ static int co_add_reactor(struct nbd_worker **list, unsigned *count, bool is_bac
                           struct error *err)
 {
     struct reactor *fresh;
-    int r = is_background ? reactor_create_background("nbd-view", &fresh, err)
+    int r = is_background ? reactor_create_background("nbd-view", 0, &fresh, err)
                           : reactor_create("nbd-io", &fresh, err);
 
     if (r < 0) {
