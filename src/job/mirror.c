@@ -248,7 +248,7 @@ static const struct block_root *mirror_reader(const void *state, const struct bl
 {
     const struct mirror *s = state;
 
-    return node == s->params.source ? s->root : NULL;
+    return node == s->params.source || node == s->filter ? s->root : NULL;
 }
 
 static bool mirror_is_synced(const struct job *job, const void *state)

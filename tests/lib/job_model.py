@@ -49,6 +49,12 @@ def stamp_of(block, data):
     return stamp if there == block and data == stamped(block, stamp) else -1
 
 
+def is_marked_dirty(path):
+    """Whether a qcow2 image says that its refcounts have to be repaired (lazy-refcounts)."""
+    with open(path, "rb") as file:
+        return bool(file.read(80)[79] & 1)
+
+
 class Connection:
     """One client of an export: one request at a time."""
 
@@ -555,7 +561,8 @@ class Model:
         """With the daemon gone: images are consistent, with what was written or not yet flushed."""
         for disk in self.disks:
             for _, path in disk.chain:
-                img("check", "-q", "-f", "qcow2", *([] if exact else ["-r", "leaks"]), path)
+                repair = [] if exact else ["-r", "all" if is_marked_dirty(path) else "leaks"]
+                img("check", "-q", "-f", "qcow2", *repair, path)
             self.verify_image(disk.chain[-1][1], disk.contents() if exact else disk.history)
             if not exact:
                 self.settle(disk)
