@@ -29,6 +29,7 @@ qmp_co_command qmp_co_remove_fd;
 
 qmp_co_command qmp_co_query_named_block_nodes;
 qmp_co_command qmp_co_block_latency_histogram_set;
+qmp_co_command qmp_co_x_blockdev_change;
 qmp_co_command qmp_co_x_blockdev_set_iothread;
 qmp_co_command qmp_co_query_block;
 qmp_co_command qmp_co_query_blockstats;

@@ -31,6 +31,10 @@ const struct qmp_type qmp_type_set_iothread =
     OBJECT_INIT("q_obj_x-blockdev-set-iothread-arg", REQ("node-name", qmp_str),
                 REQ("iothread", str_or_null), OPT("force", qmp_bool));
 
+const struct qmp_type qmp_type_change_children =
+    OBJECT_INIT("q_obj_x-blockdev-change-arg", REQ("parent", qmp_str), OPT("child", qmp_str),
+                OPT("node", qmp_str));
+
 const struct qmp_type qmp_type_qom_path = OBJECT_INIT("q_obj_qom-list-arg", REQ("path", qmp_str));
 const struct qmp_type qmp_type_qom_get =
     OBJECT_INIT("q_obj_qom-get-arg", REQ("path", qmp_str), REQ("property", qmp_str));

@@ -112,6 +112,10 @@ static const struct qmp_reference commands[] = {
     {"transaction", .help = "several actions, all or nothing"},
     {"x-blockdev-amend", .help = "a job that ends with success: see [jobs.md](jobs.md#creation)",
      FEATURES("unstable")},
+    {"x-blockdev-change",
+     .help = "a node joins the children of `parent`, a quorum, or the child of the name `child` "
+             "leaves it",
+     FEATURES("unstable")},
     {"x-blockdev-set-iothread",
      .help =
          "the thread that serves exports of a node, and of nodes above, which are made from now "

@@ -388,6 +388,7 @@ const struct qmp_command qmp_commands[] = {
     {"trace-event-set-state", &trace_set_state, &qmp_empty, qmp_co_trace_event_set_state},
     {"transaction", &transaction, &qmp_empty, qmp_co_transaction},
     {"x-blockdev-amend", &qmp_type_blockdev_amend, &qmp_empty, qmp_co_x_blockdev_amend},
+    {"x-blockdev-change", &qmp_type_change_children, &qmp_empty, qmp_co_x_blockdev_change},
     {"x-blockdev-set-iothread", &qmp_type_set_iothread, &qmp_empty, qmp_co_x_blockdev_set_iothread},
     {"x-debug-block-dirty-bitmap-sha256", &block_bitmap_ref_type, &qmp_type_bitmap_sha256,
      qmp_co_x_debug_bitmap_sha256},

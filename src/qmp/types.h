@@ -53,7 +53,7 @@ extern const struct qmp_type qmp_type_snapshot_internal, qmp_type_snapshot_inter
 
 /* query_types.c: results of questions about disks and bitmaps. */
 extern const struct qmp_type qmp_type_block_infos, qmp_type_bitmap_sha256;
-extern const struct qmp_type qmp_type_set_iothread;
+extern const struct qmp_type qmp_type_set_iothread, qmp_type_change_children;
 extern const struct qmp_type qmp_type_latency_set, qmp_type_io_error;
 extern const struct qmp_type qmp_type_qom_path, qmp_type_qom_get, qmp_type_qom_set,
     qmp_type_qom_list_types, qmp_type_qom_list_properties;
