@@ -143,6 +143,7 @@ static void let_pass_locked(struct throttle_group *g)
         w = dequeue_locked(
             g, container_of(g->waiting[is_write].next, struct throttle_member, in_turn[is_write]),
             is_write);
+        throttle_buckets_note_wait(&g->buckets, now);
         throttle_buckets_pour(&g->buckets, is_write, w->bytes);
         g->latest = is_write;
     }
@@ -268,6 +269,7 @@ static void co_wait_release(struct throttle_member *m, bool is_write, uint64_t b
 
     loop_timer_init(&w.timer, on_timer);
     enqueue_locked(g, &w);
+    throttle_buckets_note_wait(&g->buckets, exact_now());
     co_wait_begin(&note, "the limits of the node", m->node->name, -1);
     do {
         co_wait_turn_locked(g, &w);
@@ -300,11 +302,18 @@ void throttle_co_pass(struct throttle_member *m, bool is_write, uint64_t bytes)
     if (!(atomic_load_explicit(&g->limited, memory_order_relaxed) & 1u << is_write)) {
         return;
     }
+    if (__builtin_expect(throttle_buckets_take_prepaid(&g->buckets, is_write, bytes), true)) {
+        return;
+    }
     pthread_mutex_lock(&g->lock);
-    if (__builtin_expect(m->hurried, false)) {
+    throttle_buckets_reclaim(&g->buckets);
+    if (m->hurried) {
         throttle_buckets_pour_early(&g->buckets, is_write, bytes);
-    } else if (__builtin_expect(may_pass_locked(g, m, is_write), true)) {
+    } else if (may_pass_locked(g, m, is_write)) {
         throttle_buckets_pour(&g->buckets, is_write, bytes);
+        if (list_is_empty(&g->waiting[!is_write])) {
+            throttle_buckets_prepay(&g->buckets, is_write);
+        }
     } else {
         co_wait_release(m, is_write, bytes);
         return;
@@ -360,6 +369,7 @@ static void put_in_force(struct throttle_group *g, const struct throttle_limits 
 
     g->limits = *limits;
     pthread_mutex_lock(&g->lock);
+    throttle_buckets_reclaim(&g->buckets);
     throttle_buckets_set(&g->buckets, limits, exact_now());
     for (unsigned i = 0; i < 2; i++) {
         limited |= g->buckets.bytes[i] || g->buckets.requests[i] ? 1u << i : 0;

@@ -16,6 +16,8 @@
 #define CAPACITY_DIVISOR 20.0
 /* Likewise at the rate of a burst that has a length; as QEMU's. */
 #define BURST_DIVISOR 10.0
+/* How long after requests have waited they are owed what was not used. */
+#define OWED_AFTER_NS (250 * NS_PER_MS)
 
 static const char *const limit_names[THROTTLE_LIMITS] = {"bps-total",  "bps-read",  "bps-write",
                                                          "iops-total", "iops-read", "iops-write"};
@@ -194,13 +196,25 @@ void throttle_buckets_set(struct throttle_buckets *b, const struct throttle_limi
     b->iops_size = l->iops_size;
 }
 
-static inline double lower(double level, double by)
+/* What was not used goes back; what is owed stays owed. */
+static double give_back(double level, double units)
 {
-    return level > by ? level - by : 0;
+    return MAX(level - units, MIN(level, 0));
+}
+
+/* Lower a level by `ns` of a rate; not below zero by more than `owed` nanoseconds of it. */
+static inline double leak(double level, double rate, int64_t ns, int64_t owed)
+{
+    return MAX(level - rate * (double)ns, -rate * (double)owed);
+}
+
+void throttle_buckets_note_wait(struct throttle_buckets *b, int64_t now)
+{
+    b->owed_until_ns = now + OWED_AFTER_NS;
 }
 
 /* Nanoseconds until the bucket lets a request pass. */
-static inline double wait_of(struct throttle_bucket *b, int64_t now)
+static inline double wait_of(struct throttle_bucket *b, int64_t now, int64_t owed)
 {
     double wait = 0;
 
@@ -208,10 +222,10 @@ static inline double wait_of(struct throttle_bucket *b, int64_t now)
         return 0;
     }
     if (now > b->leaked_ns) {
-        double elapsed = (double)(now - b->leaked_ns);
+        int64_t elapsed = now - b->leaked_ns;
 
-        b->level = lower(b->level, b->rate * elapsed);
-        b->burst_level = lower(b->burst_level, b->burst_rate * elapsed);
+        b->level = leak(b->level, b->rate, elapsed, owed);
+        b->burst_level = leak(b->burst_level, b->burst_rate, elapsed, owed);
         b->leaked_ns = now;
     }
     if (b->level > b->capacity) {
@@ -225,7 +239,9 @@ static inline double wait_of(struct throttle_bucket *b, int64_t now)
 
 int64_t throttle_buckets_wait(struct throttle_buckets *b, bool is_write, int64_t now)
 {
-    double wait = MAX(wait_of(b->bytes[is_write], now), wait_of(b->requests[is_write], now));
+    int64_t owed = now < b->owed_until_ns ? NS_PER_SECOND : 0;
+    double wait =
+        MAX(wait_of(b->bytes[is_write], now, owed), wait_of(b->requests[is_write], now, owed));
 
     /* At most longer than any process lives, and within the clock; rounded up. */
     return wait > 0 ? (int64_t)MIN(wait, 1e18) + 1 : 0;
@@ -249,6 +265,39 @@ void throttle_buckets_pour(struct throttle_buckets *b, bool is_write, uint64_t b
     }
     if (b->requests[is_write]) {
         pour(b->requests[is_write], requests_of(b, bytes));
+    }
+}
+
+static void prepay(struct throttle_bucket *b)
+{
+    double room;
+
+    if (b) {
+        room = MIN(b->capacity - b->level, b->burst_capacity - b->burst_level) / 2;
+        /* A burst is not to be paid for at once. */
+        room = floor(MIN(room, b->rate * (double)NS_PER_SECOND / CAPACITY_DIVISOR / 2));
+        if (room >= 1) {
+            pour(b, room);
+            atomic_fetch_add(&b->prepaid, (int64_t)room);
+        }
+    }
+}
+
+void throttle_buckets_prepay(struct throttle_buckets *b, bool is_write)
+{
+    prepay(b->bytes[is_write]);
+    if (b->iops_size == 0) {
+        prepay(b->requests[is_write]);
+    }
+}
+
+void throttle_buckets_reclaim(struct throttle_buckets *b)
+{
+    for (int i = 0; i < THROTTLE_LIMITS; i++) {
+        double left = (double)atomic_exchange(&b->all[i].prepaid, 0);
+
+        b->all[i].level = give_back(b->all[i].level, left);
+        b->all[i].burst_level = give_back(b->all[i].burst_level, left);
     }
 }
 

@@ -16,11 +16,12 @@
  * capacity is a twentieth of a second at the rate. `max` allows bursts of that rate for `length`
  * seconds.
  *
- * No locks: the owner has one. None of these functions yields.
+ * No locks, but for what is prepaid: the owner has one. None of these functions yields.
  */
 #ifndef TIDEMARK_FILTER_THROTTLE_LIMITS_H
 #define TIDEMARK_FILTER_THROTTLE_LIMITS_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -71,14 +72,21 @@ struct throttle_bucket {
     double capacity, burst_capacity; /* units; the latter infinite: bursts have no length */
     double level, burst_level;
     int64_t leaked_ns; /* when it leaked last */
+    /* Units that were poured before their requests came: those pass without the lock. */
+    _Atomic int64_t prepaid;
 };
 
 /* The buckets of one direction: at most one counts bytes, and one requests. */
 struct throttle_buckets {
     struct throttle_bucket all[THROTTLE_LIMITS];
     /* Those that concern reads (0) and writes (1); `count` of each. */
-    struct throttle_bucket *bytes[2], *requests[2]; /* NULL: no such limit */
+    struct throttle_bucket *_Atomic bytes[2], *_Atomic requests[2]; /* NULL: no such limit */
     uint64_t iops_size;
+    /*
+     * Until then time counts that passed while the buckets were empty, a second at most: requests
+     * waited lately, so the rate was not used up only because their turn came late.
+     */
+    int64_t owed_until_ns;
 };
 
 /*
@@ -91,8 +99,45 @@ void throttle_buckets_set(struct throttle_buckets *b, const struct throttle_limi
  * backwards a bit, which changes nothing.
  */
 int64_t throttle_buckets_wait(struct throttle_buckets *b, bool is_write, int64_t now);
+/* Requests wait, at this time. */
+void throttle_buckets_note_wait(struct throttle_buckets *b, int64_t now);
 /* A request of `bytes` passes. */
 void throttle_buckets_pour(struct throttle_buckets *b, bool is_write, uint64_t bytes);
+/*
+ * Pour something for requests of a direction that may come, half of the room at most, so that they
+ * need no lock; and pour back what they have not used. While requests wait nothing is prepaid.
+ */
+void throttle_buckets_prepay(struct throttle_buckets *b, bool is_write);
+void throttle_buckets_reclaim(struct throttle_buckets *b);
+
+/* Take units that were prepaid; NULL: no limit. Any thread, without the lock. */
+static inline bool throttle_take_prepaid(struct throttle_bucket *b, int64_t units)
+{
+    if (!b || atomic_fetch_sub_explicit(&b->prepaid, units, memory_order_relaxed) >= units) {
+        return true;
+    }
+    atomic_fetch_add_explicit(&b->prepaid, units, memory_order_relaxed);
+    return false;
+}
+
+/* Whether a request of `bytes` was prepaid. Any thread, without the lock. */
+static inline bool throttle_buckets_take_prepaid(struct throttle_buckets *b, bool is_write,
+                                                 uint64_t bytes)
+{
+    struct throttle_bucket *first = atomic_load_explicit(&b->bytes[is_write], memory_order_relaxed);
+
+    if (!throttle_take_prepaid(first, (int64_t)bytes)) {
+        return false;
+    }
+    if (throttle_take_prepaid(atomic_load_explicit(&b->requests[is_write], memory_order_relaxed),
+                              1)) {
+        return true;
+    }
+    if (first) {
+        atomic_fetch_add_explicit(&first->prepaid, (int64_t)bytes, memory_order_relaxed);
+    }
+    return false;
+}
 /*
  * A request passes without having waited, because somebody waits for it. Those after it wait for
  * that at most a second.

@@ -243,6 +243,43 @@ static void a_burst_lasts_as_long_as_it_may(void *arg)
     close_throttled(&t);
 }
 
+/* A busy machine lets the group act five times a second only. */
+static void what_came_late_is_not_lost(void *arg)
+{
+    struct throttled t;
+
+    open_throttled(&t, "\"iops-total\":100");
+    start_user(&t.users[0], 40, 20, 512);
+    for (int i = 0; i < 50; i++) {
+        atomic_fetch_add(&now_ns, 199 * NS_PER_MS);
+        pass_time(NS_PER_MS);
+    }
+    assert_near((double)done_by(&t.users[0]) / 10, 100, 0.01);
+    close_throttled(&t);
+}
+
+/* Who asks for nothing is owed nothing, but for what passes at once. */
+static void idle_time_is_not_kept(void *arg)
+{
+    struct throttled t;
+    uint64_t before;
+
+    open_throttled(&t, "\"iops-total\":1000");
+    start_user(&t.users[0], 1, 0, 512);
+    pass_time(NS_PER_SECOND);
+    end_user(&t.users[0]);
+    pass_time(5 * NS_PER_SECOND);
+    start_user(&t.users[1], 40, 20, 512);
+    before = done_by(&t.users[1]);
+    pass_time(100 * NS_PER_MS);
+    assert_in_range(before, 40, 80);
+    assert_in_range(done_by(&t.users[1]), 100, 190);
+    end_user(&t.users[1]);
+    end_user(&t.users[2]);
+    user_object_unref(t.object);
+    assert_int_equal(user_object_del("g", NULL), 0);
+}
+
 /* --- fairness --------------------------------------------------------------------------------- */
 
 /* Of what passes after the first requests, which find the bucket empty. */
@@ -517,6 +554,8 @@ int main(void)
         CO_TEST(the_lower_of_two_limits_holds),
         CO_TEST(directions_have_limits_of_their_own),
         CO_TEST(a_burst_lasts_as_long_as_it_may),
+        CO_TEST(what_came_late_is_not_lost),
+        CO_TEST(idle_time_is_not_kept),
         CO_TEST(members_have_equal_shares),
         CO_TEST(a_member_alone_has_everything),
         CO_TEST(limits_change_while_requests_wait),
