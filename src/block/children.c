@@ -12,13 +12,29 @@
 #define PASSED_WRITE_FLAGS (BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED)
 #define PASSED_ZERO_FLAGS (PASSED_WRITE_FLAGS | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK)
 
+/* The options below `cache` of `opts`, which are left there. The caller owns the copy; NULL: none. */
+static struct options *copy_cache_options(const struct options *opts)
+{
+    AUTO_OPTIONS struct options *copy = options_has(opts, "cache") ? options_clone(opts) : NULL;
+    AUTO_FREE char *wrong = NULL;
+    struct options *cache = NULL;
+
+    if (copy) {
+        (void)options_take_child(copy, "cache", &cache, &wrong, NULL);
+    }
+    return cache;
+}
+
 unsigned block_explicit_use(const struct options *opts)
 {
+    AUTO_OPTIONS struct options *cache = copy_cache_options(opts);
+
     return (options_has(opts, "read-only") ? BLOCK_USE_READ_ONLY : 0) |
            (options_has(opts, "auto-read-only") ? BLOCK_USE_AUTO_READ_ONLY : 0) |
            (options_has(opts, "force-share") ? BLOCK_USE_FORCE_SHARE : 0) |
            (options_has(opts, "discard") ? BLOCK_USE_DISCARD : 0) |
-           (options_has(opts, "cache") ? BLOCK_USE_CACHE : 0);
+           (cache && options_has(cache, "direct") ? BLOCK_USE_CACHE_DIRECT : 0) |
+           (cache && options_has(cache, "no-flush") ? BLOCK_USE_CACHE_NO_FLUSH : 0);
 }
 
 void block_inherit_use(const struct block_node *parent, const struct block_use *use,
@@ -41,11 +57,11 @@ void block_inherit_use(const struct block_node *parent, const struct block_use *
     /* A format decides which discards it passes on to its file. */
     options_default_str(child, "discard",
                         discard_names[parent->driver->is_format || use->discard_unmap]);
-    if (!options_has(child, "cache") && (use->cache_direct || use->cache_no_flush)) {
-        cache = options_new();
-        if (cache) {
-            options_set_bool(cache, "direct", use->cache_direct);
-            options_set_bool(cache, "no-flush", use->cache_no_flush);
+    if (use->cache_direct || use->cache_no_flush) {
+        cache = options_has(child, "cache") ? copy_cache_options(child) : options_new();
+        if (cache) { /* else it is wrong, and refused later */
+            options_default_bool(cache, "direct", use->cache_direct);
+            options_default_bool(cache, "no-flush", use->cache_no_flush);
             options_set_child(child, "cache", cache);
         }
     }
@@ -62,9 +78,8 @@ static unsigned inherit_options(const struct block_node *parent, struct options 
     return explicit_use;
 }
 
-/* `child` was opened for `parent`. */
-static void note_heir(struct block_node *parent, struct block_node *child, unsigned role,
-                      unsigned explicit_use)
+void block_note_heir(struct block_node *parent, struct block_node *child, unsigned role,
+                     unsigned explicit_use)
 {
     child->inherits_from = parent;
     child->inherit_role = role;
@@ -75,10 +90,10 @@ static void note_heir(struct block_node *parent, struct block_node *child, unsig
  * Whether the options of a child leave its format to be guessed: they have a file and name no
  * driver. The schema refuses that in commands.
  */
-static bool may_guess(const struct options *child, unsigned role)
+static bool may_guess(const struct options *child)
 {
-    return role == BLOCK_ROLE_DATA && !options_are_arguments(child) &&
-           !options_has(child, "driver") && options_has(child, "file");
+    return !options_are_arguments(child) && !options_has(child, "driver") &&
+           options_has(child, "file");
 }
 
 /* Take a reference by name, or open; *ret_node is NULL if the options do not have the child. */
@@ -110,11 +125,11 @@ static int co_find_or_open(struct block_node *node, struct options *opts, const 
     if (role & BLOCK_ROLE_BACKING) {
         flags &= ~(BLOCK_OPEN_RDWR | BLOCK_OPEN_CHECK);
     }
-    r = may_guess(child_opts, role)
+    r = may_guess(child_opts)
             ? block_co_open_guessed(name, TAKE_PTR(child_opts), flags, ret_node, err)
             : block_co_open(TAKE_PTR(child_opts), flags, ret_node, err);
     if (r == 0) {
-        note_heir(node, *ret_node, role, explicit_use);
+        block_note_heir(node, *ret_node, role, explicit_use);
     }
     return r;
 }
@@ -190,7 +205,7 @@ static int co_open_recorded_backing(struct block_node *node, const char *filenam
     explicit_use = inherit_options(node, extra, BLOCK_ROLE_BACKING);
     r = block_co_open_below(node, path, format, extra, ret_node, err);
     if (r == 0) {
-        note_heir(node, *ret_node, BLOCK_ROLE_BACKING, explicit_use);
+        block_note_heir(node, *ret_node, BLOCK_ROLE_BACKING, explicit_use);
     }
     if (r < 0 && r != -ELOOP) {
         error_prepend(err, "Could not open backing file: ");

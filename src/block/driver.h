@@ -301,6 +301,11 @@ struct block_driver {
     /* It can be reopened with another child "file". */
     bool exchanges_file;
     /*
+     * Bytes at the beginning of "file" that tell its images apart: another file must be as large,
+     * and have the same. 0: any file will do.
+     */
+    unsigned file_head;
+    /*
      * Take the options of the list from `opts` (NULL: they stay as they are), and check them. The
      * node has its new generic options and its new children already, and is drained. Nothing is
      * written. On failure nothing has changed. NULL: there is nothing to do.

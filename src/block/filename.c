@@ -146,6 +146,7 @@ static int co_open_probed(const char *filename, struct options *top /* consumed 
                           struct options *file_opts /* consumed */, unsigned flags,
                           struct block_node **ret_node, struct error *err)
 {
+    unsigned explicit_use = block_explicit_use(file_opts);
     const struct block_driver *format;
     struct block_node *file;
     int r;
@@ -169,8 +170,9 @@ static int co_open_probed(const char *filename, struct options *top /* consumed 
     options_set_str(top, "driver", format->name);
     options_set_str(top, "file", file->name);
     r = block_co_open(top, flags, ret_node, err);
-    if (r == 0 && strcmp(format->name, "raw") == 0) {
-        (*ret_node)->probed = true;
+    if (r == 0) {
+        block_note_heir(*ret_node, file, BLOCK_ROLE_DATA, explicit_use);
+        (*ret_node)->probed = strcmp(format->name, "raw") == 0;
     }
     block_co_unref(file);
     return r;

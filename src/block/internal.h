@@ -115,7 +115,8 @@ enum block_use_option {
     BLOCK_USE_AUTO_READ_ONLY = 1 << 1,
     BLOCK_USE_FORCE_SHARE = 1 << 2,
     BLOCK_USE_DISCARD = 1 << 3,
-    BLOCK_USE_CACHE = 1 << 4,
+    BLOCK_USE_CACHE_DIRECT = 1 << 4,
+    BLOCK_USE_CACHE_NO_FLUSH = 1 << 5,
 };
 
 /* Those in force. */
@@ -126,6 +127,9 @@ int block_take_use(struct options *opts, unsigned flags, struct block_use *ret_u
                    struct error *err);
 /* Which of the inherited options `opts` has: bits of enum block_use_option. */
 unsigned block_explicit_use(const struct options *opts);
+/* `child` was opened for `parent`, which it follows when that is reopened. */
+void block_note_heir(struct block_node *parent, struct block_node *child, unsigned role,
+                     unsigned explicit_use);
 /* Set those that `child`, in that role, was not given; `parent` uses `use`. */
 void block_inherit_use(const struct block_node *parent, const struct block_use *use,
                        struct options *child, unsigned role);

@@ -2,9 +2,12 @@
 /* Reopening nodes: the steps that carry a plan out, and undo it. */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "block/gate.h"
 #include "block/reopen_plan.h"
 #include "trace/events.h"
 
@@ -65,9 +68,66 @@ static int co_put_child(struct block_node *node, struct block_edge *edge,
                 : block_co_attach_child(node, next, "backing", BLOCK_ROLE_BACKING, NULL, err);
 }
 
+/* The head of the file, zeroes beyond its end. */
+static int co_read_head(struct block_node *node, uint8_t *head, struct error *err)
+{
+    size_t size = MIN(block_edge_size(node->file), node->driver->file_head);
+    int r;
+
+    memset(head, 0, node->driver->file_head);
+    r = block_co_pread(node->file, 0, head, size);
+    return r < 0 ? error_set_errno(err, -r, "Could not read '%s'",
+                                   block_node_display_name(node->file->node))
+                 : 0;
+}
+
+/* Nodes whose size is that of their child learn that the child has grown by others' writes. */
+static int co_renew_size(struct block_node *node, struct error *err)
+{
+    struct block_edge *below = node->filtered ?: node->file;
+    uint64_t was = block_node_size(node);
+    int r = below ? co_renew_size(below->node, err) : 0;
+
+    if (r == 0 && below && block_node_has_size_of(node, below)) {
+        block_node_set_size(node, block_node_size(below->node));
+    } else if (r == 0 && node->driver->exchanges_file && node->driver->file_head == 0 &&
+               node->driver->co_reload) {
+        r = node->driver->co_reload(node, err); /* it has no more of its own than a size */
+    }
+    if (r == 0 && block_node_size(node) != was) {
+        block_report_size(node);
+    }
+    return r;
+}
+
+/* Another file that holds another image would be taken for the one whose metadata are in memory. */
+static int co_put_file(struct reopen_entry *e, struct error *err)
+{
+    struct block_node *node = e->node;
+    unsigned size = e->file.changes ? node->driver->file_head : 0;
+    AUTO_FREE uint8_t *heads = malloc(MAX(2 * size, 1));
+    uint64_t file_size = node->file ? block_edge_size(node->file) : 0;
+    int r = heads ? 0 : error_out_of_memory(err);
+
+    if (size > 0) {
+        UNLESS_FAILED(r, co_renew_size(e->file.next, err));
+        UNLESS_FAILED(r, co_read_head(node, heads, err));
+    }
+    UNLESS_FAILED(r, co_put_child(node, node->file, &e->file, false, err));
+    if (size > 0) {
+        UNLESS_FAILED(r, co_read_head(node, heads + size, err));
+    }
+    if (r == 0 && size > 0 &&
+        (block_edge_size(node->file) < file_size || memcmp(heads, heads + size, size) != 0)) {
+        r = error_set(err, EINVAL, "Node '%s' does not have the contents of the file of '%s'",
+                      node->file->node->name, node->name);
+    }
+    return r;
+}
+
 static int co_put_children(struct reopen_entry *e, bool back, struct error *err)
 {
-    int r = co_put_child(e->node, e->node->file, &e->file, back, err);
+    int r = back ? co_put_child(e->node, e->node->file, &e->file, true, err) : co_put_file(e, err);
 
     return UNLESS_FAILED(r, co_put_child(e->node, e->node->backing, &e->backing, back, err));
 }

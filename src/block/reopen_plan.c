@@ -113,8 +113,10 @@ static int follow_use(const struct reopen_entry *parent, const struct block_node
     if (!(node->explicit_use & BLOCK_USE_DISCARD) && !node->driver->is_filter) {
         ret_use->discard_unmap = use.discard_unmap;
     }
-    if (!(node->explicit_use & BLOCK_USE_CACHE)) {
+    if (!(node->explicit_use & BLOCK_USE_CACHE_DIRECT)) {
         ret_use->cache_direct = use.cache_direct;
+    }
+    if (!(node->explicit_use & BLOCK_USE_CACHE_NO_FLUSH)) {
         ret_use->cache_no_flush = use.cache_no_flush;
     }
     return 0;
@@ -357,10 +359,6 @@ static int co_plan_options(struct block_reopen *plan, struct reopen_entry *e,
     UNLESS_FAILED(r, block_take_use(opts, BLOCK_OPEN_RDWR, &e->next, err));
     if (r == 0 && e->next.force_share != e->was.force_share) {
         r = refuse_change("force-share", err);
-    }
-    if (r == 0 && e->next.cache_direct != e->was.cache_direct &&
-        list_is_empty(&e->node->children)) {
-        r = refuse_change("cache.direct", err);
     }
     if (r == 0 && e->node->driver->is_filter) {
         e->next.discard_unmap = e->was.discard_unmap; /* the child decides */

@@ -52,15 +52,23 @@ struct sync_group {
     struct co_queue waiters;
 };
 
+/* What requests have to keep to: more than single bytes for O_DIRECT only. */
+struct posix_limits {
+    uint32_t block_size, memory_alignment; /* bytes */
+    uint64_t max_transfer;                 /* bytes; 0: no limit */
+};
+
 struct posix_file {
     int fd;
-    /* While the node is reopened: its other descriptor; -1: none. */
+    /* While the node is reopened: its other descriptor; -1: none. The limits of that. */
     int other_fd;
+    struct posix_limits other_limits;
     /* That is the one that was in use before. */
     bool exchanged;
     bool is_device;
     /* Pages that the kernel has are dropped when another process may have written the file. */
     bool drop_cache;
+    bool native_aio; /* aio=native, which wants O_DIRECT */
     /* image locks are in use */
     bool locking;
     /* locks keep other processes from writing */
@@ -108,6 +116,21 @@ int posix_file_co_reopen_finish(struct block_node *node, struct error *err);
 void posix_file_co_reopen_commit(struct block_node *node);
 void posix_file_co_reopen_abort(struct block_node *node);
 int posix_file_co_reload(struct block_node *node, struct error *err);
+
+/*
+ * The limits of a descriptor that is opened with O_DIRECT, or not. 0, or -errno of asking a device.
+ */
+int posix_file_co_limits(int fd, bool is_device, bool direct, struct posix_limits *ret);
+/* Those that are in force. */
+struct posix_limits posix_file_get_limits(const struct block_node *node);
+void posix_file_set_limits(struct block_node *node, const struct posix_limits *limits);
+/*
+ * O_DIRECT wrote the whole last block of a file: cut off the part beyond the disk, if the node has
+ * the write permission, and `perm` does not.
+ */
+void posix_file_co_trim_padding(struct block_node *node, unsigned perm);
+/* -EINVAL, with the sentence for aio=native without cache.direct. */
+int posix_file_refuse_native_aio(struct error *err);
 
 /* Options of file, host_device and host_cdrom. */
 extern const struct schema_type posix_file_options;

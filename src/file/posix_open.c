@@ -198,6 +198,13 @@ static int co_open_fd(struct block_node *node, const char *filename, bool is_dev
     return 0;
 }
 
+int posix_file_refuse_native_aio(struct error *err)
+{
+    return error_set(err, EINVAL,
+                     "aio=native was specified, but it requires cache.direct=on, which was not "
+                     "specified.");
+}
+
 /* --- limits */
 
 /* The smallest block that the kernel can read from the beginning of the file with O_DIRECT. */
@@ -216,15 +223,19 @@ static uint32_t try_direct_alignment(int fd)
     return DIRECT_ALIGNMENT_MAX;
 }
 
-static int probe_direct(void *arg)
+struct limits_query {
+    int fd;
+    bool is_device;
+    struct posix_limits limits;
+};
+
+static void probe_direct(struct limits_query *q)
 {
-    struct block_node *node = arg;
-    struct posix_file *f = node->opaque;
     uint32_t memory = DIRECT_ALIGNMENT_MAX, block = 0;
 #ifdef STATX_DIOALIGN
     struct statx stx;
 
-    if (statx(f->fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) == 0 &&
+    if (statx(q->fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) == 0 &&
         (stx.stx_mask & STATX_DIOALIGN) && is_power_of_2(stx.stx_dio_offset_align) &&
         is_power_of_2(stx.stx_dio_mem_align)) {
         block = stx.stx_dio_offset_align;
@@ -232,13 +243,52 @@ static int probe_direct(void *arg)
     }
 #endif
     if (block == 0) {
-        block = try_direct_alignment(f->fd);
+        block = try_direct_alignment(q->fd);
     }
-    f->block_size = block;
-    node->limits.request_alignment = block;
-    node->limits.memory_alignment = memory;
-    node->limits.max_transfer = DIRECT_MAX_TRANSFER;
+    q->limits = (struct posix_limits){block, memory, DIRECT_MAX_TRANSFER};
+}
+
+static int query_direct_limits(void *arg)
+{
+    struct limits_query *q = arg;
+    struct stat st;
+    int sector = 0;
+
+    if (!q->is_device) {
+        probe_direct(q);
+        return 0;
+    }
+    if (fstat(q->fd, &st) == 0 && S_ISCHR(st.st_mode)) {
+        return 0; /* a character device has no sectors */
+    }
+    if (ioctl(q->fd, BLKSSZGET, &sector) < 0) {
+        return -errno;
+    }
+    q->limits = (struct posix_limits){(uint32_t)sector, DIRECT_ALIGNMENT_MAX, DIRECT_MAX_TRANSFER};
     return 0;
+}
+
+int posix_file_co_limits(int fd, bool is_device, bool direct, struct posix_limits *ret)
+{
+    struct limits_query q = {.fd = fd, .is_device = is_device, .limits = {1, 1, 0}};
+    int r = direct ? loop_co_brief(query_direct_limits, &q) : 0;
+
+    *ret = q.limits;
+    return r;
+}
+
+struct posix_limits posix_file_get_limits(const struct block_node *node)
+{
+    return (struct posix_limits){((const struct posix_file *)node->opaque)->block_size,
+                                 node->limits.memory_alignment, node->limits.max_transfer};
+}
+
+void posix_file_set_limits(struct block_node *node, const struct posix_limits *limits)
+{
+    ((struct posix_file *)node->opaque)->block_size = limits->block_size;
+    node->limits.request_alignment = limits->block_size;
+    node->limits.memory_alignment = limits->memory_alignment;
+    node->limits.max_transfer = limits->max_transfer;
 }
 
 static int set_device_limits(struct block_node *node, const char *filename, struct error *err)
@@ -259,30 +309,24 @@ static int set_device_limits(struct block_node *node, const char *filename, stru
     }
     node->limits.zeroes_alignment = (uint64_t)sector;
     node->limits.discard_alignment = (uint64_t)sector;
-    if (node->cache_direct) {
-        f->block_size = (uint32_t)sector;
-        node->limits.request_alignment = (uint32_t)sector;
-        node->limits.memory_alignment = DIRECT_ALIGNMENT_MAX;
-        node->limits.max_transfer = DIRECT_MAX_TRANSFER;
-    }
     return 0;
 }
 
 static int co_set_limits(struct block_node *node, const char *filename, struct error *err)
 {
     struct posix_file *f = node->opaque;
+    struct posix_limits limits;
     uint64_t size = 0;
-    int r;
+    int r = f->is_device ? set_device_limits(node, filename, err) : 0;
 
-    f->block_size = 1;
-    if (f->is_device) {
-        r = set_device_limits(node, filename, err);
-    } else {
-        r = node->cache_direct ? loop_co_brief(probe_direct, node) : 0;
-    }
     if (r < 0) {
         return r;
     }
+    r = posix_file_co_limits(f->fd, f->is_device, node->cache_direct, &limits);
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not get the sector size of '%s'", filename);
+    }
+    posix_file_set_limits(node, &limits);
     r = posix_file_co_size(f->fd, f->is_device, &size);
     if (r < 0) {
         return error_set_errno(err, -r, "Could not get the size of '%s'", filename);
@@ -331,7 +375,7 @@ static int trim_blocking(void *arg)
  * O_DIRECT wrote the whole last block. Cut off the part beyond the disk, when the node gives up the
  * write permission.
  */
-static void co_trim_padding(struct block_node *node, unsigned perm)
+void posix_file_co_trim_padding(struct block_node *node, unsigned perm)
 {
     const struct posix_file *f = node->opaque;
 
@@ -375,7 +419,7 @@ int posix_file_co_set_perm(struct block_node *node, unsigned perm, unsigned shar
     struct posix_file *f = node->opaque;
     int r;
 
-    co_trim_padding(node, perm);
+    posix_file_co_trim_padding(node, perm);
     if (!f->locking) {
         return 0;
     }
@@ -405,9 +449,7 @@ static int co_open_file(struct block_node *node, struct options *opts, bool is_d
     f->fd = f->other_fd = -1;
     if (r >= 0 && o.native_aio && !node->cache_direct) {
         /* The option has no effect here, but the mistake is an error in QEMU, too. */
-        r = error_set(err, EINVAL,
-                      "aio=native was specified, but it requires cache.direct=on, which was not "
-                      "specified.");
+        r = posix_file_refuse_native_aio(err);
     }
     if (r >= 0) {
         r = co_open_fd(node, o.filename, is_device, err);
@@ -426,6 +468,7 @@ static int co_open_file(struct block_node *node, struct options *opts, bool is_d
         return r;
     }
     f->drop_cache = o.drop_cache;
+    f->native_aio = o.native_aio;
     sync_group_init(&f->sync);
     status_cache_init(&f->status);
     punch_queue_init(&f->punches);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Reopening a file or device read-only or writable. A descriptor that can write stays: permissions
- * and locks say what is done with it. One that can only read is exchanged for one that can write,
+ * Reopening a file or device read-only or writable, with the page cache or without. A descriptor
+ * that can write stays: permissions and locks say what is done with it. One that can only read is
+ * exchanged for one that can write, and one with O_DIRECT for one without, or the other way round,
  * to the same file, whatever its name leads to by now. The locks are taken on the new descriptor
  * before the old one gives them up. A file that is taken over from another process keeps its
  * descriptor.
@@ -16,62 +17,96 @@
 
 struct reopen_call {
     int fd, new_fd;
+    int flags; /* of open() */
 };
 
-static int reopen_writable_blocking(void *arg)
+static int reopen_blocking(void *arg)
 {
     struct reopen_call *c = arg;
-    int flags = fcntl(c->fd, F_GETFL), r;
     char path[64];
+    int r = fdset_reopen(c->fd, c->flags);
 
-    if (flags < 0) {
-        return -errno;
-    }
-    r = fdset_reopen(c->fd, (flags & O_DIRECT) | O_RDWR);
     if (r != -ENOENT) {
         c->new_fd = r;
         return r < 0 ? r : 0;
     }
     snprintf(path, sizeof(path), "/proc/self/fd/%d", c->fd);
-    c->new_fd = open(path, (flags & O_DIRECT) | O_RDWR | O_CLOEXEC | O_NOCTTY);
+    c->new_fd = open(path, c->flags | O_CLOEXEC | O_NOCTTY);
     return c->new_fd < 0 ? -errno : 0;
 }
 
-static bool can_write(int fd)
-{
-    return (fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDWR;
-}
-
-int posix_file_co_reopen_prepare(struct block_node *node, struct options *opts, struct error *err)
+/* Another descriptor for the file, in f->other_fd. `flags`: the access mode and O_DIRECT. */
+static int co_open_other(struct block_node *node, int flags, struct error *err)
 {
     struct posix_file *f = node->opaque;
-    struct reopen_call c = {.fd = f->fd, .new_fd = -1};
-    int r;
+    struct reopen_call c = {.fd = f->fd, .new_fd = -1, .flags = flags};
+    bool direct = flags & O_DIRECT;
+    int r = loop_co_brief(reopen_blocking, &c);
 
-    f->other_fd = -1;
-    f->exchanged = false;
-    if (node->read_only || can_write(f->fd)) {
-        return 0;
-    }
-    r = loop_co_brief(reopen_writable_blocking, &c);
-    if (r < 0 && node->auto_read_only) {
-        node->read_only = true;
-        return 0;
+    if (r == -EINVAL && direct) {
+        return error_set(err, EINVAL, "The file system of '%s' does not support cache.direct=on",
+                         block_node_display_name(node));
     }
     if (r < 0) {
-        return error_set_errno(err, -r, "Could not reopen file '%s' for writing",
+        return error_set_errno(err, -r, "Could not reopen file '%s'%s",
+                               block_node_display_name(node),
+                               (flags & O_ACCMODE) == O_RDWR ? " for writing" : "");
+    }
+    r = posix_file_co_limits(c.new_fd, f->is_device, direct, &f->other_limits);
+    if (r < 0) {
+        posix_file_co_close_fd(c.new_fd);
+        return error_set_errno(err, -r, "Could not get the sector size of '%s'",
                                block_node_display_name(node));
     }
     f->other_fd = c.new_fd;
     return 0;
 }
 
-static void exchange(struct posix_file *f)
+int posix_file_co_reopen_prepare(struct block_node *node, struct options *opts, struct error *err)
 {
+    struct posix_file *f = node->opaque;
+    int has = fcntl(f->fd, F_GETFL), wants = has & O_ACCMODE;
+    int r = 0;
+
+    f->other_fd = -1;
+    f->exchanged = false;
+    if (f->native_aio && !node->cache_direct) {
+        return posix_file_refuse_native_aio(err);
+    }
+    if (!node->read_only) {
+        wants = O_RDWR;
+    }
+    wants |= node->cache_direct ? O_DIRECT : 0;
+    if (wants == (has & (O_ACCMODE | O_DIRECT))) {
+        return 0;
+    }
+    /* Errors of writing back that nobody has seen yet are those of the descriptor that wrote. */
+    if ((wants ^ has) & O_DIRECT) {
+        r = posix_file_co_flush(node);
+        if (r < 0) {
+            return error_set_errno(err, -r, "Could not flush '%s'", block_node_display_name(node));
+        }
+    }
+    r = co_open_other(node, wants, err);
+    if (r < 0 && node->auto_read_only && (wants & O_ACCMODE) != (has & O_ACCMODE)) {
+        error_clear(err);
+        node->read_only = true;
+        wants = (wants & ~O_ACCMODE) | (has & O_ACCMODE);
+        r = wants == (has & (O_ACCMODE | O_DIRECT)) ? 0 : co_open_other(node, wants, err);
+    }
+    return r;
+}
+
+static void exchange(struct block_node *node)
+{
+    struct posix_file *f = node->opaque;
+    struct posix_limits limits = posix_file_get_limits(node);
     int fd = f->fd;
 
     f->fd = f->lock.fd = f->other_fd;
     f->other_fd = fd;
+    posix_file_set_limits(node, &f->other_limits);
+    f->other_limits = limits;
     f->exchanged = !f->exchanged;
 }
 
@@ -87,7 +122,10 @@ int posix_file_co_reopen_finish(struct block_node *node, struct error *err)
             ? posix_file_co_copy_lock(&f->lock, f->other_fd, block_node_display_name(node), err)
             : 0;
     if (r == 0) {
-        exchange(f);
+        if (f->other_limits.block_size < f->block_size) {
+            posix_file_co_trim_padding(node, 0);
+        }
+        exchange(node);
     }
     return r;
 }
@@ -110,7 +148,7 @@ void posix_file_co_reopen_abort(struct block_node *node)
     struct posix_file *f = node->opaque;
 
     if (f->exchanged) {
-        exchange(f);
+        exchange(node);
     }
     co_drop_other(f);
 }

@@ -174,7 +174,7 @@ static int co_find_source(const struct copy_on_read *s, uint64_t offset, uint64_
     } else if (status.length < *length) {
         *length = round_down(status.length, unit);
     }
-    if (status.length >= *length && depth == 0 && base) {
+    if (status.length >= *length && depth == 0 && (base || s->for_job)) {
         *ret_source = SOURCE_NOT_COPIED;
     } else if (status.length >= *length && (status.flags & BLOCK_STATUS_ZERO)) {
         *ret_source = SOURCE_ZERO;

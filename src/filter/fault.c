@@ -74,14 +74,23 @@ bool fault_is_held(struct block_node *node, const char *tag)
 static int set_image(struct options *opts, const char *filename, struct error *err)
 {
     const struct block_driver *driver = block_driver_of_filename(filename);
-    struct options *image = options_new();
+    struct options *image = NULL;
+    int r;
 
+    if (strncmp(filename, "json:", 5) == 0) {
+        r = options_parse(filename + 5, NULL, &image, err);
+        if (r == 0) {
+            options_default_str(image, "driver", "file");
+            options_set_child(opts, "image", image);
+        }
+        return r;
+    }
+    image = options_new();
     if (!image) {
         return error_out_of_memory(err);
     }
     if (driver && driver->parse_filename) {
-        int r = driver->parse_filename(filename, image, err);
-
+        r = driver->parse_filename(filename, image, err);
         if (r < 0) {
             options_free(image);
             return r;

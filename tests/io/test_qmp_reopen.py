@@ -105,6 +105,89 @@ class ReopenTest(tidemark.TestCase):
         data = json.loads(info)["format-specific"]["data"]
         return {b["name"]: b["flags"] for b in data.get("bitmaps", [])}
 
+    def is_direct(self, name):
+        """How the daemon has opened the file."""
+        found = set()
+        for fd in os.listdir(f"/proc/{self.server.pid}/fd"):
+            try:
+                if os.readlink(f"/proc/{self.server.pid}/fd/{fd}") == self.path(name):
+                    with open(f"/proc/{self.server.pid}/fdinfo/{fd}") as file:
+                        flags = dict(line.split(":", 1) for line in file)["flags"]
+                    found.add(bool(int(flags, 8) & os.O_DIRECT))
+            except FileNotFoundError:
+                pass
+        self.assertEqual(len(found), 1)
+        return found.pop()
+
+    def test_the_page_cache_comes_and_goes_under_writing_guests(self):
+        guests = self.guests()
+        for direct in (True, False) * 5:
+            self.reopen(self.top(cache={"direct": direct}))
+            self.assertEqual(self.is_direct("top.qcow2"), direct)
+            self.assertEqual(self.qmp.node("top")["cache"]["direct"], direct)
+            self.let_write(guests)
+        self.finish(guests)
+
+    def test_a_file_that_says_how_it_is_cached_does_not_follow(self):
+        file = {**self.top()["file"], "cache": {"no-flush": False}}
+        self.reopen(self.top(cache={"direct": True, "no-flush": True}, file=file))
+        self.assertTrue(self.is_direct("top.qcow2"))
+        file["cache"] = {"direct": False}
+        self.reopen(self.top(cache={"direct": True}, file=file))
+        self.assertFalse(self.is_direct("top.qcow2"))
+
+    def test_the_page_cache_is_back_after_a_failure(self):
+        with self.assertRaises(QmpError):
+            self.reopen(
+                self.top(cache={"direct": True}), {**self.RAW, "offset": 512, "size": 1 << 40}
+            )
+        self.assertFalse(self.is_direct("top.qcow2"))
+        tidemark.io(tidemark.nbd_uri(self.nbd, "top"), "write -P 3 0 64k", fmt="raw")
+
+    def test_a_file_that_does_not_end_with_a_block(self):
+        """O_DIRECT writes whole blocks; the file has its size again afterwards."""
+        path = self.path("odd.raw")
+        with open(path, "wb") as file:
+            file.write(bytes(1536))
+        raw = {"driver": "raw", "node-name": "odd", "file": {"driver": "file", "filename": path}}
+        self.qmp.command("blockdev-add", **raw)
+        self.qmp.command(
+            "block-export-add", type="nbd", id="odd", node_name="odd", writable=True
+        )
+        uri = tidemark.nbd_uri(self.nbd, "odd")
+        for direct, pattern in (True, 5), (False, 6), (True, 7), (False, 8):
+            self.reopen({**raw, "cache": {"direct": direct}})
+            tidemark.io(uri, f"write -P {pattern} 1024 512", f"read -P {pattern} 1k 512", fmt="raw")
+            if not direct:
+                self.assertEqual(os.path.getsize(path), 1536)
+        self.server.quit()
+        with open(path, "rb") as file:
+            self.assertEqual(file.read(), bytes(1024) + b"\10" * 512)
+
+    def test_another_node_below_an_image_under_writing_guests(self):
+        self.qmp.command("blockdev-add", driver="raw", node_name="over", file="base-file")
+        self.reopen({**self.BASE, "file": "over", "read-only": True})
+        guests = self.guests()
+        below = self.top()["file"]
+        name = [n["node-name"] for n in self.qmp.command("query-named-block-nodes", flat=True)
+                if n["drv"] == "file" and n["file"] == below["filename"]][0]
+        self.qmp.command("blockdev-add", driver="raw", node_name="between", file=name)
+        for file in ("between", name) * 3:
+            self.reopen(self.top(file=file))
+            self.let_write(guests)
+        self.refused(
+            "Node 'two' does not have the contents of the file of 'top'", self.top(file="two")
+        )
+        self.reopen(self.top(file="between"))
+        self.refused(
+            "Making 'between' a file child of 'between' would create a cycle",
+            {"driver": "raw", "node-name": "between", "file": "between"},
+        )
+        with self.assertRaises(QmpError):
+            self.reopen(self.top(file=name), {**self.RAW, "size": 1 << 40})
+        self.let_write(guests)
+        self.finish(guests)
+
     def test_options_of_a_format_change_under_writing_guests(self):
         guests = self.guests()
         for more in (
@@ -326,7 +409,10 @@ class ReopenTest(tidemark.TestCase):
             "Cannot change the option 'backing.driver'",
             self.top(backing={"driver": "qcow2", "file": "base-file"}),
         )
-        self.refused("Cannot change the option 'file'", {**self.BASE, "file": "one"})
+        self.refused(
+            "Node 'one' does not have the contents of the file of 'base'",
+            {**self.BASE, "file": "one", "read-only": True},
+        )
         self.refused("Parameter 'options[0].bogus' is unexpected", self.top(bogus=1))
         self.qmp.command("blockdev-add", driver="null-co", node_name="null", size=65536)
         null = {"driver": "null-co", "node-name": "null"}

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """block-stream: copies what backing files have into an image in use, and drops them."""
 
+import json
 import os
 import threading
 import unittest
@@ -91,6 +92,46 @@ class StreamTest(ChainCase):
             if self.ending.is_set():
                 break
         client.shutdown()
+
+    def test_what_no_image_has_is_not_allocated(self):
+        """Nor does a piece with some data allocate all of itself."""
+        self.names = "ab"
+        self.create("a.qcow2", "4M")
+        self.create("b.qcow2", "4M", options=["-b", "a.qcow2", "-F", "qcow2"])
+        for at in "0 64k", "192k 64k", "3M 4k":
+            tidemark.io(self.path("a.qcow2"), f"write -P 3 {at}", fmt="qcow2")
+        self.start()
+        self.stream("b")
+        self.assertEqual(self.events("job"), STARTED + ENDED)
+        self.server.stop()
+        found = json.loads(tidemark.img("map", "--output=json", self.path("b.qcow2")).stdout)
+        self.assertEqual(
+            [(part["start"], part["length"]) for part in found if part["present"]],
+            [(0, 65536), (192 * 1024, 65536), (3 * MIB, 65536)],
+        )
+
+    def test_the_offset_is_where_the_error_is(self):
+        """Though pieces behind it are copied at the same time."""
+        self.names = "ab"
+        self.create("a.qcow2", "8M")
+        self.create("b.qcow2", "8M", options=["-b", "a.qcow2", "-F", "qcow2"])
+        tidemark.io(self.path("a.qcow2"), "write -P 3 0 8M", fmt="qcow2")
+        place = json.loads(
+            tidemark.img("map", "--output=json", self.path("a.qcow2")).stdout
+        )[0]["offset"]
+        rule = {"event": "read_aio", "sector": (place + MIB) // 512, "once": True}
+        self.start(
+            file_options={
+                "a": lambda file: {"driver": "blkdebug", "image": file, "inject-error": [rule]}
+            }
+        )
+        self.stream("b", on_error="stop")
+        self.events("job", "paused")
+        self.assertEqual((self.job()["offset"], self.job()["len"]), (MIB, 8 * MIB))
+        self.qmp.command("block-job-resume", device="job")
+        self.events("job")
+        self.assertEqual(self.last["offset"], 8 * MIB)
+        self.server.stop()
 
     def test_without_backing_file_it_ends_at_once(self):
         self.make_chain((2, 65536))

@@ -52,6 +52,27 @@ class QuorumTest(tidemark.TestCase):
 
     # All well.
 
+    def test_children_without_a_driver(self):
+        """Their formats are guessed, as that of an image is; raw ones keep their first sector."""
+        qcow2 = self.create("q.qcow2", "1M")
+        tidemark.io(qcow2, "write -P 5 0 64k", fmt="qcow2")
+        for path in self.children[:2]:
+            tidemark.io(path, "write -P 5 0 64k", fmt="raw")
+        names = [qcow2, *self.children[:2]]
+        options = ",".join(
+            ["driver=quorum,vote-threshold=3"]
+            + [f"children.{i}.file.filename={name}" for i, name in enumerate(names)]
+        )
+        out = tidemark.run(
+            *tidemark.tool("io"), "--image-opts", "-r", "-c", "read -P 5 0 64k", options
+        ).stdout
+        self.assertIn("read 65536/65536", out)
+        result = tidemark.run(
+            tidemark.compat("qemu-io"), "--image-opts", "-c", "write -P 6 64k 64k", options
+        )
+        self.assertIn("wrote 65536/65536", result.stdout)
+        tidemark.io(qcow2, "read -P 6 64k 64k", fmt="qcow2")
+
     def test_a_write_goes_to_all(self):
         self.through(self.options(), "write -P 5 4k 60k", "write -z 8k 4k", "flush")
         for i in range(3):

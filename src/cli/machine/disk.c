@@ -67,12 +67,15 @@ struct block_node *machine_disk_node(const struct machine_disk *disk)
     return disk->device.root ? block_root_node(disk->device.root) : NULL;
 }
 
-/* What the disk does with its node, and what it lets others do. */
+/*
+ * What the disk does with its node, and what it lets others do. Without a guest device nobody
+ * writes but by the monitor's qemu-io, from its first write on.
+ */
 static void permissions(const struct machine_disk *disk, const struct block_node *node,
                         unsigned *ret_perm, unsigned *ret_shared)
 {
     *ret_perm = BLOCK_PERM_CONSISTENT_READ;
-    if (!block_node_is_read_only(node)) {
+    if (!block_node_is_read_only(node) && (disk->user || disk->written)) {
         *ret_perm |= BLOCK_PERM_WRITE;
     }
     *ret_shared = BLOCK_PERM_ALL;

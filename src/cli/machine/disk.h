@@ -29,6 +29,7 @@ struct machine_disk {
     char *name;                  /* owned; NULL: the disk has none */
     struct block_device device;  /* known by that name; `root` is the medium */
     struct machine_device *user; /* the guest device on it; NULL: none */
+    bool written;                /* the monitor's qemu-io has written, or is about to */
     struct machine_disk_use use; /* by `user` */
     bool read_only;              /* of a medium that is inserted without saying */
     bool writethrough;           /* cache.writeback=off */

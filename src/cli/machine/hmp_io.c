@@ -61,9 +61,12 @@ static int co_run_io(struct io *io, const char *line, struct error *err)
 static int co_run_on_disk(struct machine_disk *disk, const char *line, struct error *err)
 {
     struct block_node *node = machine_disk_node(disk);
-    unsigned perm = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE;
     int r = 0;
 
+    if (node && needs_write(line) && !block_node_is_read_only(node) && !disk->written) {
+        disk->written = true; /* stays: requests of aio_write may run on */
+        r = machine_disk_co_set_perm(disk, err);
+    }
     disk->io.disk = (struct cli_disk){0};
     if (node) {
         disk->io.disk = (struct cli_disk){.node = node,
@@ -72,8 +75,10 @@ static int co_run_on_disk(struct machine_disk *disk, const char *line, struct er
                                           .name = disk->name,
                                           .writethrough = disk->writethrough};
     }
-    (void)perm;
     UNLESS_FAILED(r, co_run_io(&disk->io, line, err));
+    if (node && r >= 0) {
+        disk->writethrough = disk->io.disk.writethrough;
+    }
     disk->io.disk = (struct cli_disk){0};
     return r;
 }

@@ -120,6 +120,9 @@ int machine_co_reopen(struct io *io, const struct io_reopen *how, struct error *
     }
     UNLESS_FAILED(r, block_co_reopen_carry_out(plan, err));
     block_co_reopen_free(plan);
+    if (r >= 0 && how->cache) {
+        io->disk.writethrough = cli_cache_is_writethrough(how->cache);
+    }
     if (r < 0 && wrote) {
         (void)co_set_writing(io, true, NULL);
     } else if (r >= 0 && how->read_only == 0) {
