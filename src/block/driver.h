@@ -196,9 +196,10 @@ struct block_node {
     /* Writes on nodes with request_alignment > 1; unaligned ones are exclusive. */
     struct range_lock rmw;
     /*
-     * Reads of a range exclude changes of it, by `serial`: block_node_set_serialising(). Changes
-     * only while the node is drained.
+     * Reads of a range exclude changes of it, by `serial`, while the node reaches `serial_disk`
+     * (NULL: none): block_node_set_serialising(). Changes only while the node is drained.
      */
+    const struct block_node *serial_disk;
     bool serialises;
     struct range_lock serial;
     /* Counts writes. The gate skips a flush if nothing was written since the latest one. */

@@ -90,6 +90,7 @@ int block_co_change_settle(struct error *err)
     }
     r = co_flush_left(err);
     UNLESS_FAILED(r, block_co_perm_settle(err));
+    block_update_serialising();
     trace_block_graph_settle(r);
     return r;
 }

@@ -215,6 +215,11 @@ struct list *block_change_moves(void);
 /* The edges at `node` have changed: settle the change. Errors of perm.c. Yields. */
 int block_co_settle_at(struct block_node *node, struct error *err);
 
+/* --- node.c: called by graph.c --- */
+
+/* After a graph change: which nodes serialise now. Does not yield. */
+void block_update_serialising(void);
+
 /* --- perm.c: called by graph.c --- */
 
 /*

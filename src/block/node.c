@@ -124,16 +124,6 @@ bool block_node_is_frozen_view(struct block_node *node)
     return node && node->driver->is_frozen_view;
 }
 
-void block_node_set_serialising(struct block_node *node, bool on)
-{
-    if (on && !node->serialises) {
-        range_lock_init(&node->serial);
-    } else if (!on && node->serialises) {
-        range_lock_destroy(&node->serial);
-    }
-    node->serialises = on;
-}
-
 struct user_object *block_node_iothread(const struct block_node *node)
 {
     return node->iothread;
@@ -143,6 +133,41 @@ void block_node_set_iothread(struct block_node *node, struct user_object *object
 {
     user_object_unref(node->iothread);
     node->iothread = object ? user_object_ref(user_object_id(object)) : NULL;
+}
+
+/* Of how many nodes reads may exclude changes. Main reactor. */
+static unsigned serial_nodes;
+
+static void update_serialising(struct block_node *node)
+{
+    bool on = node->serial_disk && block_node_reaches(node, node->serial_disk);
+
+    if (on && !node->serialises) {
+        range_lock_init(&node->serial);
+    } else if (!on && node->serialises) {
+        range_lock_destroy(&node->serial);
+    }
+    node->serialises = on;
+}
+
+void block_node_set_serialising(struct block_node *node, const struct block_node *disk)
+{
+    serial_nodes += disk && !node->serial_disk;
+    serial_nodes -= !disk && node->serial_disk;
+    node->serial_disk = disk;
+    update_serialising(node);
+}
+
+void block_update_serialising(void)
+{
+    struct block_node *node;
+
+    if (serial_nodes == 0) {
+        return;
+    }
+    LIST_FOREACH (node, &block_all_nodes, link) {
+        update_serialising(node);
+    }
 }
 
 bool block_node_is_monitor_owned(const struct block_node *node)

@@ -190,12 +190,13 @@ bool block_node_is_filter(const struct block_node *node);
  */
 bool block_node_is_frozen_view(struct block_node *node);
 /*
- * From now on a change of a range waits for the reads and status queries of the range that are in
- * flight, and lets new ones wait, what is read from backing files included; or no longer. For the
- * target of a copy-before-write whose backing file is the disk: a read that finds nothing in the
- * target has to be done with the disk before a guest's write changes the disk. The node is drained.
+ * While `disk` is the node, or below it, a change of a range of the node waits for the reads and
+ * status queries of the range that are in flight, and lets new ones wait, what is read from backing
+ * files included. For the target of a copy-before-write whose backing file is the disk, or becomes
+ * that: a read that finds nothing in the target has to be done with the disk before a guest's write
+ * changes the disk. NULL: no longer. `disk` lives as long. The node is drained.
  */
-void block_node_set_serialising(struct block_node *node, bool on);
+void block_node_set_serialising(struct block_node *node, const struct block_node *disk);
 /* Whether a monitor owns it (blockdev-add). The owner sets that, and has a reference. */
 bool block_node_is_monitor_owned(const struct block_node *node);
 void block_node_set_monitor_owned(struct block_node *node, bool owned);

@@ -102,9 +102,7 @@ static void co_take_filter_out(struct backup *b)
         log_error("node '%s' stays above '%s': %s", block_node_name(b->filter),
                   block_node_name(below), error_message(&err));
     }
-    if (b->serialises) {
-        block_node_set_serialising(b->target, false);
-    }
+    block_node_set_serialising(b->target, NULL);
     if (!b->has_run) {
         block_unpublish(b->filter); /* no client has seen it */
     }
@@ -282,9 +280,8 @@ static int co_put_filter_in(struct backup *b, struct error *err)
 
     UNLESS_FAILED(r, block_co_node_replace(block_node_child(b->filter, "file"), b->filter, err));
     b->in_place = r == 0;
-    if (r == 0 && block_node_reaches(b->target, b->source)) {
-        b->serialises = true;
-        block_node_set_serialising(b->target, true);
+    if (r == 0) {
+        block_node_set_serialising(b->target, b->source);
     }
     UNLESS_FAILED(r, block_co_root_new(b->filter, "block job: backup", BLOCK_PERM_CONSISTENT_READ,
                                        BLOCK_PERM_ALL, &b->root, err));

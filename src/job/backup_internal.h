@@ -27,8 +27,6 @@ struct backup {
      * target may get the rest as its backing file afterwards.
      */
     bool target_alone;
-    /* Reads of the target reach the source. */
-    bool serialises;
     struct copy_loop_params loop;
 
     struct flush_behind flushes; /* of the target */

@@ -2,11 +2,13 @@
 """Commands of two monitors that meet: the end of a job, and what drains or changes its nodes."""
 
 import json
+import threading
 import time
 import unittest
 
 import tidemark
 from guest import Guest
+from nbd_server import Nbdkit
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -96,6 +98,37 @@ class RacesTest(tidemark.TestCase):
             other.receive_answer()
             server.qmp.wait_event("BLOCK_JOB_CANCELLED")
             server.kill()
+
+    def test_a_target_gets_the_disk_as_its_backing_file(self):
+        """After the backup has begun. A read of the target that has found nothing there, and waits
+        for the disk, is done before a guest's write changes the disk.
+        """
+        disk = self.own(Nbdkit(self.dir, "--filter=delay", "memory", "1M", "rdelay=400ms"))
+        tidemark.io(disk.uri(), "write -P 1 0 1M", fmt="raw")
+        self.create("target", "1M")
+        nbd = self.path("nbd")
+        server = self.daemon(
+            "--blockdev", f"driver=nbd,node-name=disk,server.type=unix,server.path={disk.socket}",
+            "--blockdev", f"driver=file,node-name=file,filename={self.path('target')}",
+            "--nbd-server", f"addr.type=unix,addr.path={nbd},max-connections=0",
+            "--export", "type=nbd,id=disk,node-name=disk,name=disk,writable=on",
+        )  # fmt: skip
+        target = {"driver": "qcow2", "node-name": "target", "file": "file"}
+        server.qmp.execute("blockdev-add", {**target, "backing": None})
+        server.qmp.command(
+            "blockdev-backup", job_id="j", device="disk", target="target", sync="none"
+        )
+        server.qmp.command("blockdev-reopen", options=[{**target, "backing": "disk"}])
+        server.qmp.command("block-export-add", type="nbd", id="t", node_name="target", name="t")
+        guest = threading.Thread(
+            target=tidemark.io, args=(tidemark.nbd_uri(nbd, "disk"), "write -P 2 0 64k"),
+            kwargs={"fmt": "raw"},
+        )  # fmt: skip
+        guest.start()
+        time.sleep(0.25)  # it copies what it is going to overwrite
+        reader = tidemark.nbd_uri(nbd, "t")
+        tidemark.io(reader, "read -P 1 0 64k", fmt="raw", options=["-r"])
+        guest.join()
 
     def test_the_target_of_a_backup_is_put_onto_another_image(self):
         self.create("other", SIZE)

@@ -398,7 +398,7 @@ static void changes_wait_for_reads_where_they_exclude_each_other(void *arg)
     struct piece read, write, zeroes, elsewhere, late;
 
     for (int on = 0; on < 2; on++) {
-        block_node_set_serialising(d.node, on);
+        block_node_set_serialising(d.node, on ? d.node : NULL);
         memory_disk_hold(m, MEMORY_DISK_READ, 1);
         begin_piece(&read, &d, 0, false, false);
         wait_a_moment();
@@ -415,7 +415,7 @@ static void changes_wait_for_reads_where_they_exclude_each_other(void *arg)
         assert_true(read.done && write.done && zeroes.done && late.done);
         assert_int_equal(read.r | write.r | zeroes.r | elsewhere.r | late.r, 0);
     }
-    block_node_set_serialising(d.node, false);
+    block_node_set_serialising(d.node, NULL);
     detach(&d);
 }
 
