@@ -153,12 +153,38 @@ int block_co_check(struct block_node *node, unsigned fix, struct block_check_res
 
 /* --- change of the image ---------------------------------------------------------------------- */
 
-int block_co_amend(struct block_node *node, struct options *opts, block_progress_fn *progress,
-                   void *progress_arg, struct error *err)
+int block_co_amend_begin(struct block_node *node, struct error *err)
 {
-    struct block_node *at = co_op_begin(node, OP_AMEND, err);
+    struct block_node *at = find_capable(node, OP_AMEND);
 
-    return at ? op_end(at, at->driver->co_amend(at, opts, progress, progress_arg, err)) : -ENOTSUP;
+    if (!at) {
+        return refuse(node, OP_AMEND, err);
+    }
+    return at->driver->co_amend_begin ? at->driver->co_amend_begin(at, err) : 0;
+}
+
+void block_co_amend_end(struct block_node *node)
+{
+    struct block_node *at = find_capable(node, OP_AMEND);
+
+    if (at->driver->co_amend_end) {
+        at->driver->co_amend_end(at);
+    }
+}
+
+int block_co_amend(struct block_node *node, struct options *opts, bool force,
+                   block_progress_fn *progress, void *progress_arg, struct error *err)
+{
+    struct block_node *at;
+    int r = block_co_amend_begin(node, err);
+
+    if (r < 0) {
+        return r;
+    }
+    at = co_op_begin(node, OP_AMEND, err);
+    r = op_end(at, at->driver->co_amend(at, opts, force, progress, progress_arg, err));
+    block_co_amend_end(node);
+    return r;
 }
 
 int block_co_change_backing(struct block_node *node, const char *filename, const char *format,

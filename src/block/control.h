@@ -94,10 +94,18 @@ typedef void block_progress_fn(void *arg, uint64_t done, uint64_t total);
 
 /*
  * Change creation options. Those that the format knows are taken from `opts`; others are -EINVAL.
- * `progress` may be NULL.
+ * `force` allows what may destroy data (the last key of an encrypted image). `progress` may be
+ * NULL.
  */
-int block_co_amend(struct block_node *node, struct options *opts, block_progress_fn *progress,
-                   void *progress_arg, struct error *err);
+int block_co_amend(struct block_node *node, struct options *opts, bool force,
+                   block_progress_fn *progress, void *progress_arg, struct error *err);
+/*
+ * Keep other users of the file from what a later block_co_amend() changes, until
+ * block_co_amend_end(): so that a job can refuse to start. -EPERM, -EAGAIN (image locks), -EACCES;
+ * -ENOTSUP as block_co_amend().
+ */
+int block_co_amend_begin(struct block_node *node, struct error *err);
+void block_co_amend_end(struct block_node *node);
 /*
  * Flush a node, not as a request of a user: drains do not hold the flush back. For callers that
  * have the control lock: whoever drains the node may wait for that lock. 0 or -errno.

@@ -235,6 +235,8 @@ struct block_driver {
     bool is_protocol;
     /* A leaf: a file that grows reads as zeroes where it was never written. */
     bool keeps_zero_beyond_eof;
+    /* What was never written to new images does not read as zeroes. */
+    bool noise_when_new;
     /*
      * URIs are SCHEME://HOST/PATH[?...]; the files of a directory differ after the last '/' of
      * PATH.
@@ -372,8 +374,14 @@ struct block_driver {
     int (*co_allocated_size)(struct block_node *node, uint64_t *ret_size);
     int (*co_check)(struct block_node *node, unsigned fix, struct block_check_result *ret_result,
                     struct error *err);
-    int (*co_amend)(struct block_node *node, struct options *opts, block_progress_fn *progress,
-                    void *progress_arg, struct error *err);
+    int (*co_amend)(struct block_node *node, struct options *opts, bool force,
+                    block_progress_fn *progress, void *progress_arg, struct error *err);
+    /*
+     * Before co_amend, not drained: get what it needs from other users of the file. NULL: nothing.
+     * After a success co_amend_end() gives it back.
+     */
+    int (*co_amend_begin)(struct block_node *node, struct error *err);
+    void (*co_amend_end)(struct block_node *node);
     int (*co_change_backing)(struct block_node *node, const char *filename, const char *format,
                              struct error *err);
     int (*co_make_empty)(struct block_node *node, struct error *err);

@@ -46,6 +46,8 @@ enum block_driver_trait {
     BLOCK_DRIVER_BACKING = 1 << 6,
     /* What was never written to its files reads as zeroes. */
     BLOCK_DRIVER_ZERO_BEYOND_EOF = 1 << 5,
+    /* What was never written to its new images does not read as zeroes. */
+    BLOCK_DRIVER_NOISE_WHEN_NEW = 1 << 7,
 };
 
 /*

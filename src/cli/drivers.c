@@ -10,6 +10,7 @@
 #include "filter/filter.h"
 #include "filter/throttle_group.h"
 #include "http/http.h"
+#include "luks/luks.h"
 #include "nbd/nbd.h"
 #include "qcow2/qcow2.h"
 #include "ssh/ssh.h"
@@ -27,6 +28,7 @@ static void end_at_disagreement(const char *sentence)
 void cli_register_drivers(void)
 {
     file_register_drivers();
+    luks_register_driver();
     qcow2_register_driver();
     bochs_register_driver();
     filter_register_drivers();

@@ -19,14 +19,8 @@ struct signature {
 
 static int foreign_refuse(const char *name, struct error *err)
 {
-    if (strcmp(name, "luks") == 0) {
-        error_set(err, ENOTSUP, "The format 'luks' is not supported: images can't be encrypted");
-        error_hint(err, "Decrypt it first, with QEMU's 'qemu-img convert' and the image's secret; "
-                        "with the format raw its encrypted bytes can be copied");
-    } else {
-        error_set(err, ENOTSUP, "The format '%s' is not supported", name);
-        error_hint(err, "Convert the image first, with QEMU's 'qemu-img convert -O qcow2'");
-    }
+    error_set(err, ENOTSUP, "The format '%s' is not supported", name);
+    error_hint(err, "Convert the image first, with QEMU's 'qemu-img convert -O qcow2'");
     return -ENOTSUP;
 }
 
@@ -53,7 +47,6 @@ static int foreign_probe(const struct block_driver *driver, const uint8_t *head,
 
 FOREIGN(cloop, "cloop")
 FOREIGN(dmg, "dmg")
-FOREIGN(luks, "luks")
 FOREIGN(parallels, "parallels")
 FOREIGN(qcow1, "qcow")
 FOREIGN(qed, "qed")
@@ -65,7 +58,6 @@ FOREIGN(vpc, "vpc")
 static const struct signature signatures[] = {
     {&cloop_driver, 0, 23, "#!/bin/sh\n#V2.0 Format\n"},
     {&dmg_driver, 0, 4, "koly"},
-    {&luks_driver, 0, 6, "LUKS\xba\xbe"},
     {&parallels_driver, 0, 16, "WithoutFreeSpace"},
     {&parallels_driver, 0, 16, "WithouFreSpacExt"},
     {&qcow1_driver, 0, 8, "QFI\xfb\0\0\0\1"},

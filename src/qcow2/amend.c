@@ -364,8 +364,8 @@ static int co_apply(struct amend *a, struct error *err)
     return a->version < q->version ? qcow2_co_downgrade(q, report_progress, a, err) : 0;
 }
 
-int qcow2_co_amend(struct block_node *node, struct options *opts, block_progress_fn *progress,
-                   void *progress_arg, struct error *err)
+int qcow2_co_amend(struct block_node *node, struct options *opts, bool force,
+                   block_progress_fn *progress, void *progress_arg, struct error *err)
 {
     CLEANUP(amend_release)
     struct amend a = {.q = qcow2_state(node), .progress = progress, .progress_arg = progress_arg};

@@ -186,10 +186,10 @@ static int co_change_backing(struct block_node *node, const char *filename, cons
     return co_conclude(node, qcow2_co_change_backing(node, filename, format, err));
 }
 
-static int co_amend(struct block_node *node, struct options *opts, block_progress_fn *progress,
-                    void *progress_arg, struct error *err)
+static int co_amend(struct block_node *node, struct options *opts, bool force,
+                    block_progress_fn *progress, void *progress_arg, struct error *err)
 {
-    return co_conclude(node, qcow2_co_amend(node, opts, progress, progress_arg, err));
+    return co_conclude(node, qcow2_co_amend(node, opts, force, progress, progress_arg, err));
 }
 
 static int co_make_empty(struct block_node *node, struct error *err)

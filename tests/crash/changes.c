@@ -368,7 +368,7 @@ static int co_amend(struct guest *g, struct block_node *node)
     }
     set_amend_options(g, opts);
     block_co_drain_begin(node);
-    ret = node->driver->co_amend(node, opts, NULL, NULL, g->err);
+    ret = node->driver->co_amend(node, opts, false, NULL, NULL, g->err);
     block_drain_end(node);
     options_free(opts);
     model_end(m, op, record_tick(&g->w->log));

@@ -123,7 +123,7 @@ static void a_bitmap_is_added_before_the_image_is_amended(void *arg)
     add(&i, "b", false);
     assert_int_equal(options_parse("refcount_bits=64", NULL, &opts, NULL), 0);
     block_co_drain_begin(i.node);
-    assert_int_equal(i.node->driver->co_amend(i.node, opts, NULL, NULL, NULL), 0);
+    assert_int_equal(i.node->driver->co_amend(i.node, opts, false, NULL, NULL, NULL), 0);
     block_drain_end(i.node);
     options_free(opts);
     assert_int_equal(image_write(&i, 0, 64 * KiB, 1), 0);

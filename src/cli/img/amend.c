@@ -60,7 +60,7 @@ static int co_refuse_backing(struct block_node *node, const struct options *opts
     return 0;
 }
 
-static int co_amend_image(struct cli_disk *disk, const struct cli_items *texts,
+static int co_amend_image(struct cli_disk *disk, const struct cli_items *texts, bool force,
                           bool progress_wanted, struct error *err)
 {
     struct progress progress;
@@ -72,7 +72,7 @@ static int co_amend_image(struct cli_disk *disk, const struct cli_items *texts,
     }
     img_progress_begin(&progress, progress_wanted, 1);
     r = co_refuse_backing(disk->node, opts, err);
-    UNLESS_FAILED(r, block_co_amend(disk->node, opts, show_progress, &progress, err));
+    UNLESS_FAILED(r, block_co_amend(disk->node, opts, force, show_progress, &progress, err));
     progress_end(&progress, r == 0);
     options_free(opts);
     return r < 0 ? r : cli_co_finish_disk(disk, err);
@@ -93,7 +93,7 @@ int img_co_amend(int argc, char **argv, struct error *err)
         CLI_ARG_QUIET(quiet),
         CLI_ARG_FORMAT(image.format),
         {"cache", 't', CLI_VALUE, &image.cache, "CACHE", "cache mode of the image"},
-        {"force", 0, CLI_FLAG, &force, NULL, "accepted without effect: nothing here needs it"},
+        {"force", 0, CLI_FLAG, &force, NULL, "also what can destroy data: erasing the last key"},
         CLI_ARG_IMAGE_OPTS(image.image_opts),
         CLI_ARG_OBJECT(objects),
         CLI_ARG_END,
@@ -125,5 +125,5 @@ int img_co_amend(int argc, char **argv, struct error *err)
     if (cli_wants_option_help(&options)) {
         return print_amend_help(block_node_driver(disk.node), err);
     }
-    return co_amend_image(&disk, &options, progress && !quiet, err);
+    return co_amend_image(&disk, &options, force, progress && !quiet, err);
 }

@@ -357,6 +357,9 @@ static bool is_zero_when_new(const struct block_node *node)
     if (strcmp(block_node_format(node), "raw") == 0) {
         node = block_node_child(node, "file");
     }
+    if (block_node_traits(node) & BLOCK_DRIVER_NOISE_WHEN_NEW) {
+        return false;
+    }
     return block_node_traits(node) & (BLOCK_DRIVER_FORMAT | BLOCK_DRIVER_ZERO_BEYOND_EOF);
 }
 
