@@ -25,6 +25,12 @@ static const struct shown_option shown_order[] = {
     {"encryption", NULL},
     {"encrypt.format", NULL},
     {"encrypt.key-secret", NULL},
+    {"encrypt.cipher-alg", NULL},
+    {"encrypt.cipher-mode", NULL},
+    {"encrypt.ivgen-alg", NULL},
+    {"encrypt.ivgen-hash-alg", NULL},
+    {"encrypt.hash-alg", NULL},
+    {"encrypt.iter-time", NULL},
     {"cluster_size", "65536"},
     {"extended_l2", "off"},
     {"preallocation", NULL},
@@ -37,6 +43,14 @@ static const struct shown_option shown_order[] = {
     {"data_file_raw", NULL},
     {"lazy_refcounts", "off"},
     {"refcount_bits", "16"},
+    {"key-secret", NULL},
+    {"cipher-alg", NULL},
+    {"cipher-mode", NULL},
+    {"ivgen-alg", NULL},
+    {"ivgen-hash-alg", NULL},
+    {"hash-alg", NULL},
+    {"iter-time", NULL},
+    {"detached-header", NULL},
 };
 
 /* --- the Formatting line ---------------------------------------------------------------------- */
@@ -197,6 +211,14 @@ static int choose_size(const struct cli_new_image *image, const struct creation_
     return 0;
 }
 
+/* A detached header of LUKS needs no size: the payload is elsewhere. */
+static bool is_header_alone(const struct creation_options *set)
+{
+    const char *value = creation_options_get(set, "detached-header");
+
+    return value && strcmp(value, "on") == 0;
+}
+
 /* Check all that can be known before, and complete the options by the size. */
 static int co_plan_image(const struct cli_new_image *image, struct creation_options *set,
                          uint64_t *ret_size, struct error *err)
@@ -212,7 +234,7 @@ static int co_plan_image(const struct cli_new_image *image, struct creation_opti
     if (r < 0) {
         return r;
     }
-    if (!size.known) {
+    if (!size.known && !is_header_alone(set)) {
         return error_set(err, EINVAL, "Image creation needs a size parameter");
     }
     *ret_size = size.bytes;

@@ -436,13 +436,6 @@ static int normalise_value(const struct block_option_desc *desc, struct creation
 
 static int unknown_option(const struct block_driver *driver, const char *name, struct error *err)
 {
-    if (strcmp(block_driver_name(driver), "qcow2") == 0 && strncmp(name, "encrypt.", 8) == 0) {
-        return error_set(
-            err, EINVAL,
-            "Option '%s' is for LUKS, with which images can't be encrypted: encrypt in "
-            "the guest, or below the image (dm-crypt)",
-            name);
-    }
     if (strcmp(name, "backing_file") == 0) {
         return error_set(err, EINVAL, "Backing file not supported for file format '%s'",
                          block_driver_name(driver));

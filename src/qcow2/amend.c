@@ -8,6 +8,7 @@
  *   refcount width    all refcounts, written elsewhere -> header
  *   size              resize.c
  *   backing file, data file, lazy refcounts: header
+ *   keys              luks/volume.h
  */
 #include "qcow2/amend.h"
 
@@ -20,7 +21,9 @@
 #include "qcow2/check/check.h"
 #include "qcow2/check/reference_counts.h"
 #include "qcow2/create.h"
+#include "qcow2/data/crypt.h"
 #include "qcow2/downgrade.h"
+#include "qcow2/encryption.h"
 #include "qcow2/header/header.h"
 #include "qcow2/resize.h"
 #include "qcow2/snapshot/references.h"
@@ -33,6 +36,7 @@ const struct block_option_desc qcow2_amend_options[] = {
     {"compat", "str", "Compatibility level (v2 [0.10] or v3 [1.1])"},
     {"data_file", "str", "File name of an external data file"},
     {"data_file_raw", "bool (on/off)", "The external data file must stay valid as a raw image"},
+    LUKS_CHANGE_OPTION_DESCS("encrypt."),
     {"lazy_refcounts", "bool (on/off)", "Postpone refcount updates"},
     {"refcount_bits", "num", "Width of a reference count entry in bits"},
     {"size", "size", "Virtual disk size"},
@@ -47,7 +51,8 @@ struct amend {
     unsigned refcount_order;
     uint64_t size;
     bool lazy_refcounts, data_file_raw;
-    bool has_backing_file, has_backing_fmt, has_data_file;
+    bool has_backing_file, has_backing_fmt, has_data_file, has_key_change, force;
+    struct luks_change key_change;
     char *backing_file, *backing_fmt, *data_file;
 };
 
@@ -56,6 +61,7 @@ static void amend_release(struct amend *a)
     free(a->backing_file);
     free(a->backing_fmt);
     free(a->data_file);
+    luks_change_release(&a->key_change);
 }
 
 static void report_progress(void *arg, uint64_t done, uint64_t total)
@@ -177,7 +183,8 @@ static int take_amend_options(struct amend *a, struct options *opts, struct erro
         (r = take_data_file(a, opts, err)) < 0 ||
         (r = options_take_size(opts, "size", block_node_size(a->q->node), &a->size, err)) < 0 ||
         (r = options_take_text(opts, "backing_file", &a->backing_file, err)) < 0 ||
-        (r = options_take_text(opts, "backing_fmt", &a->backing_fmt, err)) < 0) {
+        (r = options_take_text(opts, "backing_fmt", &a->backing_fmt, err)) < 0 ||
+        (r = qcow2_take_key_change(a->q, opts, &a->key_change, &a->has_key_change, err)) < 0) {
         return r;
     }
     return refuse_rest(opts, err);
@@ -347,6 +354,12 @@ static int co_apply(struct amend *a, struct error *err)
     struct qcow2 *q = a->q;
     int r;
 
+    if (a->has_key_change) {
+        r = luks_co_change(qcow2_luks_volume(q), &a->key_change, a->force, err);
+        if (r < 0) {
+            return r;
+        }
+    }
     if (a->version > q->version && (r = co_upgrade(a, err)) < 0) {
         return r;
     }
@@ -368,7 +381,8 @@ int qcow2_co_amend(struct block_node *node, struct options *opts, bool force,
                    block_progress_fn *progress, void *progress_arg, struct error *err)
 {
     CLEANUP(amend_release)
-    struct amend a = {.q = qcow2_state(node), .progress = progress, .progress_arg = progress_arg};
+    struct amend a = {
+        .q = qcow2_state(node), .progress = progress, .progress_arg = progress_arg, .force = force};
     int r = take_amend_options(&a, opts, err);
 
     if (r < 0) {

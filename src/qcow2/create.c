@@ -2,7 +2,7 @@
 /*
  * Creating an image. Layout of a new one:
  *
- *   header | refcount table | refcount blocks | L1 table
+ *   header | refcount table | refcount blocks | header of LUKS, if there is one | L1 table
  */
 #include "qcow2/create.h"
 
@@ -14,7 +14,7 @@
 #include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "block/control_lock.h"
-#include "block/user_object.h"
+#include "qcow2/encryption.h"
 #include "qcow2/header/header.h"
 #include "qcow2/resize.h"
 #include "qcow2/table/refcount.h"
@@ -27,9 +27,11 @@ const struct block_option_desc qcow2_create_options[] = {
     {"compat", "str", "Compatibility level (v2 [0.10] or v3 [1.1])"},
     {"data_file", "str", "File name of an external data file"},
     {"data_file_raw", "bool (on/off)", "The external data file must stay valid as a raw image"},
-    {"encrypt.format", "str", "Encrypt the image, format choices: 'aes' (legacy, not safe)"},
-    {"encrypt.key-secret", "str", "ID of the secret that holds the password"},
-    {"encryption", "bool (on/off)", "Encrypt the image with format 'aes' (old name)"},
+    LUKS_FORMAT_OPTION_DESCS("encrypt."),
+    {"encrypt.format", "str", "Encrypt the image, format choices: 'aes', 'luks'"},
+    {"encrypt.key-secret", "str", "ID of secret providing qcow AES key or LUKS passphrase"},
+    {"encryption", "bool (on/off)",
+     "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)"},
     {"extended_l2", "bool (on/off)", "Extended L2 tables"},
     {"compression_type", "str", "Compression method used for image cluster compression"},
     {"lazy_refcounts", "bool (on/off)", "Postpone refcount updates"},
@@ -61,11 +63,12 @@ struct create {
     uint64_t size, cluster_size, refcount_bits;
     uint32_t version;
     int compression, prealloc;
-    bool lazy_refcounts, extended_l2, data_file_raw, encrypted;
+    bool lazy_refcounts, extended_l2, data_file_raw;
+    struct qcow2_new_encryption encryption;
     char *backing_file, *backing_fmt, *data_file;
     struct options *file_options; /* for creating the file */
     /* Layout, in clusters. */
-    uint64_t table_clusters, blocks, l1_clusters;
+    uint64_t table_clusters, blocks, luks_clusters, l1_clusters;
     uint32_t l1_size;
 };
 
@@ -75,6 +78,7 @@ static void create_release(struct create *c)
     free(c->backing_fmt);
     free(c->data_file);
     options_free(c->file_options);
+    qcow2_new_encryption_release(&c->encryption);
 }
 
 /* --- options --------------------------------------------------------------------------------- */
@@ -145,55 +149,13 @@ static int check_options(const struct create *c, struct error *err)
                          "Backing file and preallocation can only be used at the same time if "
                          "extended_l2 is on");
     }
-    if (c->encrypted && c->prealloc != BLOCK_PREALLOC_OFF) {
+    if (c->encryption.method != CRYPT_NONE && c->prealloc != BLOCK_PREALLOC_OFF &&
+        (c->version < 3 || c->data_file_raw)) {
         return error_set(err, EINVAL,
-                         "Encryption and preallocation (which data_file_raw needs) cannot be used "
-                         "at the same time: what was not written would not read as zeroes");
+                         "Encryption cannot be used with data_file_raw, nor with preallocation in "
+                         "version 2: what was not written would not read as zeroes");
     }
     return check_version_2(c, err);
-}
-
-/* The key is used when the image is opened; it has to exist now. */
-static int take_encryption(struct create *c, struct options *opts, struct error *err)
-{
-    AUTO_FREE char *format = NULL, *secret_id = NULL, *password = NULL;
-    bool old_way = options_has(opts, "encryption");
-    size_t size;
-    int r;
-
-    if ((r = options_take_str(opts, "encrypt.format", &format, err)) < 0 ||
-        (r = options_take_str(opts, "encrypt.key-secret", &secret_id, err)) < 0 ||
-        (r = options_take_bool(opts, "encryption", false, &c->encrypted, err)) < 0) {
-        return r;
-    }
-    if (format && old_way) {
-        return error_set(err, EINVAL,
-                         "'encrypt.format' and its alias 'encryption' can't be used at the same "
-                         "time");
-    }
-    if (format && strcmp(format, "luks") == 0) {
-        return error_set(err, ENOTSUP,
-                         "Images can't be encrypted with LUKS: encrypt in the guest, or below the "
-                         "image (dm-crypt)");
-    }
-    if (format && strcmp(format, "aes") != 0) {
-        return error_set(err, EINVAL, "Parameter 'format' does not accept value '%s'", format);
-    }
-    c->encrypted = c->encrypted || format;
-    if (secret_id && !c->encrypted) {
-        return error_set(err, EINVAL, "Parameter 'encrypt.format' is missing");
-    }
-    if (!c->encrypted) {
-        return 0;
-    }
-    if (!secret_id) {
-        return error_set(err, EINVAL, "Parameter 'encrypt.key-secret' is required for cipher");
-    }
-    r = secret_get(secret_id, &password, &size, err);
-    if (r == 0) {
-        explicit_bzero(password, size);
-    }
-    return r;
 }
 
 /* Options of the file are passed on to its driver. */
@@ -261,7 +223,8 @@ static int take_create_options(struct create *c, struct options *opts, struct er
         (r = options_take_str(opts, "data_file", &c->data_file, err)) < 0 ||
         (r = options_take_str(opts, "backing_file", &c->backing_file, err)) < 0 ||
         (r = options_take_str(opts, "backing_fmt", &c->backing_fmt, err)) < 0 ||
-        (r = take_encryption(c, opts, err)) < 0 || (r = take_file_options(c, opts, err)) < 0 ||
+        (r = qcow2_take_new_encryption(opts, &c->encryption, err)) < 0 ||
+        (r = take_file_options(c, opts, err)) < 0 ||
         (r = options_check_empty(opts, "Format 'qcow2'", err)) < 0) {
         return r;
     }
@@ -277,14 +240,14 @@ static int take_create_options(struct create *c, struct options *opts, struct er
 
 static uint64_t cluster_count(const struct create *c)
 {
-    return 1 + c->table_clusters + c->blocks + c->l1_clusters;
+    return 1 + c->table_clusters + c->blocks + c->luks_clusters + c->l1_clusters;
 }
 
 /* Clusters of a refcount table that can count the image when all of it is allocated. */
 static uint64_t full_table_clusters(const struct create *c)
 {
     uint64_t per_block = c->cluster_size * 8 / c->refcount_bits, table = 1, blocks = 1, before;
-    uint64_t clusters = 1 + c->l1_clusters + c->l1_size +
+    uint64_t clusters = 1 + c->luks_clusters + c->l1_clusters + c->l1_size +
                         (c->data_file ? 0 : div_round_up(c->size, c->cluster_size));
 
     do {
@@ -310,6 +273,7 @@ static int plan_layout(struct create *c, struct error *err)
     }
     c->l1_size = (uint32_t)l1_size;
     c->l1_clusters = div_round_up((uint64_t)c->l1_size * 8, c->cluster_size);
+    c->luks_clusters = div_round_up(qcow2_luks_size(&c->encryption), c->cluster_size);
     c->blocks = 1;
     /* With preallocation the table is made long enough at once. */
     c->table_clusters = c->prealloc == BLOCK_PREALLOC_OFF ? 1 : full_table_clusters(c);
@@ -322,9 +286,14 @@ static int plan_layout(struct create *c, struct error *err)
     return 0;
 }
 
-static uint64_t l1_offset(const struct create *c)
+static uint64_t luks_offset(const struct create *c)
 {
     return (1 + c->table_clusters + c->blocks) * c->cluster_size;
+}
+
+static uint64_t l1_offset(const struct create *c)
+{
+    return luks_offset(c) + c->luks_clusters * c->cluster_size;
 }
 
 static uint64_t l1_bytes(const struct create *c)
@@ -379,7 +348,9 @@ static int co_write_first_header(struct block_root *root, const struct create *c
                                  (c->data_file ? INCOMPAT_DATA_FILE : 0);
         q->header.autoclear = c->data_file_raw ? AUTOCLEAR_DATA_FILE_RAW : 0;
         q->header.data_filename = c->data_file;
-        q->crypt_method = c->encrypted ? CRYPT_AES : CRYPT_NONE;
+        q->crypt_method = c->encryption.method;
+        q->header.luks_size = qcow2_luks_size(&c->encryption);
+        q->header.luks_offset = q->header.luks_size > 0 ? luks_offset(c) : 0;
         q->header.compatible = c->lazy_refcounts ? COMPAT_LAZY_REFCOUNTS : 0;
         q->l1.size = c->l1_size;
         q->l1.offset = c->l1_size ? l1_offset(c) : 0;
@@ -433,7 +404,10 @@ static int co_write_image(struct block_root *root, const struct create *c, struc
     if (r < 0) {
         return error_set_errno(err, -r, "Could not write the tables of '%s'", c->filename);
     }
-    return co_write_first_header(root, c, err);
+    if (c->luks_clusters > 0) {
+        r = qcow2_co_write_luks(file, luks_offset(c), &c->encryption, err);
+    }
+    return r < 0 ? r : co_write_first_header(root, c, err);
 }
 
 /* Preallocate the clusters of the new image, and close it. */
@@ -448,9 +422,12 @@ static int co_preallocate_node(const struct create *c, struct block_node *node, 
 
 static int co_preallocate_image(const struct create *c, struct error *err)
 {
+    AUTO_OPTIONS struct options *opts = options_new();
     struct block_node *node;
-    int r = block_co_open_filename(c->filename, "qcow2", NULL, BLOCK_OPEN_RDWR, &node, err);
+    int r = opts ? qcow2_add_key_options(&c->encryption, opts, err) : error_out_of_memory(err);
 
+    UNLESS_FAILED(r, block_co_open_filename(c->filename, "qcow2", TAKE_PTR(opts), BLOCK_OPEN_RDWR,
+                                            &node, err));
     return r < 0 ? r : co_preallocate_node(c, node, err);
 }
 
@@ -518,19 +495,19 @@ static int co_write_in_nodes(const struct create *c, struct block_root *file,
 static int co_preallocate_in_nodes(const struct create *c, struct block_node *file,
                                    struct block_node *data_file, struct error *err)
 {
-    struct options *opts = options_new();
+    AUTO_OPTIONS struct options *opts = options_new();
     struct block_node *node;
-    int r;
+    int r = opts ? qcow2_add_key_options(&c->encryption, opts, err) : error_out_of_memory(err);
 
-    if (!opts) {
-        return error_out_of_memory(err);
+    if (r < 0) {
+        return r;
     }
     options_set_str(opts, "driver", "qcow2");
     options_set_str(opts, "file", block_node_name(file));
     if (data_file) {
         options_set_str(opts, "data-file", block_node_name(data_file));
     }
-    r = block_co_open(opts, BLOCK_OPEN_RDWR | BLOCK_OPEN_NO_BACKING, &node, err);
+    r = block_co_open(TAKE_PTR(opts), BLOCK_OPEN_RDWR | BLOCK_OPEN_NO_BACKING, &node, err);
     return r < 0 ? r : co_preallocate_node(c, node, err);
 }
 

@@ -117,6 +117,8 @@ struct qcow2_header {
     char *backing_filename;  /* as recorded; NULL if none */
     char *backing_format;    /* as recorded; NULL if none */
     char *data_filename;     /* as recorded; NULL if none */
+    uint64_t luks_offset;    /* EXT_FULL_DISK_ENCRYPTION: the place of the header of LUKS */
+    uint64_t luks_size;      /* bytes of it, with its key material; 0: there is none */
     uint64_t greatest_size;  /* EXT_GREATEST_SIZE; 0: not recorded */
     struct list extensions;  /* of struct qcow2_extension */
     uint8_t *unknown_fields; /* behind the fields that we know; kept */

@@ -9,6 +9,7 @@
 
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/create.h"
+#include "qcow2/data/crypt.h"
 #include "qcow2/options.h"
 #include "schema/define.h"
 
@@ -104,9 +105,10 @@ struct json_object *qcow2_co_specific_info(struct block_node *node)
     }
     json_object_object_add(data, "refcount-bits", json_object_new_int(1 << q->refcounts.order));
     if (q->crypt_method != CRYPT_NONE) {
-        struct json_object *encrypt = json_object_new_object();
+        const struct luks_volume *luks = qcow2_luks_volume(q);
+        struct json_object *encrypt = luks ? luks_volume_info(luks) : json_object_new_object();
 
-        json_object_object_add(encrypt, "format", json_object_new_string("aes"));
+        json_object_object_add(encrypt, "format", json_object_new_string(luks ? "luks" : "aes"));
         json_object_object_add(data, "encrypt", encrypt);
     }
     if (v3) {

@@ -52,8 +52,8 @@ static uint64_t empty_clusters(const struct qcow2 *q)
 static bool can_lay_out_again(const struct qcow2 *q)
 {
     return q->version >= 3 && q->snapshots.count == 0 && list_is_empty(&q->bitmaps.stored) &&
-           list_is_empty(&q->bitmaps.reserve) && !q->has_data_file && !atomic_load(&q->broken) &&
-           empty_clusters(q) <= 1ULL << q->refcounts.block_bits;
+           list_is_empty(&q->bitmaps.reserve) && q->header.luks_size == 0 && !q->has_data_file &&
+           !atomic_load(&q->broken) && empty_clusters(q) <= 1ULL << q->refcounts.block_bits;
 }
 
 static int co_zero_clusters(struct qcow2 *q, uint64_t offset, uint64_t clusters)

@@ -302,7 +302,7 @@ static int co_open_image(struct qcow2 *q, struct options *opts, const struct qco
 
     if ((r = qcow2_co_read_header(q, err)) < 0 ||
         (r = qcow2_take_options(q, opts, &cache, err)) < 0 ||
-        (r = was ? keep_key(q, was, err) : qcow2_crypt_open(q, opts, err)) < 0 ||
+        (r = was ? keep_key(q, was, err) : qcow2_co_crypt_open(q, opts, err)) < 0 ||
         (r = was ? keep_data_file(q, was, err) : co_open_data_file(q, opts, err)) < 0 ||
         (r = co_load_tables(q, err)) < 0 || (r = init_caches(q, &cache, err)) < 0) {
         return r;

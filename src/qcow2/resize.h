@@ -17,7 +17,8 @@ int qcow2_co_grow_l1(struct qcow2 *q, uint32_t entries, struct error *err);
 /*
  * Give the guest range [from, to), rounded out to clusters, host clusters: mapped only (metadata),
  * with space reserved (falloc), or written (full). Clusters that have contents keep them. The disk
- * reads as before. The L1 table is long enough. -ENOTSUP if the image is encrypted. Yields.
+ * reads as before. The L1 table is long enough. -ENOTSUP if the image is encrypted and of version
+ * 2. Yields.
  */
 int qcow2_co_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum block_prealloc prealloc,
                          struct error *err);

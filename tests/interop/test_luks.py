@@ -48,7 +48,11 @@ def run_io(program, path, *commands, secret="a", more="", **rest):
 
 def create(program, path, kind="", size=SIZE):
     options = f"key-secret=a,{QUICK}" + (f",{kind}" if kind else "")
-    program("create", "-q", "-f", "luks", *SECRETS, "-o", options, path, str(size))
+    words = ("create", "-q", "-f", "luks", *SECRETS, "-o", options, path, str(size))
+    for _ in range(9):  # QEMU fails to measure on a machine that is busy
+        result = program(*words, check=program is img)
+        if result.returncode == 0:
+            break
     return path
 
 
@@ -61,8 +65,8 @@ def info(program, path):
     return json.loads(program("info", "-f", "luks", "--output=json", path).stdout)
 
 
-def cryptsetup(*args, password="alpha", **rest):
-    return run("cryptsetup", "-q", *args, input=password, **rest)
+def cryptsetup(*args, **rest):
+    return run("cryptsetup", "-q", *args, **rest)
 
 
 class Volumes(TestCase):
@@ -236,6 +240,14 @@ class Slots(TestCase):
 
 
 class Cryptsetup(TestCase):
+    def opens(self, path, password):
+        """Whether cryptsetup accepts a passphrase."""
+        file = self.path("passphrase")
+        with open(file, "w", encoding="ascii") as out:
+            out.write(password)
+        words = ("open", "--test-passphrase", f"--key-file={file}", path)
+        return cryptsetup(*words, check=False).returncode == 0
+
     def test_it_opens_what_we_make(self):
         for number, kind in enumerate(KINDS):
             if "ctr" in kind or "cipher-mode=ecb" in kind:
@@ -246,12 +258,13 @@ class Cryptsetup(TestCase):
                 dump = cryptsetup("luksDump", path).stdout
                 self.assertIn("Key Slot 0: ENABLED", dump)
         path = create(img, self.path("disk.luks"))
-        cryptsetup("open", "--test-passphrase", "--key-file=-", path)
-        result = cryptsetup("open", "--test-passphrase", "--key-file=-", path,
-                            password="omega", check=False)  # fmt: skip
-        self.assertNotEqual(result.returncode, 0)
+        self.assertTrue(self.opens(path, "alpha"))
+        self.assertFalse(self.opens(path, "omega"))
 
     def test_we_open_what_it_makes(self):
+        key = self.path("key")
+        with open(key, "w", encoding="ascii") as out:
+            out.write("alpha")
         for cipher, bits, digest in (
             ("aes-xts-plain64", 512, "sha256"),
             ("aes-cbc-essiv:sha256", 256, "sha1"),
@@ -261,11 +274,11 @@ class Cryptsetup(TestCase):
             with open(path, "wb") as file:
                 file.truncate(4 << 20)
             cryptsetup("luksFormat", "--type", "luks1", "--cipher", cipher, "--key-size",
-                       str(bits), "--hash", digest, "--iter-time", "10", "--key-file=-", path)  # fmt: skip
+                       str(bits), "--hash", digest, "--iter-time", "10", f"--key-file={key}", path)  # fmt: skip
             run_io(io, path, "write -P 21 0 64k")
             run_io(qemu_io, path, "read -P 21 0 64k")
             amend(img, path, f"state=active,new-secret=b,{QUICK},keyslot=7")
-            cryptsetup("open", "--test-passphrase", "--key-file=-", path, password="beta")
+            self.assertTrue(self.opens(path, "beta"))
             os.unlink(path)
 
 
@@ -321,7 +334,7 @@ class Hostile(TestCase):
         for message, edit in (
             ("overlapping with the encrypted payload", slot(0, 40, 0xFFFFFFF0)),
             ("past the end of the file", word(104, 0xFFFFFFFF)),
-            ("not supported", word(108, 0xFFFFFFFF)),
+            ("cannot be split", word(108, 0xFFFFFFFF)),
             ("at most 100000000 are accepted", slot(0, 4, 0xFFFFFFFF)),
             ("at most 100000000 are accepted", word(164, 0xFFFFFFFF)),
         ):

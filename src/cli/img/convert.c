@@ -317,13 +317,14 @@ static bool co_is_encrypted(const struct cli_disk *disk)
 static int key_options(const struct convert_request *q, char **ret_text, struct error *err)
 {
     AUTO_FREE char *id = NULL;
-    int r = q->no_create ? 0 : cli_creation_option(&q->options, "encrypt.key-secret", &id, err);
+    const char *name = strcmp(q->target_format, "luks") == 0 ? "key-secret" : "encrypt.key-secret";
+    int r = q->no_create ? 0 : cli_creation_option(&q->options, name, &id, err);
 
     *ret_text = NULL;
     if (r < 0) {
         return r;
     }
-    return id && asprintf(ret_text, "encrypt.key-secret=%s", id) < 0 ? error_out_of_memory(err) : 0;
+    return id && asprintf(ret_text, "%s=%s", name, id) < 0 ? error_out_of_memory(err) : 0;
 }
 
 /* Compressed clusters would not use what was preallocated. */

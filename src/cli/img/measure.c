@@ -12,6 +12,7 @@
 #include "cli/img/command_line.h"
 #include "cli/img/img.h"
 #include "cli/json.h"
+#include "luks/options.h"
 #include "cli/snapshot.h"
 
 static const struct cli_usage usage = {
@@ -39,6 +40,7 @@ struct geometry {
     bool no_bitmaps;        /* version 2 */
     bool all_allocated;     /* preallocated; or with a backing file, whose share is not known */
     bool table_fits;        /* preallocated: created with a refcount table for the whole disk */
+    uint64_t luks_clusters;
 };
 
 /* The result, in bytes. */
@@ -66,6 +68,26 @@ static bool equals(const char *text, const char *expected)
     return text && strcmp(text, expected) == 0;
 }
 
+/* The bytes of a header of LUKS, of a format whose options have that prefix. */
+static int measure_luks(const struct cli_items *options, const char *prefix, uint64_t *ret_bytes,
+                        struct error *err)
+{
+    struct options *opts;
+    struct luks_format format;
+    int r = cli_creation_options(options, &opts, err);
+
+    if (r < 0) {
+        return r;
+    }
+    r = luks_take_format(opts, prefix, &format, err);
+    options_free(opts);
+    if (r == 0) {
+        *ret_bytes = luks_new_header_size(&format.encryption);
+        luks_format_release(&format);
+    }
+    return r;
+}
+
 static int parse_geometry(const struct cli_items *options, struct geometry *g, struct error *err)
 {
     uint64_t cluster = 64 * KiB, bits = 16;
@@ -73,6 +95,8 @@ static int parse_geometry(const struct cli_items *options, struct geometry *g, s
     AUTO_FREE char *backing = NULL;
     AUTO_FREE char *extended = NULL;
     AUTO_FREE char *compat = NULL;
+    AUTO_FREE char *encryption = NULL;
+    uint64_t luks = 0;
     int r = take_creation_number(options, "cluster_size", &cluster, err);
 
     UNLESS_FAILED(r, take_creation_number(options, "refcount_bits", &bits, err));
@@ -80,6 +104,10 @@ static int parse_geometry(const struct cli_items *options, struct geometry *g, s
     UNLESS_FAILED(r, cli_creation_option(options, "backing_file", &backing, err));
     UNLESS_FAILED(r, cli_creation_option(options, "extended_l2", &extended, err));
     UNLESS_FAILED(r, cli_creation_option(options, "compat", &compat, err));
+    UNLESS_FAILED(r, cli_creation_option(options, "encrypt.format", &encryption, err));
+    if (equals(encryption, "luks")) {
+        UNLESS_FAILED(r, measure_luks(options, "encrypt.", &luks, err));
+    }
     if (r < 0) {
         return r;
     }
@@ -102,6 +130,7 @@ static int parse_geometry(const struct cli_items *options, struct geometry *g, s
         .no_bitmaps = equals(compat, "0.10") || equals(compat, "v2"),
         .all_allocated = backing || equals(prealloc, "falloc") || equals(prealloc, "full"),
         .table_fits = prealloc && strcmp(prealloc, "off") != 0,
+        .luks_clusters = div_round_up(luks, cluster),
     };
     return 0;
 }
@@ -140,7 +169,7 @@ static uint64_t metadata_size(const struct geometry *g, uint64_t size)
     uint64_t data_clusters = size / g->cluster + (size % g->cluster != 0);
     uint64_t tables = div_round_up(data_clusters, entries_per_table);
     uint64_t l1 = round_up(tables, g->cluster / 8) * 8 / g->cluster;
-    uint64_t clusters = 1 + tables + l1;
+    uint64_t clusters = 1 + g->luks_clusters + tables + l1;
 
     if (tables > L1_MAX / 8) {
         return 0;
@@ -238,6 +267,15 @@ static int co_measure(const struct measure_request *q, const struct cli_disk *di
     if (strcmp(q->format, "raw") == 0) {
         m->required = m->fully_allocated = size;
         return 0;
+    }
+    if (strcmp(q->format, "luks") == 0) {
+        uint64_t header;
+        int r = measure_luks(&q->options, "", &header, err);
+
+        if (r == 0) {
+            m->required = m->fully_allocated = header + size;
+        }
+        return r;
     }
     if (!block_find_driver(q->format)) {
         return error_set(err, ENOENT, "Unknown file format '%s'", q->format);

@@ -79,6 +79,7 @@ static int co_count_bitmaps(struct check *c)
     uint64_t end = 0;
     int r = 0;
 
+    qcow2_check_add_reference(c, q->header.luks_offset, q->header.luks_size);
     qcow2_check_add_reference(c, q->bitmaps.directory_offset, q->bitmaps.directory_size);
     LIST_FOREACH (b, &q->bitmaps.stored, link) {
         count += b->table_entries > 0;

@@ -83,6 +83,23 @@ static int co_place_chunk_locked(struct qcow2 *q, struct chunk *c)
     return r;
 }
 
+/*
+ * Clusters of an encrypted image would decrypt to noise: they get the zero flag, too. With a
+ * backing file, subclusters that are not allocated show it.
+ */
+static uint64_t flags_of_new(const struct qcow2 *q)
+{
+    return ENTRY_COPIED | (q->crypt_method != CRYPT_NONE && !q->extended_l2 ? L2_ZERO : 0);
+}
+
+static uint64_t subclusters_of_new(const struct qcow2 *q)
+{
+    if (!q->extended_l2 || q->node->backing) {
+        return 0;
+    }
+    return q->crypt_method != CRYPT_NONE ? SUB_ALL_ZERO : SUB_ALL_ALLOCATED;
+}
+
 static int co_link_chunk_locked(struct qcow2 *q, const struct chunk *c)
 {
     struct cache_entry *slice;
@@ -94,8 +111,8 @@ static int co_link_chunk_locked(struct qcow2 *q, const struct chunk *c)
     }
     for (uint64_t i = 0; i < c->count; i++) {
         qcow2_store_entry(q, slice, index + (unsigned)i,
-                          (c->host + (i << q->cluster_bits)) | ENTRY_COPIED,
-                          q->extended_l2 && !q->node->backing ? SUB_ALL_ALLOCATED : 0);
+                          (c->host + (i << q->cluster_bits)) | flags_of_new(q),
+                          subclusters_of_new(q));
     }
     cache_mark_dirty(&q->caches.l2, slice);
     cache_put(slice);
@@ -133,10 +150,10 @@ int qcow2_co_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum block
     uint64_t at = round_down(from, q->cluster_size), end = round_up(to, q->cluster_size);
     int r = 0;
 
-    if (q->crypt_method != CRYPT_NONE) {
+    if (q->crypt_method != CRYPT_NONE && q->version < 3) {
         return error_set(err, ENOTSUP,
-                         "Image '%s' is encrypted: space can't be preallocated, since what was not "
-                         "written there would not read as zeroes",
+                         "Image '%s' is encrypted and of version 2: space can't be preallocated, "
+                         "since what was not written there would not read as zeroes",
                          block_node_display_name(q->node));
     }
     while (at < end && r == 0) {

@@ -84,6 +84,9 @@ enum crypt_method { CRYPT_NONE, CRYPT_AES, CRYPT_LUKS };
 /* Limit of extensions with unknown types. */
 #define EXTENSIONS_MAX 64
 #define EXT_BITMAPS_SIZE 24u
+#define EXT_ENCRYPTION_SIZE 16u
+/* Bytes of a header of LUKS with its key material. Existing programs need 2 MiB. */
+#define LUKS_BYTES_MAX (64 * MiB)
 
 #define CLUSTER_BITS_MIN 9
 #define CLUSTER_BITS_MAX 21

@@ -147,11 +147,10 @@ static int parse_header(struct qcow2 *q, const uint8_t *h, struct error *err)
     }
     q->cluster_size = 1ULL << q->cluster_bits;
     q->crypt_method = load_be32(h + HDR_CRYPT_METHOD);
-    if (q->crypt_method > CRYPT_AES) {
+    if (q->crypt_method > CRYPT_LUKS) {
         header_error(q, err,
-                     "is encrypted (%s), which is not supported: decrypt it first, with "
-                     "'qemu-img convert'",
-                     q->crypt_method == CRYPT_LUKS ? "LUKS" : "method unknown");
+                     "is encrypted (method unknown), which is not supported: decrypt it first, "
+                     "with 'qemu-img convert'");
         return -ENOTSUP;
     }
     q->snapshots.count = load_be32(h + HDR_NB_SNAPSHOTS);
@@ -212,6 +211,28 @@ static int parse_bitmaps_extension(struct qcow2 *q, const uint8_t *data, uint32_
                        q->bitmaps.directory_size, BITMAP_DIRECTORY_BYTES_MAX, err);
 }
 
+static int parse_encryption_extension(struct qcow2 *q, const uint8_t *data, uint32_t size,
+                                      struct error *err)
+{
+    if (q->crypt_method != CRYPT_LUKS) {
+        return error_set(err, EINVAL,
+                         "CRYPTO header extension only expected with LUKS encryption method");
+    }
+    if (size != EXT_ENCRYPTION_SIZE) {
+        return error_set(err, EINVAL, "CRYPTO header extension size %u, but expected size %u", size,
+                         EXT_ENCRYPTION_SIZE);
+    }
+    q->header.luks_offset = load_be64(data);
+    q->header.luks_size = load_be64(data + 8);
+    if (!is_aligned(q->header.luks_offset, q->cluster_size)) {
+        return error_set(
+            err, EINVAL, "Encryption header offset '%llu' is not a multiple of cluster size '%llu'",
+            (unsigned long long)q->header.luks_offset, (unsigned long long)q->cluster_size);
+    }
+    return check_table(q, "Encryption header", q->header.luks_offset, q->header.luks_size,
+                       LUKS_BYTES_MAX, err);
+}
+
 /*
  * Keep an extension of an unknown type. EXTENSIONS_MAX limits their number; known ones are not
  * counted, since they are generated when the header is written.
@@ -261,6 +282,8 @@ static int parse_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, 
         return parse_bitmaps_extension(q, data, size, err);
     case EXT_DATA_FILE_NAME:
         return take_text(&q->header.data_filename, data, size, err);
+    case EXT_FULL_DISK_ENCRYPTION:
+        return parse_encryption_extension(q, data, size, err);
     case EXT_GREATEST_SIZE:
         q->header.greatest_size = size == 8 ? load_be64(data) : 0;
         return 0;

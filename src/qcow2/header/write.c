@@ -5,8 +5,8 @@
  * The order of the parts is QEMU's, since other programs may look for it:
  *
  *   0         header, 112 bytes (72 in version 2)
- *   112       backing format, data file name, feature names, bitmaps, greatest size, unknown
- *             extensions, end mark
+ *   112       backing format, data file name, encryption, feature names, bitmaps, greatest size,
+ *             unknown extensions, end mark
  *   ...       backing file name
  *
  * Only one sector can be switched at once (R3), and the extensions may extend beyond the first
@@ -184,6 +184,13 @@ static void put_extensions(struct qcow2 *q, struct strbuf *sb, enum form form)
     if (q->header.data_filename && form != FORM_SHORT_APART) {
         put_extension(sb, EXT_DATA_FILE_NAME, q->header.data_filename,
                       strlen(q->header.data_filename));
+    }
+    if (q->header.luks_size > 0) {
+        uint8_t place[EXT_ENCRYPTION_SIZE];
+
+        store_be64(place, q->header.luks_offset);
+        store_be64(place + 8, q->header.luks_size);
+        put_extension(sb, EXT_FULL_DISK_ENCRYPTION, place, sizeof(place));
     }
     if (form == FORM_FULL && q->version >= 3) {
         put_feature_names(sb);

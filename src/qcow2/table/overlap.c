@@ -160,6 +160,7 @@ void qcow2_overlap_note_header_locked(struct qcow2 *q)
 {
     CO_ASSERT_HELD(&q->lock);
     qcow2_overlap_note_locked(q, OVERLAP_MAIN_HEADER, 0, q->cluster_size);
+    qcow2_overlap_note_locked(q, OVERLAP_MAIN_HEADER, q->header.luks_offset, q->header.luks_size);
     qcow2_overlap_note_locked(q, OVERLAP_ACTIVE_L1, q->l1.offset, (uint64_t)q->l1.size * 8);
     qcow2_overlap_note_locked(q, OVERLAP_REFCOUNT_TABLE, q->reftable.offset,
                               (uint64_t)q->reftable.size * 8);
@@ -311,7 +312,8 @@ static int co_is_kind_locked(struct qcow2 *q, uint64_t cluster, enum overlap_kin
     *ret_flag = false;
     switch (kind) {
     case OVERLAP_MAIN_HEADER:
-        *ret_flag = cluster == 0;
+        *ret_flag =
+            cluster == 0 || is_within(q, cluster, q->header.luks_offset, q->header.luks_size);
         break;
     case OVERLAP_ACTIVE_L1:
         *ret_flag = is_within(q, cluster, q->l1.offset, (uint64_t)q->l1.size * 8);
