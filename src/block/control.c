@@ -153,38 +153,65 @@ int block_co_check(struct block_node *node, unsigned fix, struct block_check_res
 
 /* --- change of the image ---------------------------------------------------------------------- */
 
+static int co_begin_drained(struct block_node *at, struct error *err)
+{
+    int r = 0;
+
+    if (at->driver->co_amend_begin) {
+        block_co_drain_begin(at);
+        r = at->driver->co_amend_begin(at, err);
+        block_drain_end(at);
+    }
+    return r;
+}
+
+static void co_end_drained(struct block_node *at)
+{
+    if (at->driver->co_amend_end) {
+        block_co_drain_begin(at);
+        at->driver->co_amend_end(at);
+        block_drain_end(at);
+    }
+}
+
 int block_co_amend_begin(struct block_node *node, struct error *err)
 {
-    struct block_node *at = find_capable(node, OP_AMEND);
-
-    if (!at) {
-        return refuse(node, OP_AMEND, err);
-    }
-    return at->driver->co_amend_begin ? at->driver->co_amend_begin(at, err) : 0;
+    return node->driver->co_change_keys
+               ? co_begin_drained(node, err)
+               : error_set(err, ENOTSUP, "Driver does not support x-blockdev-amend");
 }
 
 void block_co_amend_end(struct block_node *node)
 {
-    struct block_node *at = find_capable(node, OP_AMEND);
+    co_end_drained(node);
+}
 
-    if (at->driver->co_amend_end) {
-        at->driver->co_amend_end(at);
-    }
+int block_co_change_keys(struct block_node *node, struct options *opts, bool force,
+                         struct error *err)
+{
+    int r;
+
+    trace_block_control_begin(node->name, "co_change_keys");
+    r = node->driver->co_change_keys(node, opts, force, err);
+    trace_block_control_end(node->name, r);
+    return r;
 }
 
 int block_co_amend(struct block_node *node, struct options *opts, bool force,
                    block_progress_fn *progress, void *progress_arg, struct error *err)
 {
-    struct block_node *at;
-    int r = block_co_amend_begin(node, err);
+    struct block_node *at = co_op_begin(node, OP_AMEND, err);
+    int r;
 
-    if (r < 0) {
-        return r;
+    if (!at) {
+        return -ENOTSUP;
     }
-    at = co_op_begin(node, OP_AMEND, err);
-    r = op_end(at, at->driver->co_amend(at, opts, force, progress, progress_arg, err));
-    block_co_amend_end(node);
-    return r;
+    r = co_begin_drained(at, err);
+    if (r == 0) {
+        r = at->driver->co_amend(at, opts, force, progress, progress_arg, err);
+        co_end_drained(at);
+    }
+    return op_end(at, r);
 }
 
 int block_co_change_backing(struct block_node *node, const char *filename, const char *format,

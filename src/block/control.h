@@ -100,12 +100,18 @@ typedef void block_progress_fn(void *arg, uint64_t done, uint64_t total);
 int block_co_amend(struct block_node *node, struct options *opts, bool force,
                    block_progress_fn *progress, void *progress_arg, struct error *err);
 /*
- * Keep other users of the file from what a later block_co_amend() changes, until
+ * Keep other users of the file from what a later block_co_change_keys() changes, until
  * block_co_amend_end(): so that a job can refuse to start. -EPERM, -EAGAIN (image locks), -EACCES;
- * -ENOTSUP as block_co_amend().
+ * -ENOTSUP: the format has no keys.
  */
 int block_co_amend_begin(struct block_node *node, struct error *err);
 void block_co_amend_end(struct block_node *node);
+/*
+ * Change keys of encryption, with the options of block_co_amend(), while guests read and write.
+ * Between the two above. -EINVAL, and others of the file.
+ */
+int block_co_change_keys(struct block_node *node, struct options *opts, bool force,
+                         struct error *err);
 /*
  * Flush a node, not as a request of a user: drains do not hold the flush back. For callers that
  * have the control lock: whoever drains the node may wait for that lock. 0 or -errno.

@@ -366,6 +366,8 @@ struct block_driver {
     const struct block_option_desc *create_options;
     /* The same for blockdev-create: a BlockdevCreateOptions... of QEMU's schema; NULL: refused. */
     const struct schema_type *create_type;
+    /* Of co_change_keys, for QMP's x-blockdev-amend; NULL: it refuses the driver. */
+    const struct schema_type *amend_type;
     const struct block_option_desc *amend_options;
     int (*co_get_info)(struct block_node *node, struct block_info *ret_info);
     struct json_object *(*co_specific_info)(struct block_node *node);
@@ -377,8 +379,14 @@ struct block_driver {
     int (*co_amend)(struct block_node *node, struct options *opts, bool force,
                     block_progress_fn *progress, void *progress_arg, struct error *err);
     /*
-     * Before co_amend, not drained: get what it needs from other users of the file. NULL: nothing.
-     * After a success co_amend_end() gives it back.
+     * The part of co_amend that changes keys of encryption. The node is not drained: guests read
+     * and write meanwhile, since computing keys takes long.
+     */
+    int (*co_change_keys)(struct block_node *node, struct options *opts, bool force,
+                          struct error *err);
+    /*
+     * Before both, drained: get what they need from other users of the file. NULL: nothing. After a
+     * success co_amend_end() gives it back.
      */
     int (*co_amend_begin)(struct block_node *node, struct error *err);
     void (*co_amend_end)(struct block_node *node);

@@ -164,11 +164,26 @@ const struct schema_type block_create_options_type = {
     .tag = "driver",
     .get_variants = get_create_options,
 };
-/* No driver has an option that can be changed so. */
+static const struct schema_variant *get_amend_options(void)
+{
+    static struct schema_variant variants[BLOCK_DRIVERS_MAX + 1];
+    const struct block_driver *d = NULL;
+    size_t count = 0;
+
+    while ((d = block_next_driver(d))) {
+        if (d->amend_type) {
+            variants[count++] = (struct schema_variant){d->name, d->amend_type};
+        }
+    }
+    return variants;
+}
+
 const struct schema_type block_amend_options_type = {
     .kind = SCHEMA_OBJECT,
     .name = "BlockdevAmendOptions",
     .members = MEMBERS(REQ("driver", block_driver_names_type)),
+    .tag = "driver",
+    .get_variants = get_amend_options,
 };
 
 /* --- information ------------------------------------------------------------------------------ */

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "block/block.h"
+#include "block/control.h"
 #include "block/control_lock.h"
 #include "block/options.h"
 
@@ -108,25 +109,59 @@ int create_start(const struct job_config *config, struct create_params *params, 
 
 /* --- amend ------------------------------------------------------------------------------------ */
 
+struct amend {
+    /* with a reference, after block_co_amend_begin() */
+    struct block_node *node;
+    struct options *opts;
+    bool force;
+};
+
 static int co_amend_run(struct job *job, void *state, struct error *err)
 {
+    struct amend *a = state;
+    int r;
+
     job_progress_set_total(job, 1);
+    r = block_co_change_keys(a->node, a->opts, a->force, err);
     job_progress_add(job, 1);
-    return 0;
+    return r;
+}
+
+static void co_amend_clean(struct job *job, void *state)
+{
+    struct amend *a = state;
+
+    block_co_control_lock();
+    block_co_amend_end(a->node);
+    block_co_unref(a->node);
+    block_control_unlock();
+    options_free(a->opts);
 }
 
 static const struct job_driver amend_job = {
     .type = "amend",
+    .state_size = sizeof(struct amend),
     .co_run = co_amend_run,
+    .co_clean = co_amend_clean,
 };
 
-int amend_start(const struct job_config *config, struct error *err)
+int amend_co_start(const struct job_config *config, struct block_node *node, struct options *opts,
+                   bool force, struct error *err)
 {
+    AUTO_OPTIONS struct options *held = opts;
     struct job *job;
-    int r = job_new(&amend_job, config, &job, err);
+    int r = block_co_amend_begin(node, err);
 
-    if (r == 0) {
-        job_start(job);
+    if (r < 0) {
+        return r;
     }
-    return r;
+    r = job_new(&amend_job, config, &job, err);
+    if (r < 0) {
+        block_co_amend_end(node);
+        return r;
+    }
+    *(struct amend *)job_state(job) = (struct amend){block_node_ref(node), held, force};
+    held = NULL;
+    job_start(job);
+    return 0;
 }

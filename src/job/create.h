@@ -12,6 +12,7 @@
 #include "job/job.h"
 
 struct block_driver;
+struct block_node;
 struct options;
 
 /* A node that exists, by name; or the options of one that is opened for as long as it is needed. */
@@ -29,7 +30,10 @@ struct create_params {
     struct options *opts;
     /* Of a driver that makes files: the path. NULL for the others. */
     char *filename;
-    /* Of a format: where the image goes; both members NULL in data_file: there is none. */
+    /*
+     * Of a format: where the image goes, and a second node that its driver knows (the data file of
+     * qcow2, the detached header of luks); both members NULL: there is none.
+     */
     struct create_ref file, data_file;
 };
 
@@ -43,9 +47,11 @@ void create_params_release(struct create_params *params);
 int create_start(const struct job_config *config, struct create_params *params, struct error *err);
 
 /*
- * A job that changes properties of an image. Nothing that QEMU's command can change (keys of LUKS)
- * exists here, so it needs no node, and ends with success. Errors of job_new(). Does not yield.
+ * A job that changes keys of an encrypted image, with the options of block_co_change_keys()
+ * (consumed). -EPERM, -EAGAIN, -EACCES of block_co_amend_begin(); errors of job_new(); all others
+ * are the job's. Yields.
  */
-int amend_start(const struct job_config *config, struct error *err);
+int amend_co_start(const struct job_config *config, struct block_node *node, struct options *opts,
+                   bool force, struct error *err);
 
 #endif

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -210,8 +211,37 @@ static int co_erase(struct luks_volume *v, const struct luks_change *change, boo
                             : co_erase_matching(v, force, &old, key, err);
 }
 
+/* Another program may have changed slots since the volume was opened. */
+static int co_read_again(struct luks_volume *v, struct error *err)
+{
+    uint8_t bytes[LUKS_HEADER_SIZE];
+    struct luks_header header;
+    int r = v->io.co_read(v->io.arg, 0, bytes, sizeof(bytes));
+
+    if (r < 0) {
+        return error_set_errno(err, -r, "Unable to read LUKS header");
+    }
+    r = luks_parse_header(bytes, v->detached, &header, err);
+    if (r == 0 && memcmp(header.digest, v->header.digest, sizeof(header.digest)) != 0) {
+        r = error_set(err, EINVAL, "The header was replaced by one with another key");
+    }
+    if (r == 0) {
+        v->header = header;
+    }
+    return r;
+}
+
 int luks_co_change(struct luks_volume *v, const struct luks_change *change, bool force,
                    struct error *err)
 {
-    return change->activate ? co_activate(v, change, force, err) : co_erase(v, change, force, err);
+    int r;
+
+    co_mutex_lock(&v->changes);
+    r = co_read_again(v, err);
+    if (r == 0) {
+        r = change->activate ? co_activate(v, change, force, err)
+                             : co_erase(v, change, force, err);
+    }
+    co_mutex_unlock(&v->changes);
+    return r;
 }

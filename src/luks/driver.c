@@ -20,6 +20,7 @@
 #include "luks/luks.h"
 #include "luks/options.h"
 #include "luks/sectors.h"
+#include "luks/types.h"
 
 /* Most bytes that are encrypted for one write of the file. */
 #define WRITE_MAX (2 * MiB)
@@ -187,8 +188,8 @@ static const struct block_option_desc luks_amend_options[] = {
     {NULL, NULL, NULL},
 };
 
-static int luks_co_amend(struct block_node *node, struct options *opts, bool force,
-                         block_progress_fn *progress, void *progress_arg, struct error *err)
+static int luks_co_change_keys(struct block_node *node, struct options *opts, bool force,
+                               struct error *err)
 {
     struct luks_disk *d = node->opaque;
     CLEANUP(luks_change_release) struct luks_change change = {0};
@@ -196,6 +197,13 @@ static int luks_co_amend(struct block_node *node, struct options *opts, bool for
 
     UNLESS_FAILED(r, options_check_empty(opts, "Format 'luks'", err));
     return r < 0 ? r : luks_co_change(d->volume, &change, force, err);
+}
+
+/* Nothing else can be changed. */
+static int luks_co_amend(struct block_node *node, struct options *opts, bool force,
+                         block_progress_fn *progress, void *progress_arg, struct error *err)
+{
+    return luks_co_change_keys(node, opts, force, err);
 }
 
 static int luks_co_truncate(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
@@ -288,11 +296,15 @@ static const struct block_driver luks_driver = {
     .probe = luks_probe,
     .co_open = luks_co_open_disk,
     .co_close = luks_co_close,
+    .options = &luks_options_type,
     .reopen_options = block_no_options,
     .child_perm = luks_child_perm,
     .co_create = luks_co_create_file,
     .co_format = luks_co_format_nodes,
     .create_options = luks_create_options,
+    .create_type = &luks_create_type,
+    .amend_type = &luks_amend_type,
+    .co_change_keys = luks_co_change_keys,
     .amend_options = luks_amend_options,
     .co_amend_begin = luks_co_amend_begin,
     .co_amend_end = luks_co_amend_end,

@@ -31,6 +31,7 @@ static int new_volume(const struct luks_io *io, bool detached, struct luks_volum
     }
     v->io = *io;
     v->detached = detached;
+    co_mutex_init(&v->changes);
     *ret_volume = v;
     return 0;
 }
@@ -90,6 +91,7 @@ void luks_close(struct luks_volume *v)
     if (v) {
         luks_cipher_free(v->cipher);
         free(v->secret_id);
+        co_mutex_destroy(&v->changes);
         free(v);
     }
 }

@@ -19,6 +19,7 @@
 #ifndef TIDEMARK_LUKS_VOLUME_H
 #define TIDEMARK_LUKS_VOLUME_H
 
+#include "co/sync.h"
 #include "luks/cipher.h"
 #include "luks/header.h"
 
@@ -40,6 +41,8 @@ struct luks_volume {
     struct luks_cipher *cipher;
     /* the secret that it was unlocked with */
     char *secret_id;
+    /* held by one change of slots */
+    struct co_mutex changes;
 };
 
 /* How a volume is made. */

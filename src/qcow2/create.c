@@ -18,6 +18,7 @@
 #include "qcow2/header/header.h"
 #include "qcow2/resize.h"
 #include "qcow2/table/refcount.h"
+#include "luks/types.h"
 #include "schema/define.h"
 
 const struct block_option_desc qcow2_create_options[] = {
@@ -42,6 +43,29 @@ const struct block_option_desc qcow2_create_options[] = {
 
 ENUM(version_type, "BlockdevQcow2Version", "v2", "v3");
 const struct schema_type qcow2_compression_type = ENUM_INIT("Qcow2CompressionType", "zlib", "zstd");
+ENUM(crypto_format_type, "QCryptoBlockFormat", "qcow", "luks");
+OBJECT(crypto_aes_type, "QCryptoBlockOptionsQCow",
+       OPT("key-secret", schema_str,
+           .help = "id of the secret; required unless only metadata are "
+                   "read"));
+static const struct schema_type crypto_create_type = {
+    .kind = SCHEMA_OBJECT,
+    .name = "QCryptoBlockCreateOptions",
+    .members = MEMBERS(REQ("format", crypto_format_type)),
+    .tag = "format",
+    .variants = (const struct schema_variant[]){{"qcow", &crypto_aes_type},
+                                                {"luks", &luks_format_type},
+                                                {NULL, NULL}},
+};
+static const struct schema_type crypto_amend_type = {
+    .kind = SCHEMA_OBJECT,
+    .name = "QCryptoBlockAmendOptions",
+    .members = MEMBERS(REQ("format", crypto_format_type)),
+    .tag = "format",
+    .variants = (const struct schema_variant[]){{"luks", &luks_change_type}, {NULL, NULL}},
+};
+const struct schema_type qcow2_amend_type =
+    OBJECT_INIT("BlockdevAmendOptionsQcow2", OPT("encrypt", crypto_amend_type));
 const struct schema_type qcow2_create_type = OBJECT_INIT(
     "BlockdevCreateOptionsQcow2", REQ("file", block_ref_type),
     OPT("data-file", block_ref_type, .help = "where guests' data are; default: in the image"),
@@ -56,7 +80,7 @@ const struct schema_type qcow2_create_type = OBJECT_INIT(
     OPT("preallocation", block_prealloc_type, .dflt = "off"),
     OPT("lazy-refcounts", schema_bool, .dflt = "false"),
     OPT("refcount-bits", schema_int, .dflt = "16", .min = 1, .max = 64, .help = "a power of two"),
-    OPT("compression-type", qcow2_compression_type, .dflt = "zlib"));
+    OPT("compression-type", qcow2_compression_type, .dflt = "zlib"), OPT("encrypt", crypto_create_type));
 
 struct create {
     const char *filename;

@@ -10,7 +10,7 @@ extern const struct block_option_desc qcow2_create_options[];
 /* Qcow2CompressionType */
 extern const struct schema_type qcow2_compression_type;
 /* block_driver.create_type */
-extern const struct schema_type qcow2_create_type;
+extern const struct schema_type qcow2_create_type, qcow2_amend_type;
 
 /*
  * block_driver.co_create: make an image of `size` bytes in the file `filename`, which is created or

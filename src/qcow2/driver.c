@@ -11,6 +11,7 @@
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/check/check.h"
 #include "qcow2/create.h"
+#include "qcow2/encryption.h"
 #include "qcow2/data/compress.h"
 #include "qcow2/data/data.h"
 #include "qcow2/data/sparse.h"
@@ -192,6 +193,12 @@ static int co_amend(struct block_node *node, struct options *opts, bool force,
     return co_conclude(node, qcow2_co_amend(node, opts, force, progress, progress_arg, err));
 }
 
+static int co_change_keys(struct block_node *node, struct options *opts, bool force,
+                          struct error *err)
+{
+    return co_conclude(node, qcow2_co_change_keys(qcow2_state(node), opts, force, err));
+}
+
 static int co_make_empty(struct block_node *node, struct error *err)
 {
     return co_conclude(node, qcow2_co_make_empty(node, err));
@@ -295,6 +302,8 @@ static const struct block_driver qcow2_driver = {
     .co_format = qcow2_co_format,
     .create_options = qcow2_create_options,
     .create_type = &qcow2_create_type,
+    .amend_type = &qcow2_amend_type,
+    .co_change_keys = co_change_keys,
     .amend_options = qcow2_amend_options,
     .co_get_info = qcow2_co_get_info,
     .co_specific_info = qcow2_co_specific_info,

@@ -179,3 +179,16 @@ int qcow2_take_key_change(const struct qcow2 *q, struct options *opts,
     }
     return luks_take_change(opts, "encrypt.", ret_change, err);
 }
+
+int qcow2_co_change_keys(struct qcow2 *q, struct options *opts, bool force, struct error *err)
+{
+    CLEANUP(luks_change_release) struct luks_change change = {0};
+    bool given;
+    int r = qcow2_take_key_change(q, opts, &change, &given, err);
+
+    UNLESS_FAILED(r, options_check_empty(opts, "Amending of format 'qcow2'", err));
+    if (r == 0 && given && q->read_only) {
+        r = error_set(err, EACCES, "Block node is read-only");
+    }
+    return r < 0 || !given ? r : luks_co_change(qcow2_luks_volume(q), &change, force, err);
+}

@@ -43,4 +43,7 @@ int qcow2_add_key_options(const struct qcow2_new_encryption *e, struct options *
 int qcow2_take_key_change(const struct qcow2 *q, struct options *opts,
                           struct luks_change *ret_change, bool *ret_given, struct error *err);
 
+/* See co_change_keys of struct block_driver; the options are "encrypt.*". Yields. */
+int qcow2_co_change_keys(struct qcow2 *q, struct options *opts, bool force, struct error *err);
+
 #endif

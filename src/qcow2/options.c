@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "luks/types.h"
 #include "schema/define.h"
 
 #define L2_CACHE_DEFAULT (32 * MiB)
@@ -35,7 +36,7 @@ static const struct schema_type overlap_type = {
 };
 
 const struct schema_type qcow2_encryption_format_type =
-    ENUM_INIT("BlockdevQcow2EncryptionFormat", "aes");
+    ENUM_INIT("BlockdevQcow2EncryptionFormat", "aes", "luks");
 OBJECT(encrypt_aes_type, "QCryptoBlockOptionsQCow",
        OPT("key-secret", schema_str,
            .help = "id of the secret; required unless only metadata are "
@@ -45,7 +46,9 @@ static const struct schema_type encrypt_type = {
     .name = "BlockdevQcow2Encryption",
     .members = MEMBERS(REQ("format", qcow2_encryption_format_type)),
     .tag = "format",
-    .variants = (const struct schema_variant[]){{"aes", &encrypt_aes_type}, {NULL, NULL}},
+    .variants = (const struct schema_variant[]){{"aes", &encrypt_aes_type},
+                                                {"luks", &luks_key_type},
+                                                {NULL, NULL}},
 };
 
 const struct schema_type qcow2_options_type = OBJECT_INIT(

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* blockdev-create, x-blockdev-amend, and their types: QEMU's qapi/block-core.json. */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,7 +22,7 @@ const struct qmp_type qmp_type_blockdev_create = OBJECT_INIT(
 
 const struct qmp_type qmp_type_blockdev_amend =
     OBJECT_INIT("q_obj_x-blockdev-amend-arg", REQ("job-id", qmp_str), REQ("node-name", qmp_str),
-                REQ("options", block_amend_options_type));
+                REQ("options", block_amend_options_type), OPT("force", qmp_bool));
 
 /* --- blockdev-create -------------------------------------------------------------------------- */
 
@@ -44,6 +45,13 @@ static const char *const option_names[][2] = {
     {"lazy-refcounts", "lazy_refcounts"},
     {"refcount-bits", "refcount_bits"},
     {"compression-type", "compression_type"},
+    {"key-secret", "key-secret"},
+    {"cipher-alg", "cipher-alg"},
+    {"cipher-mode", "cipher-mode"},
+    {"ivgen-alg", "ivgen-alg"},
+    {"ivgen-hash-alg", "ivgen-hash-alg"},
+    {"hash-alg", "hash-alg"},
+    {"iter-time", "iter-time"},
 };
 
 static void take_option(struct json_object *args, const char *from, const char *to,
@@ -58,6 +66,31 @@ static void take_option(struct json_object *args, const char *from, const char *
         options_set_bool(opts, to, json_object_get_boolean(value));
     } else {
         options_set_str(opts, to, json_object_get_string(value));
+    }
+}
+
+/* The members of a group, by the names "GROUP.member". */
+static void take_group(struct json_object *args, const char *group, struct options *opts)
+{
+    struct json_object *members = qmp_get(args, group);
+    char name[64];
+
+    if (!members) {
+        return;
+    }
+    json_object_object_foreach(members, key, value)
+    {
+        (void)value;
+        snprintf(name, sizeof(name), "%s.%s", group, key);
+        take_option(members, key, name, opts);
+    }
+}
+
+/* The format AES has another name there. */
+static void rename_aes(struct options *opts)
+{
+    if (options_is_text(opts, "encrypt.format", "qcow")) {
+        options_set_str(opts, "encrypt.format", "aes");
     }
 }
 
@@ -94,8 +127,13 @@ static int get_create_params(struct json_object *args, struct create_params *p, 
     for (size_t i = 0; i < ARRAY_SIZE(option_names); i++) {
         take_option(args, option_names[i][0], option_names[i][1], p->opts);
     }
+    take_group(args, "encrypt", p->opts);
+    rename_aes(p->opts);
     r = get_create_ref(args, "file", &p->file, err);
     UNLESS_FAILED(r, get_create_ref(args, "data-file", &p->data_file, err));
+    if (!qmp_get(args, "data-file")) {
+        UNLESS_FAILED(r, get_create_ref(args, "header", &p->data_file, err));
+    }
     return r;
 }
 
@@ -119,6 +157,25 @@ int qmp_co_blockdev_create(struct qmp_call *call, struct json_object *args,
 
 /* --- x-blockdev-amend ------------------------------------------------------------------------- */
 
+/* The options of block_co_change_keys(). NULL: no memory. */
+static struct options *get_amend_options(struct json_object *args)
+{
+    struct options *opts = options_new();
+
+    if (!opts) {
+        return NULL;
+    }
+    json_object_object_foreach(args, key, value)
+    {
+        if (strcmp(key, "driver") != 0 && !json_object_is_type(value, json_type_object)) {
+            take_option(args, key, key, opts);
+        }
+    }
+    take_group(args, "encrypt", opts);
+    options_drop(opts, "encrypt.format");
+    return opts;
+}
+
 int qmp_co_x_blockdev_amend(struct qmp_call *call, struct json_object *args,
                             struct json_object **ret_value, struct error *err)
 {
@@ -126,6 +183,7 @@ int qmp_co_x_blockdev_amend(struct qmp_call *call, struct json_object *args,
     const char *driver = qmp_get_str(qmp_get(args, "options"), "driver");
     struct block_node *node = block_node_find(name);
     struct job_config config = {.id = qmp_get_str(args, "job-id"), .auto_finalize = true};
+    struct options *opts;
 
     if (!node) {
         return error_set(err, ENOENT, "Cannot find device='' nor node-name='%s'", name);
@@ -133,8 +191,9 @@ int qmp_co_x_blockdev_amend(struct qmp_call *call, struct json_object *args,
     if (strcmp(block_driver_name(block_node_driver(node)), driver) != 0) {
         return error_set(err, EINVAL, "x-blockdev-amend doesn't support changing the block driver");
     }
-    if (!block_driver_formats_nodes(block_node_driver(node))) {
-        return error_set(err, ENOTSUP, "Driver does not support x-blockdev-amend");
+    opts = get_amend_options(qmp_get(args, "options"));
+    if (!opts) {
+        return error_out_of_memory(err);
     }
-    return amend_start(&config, err);
+    return amend_co_start(&config, node, opts, qmp_get_bool(args, "force", false), err);
 }
