@@ -34,7 +34,8 @@ static inline void options_cleanup(struct options **o)
 /*
  * Parse "driver=qcow2,file.filename=a,,b" (",," is a comma in a value). A first element without "="
  * is the value of `implied_key`, if that is not NULL; later ones without "=" mean "=on". Text that
- * begins with '{' is parsed as JSON. Duplicate and contradicting keys are errors. -EINVAL.
+ * begins with '{' is parsed as JSON, where a key given twice is an error. Of text the last value
+ * counts. Contradicting keys are errors. -EINVAL.
  */
 int options_parse(const char *text, const char *implied_key, struct options **ret_options,
                   struct error *err);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Option trees from text and JSON. All values pass import_value() and insert_path(), which nest
- * dotted keys, refuse keys given twice and bound the depth.
+ * dotted keys, refuse keys given twice (of text the last value counts) and bound the depth.
  */
 #include "block/options.h"
 
@@ -132,6 +132,35 @@ static int insert_path(struct json_object *object, const char *key, struct json_
     }
     json_object_put(value);
     return r;
+}
+
+/*
+ * Remove the value that a dotted key has in text: as for QEMU, the last one counts. A group stays.
+ */
+static void drop_earlier_value(struct json_object *object, const char *key)
+{
+    char part[OPTIONS_KEY_MAX + 1];
+    struct json_object *child;
+
+    for (const char *rest = key;; rest += strlen(part) + 1) {
+        size_t len = strcspn(rest, ".");
+
+        if (len == 0 || len > OPTIONS_KEY_MAX || !options_is_object(object)) {
+            return;
+        }
+        memcpy(part, rest, len);
+        part[len] = '\0';
+        if (!json_object_object_get_ex(object, part, &child)) {
+            return;
+        }
+        if (!rest[len]) {
+            break;
+        }
+        object = child;
+    }
+    if (!options_is_object(child)) {
+        json_object_object_del(object, part);
+    }
 }
 
 static int import_value(struct json_object *value, int depth, struct json_object **ret_json,
@@ -294,6 +323,7 @@ static int parse_pairs(const char *text, const char *implied_key, struct json_ob
             json_object_put(string);
             return options_no_memory(err);
         }
+        drop_earlier_value(root, strbuf_str(&key));
         r = insert_path(root, strbuf_str(&key), string, 0, err);
         if (r < 0) {
             return r;

@@ -285,7 +285,7 @@ int cli_check_creation_options(const char *format, const struct cli_items *texts
     if (r < 0 || !driver) {
         return r;
     }
-    collect_descs(&list, driver, NULL);
+    collect_descs(&list, driver, ""); /* those of a file, too */
     for (size_t i = 0; i < parsed.count; i++) {
         if (!find_desc(&list, parsed.entry[i].name)) {
             error_set(err, EINVAL, "Invalid parameter '%s'", parsed.entry[i].name);

@@ -131,10 +131,8 @@ static void co_amend_clean(struct job *job, void *state)
 {
     struct amend *a = state;
 
-    block_co_control_lock();
     block_co_amend_end(a->node);
     block_co_unref(a->node);
-    block_control_unlock();
     options_free(a->opts);
 }
 

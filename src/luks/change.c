@@ -239,8 +239,7 @@ int luks_co_change(struct luks_volume *v, const struct luks_change *change, bool
     co_mutex_lock(&v->changes);
     r = co_read_again(v, err);
     if (r == 0) {
-        r = change->activate ? co_activate(v, change, force, err)
-                             : co_erase(v, change, force, err);
+        r = change->activate ? co_activate(v, change, force, err) : co_erase(v, change, force, err);
     }
     co_mutex_unlock(&v->changes);
     return r;

@@ -25,6 +25,9 @@
 /* Most bytes that are encrypted for one write of the file. */
 #define WRITE_MAX (2 * MiB)
 
+/* QEMU has no larger disks, and says so. */
+#define SIZE_MAX_SHOWN ((uint64_t)(INT64_MAX + 1ULL - GiB))
+
 /* --- header ----------------------------------------------------------------------------------- */
 
 static int co_read_edge(void *arg, uint64_t offset, void *buf, size_t size)
@@ -79,6 +82,7 @@ static int co_open_volume(struct block_node *node, struct options *opts, struct 
     AUTO_FREE char *secret_id = NULL;
     int r = options_take_str(opts, "key-secret", &secret_id, err);
 
+    node->beyond_filename = d->header || secret_id;
     UNLESS_FAILED(r, luks_co_open(&io, d->header != NULL, &d->volume, err));
     UNLESS_FAILED(r, luks_set_size(node, err));
     if (r == 0 && !secret_id && !metadata_only) {
@@ -111,7 +115,6 @@ static int luks_co_open_disk(struct block_node *node, struct options *opts, stru
         luks_co_close(node);
         return r;
     }
-    node->beyond_filename = d->header || (d->volume->secret_id != NULL);
     node->limits.request_alignment =
         MAX(node->file->node->limits.request_alignment, (uint32_t)LUKS_SECTOR);
     node->limits.memory_alignment = node->file->node->limits.memory_alignment;
@@ -213,6 +216,10 @@ static int luks_co_truncate(struct block_node *node, uint64_t size, enum block_p
     uint64_t file_size;
     int r;
 
+    if (size > SIZE_MAX_SHOWN) {
+        return error_set(err, EFBIG, "offset(%" PRIu64 ") exceeds maximum(%" PRIu64 ")", size,
+                         SIZE_MAX_SHOWN);
+    }
     if (add_overflows(d->payload_offset, size, &file_size) || file_size > INT64_MAX) {
         return error_set(err, EFBIG, "The requested file size is too large");
     }
@@ -290,6 +297,7 @@ static int luks_probe(const uint8_t *head, size_t size)
 
 static const struct block_driver luks_driver = {
     .name = "luks",
+    .help = "format: encrypted disks (LUKS of version 1)",
     .instance_size = sizeof(struct luks_disk),
     .is_format = true,
     .noise_when_new = true,
@@ -312,6 +320,7 @@ static const struct block_driver luks_driver = {
     .co_truncate = luks_co_truncate,
     .co_get_info = luks_co_get_info,
     .co_specific_info = luks_co_specific_info,
+    .specific_info_type = &luks_specific_info_type,
     .co_preadv = luks_co_preadv,
     .co_pwritev = luks_co_pwritev,
 };

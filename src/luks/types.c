@@ -49,5 +49,18 @@ const struct schema_type luks_create_type =
                 OPT("header", block_ref_type, .help = "for the header; default: the file"),
                 REQ("size", schema_size, .unit = "bytes"),
                 OPT("preallocation", block_prealloc_type, .dflt = "off"));
-const struct schema_type luks_amend_type =
-    OBJECT_INIT("BlockdevAmendOptionsLUKS", CHANGE_MEMBERS);
+const struct schema_type luks_amend_type = OBJECT_INIT("BlockdevAmendOptionsLUKS", CHANGE_MEMBERS);
+
+/* --- what info shows -------------------------------------------------------------------------- */
+
+OBJECT(slot_info_type, "QCryptoBlockInfoLUKSSlot", REQ("active", schema_bool),
+       OPT("iters", schema_int), OPT("stripes", schema_int), REQ("key-offset", schema_int));
+static const struct schema_type slot_infos_type =
+    ARRAY_INIT("QCryptoBlockInfoLUKSSlotList", slot_info_type);
+const struct schema_type luks_info_type = OBJECT_INIT(
+    "QCryptoBlockInfoLUKS", REQ("cipher-alg", cipher_type), REQ("cipher-mode", mode_type),
+    REQ("ivgen-alg", ivgen_type), OPT("ivgen-hash-alg", hash_type), REQ("hash-alg", hash_type),
+    REQ("detached-header", schema_bool), REQ("payload-offset", schema_int),
+    REQ("master-key-iters", schema_int), REQ("uuid", schema_str), REQ("slots", slot_infos_type));
+const struct schema_type luks_specific_info_type =
+    OBJECT_INIT("ImageInfoSpecificLUKSWrapper", REQ("data", luks_info_type));

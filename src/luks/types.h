@@ -11,4 +11,7 @@ extern const struct schema_type luks_options_type, luks_create_type, luks_amend_
 /* What formats embed: QCryptoBlockOptionsLUKS, -CreateOptionsLUKS, -AmendOptionsLUKS. */
 extern const struct schema_type luks_key_type, luks_format_type, luks_change_type;
 
+/* QCryptoBlockInfoLUKS, ImageInfoSpecificLUKSWrapper */
+extern const struct schema_type luks_info_type, luks_specific_info_type;
+
 #endif

@@ -8,6 +8,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -80,7 +81,11 @@ const struct schema_type qcow2_create_type = OBJECT_INIT(
     OPT("preallocation", block_prealloc_type, .dflt = "off"),
     OPT("lazy-refcounts", schema_bool, .dflt = "false"),
     OPT("refcount-bits", schema_int, .dflt = "16", .min = 1, .max = 64, .help = "a power of two"),
-    OPT("compression-type", qcow2_compression_type, .dflt = "zlib"), OPT("encrypt", crypto_create_type));
+    OPT("compression-type", qcow2_compression_type, .dflt = "zlib"),
+    OPT("encrypt", crypto_create_type));
+
+/* QEMU has no larger disks, and says so. */
+#define SIZE_MAX_SHOWN ((uint64_t)(INT64_MAX + 1ULL - GiB))
 
 struct create {
     const char *filename;
@@ -547,6 +552,11 @@ int qcow2_co_format(struct block_node *file, struct block_node *data_file, uint6
     }
     if (size > INT64_MAX) {
         return error_set(err, EFBIG, "Could not resize image: Image size cannot be negative");
+    }
+    if (size > SIZE_MAX_SHOWN) {
+        return error_set(err, EFBIG,
+                         "Could not resize image: offset(%" PRIu64 ") exceeds maximum(%" PRIu64 ")",
+                         size, SIZE_MAX_SHOWN);
     }
     if (file == data_file) {
         return error_set(err, EINVAL, "The data file can't be the image itself");

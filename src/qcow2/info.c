@@ -9,6 +9,7 @@
 
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/create.h"
+#include "luks/types.h"
 #include "qcow2/data/crypt.h"
 #include "qcow2/options.h"
 #include "schema/define.h"
@@ -20,8 +21,13 @@ OBJECT(bitmap_info_type, "Qcow2BitmapInfo", REQ("name", schema_str),
        REQ("granularity", schema_uint32, .unit = "bytes"), REQ("flags", bitmap_flags_type));
 static const struct schema_type bitmap_infos_type =
     ARRAY_INIT("Qcow2BitmapInfoList", bitmap_info_type);
-OBJECT(encryption_info_type, "ImageInfoSpecificQCow2Encryption",
-       REQ("format", qcow2_encryption_format_type));
+static const struct schema_type encryption_info_type = {
+    .kind = SCHEMA_OBJECT,
+    .name = "ImageInfoSpecificQCow2Encryption",
+    .members = MEMBERS(REQ("format", qcow2_encryption_format_type)),
+    .tag = "format",
+    .variants = (const struct schema_variant[]){{"luks", &luks_info_type}, {NULL, NULL}},
+};
 OBJECT(qcow2_data_type, "ImageInfoSpecificQCow2",
        REQ("compat", schema_str, .help = "0.10 for version 2, 1.1 for version 3"),
        OPT("data-file", schema_str), OPT("data-file-raw", schema_bool),

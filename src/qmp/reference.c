@@ -110,7 +110,7 @@ static const struct qmp_reference commands[] = {
                                       "they are on: see [tracing.md](tracing.md)"},
     {"trace-event-set-state", .help = "turn trace events on or off"},
     {"transaction", .help = "several actions, all or nothing"},
-    {"x-blockdev-amend", .help = "a job that ends with success: see [jobs.md](jobs.md#creation)",
+    {"x-blockdev-amend", .help = "a job that changes key slots of LUKS: see [luks.md](luks.md)",
      FEATURES("unstable")},
     {"x-blockdev-change",
      .help = "a node joins the children of `parent`, a quorum, or the child of the name `child` "

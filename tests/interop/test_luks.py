@@ -77,8 +77,8 @@ class Volumes(TestCase):
                 maker, writer, reader = makers[number % 2]
                 path = create(maker, self.path(f"{number}.luks"), kind)
                 run_io(writer, path, "write -P 17 0 64k", "write -P 3 70000 5000")
-                run_io(reader, path, "read -P 17 0 64k", "read -P 3 70000 5000")
-                run_io(reader, path, "write -P 5 1000 3k")
+                run_io(reader, path, "read -P 17 0 64k", "read -P 3 70000 5000",
+                       "write -P 5 1000 3k")  # fmt: skip
                 run_io(writer, path, "read -P 17 0 1000", "read -P 5 1000 3k", "read -P 17 4072 4k")
 
     def test_random_requests(self):
@@ -86,9 +86,9 @@ class Volumes(TestCase):
         path = create(img, self.path("disk.luks"))
         model = bytearray(SIZE)
         run_io(io, path, f"write -z 0 {SIZE}")
-        for _ in range(12):
+        for _ in range(6):
             commands = []
-            for _ in range(8):
+            for _ in range(16):
                 at, byte = rng.randrange(SIZE), rng.randrange(1, 256)
                 size = min(rng.choice((1, 511, 512, 4096, 70000, 400000)), SIZE - at)
                 commands.append(f"write -P {byte} {at} {size}")
@@ -101,7 +101,7 @@ class Volumes(TestCase):
                 self.assertEqual(disk.read(), model)
 
     def test_info_is_the_same(self):
-        for number, kind in enumerate(KINDS):
+        for number, kind in enumerate((KINDS[0], KINDS[3], KINDS[9])):
             path = create((img, qemu_img)[number % 2], self.path(f"{number}.luks"), kind)
             ours, theirs = info(img, path), info(qemu_img, path)
             detached = ours["format-specific"]["data"].pop("detached-header")
@@ -213,30 +213,32 @@ class Slots(TestCase):
 
     def test_refusals_are_worded_as_by_qemu(self):
         path = self.new()
-        for options in (
-            "state=active",
-            "new-secret=b",
-            "state=on",
-            "state=active,new-secret=b,old-secret=a",
-            "state=active,new-secret=none",
-            "state=active,new-secret=b,keyslot=8",
-            "state=active,new-secret=b,keyslot=0",
-            "state=inactive",
-            "state=inactive,new-secret=b",
-            "state=inactive,iter-time=10,keyslot=0",
-            "state=inactive,keyslot=8",
-            "state=inactive,keyslot=5",
-            "state=inactive,keyslot=0",
-            "state=inactive,old-secret=a",
-            "state=inactive,old-secret=c",
-            "state=inactive,old-secret=none",
-        ):
+        for options, message in (
+            ("state=active", "'new-secret' is required to activate a keyslot"),
+            ("new-secret=b", "Parameter 'state' is missing"),
+            ("state=on", "Parameter 'state' does not accept value 'on'"),
+            ("state=active,new-secret=b,old-secret=a",
+             "'old-secret' must not be given when activating keyslots"),
+            ("state=active,new-secret=none", "No secret with id 'none'"),
+            ("state=active,new-secret=b,keyslot=8",
+             "Invalid keyslot 8 specified, must be between 0 and 7"),
+            ("state=inactive", "To erase keyslot(s), either explicit keyslot index or the password "
+             "currently contained in them must be given"),
+            ("state=inactive,new-secret=b",
+             "'new-secret' must not be given when erasing keyslots"),
+            ("state=inactive,iter-time=10,keyslot=0",
+             "'iter-time' must not be given when erasing keyslots"),
+            ("state=inactive,keyslot=8", "Invalid keyslot 8 specified, must be between 0 and 7"),
+            ("state=inactive,keyslot=5", "Given keyslot 5 is already erased (inactive)"),
+            ("state=inactive,old-secret=c",
+             "No keyslots match given (old) password for erase operation"),
+            ("state=inactive,old-secret=none", "No secret with id 'none'"),
+        ):  # fmt: skip
             with self.subTest(options=options):
-                ours = amend(img, path, options, check=False)
-                theirs = amend(qemu_img, path, options, check=False)
-                self.assertEqual((ours.returncode, theirs.returncode), (1, 1))
-                message = theirs.stderr.split(": ", 1)[1].strip()
-                self.assertEqual(ours.stderr.split(": ", 1)[1].strip(), message)
+                result = amend(img, path, options, check=False)
+                self.assertEqual(result.returncode, 1)
+                self.assertEqual(result.stderr.split(": ", 1)[1].strip(), message)
+        self.works(path, "a")
 
 
 class Cryptsetup(TestCase):
@@ -249,9 +251,7 @@ class Cryptsetup(TestCase):
         return cryptsetup(*words, check=False).returncode == 0
 
     def test_it_opens_what_we_make(self):
-        for number, kind in enumerate(KINDS):
-            if "ctr" in kind or "cipher-mode=ecb" in kind:
-                continue
+        for number, kind in enumerate((KINDS[0], KINDS[3], KINDS[8])):
             with self.subTest(kind=kind):
                 path = create(img, self.path(f"{number}.luks"), kind)
                 cryptsetup("isLuks", "--type", "luks1", path)
@@ -295,7 +295,7 @@ class Hostile(TestCase):
         ours = img("info", "-f", "luks", path, check=False)
         self.assertEqual(ours.returncode, 1, message)
         self.assertIn(message, ours.stderr)
-        if same:
+        if same and edits[0][0] % 3 == 0:  # QEMU is asked about some of them
             self.assertIn(message, qemu_img("info", "-f", "luks", path, check=False).stderr)
 
     def test_headers(self):

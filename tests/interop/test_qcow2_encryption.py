@@ -167,14 +167,25 @@ class Encryption(TestCase):
                      check=False)  # fmt: skip
         self.assertIn(both, result.stderr)
         self.assertNotEqual(run_io(io, path, "write -c 0 64k", check=False).returncode, 0)
+        old = self.new("old.qcow2", more="compat=0.10")
         for prealloc in ("metadata", "falloc", "full"):
             result = img("create", "-f", "qcow2", *SECRET, *ENCRYPTED, "-o",
-                         f"preallocation={prealloc}", self.path("b"), "1M", check=False)  # fmt: skip
-            self.assertIn("Encryption and preallocation", result.stderr)
+                         f"compat=0.10,preallocation={prealloc}", self.path("b"), "1M",
+                         check=False)  # fmt: skip
+            self.assertIn("Encryption cannot be used", result.stderr)
             result = img("resize", f"--preallocation={prealloc}", *SECRET, "--image-opts",
-                         opened(path), "8M", check=False)  # fmt: skip
+                         opened(old), "8M", check=False)  # fmt: skip
             self.assertIn("can't be preallocated", result.stderr)
         self.assertEqual(self.contents(qemu_img, path), b"\x09" * (1 << 20) + bytes(SIZE - (1 << 20)))
+
+    def test_preallocated_clusters_read_as_zeroes(self):
+        for prealloc in ("metadata", "full"):
+            path = self.new(f"{prealloc}.qcow2", more=f"preallocation={prealloc}", size=1 << 20)
+            run_io(io, path, "write -P 9 1000 1000")
+            expected = bytes(1000) + b"\x09" * 1000 + bytes((1 << 20) - 2000)
+            self.assertEqual(self.contents(qemu_img, path), expected)
+            self.assertEqual(self.contents(img, path), expected)
+            img("check", "-q", path)
 
     def test_compressed_clusters_of_others_are_read(self):
         path = self.new()

@@ -67,9 +67,16 @@ static void json_keys_nest_and_merge(void **state)
     assert_tree(parse("{'driver': 'a:b', 'x': true} ", NULL), "{\"driver\":\"a:b\",\"x\":true}");
 }
 
+static void of_text_the_last_value_counts(void **state)
+{
+    assert_tree(parse("a=1,b=x,a=2", NULL), "{\"b\":\"x\",\"a\":\"2\"}");
+    assert_tree(parse("file.filename=driver=x,key=1,file.filename=y,key=2", NULL),
+                "{\"file\":{\"filename\":\"y\"},\"key\":\"2\"}");
+    assert_refused("file=node,file=other,file.driver=x", "'file' has a value of its own");
+}
+
 static void duplicates_are_refused(void **state)
 {
-    assert_refused("a=1,a=2", "'a' is given twice");
     assert_refused("file=node,file.driver=x", "'file' has a value of its own");
     assert_refused("file.driver=x,file=node", "'file' is given twice");
     assert_refused("{\"a\":{\"b\":1,\"b\":2}}", "duplicate key");
@@ -86,7 +93,8 @@ static void overlap_check_may_be_a_value_and_a_group(void **state)
     assert_tree(parse("overlap-check.template=none,overlap-check=all", NULL),
                 "{\"overlap-check\":{\"template\":\"none\",\"=\":\"all\"}}");
     assert_tree(parse("overlap-check=all", NULL), "{\"overlap-check\":\"all\"}");
-    assert_refused("overlap-check=all,overlap-check=none", "'overlap-check' is given twice");
+    assert_tree(parse("overlap-check=all,overlap-check=none", NULL),
+                "{\"overlap-check\":\"none\"}");
     assert_refused("overlap-check=all,overlap-check.a=b,overlap-check=none", "twice");
 }
 
@@ -356,6 +364,7 @@ int main(void)
         cmocka_unit_test(pairs_nest_at_dots),
         cmocka_unit_test(first_element_may_omit_its_key),
         cmocka_unit_test(json_keys_nest_and_merge),
+        cmocka_unit_test(of_text_the_last_value_counts),
         cmocka_unit_test(duplicates_are_refused),
         cmocka_unit_test(overlap_check_may_be_a_value_and_a_group),
         cmocka_unit_test(malformed_text_is_refused),

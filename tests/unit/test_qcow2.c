@@ -88,7 +88,7 @@ static void headers_that_cannot_be_are_refused_by_what_is_wrong(void *arg)
     expect_refused(HDR_SIZE, 8, 1ULL << 63, "disk size");
     expect_refused(HDR_SIZE, 8, 1ULL << 40, "L1 table");
     expect_refused(HDR_CRYPT_METHOD, 4, 1, "encrypt.key-secret");
-    expect_refused(HDR_CRYPT_METHOD, 4, 2, "LUKS");
+    expect_refused(HDR_CRYPT_METHOD, 4, 2, "Missing CRYPTO header");
     expect_refused(HDR_CRYPT_METHOD, 4, 3, "method unknown");
     expect_refused(HDR_L1_SIZE, 4, 0x7fffffff, "L1 table");
     expect_refused(HDR_L1_OFFSET, 8, 0x1001, "L1 table");
