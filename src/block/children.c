@@ -12,7 +12,7 @@
 #define PASSED_WRITE_FLAGS (BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED)
 #define PASSED_ZERO_FLAGS (PASSED_WRITE_FLAGS | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK)
 
-/* The options below `cache` of `opts`, which stay. The caller owns the copy; NULL: there are none. */
+/* The options below `cache` of `opts`, which stay. The caller owns the copy; NULL: none. */
 static struct options *copy_cache_options(const struct options *opts)
 {
     AUTO_OPTIONS struct options *copy = options_has(opts, "cache") ? options_clone(opts) : NULL;
