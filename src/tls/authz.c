@@ -276,14 +276,11 @@ static int list_set(void *data, const char *name, struct json_object *value, str
 
 static const struct user_object_type authz_types[] = {
     {"authz-simple", "authz", simple_create, authz_destroy, .properties = &simple_properties,
-     .set = simple_set,
-     .help = "clients with one identity"},
+     .set = simple_set, .help = "clients with one identity"},
     {"authz-list", "authz", list_create, authz_destroy, .properties = &list_properties,
-     .set = list_set,
-     .help = "clients by a list of rules"},
+     .set = list_set, .help = "clients by a list of rules"},
     {"authz-list-file", "authz", list_file_create, authz_destroy,
-     .properties = &list_file_properties,
-     .help = "clients by a list of rules in a file"},
+     .properties = &list_file_properties, .help = "clients by a list of rules in a file"},
 };
 
 void tls_authz_register_types(void)
