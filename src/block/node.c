@@ -138,13 +138,17 @@ void block_node_set_iothread(struct block_node *node, struct user_object *object
 /* Of how many nodes reads may exclude changes. Main reactor. */
 static unsigned serial_nodes;
 
+/* Nodes that stay as they are need not be drained: nothing of them is written. */
 static void update_serialising(struct block_node *node)
 {
     bool on = node->serial_disk && block_node_reaches(node, node->serial_disk);
 
-    if (on && !node->serialises) {
+    if (on == node->serialises) {
+        return;
+    }
+    if (on) {
         range_lock_init(&node->serial);
-    } else if (!on && node->serialises) {
+    } else {
         range_lock_destroy(&node->serial);
     }
     node->serialises = on;
