@@ -549,7 +549,7 @@ class ObjectsTest(TlsTest):
             ("No secret with id 's'", f"tls-creds-x509,id=x,dir={where},passwordid=s"),
             ("Parameter 'identity' is missing", "authz-simple,id=x"),
             ("'policy'", "authz-list,id=x,policy=maybe"),
-            ("Parameter 'match' is missing", "authz-list,id=x,rules.0.policy=allow"),
+            ("Parameter 'rules.0.match' is missing", "authz-list,id=x,rules.0.policy=allow"),
             ("Parameter 'filename' is missing", "authz-list-file,id=x"),
             ("/nowhere", "authz-list-file,id=x,filename=/nowhere"),
             ("Either 'file' or 'data' must be provided", "secret,id=x"),
