@@ -418,9 +418,21 @@ class Model:
             disk.chain = disk.chain[: base + 1] + disk.chain[top + 1 :]
         return None
 
-    def complete(self, job, cancelled):
+    def wait_ready(self, disk, job, resume=False):
+        """As wait_job(). Guests who change the disk faster than the job copies it get a rest."""
+        try:
+            return self.wait_job(job, "ready", timeout=20, resume=resume)
+        except Wrong:
+            self.log(f"  guests of {disk.name} wait for {job}")
+        disk.pause()
+        try:
+            return self.wait_job(job, "ready", resume=resume)
+        finally:
+            disk.resume()
+
+    def complete(self, disk, job, cancelled):
         """Complete a job that becomes ready; whether it did."""
-        info = self.wait_job(job, "ready")
+        info = self.wait_ready(disk, job)
         if info["status"] == "ready":
             try:
                 self.qmp.command("job-complete", id=job)
@@ -434,7 +446,7 @@ class Model:
             return self.snapshot(disk)
         base = self.random.randrange(len(disk.chain) - 1)
         job = self.start_job("block-commit", device=disk.device, base_node=disk.chain[base][0])
-        if self.complete(job, self.meddle(job)):
+        if self.complete(disk, job, self.meddle(job)):
             self.drop_filter(disk)
             self.drop(disk, reversed(disk.chain[base + 1 :]))
             disk.chain = disk.chain[: base + 1]
@@ -454,7 +466,7 @@ class Model:
         cancelled = self.meddle(job)
         if not cancelled and self.random.random() < 0.4:
             return self.mirror_copy(disk, job, node, path)
-        if self.complete(job, cancelled):
+        if self.complete(disk, job, cancelled):
             self.drop_filter(disk)
             self.drop(disk, reversed(disk.chain))
             disk.chain = [(node, path)]
@@ -465,7 +477,7 @@ class Model:
 
     def mirror_copy(self, disk, job, node, path):
         """A soft cancel leaves a copy of that moment."""
-        self.wait_job(job, "ready")
+        self.wait_ready(disk, job)
         disk.pause()
         wanted = disk.contents()
         self.qmp.command("block-job-cancel", device=job)
@@ -702,7 +714,10 @@ class Model:
                                  device=disk.device, target=node, on_target_error=policy, **more)
         finally:
             disk.resume()
-        info = self.wait_job(job, "ready" if mirror else "concluded", resume=True)
+        if mirror:
+            info = self.wait_ready(disk, job, resume=True)
+        else:
+            info = self.wait_job(job, resume=True)
         if info["status"] == "ready":
             disk.pause()
             wanted = disk.contents()
