@@ -89,7 +89,7 @@ const struct schema_type block_options_type = {
 static const struct schema_type undescribed = {
     .kind = SCHEMA_OBJECT,
     .name = "BlockdevOptionsUndescribed",
-    .members = (const struct schema_member[]){{NULL}},
+    .members = (const struct schema_member[]){{.name = NULL}},
     .open = true,
 };
 

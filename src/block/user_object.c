@@ -52,7 +52,7 @@ const struct user_object_type *user_object_next_type(const struct user_object_ty
 static const struct schema_type undescribed = {
     .kind = SCHEMA_OBJECT,
     .name = "UndescribedProperties",
-    .members = (const struct schema_member[]){{NULL}},
+    .members = (const struct schema_member[]){{.name = NULL}},
     .open = true,
 };
 
@@ -383,7 +383,7 @@ int user_object_get(struct user_object *o, const char *name, struct json_object 
 /* The value alone has to fit; the other options stay. An object is checked by set(), as a whole. */
 static int check_value(const struct schema_member *m, struct json_object *value, struct error *err)
 {
-    const struct schema_member alone[] = {*m, {NULL}};
+    const struct schema_member alone[] = {*m, {.name = NULL}};
     const struct schema_type type = {.kind = SCHEMA_OBJECT, .name = "property", .members = alone};
     struct json_object *args;
     int r;

@@ -131,7 +131,7 @@ static const struct qmp_reference commands[] = {
      FEATURES("unstable")},
     {"x-tidemark-query-stats", .help = "all figures there are: see [statistics.md](statistics.md)",
      FEATURES("unstable")},
-    {NULL},
+    {.name = NULL},
 };
 
 static const struct qmp_reference events[] = {
@@ -149,7 +149,7 @@ static const struct qmp_reference events[] = {
     {"JOB_STATUS_CHANGE", .help = "a job has entered another state"},
     {"QUORUM_FAILURE", .help = "too few children of a quorum agree"},
     {"QUORUM_REPORT_BAD", .help = "a child of a quorum fails or disagrees"},
-    {NULL},
+    {.name = NULL},
 };
 
 static const struct qmp_reference *find(const struct qmp_reference *table, const char *name)

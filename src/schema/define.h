@@ -27,7 +27,7 @@
     {                                                                                              \
         __VA_ARGS__,                                                                               \
         {                                                                                          \
-            NULL                                                                                   \
+            .name = NULL                                                                           \
         }                                                                                          \
     }
 #define OBJECT_INIT(type_name, ...)                                                                \

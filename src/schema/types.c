@@ -17,8 +17,9 @@ const struct schema_type schema_size = {.kind = SCHEMA_SIZE, .name = "int"};
 const struct schema_type schema_number = {.kind = SCHEMA_NUMBER, .name = "number"};
 const struct schema_type schema_null = {.kind = SCHEMA_NULL, .name = "null"};
 const struct schema_type schema_any = {.kind = SCHEMA_ANY, .name = "any"};
-const struct schema_type schema_empty = {
-    .kind = SCHEMA_OBJECT, .name = "q_empty", .members = (const struct schema_member[]){{NULL}}};
+const struct schema_type schema_empty = {.kind = SCHEMA_OBJECT,
+                                         .name = "q_empty",
+                                         .members = (const struct schema_member[]){{.name = NULL}}};
 const struct schema_type schema_strings = ARRAY_INIT("strList", schema_str);
 
 const char *const *schema_values_of(const struct schema_type *type)
