@@ -168,7 +168,7 @@ int passed_socket(const char *text, struct error *err)
     if (fstat(fd, &st) < 0 || !S_ISSOCK(st.st_mode) || fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ||
         fcntl(fd, F_SETFD, FD_CLOEXEC) < 0) {
         if (!names_in_use()) {
-            fd = -1; /* the number may be anything, such as standard output */
+            (void)TAKE_FD(fd); /* the number may be anything, such as standard output */
         }
         return error_set(err, ENOTSOCK, "File descriptor '%s' is not a socket", text);
     }

@@ -248,7 +248,7 @@ static void sort_children_first(struct block_hand_over *s)
         struct block_node *node;
         size_t i = done;
 
-        while (child_is_left(s, done, s->nodes[i])) {
+        while (i + 1 < s->count && child_is_left(s, done, s->nodes[i])) {
             i++;
         }
         node = s->nodes[i];

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Reopening nodes: the steps that carry a plan out, and undo it. */
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -71,9 +72,11 @@ static int co_put_child(struct block_node *node, struct block_edge *edge,
 /* The head of the file, zeroes beyond its end. */
 static int co_read_head(struct block_node *node, uint8_t *head, struct error *err)
 {
-    size_t size = MIN(block_edge_size(node->file), node->driver->file_head);
+    size_t size;
     int r;
 
+    assert(node->file);
+    size = MIN(block_edge_size(node->file), node->driver->file_head);
     memset(head, 0, node->driver->file_head);
     r = block_co_pread(node->file, 0, head, size);
     return r < 0 ? error_set_errno(err, -r, "Could not read '%s'",

@@ -48,7 +48,7 @@ static int take_group(struct options *opts, struct group_ref *ret_ref, struct er
 static int throttle_co_open(struct block_node *node, struct options *opts, struct error *err)
 {
     struct throttle *t = node->opaque;
-    struct group_ref ref;
+    struct group_ref ref = {0};
     int r = take_group(opts, &ref, err);
 
     if (r < 0) {

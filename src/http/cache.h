@@ -11,10 +11,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/checked.h"
 #include "base/iov.h"
 #include "base/list.h"
 
-#define HTTP_BLOCK (64u * 1024)
+#define HTTP_BLOCK (64 * KiB)
 #define HTTP_CACHE_BUCKETS 64u
 
 struct http_cache {

@@ -9,7 +9,7 @@
 #include "qmp/commands.h"
 #include "qmp/lookup.h"
 
-#define PIECE_SIZE 65536u
+#define PIECE_SIZE UINT64_C(65536)
 #define WORD_BITS 64
 
 struct sum {

@@ -135,7 +135,7 @@ static int find_above_base(struct json_object *args, struct block_node *device,
 static int co_stream_open(void *state, struct json_object *args, struct error *err)
 {
     struct start_state *s = state;
-    struct block_node *device = NULL, *above;
+    struct block_node *device = NULL, *above = NULL;
     int r = qmp_co_lock_again(err);
 
     if (r == 0) {

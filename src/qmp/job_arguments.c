@@ -76,7 +76,8 @@ int qmp_check_job_node_active(const struct block_node *node, const char *child,
         return 0;
     }
     if (!filter) {
-        filter = generated = block_generated_node_name();
+        generated = block_generated_node_name();
+        filter = generated;
     }
     return error_set(err, EPERM, "Inactive '%s' can't be a %s child of active '%s'",
                      block_node_name(node), child, filter ?: "");

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cli/img/layers.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 
@@ -37,6 +38,7 @@ static int add_layer_extent(struct layer_map *map, struct layer_extent extent)
         map->list = list;
         map->capacity = capacity;
     }
+    assert(map->list);
     map->list[map->count++] = extent;
     return 0;
 }

@@ -95,7 +95,7 @@ static int co_make_fd(const struct maker *maker, const char *text, struct error 
     id = (int64_t)set;
     UNLESS_FAILED(r, fdset_add(copy, &id, opaque, &id, err));
     if (r >= 0) {
-        copy = -1;
+        (void)TAKE_FD(copy);
         close((int)fd);
     }
     return r;
