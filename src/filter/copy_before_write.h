@@ -153,8 +153,9 @@ int cbw_co_discard_copies(struct cbw_state *s, uint64_t start, uint64_t end);
 /* Read frozen contents. -EACCES where they may not be read, or no longer. Yields. */
 int cbw_co_snapshot_read(struct cbw_state *s, uint64_t offset, struct iov iov);
 /*
- * Status of the frozen contents; the extent ends where access or the place of the data changes.
- * -EACCES likewise. Yields.
+ * Status of the frozen contents; the extent ends where access or the place of the data changes. But
+ * an area where the place changes often is data as a whole, if all of it is data on the disk: each
+ * piece would cost a query. -EACCES likewise. Yields.
  */
 int cbw_co_snapshot_status(struct cbw_state *s, uint64_t offset, uint64_t length,
                            struct block_status *ret_status);

@@ -7,6 +7,13 @@
 
 /* Longest area from which one status query excludes guest writes. */
 #define STATUS_MAX (1 * GiB)
+/*
+ * An area of at most FRAGMENTED_UNITS (bits of a word) and FRAGMENTED_MAX bytes is fragmented if it
+ * has at least FRAGMENTED_RUNS runs, in turns on the disk and in the target.
+ */
+#define FRAGMENTED_RUNS 5u
+#define FRAGMENTED_UNITS 64u
+#define FRAGMENTED_MAX (256u * KiB)
 
 /* A fleecing read of the active disk, or of the target; on the reader's stack. */
 struct cbw_reader {
@@ -116,11 +123,90 @@ int cbw_co_snapshot_read(struct cbw_state *s, uint64_t offset, struct iov iov)
     return 0;
 }
 
+/* --- status ----------------------------------------------------------------------------------- */
+
+static uint64_t low_bits(unsigned count)
+{
+    return count < 64 ? (UINT64_C(1) << count) - 1 : UINT64_MAX;
+}
+
+/* The units of [offset, ...) that are in the target: bit i is the unit i after that of `offset`. */
+static uint64_t units_done_locked(struct cbw_state *s, uint64_t offset)
+{
+    uint64_t first = offset / s->unit, units = 0;
+    unsigned shift = first % 8;
+    uint8_t bits[9];
+
+    dirty_bitmap_serialize(s->done, first - shift, bits, sizeof(bits));
+    for (unsigned i = 0; i < 8; i++) {
+        units |= (uint64_t)bits[i] << 8 * i;
+    }
+    return shift ? units >> shift | (uint64_t)bits[8] << (64 - shift) : units;
+}
+
+/*
+ * How much at `offset`, up to `length`, is fragmented: the disk and the target alternate there.
+ * 0: nothing.
+ */
+static uint64_t fragmented_locked(struct cbw_state *s, uint64_t offset, uint64_t length)
+{
+    uint64_t end = MIN(offset + MIN(length, FRAGMENTED_MAX),
+                       round_down(offset, s->unit) + (uint64_t)FRAGMENTED_UNITS * s->unit);
+    unsigned count = (unsigned)((end - 1) / s->unit - offset / s->unit) + 1;
+    uint64_t done;
+
+    if (count < FRAGMENTED_RUNS) {
+        return 0;
+    }
+    done = units_done_locked(s, offset) & low_bits(count);
+    /* a bit for each unit that is elsewhere than the one before it */
+    done = (done ^ done >> 1) & low_bits(count - 1);
+    return (unsigned)__builtin_popcountll(done) + 1 < FRAGMENTED_RUNS ? 0 : end - offset;
+}
+
+/*
+ * How much at `offset`, up to `length`, is fragmented, and all of it data on the disk: then it
+ * counts as data, whatever pieces of it are in the target. 0: nothing.
+ */
+static uint64_t co_data_in_pieces(struct cbw_state *s, uint64_t offset, uint64_t length)
+{
+    const unsigned wanted = BLOCK_STATUS_DATA, unwanted = BLOCK_STATUS_ZERO;
+    struct block_status status = {.length = 0};
+    struct cbw_reader reader;
+    uint64_t run, pieces = 0, pos = 0;
+    int depth, r;
+
+    pthread_mutex_lock(&s->lock);
+    if (!s->broken && dirty_bitmap_status(s->access, offset, offset + length, &run)) {
+        pieces = fragmented_locked(s, offset, run);
+    }
+    if (pieces > 0) {
+        co_queue_init(&reader.waiters);
+        reader_begin_locked(&s->readers, &reader, offset, pieces);
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (pieces == 0) {
+        return 0;
+    }
+    do {
+        depth = 0;
+        r = block_co_status_above(s->file, NULL, offset + pos, pieces - pos, &status, &depth);
+        pos += status.length;
+    } while (r == 0 && depth > 0 && status.length > 0 &&
+             (status.flags & (wanted | unwanted)) == wanted && pos < pieces);
+    reader_end(s, &reader);
+    /* An error may be of a byte that nobody needs. */
+    return r == 0 && depth > 0 && (status.flags & (wanted | unwanted)) == wanted && pos >= pieces
+               ? pieces
+               : 0;
+}
+
 int cbw_co_snapshot_status(struct cbw_state *s, uint64_t offset, uint64_t length,
                            struct block_status *ret_status)
 {
     struct cbw_reader reader;
     struct block_edge *edge;
+    uint64_t run;
     int depth = 0, r;
 
     if (offset >= s->size || length == 0) {
@@ -128,6 +214,15 @@ int cbw_co_snapshot_status(struct cbw_state *s, uint64_t offset, uint64_t length
         return 0;
     }
     length = MIN(MIN(length, STATUS_MAX), s->size - offset);
+    run = co_data_in_pieces(s, offset, length);
+    if (run > 0) {
+        *ret_status = (struct block_status){
+            .flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED |
+                     (offset + run == s->size ? BLOCK_STATUS_EOF : 0),
+            .length = run,
+        };
+        return 0;
+    }
     r = snapshot_locate(s, offset, length, &reader, &edge, &length);
     if (r < 0) {
         return r;

@@ -6,12 +6,14 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
 
 #include "cbw_fixture.h"
 #include "co_test.h"
 
+#include "base/checked.h"
 #include "filter/copy_before_write.h"
 #include "filter/filter.h"
 
@@ -158,6 +160,125 @@ static void writes_to_other_pages_do_not_wait(void *arg)
     cbw_graph_close(&g);
 }
 
+/* --- reads that alternate between the disk and the temporary image ------------------------ */
+
+static void write_every_second_page(struct cbw_graph *g, uint64_t offset, uint64_t length)
+{
+    for (uint64_t at = offset; at < offset + length; at += (uint64_t)2 * PAGE) {
+        assert_int_equal(cbw_guest_fill(g, at, PAGE, 0xee), 0);
+    }
+}
+
+/* Pages at random, and reads that begin and end anywhere. */
+static void reads_at_random_are_exact(void *arg)
+{
+    struct cbw_graph g;
+    uint64_t size = DISK_SIZE + 5 * 512;
+    unsigned seed = 1;
+
+    cbw_graph_open(&g, size, PARTS, 0);
+    for (unsigned i = 0; i < 500; i++) {
+        uint64_t at = (uint64_t)rand_r(&seed) % (size / 512) * 512;
+        uint64_t length = 512 + (uint64_t)rand_r(&seed) % (DISK_SIZE / 512) * 512;
+        uint64_t page = (uint64_t)rand_r(&seed) % (DISK_SIZE / PAGE) * PAGE;
+
+        assert_int_equal(cbw_guest_fill(&g, page, PAGE, 0xee), 0);
+        assert_int_equal(cbw_reads_original(g.snapshot, at, MIN(length, size - at)), 1);
+    }
+    cbw_graph_close(&g);
+}
+
+/* The vector has many elements, none of which ends with a page. */
+static void reads_into_many_buffers_are_exact(void *arg)
+{
+    struct cbw_graph g;
+    struct iovec vec[64];
+    struct iov iov = {.vec = vec, .count = 64};
+    uint64_t offset = CLUSTER + 512, at;
+    uint8_t *buf = malloc(64 * 5632);
+
+    cbw_graph_open(&g, DISK_SIZE, PARTS, 0);
+    for (unsigned page = 0; page < DISK_SIZE / PAGE; page += 1 + page % 3) {
+        assert_int_equal(cbw_guest_fill(&g, (uint64_t)page * PAGE, PAGE, 0xee), 0);
+    }
+    for (unsigned i = 0; i < 64; i++) { /* in the memory from the end to the beginning */
+        vec[i] = (struct iovec){buf + (63 - i) * 5632, 5632};
+        iov.size += 5632;
+    }
+    assert_int_equal(block_co_preadv(g.snapshot, offset, iov, 0), 0);
+    at = offset;
+    for (unsigned i = 0; i < 64; i++) {
+        for (unsigned j = 0; j < 5632; j++, at++) {
+            assert_int_equal(((uint8_t *)vec[i].iov_base)[j], at / CLUSTER + 1);
+        }
+    }
+    free(buf);
+    cbw_graph_close(&g);
+}
+
+static void pieces_end_where_access_ends(void *arg)
+{
+    struct cbw_graph g;
+
+    cbw_graph_open(&g, DISK_SIZE, PARTS, 0);
+    write_every_second_page(&g, 0, DISK_SIZE);
+    assert_int_equal(block_co_discard(g.snapshot, 2 * CLUSTER, CLUSTER), 0);
+    assert_int_equal(cbw_reads_original(g.snapshot, 0, 2 * CLUSTER), 1);
+    assert_int_equal(cbw_reads_original(g.snapshot, 0, 2 * CLUSTER + 512), -EACCES);
+    assert_int_equal(cbw_reads_original(g.snapshot, 3 * CLUSTER, DISK_SIZE - 3 * CLUSTER), 1);
+    cbw_graph_close(&g);
+}
+
+static void errors_of_pieces_that_are_needed(void *arg)
+{
+    struct cbw_graph g;
+
+    cbw_graph_open(&g, DISK_SIZE, PARTS, 0);
+    write_every_second_page(&g, 0, DISK_SIZE);
+    memory_disk_fail(g.temp, MEMORY_DISK_READ, EIO);
+    assert_int_equal(cbw_reads_original(g.snapshot, 0, CLUSTER), -EIO);
+    memory_disk_fail(g.temp, 0, 0);
+    memory_disk_fail(g.disk, MEMORY_DISK_READ, EIO);
+    assert_int_equal(cbw_reads_original(g.snapshot, 0, CLUSTER), -EIO);
+    memory_disk_fail(g.disk, 0, 0);
+    assert_int_equal(cbw_reads_original(g.snapshot, 0, DISK_SIZE), 1);
+    cbw_graph_close(&g);
+}
+
+/* A client that asks which areas have data need not ask for each page. */
+static void the_status_of_many_pieces_is_one(void *arg)
+{
+    struct cbw_graph g;
+    struct block_status status;
+
+    cbw_graph_open(&g, DISK_SIZE, PARTS, 0);
+    write_every_second_page(&g, 0, DISK_SIZE);
+    assert_int_equal(cbw_co_snapshot_status(cbw_of_node(g.cbw_node), 0, DISK_SIZE, &status), 0);
+    assert_int_equal(status.length, 256 * 1024);
+    assert_int_equal(status.flags, BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED);
+    assert_int_equal(block_co_discard(g.snapshot, CLUSTER, CLUSTER), 0);
+    assert_int_equal(cbw_co_snapshot_status(cbw_of_node(g.cbw_node), 0, DISK_SIZE, &status), 0);
+    assert_int_equal(status.length, CLUSTER);
+    assert_int_equal(
+        cbw_co_snapshot_status(cbw_of_node(g.cbw_node), CLUSTER, DISK_SIZE - CLUSTER, &status),
+        -EACCES);
+    cbw_graph_close(&g);
+}
+
+/* A hole of the disk is none of the data around it. */
+static void the_status_keeps_holes_exact(void *arg)
+{
+    struct cbw_graph g;
+    struct block_status status;
+
+    cbw_graph_open(&g, DISK_SIZE, PARTS, 0);
+    write_every_second_page(&g, 0, 2 * CLUSTER);
+    assert_int_equal(block_co_discard(block_root_edge(g.guest_root), 3 * PAGE, PAGE), 0);
+    assert_int_equal(cbw_co_snapshot_status(cbw_of_node(g.cbw_node), 0, DISK_SIZE, &status), 0);
+    assert_int_equal(status.length, PAGE);
+    cbw_graph_close(&g);
+}
+
 static uint32_t unit_of_filter(const char *size, const char *target)
 {
     char json[512];
@@ -205,6 +326,12 @@ int main(void)
         CO_TEST(a_discard_gives_back_clusters_copied_in_part),
         CO_TEST(a_discard_during_a_copy_leaves_nothing),
         CO_TEST(writes_to_other_pages_do_not_wait),
+        CO_TEST(reads_at_random_are_exact),
+        CO_TEST(reads_into_many_buffers_are_exact),
+        CO_TEST(pieces_end_where_access_ends),
+        CO_TEST(errors_of_pieces_that_are_needed),
+        CO_TEST(the_status_of_many_pieces_is_one),
+        CO_TEST(the_status_keeps_holes_exact),
         CO_TEST(the_unit_follows_the_target),
     };
 
