@@ -15,12 +15,10 @@ int cbw_set_job(struct cbw_state *s, const struct cbw_job *job, struct error *er
         .use_copy_range = job->use_copy_range,
     };
     struct block_copy *copy;
-    int r = 0;
-
     /* Compressed clusters are written as a whole; the disk has, and frees, whole clusters. */
-    if (job->compress || job->skip_unallocated || job->discard_source) {
-        r = cbw_state_copy_clusters(s);
-    }
+    bool whole = job->compress || job->skip_unallocated || job->discard_source;
+    int r = cbw_state_set_unit(s, whole ? s->cluster_size : s->part);
+
     if (r < 0) {
         return error_out_of_memory(err);
     }

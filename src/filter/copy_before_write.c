@@ -45,10 +45,10 @@ static uint32_t node_cluster_size(struct block_node *node)
  * What guest writes copy is multiples of this. Parts of clusters, if the user leaves that to us,
  * and if the target does not complete them by reading what is below it.
  */
-static uint32_t choose_unit(const struct cbw_state *s)
+static uint32_t choose_unit(const struct cbw_state *s, uint32_t least)
 {
     struct block_node *target = block_edge_node(s->target);
-    uint32_t unit = MAX(MIN_UNIT, target->limits.request_alignment);
+    uint32_t unit = MAX(MAX(MIN_UNIT, least), target->limits.request_alignment);
 
     if (block_node_backing(block_node_skip_filters(target))) {
         return s->cluster_size;
@@ -61,10 +61,10 @@ static uint32_t choose_unit(const struct cbw_state *s)
 
 static int take_cluster_size(struct cbw_state *s, struct options *opts, struct error *err)
 {
+    bool given = options_has(opts, "min-cluster-size");
     uint64_t minimum;
-    int r;
+    int r = options_take_size(opts, "min-cluster-size", 0, &minimum, err);
 
-    r = options_take_size(opts, "min-cluster-size", 0, &minimum, err);
     if (r < 0) {
         return r;
     }
@@ -73,7 +73,9 @@ static int take_cluster_size(struct cbw_state *s, struct options *opts, struct e
     }
     s->cluster_size = (uint32_t)MAX(MAX(minimum, MIN_CLUSTER_SIZE),
                                     node_cluster_size(block_edge_node(s->target)));
-    s->unit = minimum == 0 ? choose_unit(s) : s->cluster_size;
+    s->part = minimum < MIN_CLUSTER_SIZE ? choose_unit(s, (uint32_t)minimum) : s->cluster_size;
+    /* Readers of parts have more to do; a job reads and writes whole clusters in any case. */
+    s->unit = given ? s->part : s->cluster_size;
     return 0;
 }
 

@@ -69,6 +69,7 @@ struct cbw_state {
     uint64_t size;
     uint32_t cluster_size;
     uint32_t unit; /* what guest writes copy is multiples of this; divides cluster_size */
+    uint32_t part; /* the unit for jobs that allow parts of clusters */
     enum cbw_on_error on_error;
     int64_t timeout_ns; /* 0: none */
     struct block_copy *copy;
@@ -124,8 +125,8 @@ void cbw_state_set_access(struct cbw_state *s, struct dirty_bitmap *access);
  * disk. Any thread.
  */
 bool cbw_is_busy(struct cbw_state *s, bool writing);
-/* Before the first request: copies are of whole clusters. -ENOMEM. Does not yield. */
-int cbw_state_copy_clusters(struct cbw_state *s);
+/* Before the first request: what guest writes copy is multiples of `unit`. -ENOMEM. Does not yield. */
+int cbw_state_set_unit(struct cbw_state *s, uint32_t unit);
 /* Wait for copies in flight, then release. Yields. */
 void cbw_co_state_destroy(struct cbw_state *s);
 

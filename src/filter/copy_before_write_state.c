@@ -87,20 +87,20 @@ int cbw_state_init(struct cbw_state *s, struct error *err)
     return 0;
 }
 
-int cbw_state_copy_clusters(struct cbw_state *s)
+int cbw_state_set_unit(struct cbw_state *s, uint32_t unit)
 {
     struct dirty_bitmap *done;
 
-    if (s->unit == s->cluster_size) {
+    if (s->unit == unit) {
         return 0;
     }
-    done = dirty_bitmap_new(s->size, s->cluster_size);
+    done = dirty_bitmap_new(s->size, unit);
     if (!done) {
         return -ENOMEM;
     }
     dirty_bitmap_free(s->done);
     s->done = done;
-    s->unit = s->cluster_size;
+    s->unit = unit;
     return 0;
 }
 

@@ -164,7 +164,7 @@ class Discards(FleecingCase):
                 path = self.create(f"{name}.temp", str(size), fmt)
                 temp = {"driver": fmt, "discard": "unmap",
                         "file": {"driver": "file", "filename": path, "discard": "unmap"}}  # fmt: skip
-                self.add_view(name, view=f"view-{fmt}", temp=temp)
+                self.add_view(name, view=f"view-{fmt}", temp=temp, **{"min-cluster-size": 4096})
                 guest, reader = self.client(f"guest-{name}"), self.client(f"view-{fmt}")
                 for at in range(8192, size, 5 * 4096):
                     self.write(guest, 0x22, at + 512, 512)
