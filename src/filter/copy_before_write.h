@@ -125,7 +125,7 @@ void cbw_state_set_access(struct cbw_state *s, struct dirty_bitmap *access);
  * disk. Any thread.
  */
 bool cbw_is_busy(struct cbw_state *s, bool writing);
-/* Before the first request: what guest writes copy is multiples of `unit`. -ENOMEM. Does not yield. */
+/* Before the first request: guest writes copy multiples of `unit`. -ENOMEM. Does not yield. */
 int cbw_state_set_unit(struct cbw_state *s, uint32_t unit);
 /* Wait for copies in flight, then release. Yields. */
 void cbw_co_state_destroy(struct cbw_state *s);
