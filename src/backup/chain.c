@@ -320,7 +320,7 @@ static int co_read_extent(struct read_state *s, const struct chain_extent *e, ui
 }
 
 /* Data in pieces that fit a buffer, zeroes in large ones. */
-static bool next_extent(struct chain *c, struct chain_extent *ret_extent)
+static bool next_chain_extent(struct chain *c, struct chain_extent *ret_extent)
 {
     if (!chain_next(c, ZERO_CLUSTERS, ret_extent)) {
         return false;
@@ -341,7 +341,7 @@ static void co_read_worker(void *arg)
     if (!buf && s->status == 0) {
         s->status = error_out_of_memory(s->err);
     }
-    while (buf && s->status == 0 && next_extent(s->reader->chain, &e)) {
+    while (buf && s->status == 0 && next_chain_extent(s->reader->chain, &e)) {
         ERROR_AUTO(err);
         int r = s->reader->stop && *s->reader->stop ? error_set(&err, EINTR, "Stopped")
                                                     : co_read_extent(s, &e, buf, &err);

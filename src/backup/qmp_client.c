@@ -225,7 +225,7 @@ int qmp_client_co_execute(struct qmp_client *c, const char *command, struct json
     return r < 0 ? r : co_await_answer(c, id, command, ret_object, err);
 }
 
-static int co_greet(struct qmp_client *c, struct error *err)
+static int co_take_greeting(struct qmp_client *c, struct error *err)
 {
     struct json_object *greeting = NULL;
     int r = co_receive_message(c, loop_now_ns() + CONNECT_TIMEOUT_NS, &greeting, err);
@@ -271,7 +271,7 @@ int qmp_client_co_connect(const char *path, struct qmp_client **ret_client, stru
         error_hint(err, "Is the daemon running, with --chardev and --monitor for that socket?");
         return r;
     }
-    r = co_greet(c, err);
+    r = co_take_greeting(c, err);
     if (r < 0) {
         return r;
     }

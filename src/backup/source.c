@@ -363,8 +363,8 @@ int source_co_checkpoint(struct source *s, const struct source_state *state,
     return r;
 }
 
-static int co_start_nbd_server(struct source *s, const char *socket,
-                               struct socket_address *ret_address, struct error *err)
+static int co_start_source_server(struct source *s, const char *socket,
+                                  struct socket_address *ret_address, struct error *err)
 {
     struct json_object *addr;
     int r;
@@ -397,7 +397,7 @@ int source_co_nbd_address(struct source *s, const char *uri, const char *own_soc
     }
     return co_query_server(s, ret_address) == 0
                ? 0
-               : co_start_nbd_server(s, own_socket, ret_address, err);
+               : co_start_source_server(s, own_socket, ret_address, err);
 }
 
 int source_co_export(struct source *s, const char *frozen, struct error *err)

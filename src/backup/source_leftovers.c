@@ -78,7 +78,7 @@ static int take_bitmaps(struct source_leftovers *l, struct json_object *node)
     return 0;
 }
 
-static bool ends_with(const char *name, const char *end)
+static bool leftover_ends_with(const char *name, const char *end)
 {
     size_t n = strlen(name), m = strlen(end);
 
@@ -86,7 +86,7 @@ static bool ends_with(const char *name, const char *end)
 }
 
 /* The disk under a filter: the format node with the same file. NULL: none. */
-static const char *disk_of(struct json_object *nodes, struct json_object *filter)
+static const char *disk_of_leftover(struct json_object *nodes, struct json_object *filter)
 {
     const char *file = source_string(filter, "file");
     char ignored[REPOSITORY_ID_SIZE];
@@ -112,7 +112,7 @@ static struct source_leftover *get_of_filter(struct source_leftovers *l, const c
             return &l->list[i];
         }
     }
-    return get_leftover(l, repository, disk_of(nodes, filter));
+    return get_leftover(l, repository, disk_of_leftover(nodes, filter));
 }
 
 /* The name of the temporary image has the repository, but not the disk. */
@@ -142,7 +142,7 @@ static int take_all(struct qmp_client *qmp, struct json_object *nodes, struct so
         struct json_object *node = json_object_array_get_idx(nodes, i);
         const char *name = source_string(node, "node-name");
 
-        if (source_name_repository(name, repository) && ends_with(name, "-cbw")) {
+        if (source_name_repository(name, repository) && leftover_ends_with(name, "-cbw")) {
             struct source_leftover *e = get_of_filter(l, repository, nodes, node);
 
             r = e ? 0 : -ENOMEM;
@@ -155,7 +155,7 @@ static int take_all(struct qmp_client *qmp, struct json_object *nodes, struct so
         struct json_object *node = json_object_array_get_idx(nodes, i);
         const char *name = source_string(node, "node-name");
 
-        if (source_name_repository(name, repository) && ends_with(name, "-temp")) {
+        if (source_name_repository(name, repository) && leftover_ends_with(name, "-temp")) {
             r = take_temp(qmp, l, node, repository);
         }
     }

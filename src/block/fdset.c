@@ -213,7 +213,7 @@ static bool was_opened_with(int fd, int flags)
     return own >= 0 && (own & mask) == (flags & mask);
 }
 
-static bool is_same_file(int a, int b)
+static bool is_same_open_file(int a, int b)
 {
     struct stat x, y;
 
@@ -226,7 +226,7 @@ static int copy_from_set(struct fdset *set, int flags, int like)
     const struct member *m;
 
     LIST_FOREACH (m, &set->members, link) {
-        if (was_opened_with(m->fd, flags) && (like < 0 || is_same_file(m->fd, like))) {
+        if (was_opened_with(m->fd, flags) && (like < 0 || is_same_open_file(m->fd, like))) {
             int fd = fcntl(m->fd, F_DUPFD_CLOEXEC, 0), code = errno;
             struct member *copy = fd < 0 ? NULL : new_member(fd, m->serial, NULL);
 
@@ -263,7 +263,7 @@ int fdset_open(const char *path, int flags, struct error *err)
 
 /* --- duplicates ------------------------------------------------------------------------------- */
 
-static struct member *find_copy_locked(int fd, struct fdset **ret_set)
+static struct member *find_handed_out_locked(int fd, struct fdset **ret_set)
 {
     struct fdset *set;
     struct member *m;
@@ -285,7 +285,7 @@ int fdset_reopen(int fd, int flags)
     int r;
 
     pthread_mutex_lock(&guard);
-    r = find_copy_locked(fd, &set) ? copy_from_set(set, flags, fd) : -ENOENT;
+    r = find_handed_out_locked(fd, &set) ? copy_from_set(set, flags, fd) : -ENOENT;
     pthread_mutex_unlock(&guard);
     return r;
 }
@@ -297,7 +297,7 @@ bool fdset_is_last(int fd)
     unsigned count = 0;
 
     pthread_mutex_lock(&guard);
-    copy = find_copy_locked(fd, &set);
+    copy = find_handed_out_locked(fd, &set);
     if (copy) {
         LIST_FOREACH (other, &set->copies, link) {
             count += other->serial == copy->serial;
@@ -313,7 +313,7 @@ int fdset_close(int fd)
     struct fdset *set;
 
     pthread_mutex_lock(&guard);
-    copy = find_copy_locked(fd, &set);
+    copy = find_handed_out_locked(fd, &set);
     if (copy) {
         free_member(copy);
         free_if_empty(set);

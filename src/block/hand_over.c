@@ -142,7 +142,7 @@ static void tell_driver(struct block_node *node)
 }
 
 /* Nodes above come first: what they write when they are completed goes to those below. */
-static int co_complete_all(struct block_hand_over *s, struct error *err)
+static int co_complete_tree(struct block_hand_over *s, struct error *err)
 {
     int r = 0;
 
@@ -348,7 +348,7 @@ int block_co_hand_over_prepare(struct block_hand_over *plan, struct error *err)
 {
     int r = plan->take ? 0 : check_set(plan, err);
 
-    UNLESS_FAILED(r, plan->take ? 0 : co_complete_all(plan, err));
+    UNLESS_FAILED(r, plan->take ? 0 : co_complete_tree(plan, err));
     if (r >= 0) {
         set_state(plan, !plan->take);
     }

@@ -59,8 +59,8 @@ static int insert_leaf(struct json_object *object, const char *key, struct json_
 }
 
 /* The object under `key`, made if absent. Borrowed. */
-static int enter(struct json_object *object, const char *key, struct json_object **ret_json,
-                 struct error *err)
+static int enter_key(struct json_object *object, const char *key, struct json_object **ret_json,
+                     struct error *err)
 {
     struct json_object *child, *own = NULL;
 
@@ -124,7 +124,7 @@ static int insert_path(struct json_object *object, const char *key, struct json_
         if (!rest[len]) {
             return insert_leaf(object, part, value, depth, err);
         }
-        r = enter(object, part, &object, err);
+        r = enter_key(object, part, &object, err);
         if (r < 0) {
             break;
         }

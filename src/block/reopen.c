@@ -173,7 +173,7 @@ static int check_no_writer(const struct block_reopen *plan, const struct reopen_
     return 0;
 }
 
-static int co_apply(struct reopen_entry *e, struct error *err)
+static int co_apply_reopen(struct reopen_entry *e, struct error *err)
 {
     struct block_node *node = e->node;
     int r;
@@ -220,7 +220,7 @@ int block_co_reopen_prepare(struct block_reopen *plan, struct error *err)
     }
     UNLESS_FAILED(r, co_complete_all(plan, err));
     LIST_FOREACH (e, &plan->entries, link) {
-        UNLESS_FAILED(r, co_apply(e, err));
+        UNLESS_FAILED(r, co_apply_reopen(e, err));
     }
     return r;
 }

@@ -233,7 +233,7 @@ int socket_address_take(struct options *opts, const char *name, struct socket_ad
 
 /* --- back to JSON ----------------------------------------------------------------------------- */
 
-static void put_text(struct json_object *to, const char *name, const char *value)
+static void put_address_text(struct json_object *to, const char *name, const char *value)
 {
     json_object_object_add(to, name, json_object_new_string(value ?: ""));
 }
@@ -250,20 +250,20 @@ struct json_object *socket_address_to_json(const struct socket_address *a)
     struct json_object *json = json_object_new_object();
 
     if (a->path) {
-        put_text(json, "type", "unix");
-        put_text(json, "path", a->path);
+        put_address_text(json, "type", "unix");
+        put_address_text(json, "path", a->path);
         put_flag(json, "abstract", a->abstract);
     } else if (a->fd) {
-        put_text(json, "type", "fd");
-        put_text(json, "str", a->fd);
+        put_address_text(json, "type", "fd");
+        put_address_text(json, "str", a->fd);
     } else if (a->cid) {
-        put_text(json, "type", "vsock");
-        put_text(json, "cid", a->cid);
-        put_text(json, "port", a->port);
+        put_address_text(json, "type", "vsock");
+        put_address_text(json, "cid", a->cid);
+        put_address_text(json, "port", a->port);
     } else {
-        put_text(json, "type", "inet");
-        put_text(json, "host", a->host);
-        put_text(json, "port", a->port);
+        put_address_text(json, "type", "inet");
+        put_address_text(json, "host", a->host);
+        put_address_text(json, "port", a->port);
     }
     return json;
 }

@@ -190,7 +190,7 @@ static int resolve_address(void *arg)
                        a->port && a->port[0] ? a->port : "0", &hints, &q->result);
 }
 
-static int co_resolve(struct resolving *q, struct error *err)
+static int co_resolve_host(struct resolving *q, struct error *err)
 {
     const struct socket_address *a = q->address;
     int r = loop_co_offload(resolve_address, q);
@@ -200,7 +200,7 @@ static int co_resolve(struct resolving *q, struct error *err)
                               a->port ?: "", gai_strerror(r));
 }
 
-static int protocol_of(const struct socket_address *a)
+static int protocol_of_address(const struct socket_address *a)
 {
     return a->mptcp ? IPPROTO_MPTCP : 0;
 }
@@ -224,7 +224,7 @@ static unsigned tcp_port(const struct sockaddr *addr)
 static int bind_one(const struct socket_address *a, const struct addrinfo *info, bool both,
                     int backlog)
 {
-    AUTO_CLOSE int fd = new_socket(info->ai_family, protocol_of(a));
+    AUTO_CLOSE int fd = new_socket(info->ai_family, protocol_of_address(a));
     int on = 1, off = 0;
 
     if (fd < 0) {
@@ -277,7 +277,7 @@ static int co_listen_inet(const struct socket_address *a, int backlog, int *ret_
                           struct error *err)
 {
     struct resolving q = {.address = a, .flags = AI_PASSIVE};
-    int r = co_resolve(&q, err), fd = -EADDRINUSE;
+    int r = co_resolve_host(&q, err), fd = -EADDRINUSE;
     unsigned first;
 
     if (r < 0) {
@@ -303,14 +303,15 @@ static int co_dial_inet(const struct socket_address *a, const struct dial *d, in
                         struct error *err)
 {
     struct resolving q = {.address = a};
-    int r = co_resolve(&q, err), on = 1;
+    int r = co_resolve_host(&q, err), on = 1;
 
     if (r < 0) {
         return r;
     }
     r = -EADDRNOTAVAIL;
     for (struct addrinfo *i = q.result; i && r < 0; i = i->ai_next) {
-        r = co_dial(new_socket(i->ai_family, protocol_of(a)), i->ai_addr, i->ai_addrlen, d, ret_fd);
+        r = co_dial(new_socket(i->ai_family, protocol_of_address(a)), i->ai_addr, i->ai_addrlen, d,
+                    ret_fd);
     }
     freeaddrinfo(q.result);
     if (r < 0) {

@@ -68,7 +68,7 @@ static const struct schema_variant *get_properties(void)
     return variants;
 }
 
-static const char *const *get_type_names(void)
+static const char *const *get_object_type_names(void)
 {
     static const char *names[TYPES_MAX + 1];
     const struct user_object_type *type = NULL;
@@ -79,7 +79,7 @@ static const char *const *get_type_names(void)
     return names;
 }
 
-static const char *get_type_help(const char *name)
+static const char *get_object_type_help(const char *name)
 {
     const struct user_object_type *type = NULL;
 
@@ -91,7 +91,7 @@ static const char *get_type_help(const char *name)
 static const struct schema_type type_names = {
     .kind = SCHEMA_ENUM,
     .name = "ObjectType",
-    .get_values = get_type_names,
+    .get_values = get_object_type_names,
 };
 const struct schema_type user_object_options_type = {
     .kind = SCHEMA_OBJECT,
@@ -99,7 +99,7 @@ const struct schema_type user_object_options_type = {
     .members = MEMBERS(REQ("qom-type", type_names), REQ("id", schema_str)),
     .tag = "qom-type",
     .get_variants = get_properties,
-    .get_case_help = get_type_help,
+    .get_case_help = get_object_type_help,
 };
 
 /* Check the options, and give them their types. `opts` is replaced. */
@@ -122,7 +122,7 @@ static int check_types(struct options **opts, struct error *err)
 
 /* --- objects ---------------------------------------------------------------------------------- */
 
-static const struct user_object_type *find_type(const char *name)
+static const struct user_object_type *find_object_type(const char *name)
 {
     for (size_t i = 0; i < type_count; i++) {
         if (strcmp(types[i]->name, name) == 0) {
@@ -132,7 +132,7 @@ static const struct user_object_type *find_type(const char *name)
     return NULL;
 }
 
-static struct user_object *find(const char *id)
+static struct user_object *find_object(const char *id)
 {
     struct user_object *o;
 
@@ -173,7 +173,7 @@ static int take_head(struct options *opts, const struct user_object_type **ret_t
     if (!type || !id) {
         return error_set(err, EINVAL, "Parameter '%s' is missing", type ? "id" : "qom-type");
     }
-    *ret_type = find_type(type);
+    *ret_type = find_object_type(type);
     if (!*ret_type) {
         return error_set(err, EINVAL, "Parameter 'qom-type' does not accept value '%s'", type);
     }
@@ -184,7 +184,7 @@ static int take_head(struct options *opts, const struct user_object_type **ret_t
                         "letter.");
         return code;
     }
-    if (find(id)) {
+    if (find_object(id)) {
         return error_set(err, EEXIST,
                          "attempt to add duplicate property '%s' to object (type 'container')", id);
     }
@@ -275,7 +275,7 @@ static void destroy(struct user_object *o)
 
 int user_object_del(const char *id, struct error *err)
 {
-    struct user_object *o = find(id);
+    struct user_object *o = find_object(id);
 
     if (!o) {
         return error_set(err, ENOENT, "object '%s' not found", id);
@@ -289,7 +289,7 @@ int user_object_del(const char *id, struct error *err)
 
 struct user_object *user_object_ref(const char *id)
 {
-    struct user_object *o = find(id);
+    struct user_object *o = find_object(id);
 
     if (o) {
         o->users++;
@@ -381,7 +381,8 @@ int user_object_get(struct user_object *o, const char *name, struct json_object 
 }
 
 /* The value alone has to fit; the other options stay. An object is checked by set(), as a whole. */
-static int check_value(const struct schema_member *m, struct json_object *value, struct error *err)
+static int check_object_value(const struct schema_member *m, struct json_object *value,
+                              struct error *err)
 {
     const struct schema_member alone[] = {*m, {.name = NULL}};
     const struct schema_type type = {.kind = SCHEMA_OBJECT, .name = "property", .members = alone};
@@ -407,7 +408,7 @@ int user_object_set(struct user_object *o, const char *name, struct json_object 
     if (r == 0 && !o->type->set) {
         r = -EACCES;
     }
-    UNLESS_FAILED(r, check_value(m, value, err));
+    UNLESS_FAILED(r, check_object_value(m, value, err));
     UNLESS_FAILED(r, o->type->set(o->data, name, value, err));
     if (r == -EACCES && !error_is_set(err)) {
         return error_set(err, EACCES, "Property '%s.%s' is not writable", o->type->name, name);

@@ -94,7 +94,7 @@ static void free_chardev(struct chardev *c)
 }
 
 /* "memory" is the older name of "ringbuf". */
-static const struct chardev_ops *find_type(const char *name)
+static const struct chardev_ops *find_chardev_type(const char *name)
 {
     name = strcmp(name, "memory") == 0 ? "ringbuf" : name;
     for (size_t i = 0; i < ARRAY_SIZE(types); i++) {
@@ -117,7 +117,7 @@ static int open_log(struct chardev *c, struct json_object *data, struct error *e
     return c->log_fd < 0 ? error_set_errno(err, errno, "Could not create '%s'", path) : 0;
 }
 
-static bool is_identifier(const char *id)
+static bool is_chardev_identifier(const char *id)
 {
     size_t length = strlen(id);
 
@@ -129,7 +129,7 @@ static bool is_identifier(const char *id)
 int chardev_co_new(const char *id, struct json_object *backend, struct chardev **ret_chardev,
                    struct error *err)
 {
-    const struct chardev_ops *ops = find_type(chardev_text(backend, "type"));
+    const struct chardev_ops *ops = find_chardev_type(chardev_text(backend, "type"));
     struct json_object *data;
     struct chardev *c;
     int r;
@@ -137,7 +137,7 @@ int chardev_co_new(const char *id, struct json_object *backend, struct chardev *
     if (chardev_find(id)) {
         return error_set(err, EEXIST, "Chardev with id '%s' already exists", id);
     }
-    if (!is_identifier(id)) {
+    if (!is_chardev_identifier(id)) {
         error_set(err, EINVAL, "Parameter 'id' expects an identifier");
         error_hint(err, "Identifiers consist of letters, digits, '-', '.', '_', starting with a "
                         "letter.");

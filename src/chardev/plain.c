@@ -76,7 +76,7 @@ static int co_open_null(struct chardev *c, struct json_object *data, struct erro
     return 0;
 }
 
-static int co_open_file(struct chardev *c, struct json_object *data, struct error *err)
+static int co_open_backend_file(struct chardev *c, struct json_object *data, struct error *err)
 {
     struct chardev_ends *e = &plain(c)->ends;
     const char *in = chardev_text(data, "in");
@@ -129,7 +129,7 @@ const struct chardev_ops chardev_null_ops = {
 const struct chardev_ops chardev_file_ops = {
     .name = "file",
     .size = sizeof(struct plain_chardev),
-    .co_open = co_open_file,
+    .co_open = co_open_backend_file,
     .start = start_plain,
     .free = free_plain,
 };

@@ -57,7 +57,7 @@ static int write_file(void *arg)
     return 0;
 }
 
-static int co_write_file(int fd, const char *data, size_t size)
+static int co_write_to_backend(int fd, const char *data, size_t size)
 {
     struct file_write w = {fd, data, size};
 
@@ -114,7 +114,7 @@ static int co_put_out(const struct carrying *k, const char *data, size_t size)
     const struct chardev_ends *e = k->ends;
 
     if (k->c->log_fd >= 0) {
-        co_write_file(k->c->log_fd, data, size);
+        co_write_to_backend(k->c->log_fd, data, size);
     }
     if (e->ring) {
         chardev_ringbuf_write(e->ring, data, size);
@@ -128,7 +128,8 @@ static int co_put_out(const struct carrying *k, const char *data, size_t size)
     if (e->is_socket) {
         return co_send_socket(e->out, data, size);
     }
-    return e->out_blocks ? co_write_file(e->out, data, size) : co_write_waiting(e->out, data, size);
+    return e->out_blocks ? co_write_to_backend(e->out, data, size)
+                         : co_write_waiting(e->out, data, size);
 }
 
 /* End the other direction. */

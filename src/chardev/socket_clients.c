@@ -16,7 +16,7 @@
 
 static unsigned carried; /* talks that have a coroutine of their own */
 
-static struct socket_chardev *socket_of(const struct chardev *c)
+static struct socket_chardev *socket_of_clients(const struct chardev *c)
 {
     return container_of(c, struct socket_chardev, base);
 }
@@ -152,12 +152,13 @@ static void co_keep_connected(void *arg)
 
 int chardev_socket_start(struct chardev *c, struct error *err)
 {
-    return chardev_spawn(c, socket_of(c)->server ? co_accept_clients : co_keep_connected, err);
+    return chardev_spawn(c, socket_of_clients(c)->server ? co_accept_clients : co_keep_connected,
+                         err);
 }
 
 void chardev_socket_stop(struct chardev *c)
 {
-    struct socket_chardev *s = socket_of(c);
+    struct socket_chardev *s = socket_of_clients(c);
 
     if (s->server && s->fd >= 0) {
         shutdown(s->fd, SHUT_RDWR);

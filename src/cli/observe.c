@@ -12,7 +12,7 @@
 #include "cli/cli.h"
 #include "trace/trace.h"
 
-static bool asks_for_help(const char *text)
+static bool trace_asks_for_help(const char *text)
 {
     return strcmp(text, "help") == 0 || strcmp(text, "?") == 0;
 }
@@ -68,7 +68,7 @@ static int apply_trace(const char *value, struct error *err)
         (r = options_check_empty(opts, "--trace", err)) < 0) {
         return r;
     }
-    if (enable && asks_for_help(enable)) {
+    if (enable && trace_asks_for_help(enable)) {
         print_events();
         return 1;
     }

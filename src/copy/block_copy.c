@@ -283,7 +283,8 @@ static size_t run_of_zeroes(const struct block_copy *copy, const struct copy_pie
 }
 
 /* Write what was read. */
-static int co_write_piece(struct copy_call *call, const struct copy_piece *piece, uint8_t *buffer)
+static int co_write_copied_piece(struct copy_call *call, const struct copy_piece *piece,
+                                 uint8_t *buffer)
 {
     struct block_copy *copy = call->copy;
     size_t at = 0, run = piece->length;
@@ -328,7 +329,7 @@ static void co_copy_piece_data(struct copy_call *call, const struct copy_piece *
     if (r < 0) {
         copy_call_fail(call, r, true, piece->offset);
     } else {
-        r = co_write_piece(call, piece, buffer);
+        r = co_write_copied_piece(call, piece, buffer);
         if (r < 0) {
             copy_call_fail(call, r, false, piece->offset);
         }

@@ -107,7 +107,7 @@ static struct export *find_export(const char *id)
 }
 
 /* An id as QEMU wants it. */
-static bool id_is_wellformed(const char *id)
+static bool export_id_is_wellformed(const char *id)
 {
     static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
@@ -253,15 +253,16 @@ static int id_in_use(const char *id, struct error *err)
     return error_set(err, EEXIST, "Block export id '%s' is already in use", id);
 }
 
-static int check_config(const struct export_config *config, const struct export_type **ret_type,
-                        struct block_node **ret_node, struct error *err)
+static int check_settings_of_export(const struct export_config *config,
+                                    const struct export_type **ret_type,
+                                    struct block_node **ret_node, struct error *err)
 {
     *ret_type = config->type ? find_export_type(config->type) : NULL;
     if (!*ret_type) {
         return error_set(err, EINVAL, "Export type '%s' is not supported",
                          config->type ? config->type : "");
     }
-    if (!id_is_wellformed(config->id)) {
+    if (!export_id_is_wellformed(config->id)) {
         return error_set(err, EINVAL, "Invalid block export id");
     }
     if (find_export(config->id)) {
@@ -286,8 +287,8 @@ static int parse_type_options(struct export *e, const struct export_config *conf
     return r < 0 ? r : options_check_empty(opts, e->type->title, err);
 }
 
-static int co_set_up(struct export *e, struct block_node *node, const struct export_config *config,
-                     struct error *err)
+static int co_set_up_export(struct export *e, struct block_node *node,
+                            const struct export_config *config, struct error *err)
 {
     struct export_access access = {
         .export = e,
@@ -342,7 +343,7 @@ int export_co_prepare(const struct export_config *config, struct export **ret_ex
     const struct export_type *type;
     struct block_node *node = NULL;
     struct export *e;
-    int r = check_config(config, &type, &node, err);
+    int r = check_settings_of_export(config, &type, &node, err);
 
     if (r < 0) {
         return r;
@@ -352,7 +353,7 @@ int export_co_prepare(const struct export_config *config, struct export **ret_ex
         return error_out_of_memory(err);
     }
     block_node_ref(node);
-    r = co_set_up(e, node, config, err);
+    r = co_set_up_export(e, node, config, err);
     block_co_unref(node);
     if (r < 0) {
         co_release_export(e);

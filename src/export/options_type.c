@@ -16,7 +16,7 @@ static const struct schema_variant *get_type_options(void)
     return variants;
 }
 
-static const char *const *get_type_names(void)
+static const char *const *get_export_type_names(void)
 {
     static const char *names[EXPORT_TYPES_MAX + 1];
     const struct export_type *type;
@@ -27,7 +27,7 @@ static const char *const *get_type_names(void)
     return names;
 }
 
-static const char *get_type_help(const char *name)
+static const char *get_export_type_help(const char *name)
 {
     const struct export_type *type;
     size_t i = 0;
@@ -40,7 +40,7 @@ static const char *get_type_help(const char *name)
 const struct schema_type export_type_names_type = {
     .kind = SCHEMA_ENUM,
     .name = "BlockExportType",
-    .get_values = get_type_names,
+    .get_values = get_export_type_names,
 };
 const struct schema_type export_options_type = {
     .kind = SCHEMA_OBJECT,
@@ -59,5 +59,5 @@ const struct schema_type export_options_type = {
                     .help = "the node may be inactive: only reads succeed then")),
     .tag = "type",
     .get_variants = get_type_options,
-    .get_case_help = get_type_help,
+    .get_case_help = get_export_type_help,
 };

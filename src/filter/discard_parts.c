@@ -73,7 +73,7 @@ static struct part_cluster *find_part_cluster(struct discard_parts *p, uint64_t 
 }
 
 /* Add [from, to), joined with the pieces that it touches; without room for it nothing changes. */
-static void add_piece(struct part_cluster *c, uint32_t from, uint32_t to)
+static void add_discarded_piece(struct part_cluster *c, uint32_t from, uint32_t to)
 {
     unsigned first = 0, last;
 
@@ -104,7 +104,7 @@ bool discard_parts_add(struct discard_parts *p, uint64_t number, uint32_t size, 
     if (!c) {
         return false;
     }
-    add_piece(c, from, to);
+    add_discarded_piece(c, from, to);
     if (c->pieces[0].from > 0 || c->pieces[0].to < size) {
         return false;
     }

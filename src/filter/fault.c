@@ -181,8 +181,8 @@ OBJECT(fault_options, "BlockdevOptionsBlkdebug", REQ("image", block_ref_type),
        OPT("unshare-child-perms", permissions, .help = "that no other user of the child may have"),
        OPT("inject-error", fault_inject_type), OPT("set-state", fault_set_state_type));
 
-static int take_limit(struct options *opts, const char *key, uint64_t align, uint64_t *ret_value,
-                      struct error *err)
+static int take_fault_limit(struct options *opts, const char *key, uint64_t align,
+                            uint64_t *ret_value, struct error *err)
 {
     int r = options_take_size(opts, key, 0, ret_value, err);
 
@@ -211,13 +211,14 @@ static int take_limits(struct block_limits *limits, struct options *opts, struct
     }
     align = MAX(align, 1);
     limits->request_alignment = (uint32_t)align;
-    r = take_limit(opts, "max-transfer", align, &limits->max_transfer, err);
-    UNLESS_FAILED(r, take_limit(opts, "opt-write-zero", align, &limits->zeroes_alignment, err));
-    UNLESS_FAILED(r, take_limit(opts, "max-write-zero", MAX(align, limits->zeroes_alignment),
-                                &limits->max_zeroes, err));
-    UNLESS_FAILED(r, take_limit(opts, "opt-discard", align, &limits->discard_alignment, err));
-    UNLESS_FAILED(r, take_limit(opts, "max-discard", MAX(align, limits->discard_alignment),
-                                &limits->max_discard, err));
+    r = take_fault_limit(opts, "max-transfer", align, &limits->max_transfer, err);
+    UNLESS_FAILED(r,
+                  take_fault_limit(opts, "opt-write-zero", align, &limits->zeroes_alignment, err));
+    UNLESS_FAILED(r, take_fault_limit(opts, "max-write-zero", MAX(align, limits->zeroes_alignment),
+                                      &limits->max_zeroes, err));
+    UNLESS_FAILED(r, take_fault_limit(opts, "opt-discard", align, &limits->discard_alignment, err));
+    UNLESS_FAILED(r, take_fault_limit(opts, "max-discard", MAX(align, limits->discard_alignment),
+                                      &limits->max_discard, err));
     return r;
 }
 

@@ -94,7 +94,7 @@ static int begin_group(struct config_parser *p, char *text, struct error *err)
     return p->opts ? 0 : error_out_of_memory(err);
 }
 
-static int add_value(struct config_parser *p, char *text, struct error *err)
+static int add_rule_value(struct config_parser *p, char *text, struct error *err)
 {
     char *equals = strchr(text, '='), *key, *value, *quote;
 
@@ -130,7 +130,7 @@ static int parse_line(struct config_parser *p, char *text, struct fault_rules *r
         }
         return begin_group(p, text, err);
     }
-    return add_value(p, text, err);
+    return add_rule_value(p, text, err);
 }
 
 int fault_rules_load(struct fault_rules *rules, const char *filename, struct error *err)

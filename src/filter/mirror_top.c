@@ -243,7 +243,7 @@ static bool is_all_dirty(const struct dirty_bitmap *b, uint64_t offset, uint64_t
 }
 
 /* Whether the target reads as zeroes in the range as it is, for good. */
-static bool co_target_is_zero(struct mirror_top *s, uint64_t offset, uint64_t length)
+static bool co_mirror_target_is_zero(struct mirror_top *s, uint64_t offset, uint64_t length)
 {
     const unsigned own = BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_ZERO;
     struct block_status status;
@@ -268,7 +268,7 @@ static bool co_target_is_zero(struct mirror_top *s, uint64_t offset, uint64_t le
 
 static int co_mirror_zeroes(struct mirror_top *s, uint64_t offset, uint64_t length)
 {
-    if (co_target_is_zero(s, offset, length)) {
+    if (co_mirror_target_is_zero(s, offset, length)) {
         return 0;
     }
     touch(s, offset, length);
@@ -286,7 +286,7 @@ static int co_mirror_own_zeroes(struct mirror_top *s, uint64_t offset, uint64_t 
     uint64_t end = offset + length;
     int r = co_mirror_zeroes(s, offset, length);
 
-    if (r < 0 || !s->whole || co_target_is_zero(s, offset, length)) {
+    if (r < 0 || !s->whole || co_mirror_target_is_zero(s, offset, length)) {
         return r;
     }
     memset(buffer, 0, MIN(buffer_size, length));

@@ -59,8 +59,8 @@ static void report_bad_child(struct child *c, enum block_vote_op op, int error, 
     });
 }
 
-static void report_failure(struct block_node *node, enum block_vote_op op, uint64_t offset,
-                           uint64_t length)
+static void report_quorum_failure(struct block_node *node, enum block_vote_op op, uint64_t offset,
+                                  uint64_t length)
 {
     block_report_vote(&(struct block_vote){
         .failed = true,
@@ -166,7 +166,7 @@ static int count_results(struct block_node *node, const struct part *parts, enum
     if (good >= q->threshold) {
         return 0;
     }
-    report_failure(node, op, offset, length);
+    report_quorum_failure(node, op, offset, length);
     return common_error(parts, q->count);
 }
 
@@ -277,7 +277,7 @@ static int co_settle_vote(struct block_node *node, struct part *parts)
     }
     winner = vote(q, parts);
     if (winner < 0) {
-        report_failure(node, BLOCK_VOTE_READ, offset, size);
+        report_quorum_failure(node, BLOCK_VOTE_READ, offset, size);
         return -EIO;
     }
     co_put_right(q, parts, winner);
@@ -320,7 +320,7 @@ static int co_read_first_good(struct block_node *node, uint64_t offset, struct i
         }
     }
     if (r < 0) {
-        report_failure(node, BLOCK_VOTE_READ, offset, iov.size);
+        report_quorum_failure(node, BLOCK_VOTE_READ, offset, iov.size);
     }
     return r;
 }

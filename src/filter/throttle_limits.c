@@ -37,8 +37,8 @@ struct sources {
     struct options *limits, *old_names;
 };
 
-static int take_value(const struct sources *from, const char *name, const char *suffix,
-                      uint64_t *value, struct error *err)
+static int take_limit_value(const struct sources *from, const char *name, const char *suffix,
+                            uint64_t *value, struct error *err)
 {
     char key[64], old_key[sizeof(key) + 2];
     int r = 0;
@@ -54,13 +54,13 @@ static int take_value(const struct sources *from, const char *name, const char *
     return r;
 }
 
-static int take_limit(const struct sources *from, const char *name, struct throttle_limit_value *v,
-                      struct error *err)
+static int take_rate_limit(const struct sources *from, const char *name,
+                           struct throttle_limit_value *v, struct error *err)
 {
-    int r = take_value(from, name, "", &v->avg, err);
+    int r = take_limit_value(from, name, "", &v->avg, err);
 
-    UNLESS_FAILED(r, take_value(from, name, "-max", &v->max, err));
-    UNLESS_FAILED(r, take_value(from, name, "-max-length", &v->length, err));
+    UNLESS_FAILED(r, take_limit_value(from, name, "-max", &v->max, err));
+    UNLESS_FAILED(r, take_limit_value(from, name, "-max-length", &v->length, err));
     if (r == 0 && v->length > UINT32_MAX) {
         r = error_set(err, EINVAL, "%s-max-length value must be in the range [0, %u]", name,
                       UINT32_MAX);
@@ -131,9 +131,9 @@ int throttle_limits_take(struct throttle_limits *l, struct options *opts, bool o
         r = error_set(err, EINVAL, "Invalid parameter type for 'limits', expected: object");
     }
     for (int i = 0; i < THROTTLE_LIMITS; i++) {
-        UNLESS_FAILED(r, take_limit(&from, limit_names[i], &l->values[i], err));
+        UNLESS_FAILED(r, take_rate_limit(&from, limit_names[i], &l->values[i], err));
     }
-    UNLESS_FAILED(r, take_value(&from, "iops-size", "", &l->iops_size, err));
+    UNLESS_FAILED(r, take_limit_value(&from, "iops-size", "", &l->iops_size, err));
     if (limits) {
         UNLESS_FAILED(r, options_check_empty(limits, "throttle-group", err));
     }

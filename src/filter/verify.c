@@ -54,7 +54,7 @@ __attribute__((format(printf, 1, 2))) static int disagree(const char *fmt, ...)
 /* --- open ------------------------------------------------------------------------------------- */
 
 /* The options of a file, or what its scheme says. */
-static struct options *file_options(const char *filename, struct error *err)
+static struct options *verified_file_options(const char *filename, struct error *err)
 {
     const struct block_driver *driver = block_driver_of_filename(filename);
     struct options *opts = options_new();
@@ -77,7 +77,8 @@ static struct options *file_options(const char *filename, struct error *err)
 /* `test` is an image whose format is not known: a file below a node without a driver. */
 static int set_test(struct options *opts, const char *filename, struct error *err)
 {
-    struct options *file = file_options(filename, err), *test = file ? options_new() : NULL;
+    struct options *file = verified_file_options(filename, err),
+                   *test = file ? options_new() : NULL;
 
     if (!test) {
         options_free(file);
@@ -103,7 +104,7 @@ static int verify_parse_filename(const char *filename, struct options *opts, str
         return error_set(err, EINVAL, "blkverify requires raw copy and original image path");
     }
     path = strndup(filename, (size_t)(colon - filename));
-    raw = path ? file_options(path, err) : NULL;
+    raw = path ? verified_file_options(path, err) : NULL;
     if (!raw) {
         return error_is_set(err) ? -EINVAL : error_out_of_memory(err);
     }
@@ -184,7 +185,7 @@ static int verify_co_open(struct block_node *node, struct options *opts, struct 
 /* --- requests --------------------------------------------------------------------------------- */
 
 /* The first byte of two memories that differs; `size` if they agree. */
-static size_t first_difference(struct iov iov, const uint8_t *other)
+static size_t first_unequal_byte(struct iov iov, const uint8_t *other)
 {
     size_t at = 0;
 
@@ -228,7 +229,7 @@ static int verify_co_preadv(struct block_node *node, uint64_t offset, struct iov
     test = block_co_preadv(v->test, offset, iov, flags);
     raw = block_co_pread(v->raw, offset, other, iov.size);
     test = check_results("read", offset, iov.size, raw, test);
-    difference = test < 0 ? iov.size : first_difference(iov, other);
+    difference = test < 0 ? iov.size : first_unequal_byte(iov, other);
     if (difference < iov.size) {
         return disagree("blkverify: read offset=%" PRIu64 " bytes=%zu contents mismatch at offset "
                         "%" PRIu64,

@@ -108,7 +108,7 @@ static int co_append_locked(struct write_log *s, const struct log_entry *entry)
     return r;
 }
 
-static int co_append(struct write_log *s, const struct log_entry *entry)
+static int co_append_to_log(struct write_log *s, const struct log_entry *entry)
 {
     int r;
 
@@ -345,7 +345,7 @@ static int write_log_co_pwritev(struct block_node *node, uint64_t offset, struct
     if (r < 0) {
         return r;
     }
-    return co_append(s, &entry);
+    return co_append_to_log(s, &entry);
 }
 
 static int write_log_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
@@ -363,7 +363,7 @@ static int write_log_co_write_zeroes(struct block_node *node, uint64_t offset, u
     if (r < 0) {
         return r;
     }
-    return co_append(s, &entry);
+    return co_append_to_log(s, &entry);
 }
 
 static int write_log_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
@@ -379,7 +379,7 @@ static int write_log_co_discard(struct block_node *node, uint64_t offset, uint64
     if (r < 0) {
         return r;
     }
-    return co_append(s, &entry);
+    return co_append_to_log(s, &entry);
 }
 
 static int write_log_co_flush(struct block_node *node)

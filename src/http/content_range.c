@@ -14,7 +14,7 @@ static void skip_space(struct cursor *c)
     }
 }
 
-static bool take_char(struct cursor *c, char wanted)
+static bool take_range_char(struct cursor *c, char wanted)
 {
     if (c->at == c->end || *c->at != wanted) {
         return false;
@@ -23,7 +23,7 @@ static bool take_char(struct cursor *c, char wanted)
     return true;
 }
 
-static bool take_number(struct cursor *c, uint64_t *ret_value)
+static bool take_range_number(struct cursor *c, uint64_t *ret_value)
 {
     const char *begin = c->at;
     uint64_t value = 0;
@@ -41,9 +41,10 @@ static bool take_number(struct cursor *c, uint64_t *ret_value)
 
 static bool take_span(struct cursor *c, struct content_range *range)
 {
-    range->is_satisfied = !take_char(c, '*');
-    return !range->is_satisfied || (take_number(c, &range->first) && take_char(c, '-') &&
-                                    take_number(c, &range->last) && range->first <= range->last);
+    range->is_satisfied = !take_range_char(c, '*');
+    return !range->is_satisfied ||
+           (take_range_number(c, &range->first) && take_range_char(c, '-') &&
+            take_range_number(c, &range->last) && range->first <= range->last);
 }
 
 bool content_range_parse(const char *text, size_t size, struct content_range *ret_range)
@@ -59,11 +60,11 @@ bool content_range_parse(const char *text, size_t size, struct content_range *re
     }
     c.at += unit_size;
     skip_space(&c);
-    if (!take_span(&c, &range) || !take_char(&c, '/')) {
+    if (!take_span(&c, &range) || !take_range_char(&c, '/')) {
         return false;
     }
-    range.has_total = !take_char(&c, '*');
-    if (range.has_total && !take_number(&c, &range.total)) {
+    range.has_total = !take_range_char(&c, '*');
+    if (range.has_total && !take_range_number(&c, &range.total)) {
         return false;
     }
     while (c.at < c.end && (*c.at == ' ' || *c.at == '\t' || *c.at == '\r' || *c.at == '\n')) {

@@ -109,7 +109,7 @@ static size_t on_header(char *line, size_t one, size_t size, void *arg)
     return size;
 }
 
-static void refuse(struct transfer *t, int error, const char *sentence)
+static void refuse_answer(struct transfer *t, int error, const char *sentence)
 {
     snprintf(t->refusal, sizeof(t->refusal), "%s", sentence);
     t->refused = error;
@@ -123,15 +123,15 @@ static bool check_answer(struct transfer *t)
 
     curl_easy_getinfo(t->curl, CURLINFO_RESPONSE_CODE, &status);
     if (status != 206) {
-        refuse(t, ENOTSUP, "Server does not support 'range' (byte ranges).");
+        refuse_answer(t, ENOTSUP, "Server does not support 'range' (byte ranges).");
     } else if (!t->has_range || !t->range.is_satisfied || t->range.first != t->offset ||
                t->range.last - t->range.first >= t->size) {
-        refuse(t, EIO, "Server sends another range of bytes than it was asked for.");
+        refuse_answer(t, EIO, "Server sends another range of bytes than it was asked for.");
     } else if (!t->range.has_total) {
-        refuse(t, EIO, "Server didn't report file size.");
+        refuse_answer(t, EIO, "Server didn't report file size.");
     } else if (f->size && (t->range.total != f->size ||
                            (t->tag[0] && f->tag[0] && strcmp(t->tag, f->tag) != 0))) {
-        refuse(t, EIO, "The file has changed on the server.");
+        refuse_answer(t, EIO, "The file has changed on the server.");
     }
     return t->refused == 0;
 }
@@ -144,7 +144,7 @@ static size_t on_body(char *data, size_t one, size_t size, void *arg)
         return 0;
     }
     if (size > t->size - t->done) {
-        refuse(t, EIO, "Server sends more bytes than it was asked for.");
+        refuse_answer(t, EIO, "Server sends more bytes than it was asked for.");
         return 0;
     }
     memcpy(t->buf + t->done, data, size);

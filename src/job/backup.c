@@ -213,8 +213,8 @@ static void ignore_broken(void *arg)
 {
 }
 
-static int check_config(struct block_node *filter, const struct backup_config *config,
-                        struct error *err)
+static int check_backup_config(struct block_node *filter, const struct backup_config *config,
+                               struct error *err)
 {
     uint32_t cluster = cbw_cluster_size(cbw_of_node(filter));
     int r = job_check_node(config->source, err);
@@ -290,7 +290,7 @@ static int co_put_filter_in(struct backup *b, struct error *err)
     return r;
 }
 
-static int co_set_up(struct backup *b, const struct backup_config *config, struct error *err)
+static int co_set_up_backup(struct backup *b, const struct backup_config *config, struct error *err)
 {
     int r = job_add_node(b->job, b->filter, err);
 
@@ -310,7 +310,7 @@ int backup_co_new(struct block_node *filter, const struct backup_config *config,
 {
     struct backup *b;
     struct job *job;
-    int r = check_config(filter, config, err);
+    int r = check_backup_config(filter, config, err);
 
     UNLESS_FAILED(r, job_new(&backup_driver, &config->job, &job, err));
     if (r < 0) {
@@ -324,7 +324,7 @@ int backup_co_new(struct block_node *filter, const struct backup_config *config,
     b->source = block_node_ref(config->source);
     b->target = block_node_ref(block_node_child(filter, "target"));
     b->cbw = cbw_of_node(filter);
-    r = co_set_up(b, config, err);
+    r = co_set_up_backup(b, config, err);
     if (r < 0) {
         job_co_discard(job);
         return r;

@@ -97,7 +97,8 @@ static int co_plan_backup(void *arg, struct copy_piece_plan *piece, uint64_t max
  * Whether the target reads as zeroes there already, by itself: so nothing has to be written, and
  * nothing takes space.
  */
-static bool co_target_is_zero(struct backup *b, uint64_t offset, uint64_t length, uint64_t *ret_run)
+static bool co_backup_target_is_zero(struct backup *b, uint64_t offset, uint64_t length,
+                                     uint64_t *ret_run)
 {
     struct block_status status;
 
@@ -121,7 +122,7 @@ static void co_skip_zeroes(struct backup *b, uint64_t pos, uint64_t end)
         uint64_t run, target_run;
 
         if (co_reads_as_zeroes(b, pos, end - pos, &run)) {
-            if (co_target_is_zero(b, pos, run, &target_run)) {
+            if (co_backup_target_is_zero(b, pos, run, &target_run)) {
                 cbw_skip(b->cbw, pos, target_run);
             }
             run = target_run;

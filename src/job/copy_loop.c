@@ -178,7 +178,7 @@ static int co_claim_next(struct copy_loop *l, struct piece_run *run)
 }
 
 /* A piece that was claimed is left for later. */
-static void put_back(struct piece_run *run)
+static void put_piece_back(struct piece_run *run)
 {
     struct copy_loop *l = run->loop;
 
@@ -215,7 +215,7 @@ static bool co_start_next(struct copy_loop *l)
         return false;
     }
     if (!job_co_pace(l->p->job, run->piece.paced)) {
-        put_back(run);
+        put_piece_back(run);
         return true;
     }
     if (job_is_cancelled(l->p->job)) {

@@ -40,7 +40,7 @@ static void co_job_main(void *arg)
     job_unref(job);
 }
 
-static bool id_is_wellformed(const char *id)
+static bool job_id_is_wellformed(const char *id)
 {
     size_t len = strlen(id);
 
@@ -63,7 +63,7 @@ static int check_new_id(const char *id, struct error *err)
     if (!id) {
         return error_set(err, EINVAL, "Invalid job ID ''");
     }
-    if (!id_is_wellformed(id)) {
+    if (!job_id_is_wellformed(id)) {
         return error_set(err, EINVAL, "Invalid job ID '%s'", id);
     }
     if (job_find(id)) {
@@ -155,7 +155,7 @@ void job_end_drained_start(struct job *job)
     job_start(job);
 }
 
-static void co_discard(struct job *job, bool shows_states)
+static void co_discard_job(struct job *job, bool shows_states)
 {
     job->discarded = true;
     if (shows_states) {
@@ -178,12 +178,12 @@ static void co_discard(struct job *job, bool shows_states)
 
 void job_co_discard(struct job *job)
 {
-    co_discard(job, false);
+    co_discard_job(job, false);
 }
 
 void job_co_undo(struct job *job)
 {
-    co_discard(job, true);
+    co_discard_job(job, true);
 }
 
 void *job_state(struct job *job)

@@ -20,7 +20,7 @@ static int note_node(struct job *job, struct block_node *node, unsigned uses, st
     return 0;
 }
 
-static const struct job *find_user(const struct block_node *node, enum job_node_use use)
+static const struct job *find_job_user(const struct block_node *node, enum job_node_use use)
 {
     for (struct job *job = job_next(NULL); job; job = job_next(job)) {
         struct job_node *n;
@@ -93,7 +93,7 @@ void job_forget_filter(struct job *job, const struct block_node *filter)
 
 int job_check_node(const struct block_node *node, struct error *err)
 {
-    const struct job *job = find_user(node, JOB_NODE_USED);
+    const struct job *job = find_job_user(node, JOB_NODE_USED);
 
     return job ? error_set(err, EBUSY, "Node '%s' is busy: block device is in use by block job: %s",
                            block_node_device_or_name(node), job->driver->type)
@@ -117,7 +117,7 @@ int job_check_frozen(const struct block_node *node, struct error *err)
 {
     struct block_node *below = block_node_filter_or_backing(node);
 
-    if (!below || !find_user(node, JOB_NODE_FROZEN)) {
+    if (!below || !find_job_user(node, JOB_NODE_FROZEN)) {
         return 0;
     }
     return error_set(err, EBUSY, "Cannot change frozen '%s' link from '%s' to '%s'",
@@ -132,7 +132,7 @@ int job_check_chain(const struct block_node *node, const struct block_node *base
     for (n = node; n && n != base && r == 0; n = below) {
         below = block_node_filter_or_backing(n);
         r = job_check_frozen(n, err);
-        if (r == 0 && below && find_user(below, JOB_NODE_FILTER)) {
+        if (r == 0 && below && find_job_user(below, JOB_NODE_FILTER)) {
             r = error_set(err, EBUSY, "Cannot freeze '%s' link to '%s'", link_name(n, below),
                           block_node_name(below));
         }

@@ -260,7 +260,7 @@ struct moves {
 };
 
 /* A parent of `from` other than the filter; NULL: there is none. */
-static struct block_edge *find_user(const struct mirror *s, const struct block_node *from)
+static struct block_edge *find_target_user(const struct mirror *s, const struct block_node *from)
 {
     struct block_edge *edge = NULL;
 
@@ -277,7 +277,7 @@ static int co_move_users(struct mirror *s, struct block_node *from, struct block
     struct block_edge *edge;
     int r = 0;
 
-    while (r == 0 && (edge = find_user(s, from))) {
+    while (r == 0 && (edge = find_target_user(s, from))) {
         struct move *list = realloc(moves->list, (moves->count + 1) * sizeof(*list));
 
         if (!list) {
@@ -307,7 +307,7 @@ static int co_move_to_target(struct mirror *s, struct moves *moves, struct error
     return r;
 }
 
-static void co_move_back(struct mirror *s, const struct moves *moves)
+static void co_move_users_back(struct mirror *s, const struct moves *moves)
 {
     for (size_t i = moves->count; i > 0; i--) {
         (void)block_co_edge_move(moves->list[i - 1].edge, moves->list[i - 1].from, NULL);
@@ -346,7 +346,7 @@ static int co_pivot(struct mirror *s, struct error *err)
         if (s->params.target_backing) {
             (void)block_co_set_backing_node(s->params.target, NULL, NULL);
         }
-        co_move_back(s, &moves);
+        co_move_users_back(s, &moves);
     }
     block_co_change_end();
     free(moves.list);

@@ -223,7 +223,7 @@ static void log_plan(struct mirror *s)
  * W = P and what R has not. A new P begins with what R has. The job has not written to the target
  * yet, so that R does not change meanwhile.
  */
-static int co_plan(struct mirror *s, struct error *err)
+static int co_plan_restart(struct mirror *s, struct error *err)
 {
     struct mirror_restart *m = &s->restart;
     struct dirty_bitmap *todo = mirror_top_todo(s->top), *received = NULL, *changed = NULL;
@@ -354,7 +354,7 @@ int mirror_restart_co_run(struct mirror *s, struct error *err)
         window *= 2;
     }
     window = MAX(window, dirty_bitmap_granularity(mirror_top_todo(s->top)));
-    r = co_plan(s, err);
+    r = co_plan_restart(s, err);
     if (r < 0) {
         return r;
     }

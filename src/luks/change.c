@@ -29,7 +29,7 @@ static int check_slot_number(const struct luks_change *change, struct error *err
 
 /* --- activating ------------------------------------------------------------------------------- */
 
-static int check_activation(const struct luks_change *change, struct error *err)
+static int check_slot_activation(const struct luks_change *change, struct error *err)
 {
     if (!change->new_secret) {
         return error_set(err, EINVAL, "'new-secret' is required to activate a keyslot");
@@ -96,7 +96,7 @@ static int co_activate(struct luks_volume *v, const struct luks_change *change, 
     const char *secret = change->secret ? change->secret : v->secret_id;
     unsigned slot, unlocked;
     uint32_t iterations;
-    int r = key ? check_activation(change, err) : error_out_of_memory(err);
+    int r = key ? check_slot_activation(change, err) : error_out_of_memory(err);
 
     UNLESS_FAILED(r, choose_slot(v, change, force, &slot, err));
     if (r == 0 && !secret) {
@@ -212,7 +212,7 @@ static int co_erase(struct luks_volume *v, const struct luks_change *change, boo
 }
 
 /* Another program may have changed slots since the volume was opened. */
-static int co_read_again(struct luks_volume *v, struct error *err)
+static int co_read_header_again(struct luks_volume *v, struct error *err)
 {
     uint8_t bytes[LUKS_HEADER_SIZE];
     struct luks_header header;
@@ -237,7 +237,7 @@ int luks_co_change(struct luks_volume *v, const struct luks_change *change, bool
     int r;
 
     co_mutex_lock(&v->changes);
-    r = co_read_again(v, err);
+    r = co_read_header_again(v, err);
     if (r == 0) {
         r = change->activate ? co_activate(v, change, force, err) : co_erase(v, change, force, err);
     }

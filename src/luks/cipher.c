@@ -105,7 +105,7 @@ static int new_state(const struct luks_cipher *c, struct cipher_state **ret_stat
 }
 
 /* NULL: out of memory. */
-static struct cipher_state *take_state(struct luks_cipher *c)
+static struct cipher_state *take_cipher_state(struct luks_cipher *c)
 {
     struct cipher_state *s;
 
@@ -178,7 +178,7 @@ static gcry_error_t transform_sector(const struct luks_cipher *c, const struct c
 static int transform_sectors(struct luks_cipher *c, bool encrypt, uint64_t sector, uint8_t *dst,
                              const uint8_t *src, size_t size)
 {
-    struct cipher_state *s = take_state(c);
+    struct cipher_state *s = take_cipher_state(c);
     gcry_error_t e = 0;
 
     assert(is_aligned(size, LUKS_SECTOR));

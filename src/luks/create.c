@@ -61,8 +61,8 @@ static int check_luks_size(const struct luks_create *c, uint64_t size, struct er
 }
 
 /* Write the header, and make the files as long as they have to be. NULL: there is no such file. */
-static int co_write_luks(struct block_edge *file, struct block_edge *header,
-                         const struct luks_create *c, uint64_t size, struct error *err)
+static int co_write_volume(struct block_edge *file, struct block_edge *header,
+                           const struct luks_create *c, uint64_t size, struct error *err)
 {
     struct luks_io io = luks_io_of_edge(header ? header : file);
     struct luks_volume *volume;
@@ -109,7 +109,7 @@ int luks_co_create_file(const char *filename, uint64_t size, struct options *opt
     }
     edge = block_root_edge(root);
     /* The file is for a detached header alone. */
-    r = co_write_luks(c.detached ? NULL : edge, c.detached ? edge : NULL, &c, size, err);
+    r = co_write_volume(c.detached ? NULL : edge, c.detached ? edge : NULL, &c, size, err);
     block_co_root_release(root);
     return r;
 }
@@ -138,8 +138,8 @@ int luks_co_format_nodes(struct block_node *file, struct block_node *header, uin
     if (r == 0) {
         bool held = block_control_pause();
 
-        r = co_write_luks(file_root ? block_root_edge(file_root) : NULL,
-                          header_root ? block_root_edge(header_root) : NULL, &c, size, err);
+        r = co_write_volume(file_root ? block_root_edge(file_root) : NULL,
+                            header_root ? block_root_edge(header_root) : NULL, &c, size, err);
         block_co_control_resume(held);
     }
     block_co_root_release(header_root);

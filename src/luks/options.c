@@ -22,13 +22,13 @@ static struct option_name full_name(const char *prefix, const char *name)
     return n;
 }
 
-static int take_text(struct options *opts, const char *prefix, const char *name, char **ret_text,
-                     struct error *err)
+static int take_luks_text(struct options *opts, const char *prefix, const char *name,
+                          char **ret_text, struct error *err)
 {
     return options_take_text(opts, full_name(prefix, name).text, ret_text, err);
 }
 
-static int wrong_value(const char *name, const char *value, struct error *err)
+static int wrong_luks_value(const char *name, const char *value, struct error *err)
 {
     return error_set(err, EINVAL, "Parameter '%s' does not accept value '%s'", name, value);
 }
@@ -37,7 +37,7 @@ static int take_index(struct options *opts, const char *prefix, const char *name
                       const char *const *names, int dflt, int *ret_index, struct error *err)
 {
     AUTO_FREE char *text = NULL;
-    int r = take_text(opts, prefix, name, &text, err);
+    int r = take_luks_text(opts, prefix, name, &text, err);
 
     if (r < 0 || !text) {
         *ret_index = dflt;
@@ -49,27 +49,27 @@ static int take_index(struct options *opts, const char *prefix, const char *name
             return 0;
         }
     }
-    return wrong_value(name, text, err);
+    return wrong_luks_value(name, text, err);
 }
 
 static int take_hash(struct options *opts, const char *prefix, const char *name, const char *dflt,
                      const struct luks_hash **ret_hash, struct error *err)
 {
     AUTO_FREE char *text = NULL;
-    int r = take_text(opts, prefix, name, &text, err);
+    int r = take_luks_text(opts, prefix, name, &text, err);
 
     if (r < 0) {
         return r;
     }
     *ret_hash = text || dflt ? luks_find_hash(text ? text : dflt) : NULL;
-    return text && !*ret_hash ? wrong_value(name, text, err) : 0;
+    return text && !*ret_hash ? wrong_luks_value(name, text, err) : 0;
 }
 
 static int take_cipher(struct options *opts, const char *prefix,
                        const struct luks_cipher_alg **ret_alg, struct error *err)
 {
     AUTO_FREE char *text = NULL;
-    int r = take_text(opts, prefix, "cipher-alg", &text, err);
+    int r = take_luks_text(opts, prefix, "cipher-alg", &text, err);
 
     if (r < 0) {
         return r;
@@ -78,7 +78,7 @@ static int take_cipher(struct options *opts, const char *prefix,
         return error_set(err, ENOTSUP, "Algorithm '%s' not supported", text);
     }
     *ret_alg = luks_find_cipher(text ? text : "aes-256");
-    return *ret_alg ? 0 : wrong_value("cipher-alg", text, err);
+    return *ret_alg ? 0 : wrong_luks_value("cipher-alg", text, err);
 }
 
 static int take_time(struct options *opts, const char *prefix, uint64_t *ret_ms, struct error *err)
@@ -106,7 +106,7 @@ int luks_take_format(struct options *opts, const char *prefix, struct luks_forma
     f.encryption.mode = (enum luks_mode)mode;
     f.encryption.ivgen = (enum luks_ivgen)ivgen;
     r = luks_check_encryption(&f.encryption, err);
-    UNLESS_FAILED(r, take_text(opts, prefix, "key-secret", &f.secret_id, err));
+    UNLESS_FAILED(r, take_luks_text(opts, prefix, "key-secret", &f.secret_id, err));
     if (r == 0 && !f.secret_id) {
         r = error_set(err, EINVAL, "Parameter '%skey-secret' is required for cipher", prefix);
     }
@@ -167,9 +167,9 @@ int luks_take_change(struct options *opts, const char *prefix, struct luks_chang
         (r = options_take_uint(opts, full_name(prefix, "keyslot").text, 0, UINT64_MAX, &c.slot,
                                err)) < 0 ||
         (r = take_time(opts, prefix, &c.iter_time_ms, err)) < 0 ||
-        (r = take_text(opts, prefix, "new-secret", &c.new_secret, err)) < 0 ||
-        (r = take_text(opts, prefix, "old-secret", &c.old_secret, err)) < 0 ||
-        (r = take_text(opts, prefix, "secret", &c.secret, err)) < 0) {
+        (r = take_luks_text(opts, prefix, "new-secret", &c.new_secret, err)) < 0 ||
+        (r = take_luks_text(opts, prefix, "old-secret", &c.old_secret, err)) < 0 ||
+        (r = take_luks_text(opts, prefix, "secret", &c.secret, err)) < 0) {
         luks_change_release(&c);
         return r;
     }

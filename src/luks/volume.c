@@ -200,12 +200,12 @@ int luks_co_format(const struct luks_io *io, bool detached, const struct luks_fo
 
 /* --- info ------------------------------------------------------------------------------------- */
 
-static void add_text(struct json_object *o, const char *name, const char *value)
+static void add_info_text(struct json_object *o, const char *name, const char *value)
 {
     json_object_object_add(o, name, json_object_new_string(value));
 }
 
-static void add_number(struct json_object *o, const char *name, uint64_t value)
+static void add_info_number(struct json_object *o, const char *name, uint64_t value)
 {
     json_object_object_add(o, name, json_object_new_uint64(value));
 }
@@ -216,11 +216,11 @@ static struct json_object *slot_info(const struct luks_slot *slot)
 
     json_object_object_add(o, "active", json_object_new_boolean(slot->active));
     if (slot->active) {
-        add_number(o, "iters", slot->iterations);
+        add_info_number(o, "iters", slot->iterations);
     }
-    add_number(o, "key-offset", slot->offset);
+    add_info_number(o, "key-offset", slot->offset);
     if (slot->active) {
-        add_number(o, "stripes", LUKS_STRIPES);
+        add_info_number(o, "stripes", LUKS_STRIPES);
     }
     return o;
 }
@@ -231,20 +231,20 @@ struct json_object *luks_volume_info(const struct luks_volume *v)
     const struct luks_encryption *e = &h->encryption;
     struct json_object *o = json_object_new_object(), *slots = json_object_new_array();
 
-    add_text(o, "ivgen-alg", luks_ivgen_names[e->ivgen]);
+    add_info_text(o, "ivgen-alg", luks_ivgen_names[e->ivgen]);
     if (e->ivgen == LUKS_ESSIV) {
-        add_text(o, "ivgen-hash-alg", e->iv_hash->name);
+        add_info_text(o, "ivgen-hash-alg", e->iv_hash->name);
     }
     json_object_object_add(o, "detached-header", json_object_new_boolean(v->detached));
-    add_text(o, "hash-alg", h->hash->name);
-    add_text(o, "cipher-alg", e->alg->name);
-    add_text(o, "uuid", h->uuid);
-    add_text(o, "cipher-mode", luks_mode_names[e->mode]);
+    add_info_text(o, "hash-alg", h->hash->name);
+    add_info_text(o, "cipher-alg", e->alg->name);
+    add_info_text(o, "uuid", h->uuid);
+    add_info_text(o, "cipher-mode", luks_mode_names[e->mode]);
     for (size_t i = 0; i < LUKS_SLOTS; i++) {
         json_object_array_add(slots, slot_info(&h->slots[i]));
     }
     json_object_object_add(o, "slots", slots);
-    add_number(o, "payload-offset", h->payload_offset);
-    add_number(o, "master-key-iters", h->digest_iterations);
+    add_info_number(o, "payload-offset", h->payload_offset);
+    add_info_number(o, "master-key-iters", h->digest_iterations);
     return o;
 }

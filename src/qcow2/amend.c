@@ -76,7 +76,7 @@ static void report_progress(void *arg, uint64_t done, uint64_t total)
 /* --- options --------------------------------------------------------------------------------- */
 
 /* Refuse the options that are left: unknown ones, and those for creation only. */
-static int refuse_rest(const struct options *opts, struct error *err)
+static int refuse_other_options(const struct options *opts, struct error *err)
 {
     struct json_object *rest;
     struct json_object_iterator it;
@@ -187,7 +187,7 @@ static int take_amend_options(struct amend *a, struct options *opts, struct erro
         (r = qcow2_take_key_change(a->q, opts, &a->key_change, &a->has_key_change, err)) < 0) {
         return r;
     }
-    return refuse_rest(opts, err);
+    return refuse_other_options(opts, err);
 }
 
 /* --- version --------------------------------------------------------------------------------- */
@@ -306,7 +306,7 @@ static int co_set_lazy_refcounts(struct qcow2 *q, bool lazy, struct error *err)
 }
 
 /* Change what the header says about the data file; the open one stays open. */
-static int co_change_data_file(struct amend *a, struct error *err)
+static int co_amend_data_file(struct amend *a, struct error *err)
 {
     struct qcow2 *q = a->q;
     char *old_name = q->header.data_filename;
@@ -336,7 +336,7 @@ static int co_change_data_file(struct amend *a, struct error *err)
     return 0;
 }
 
-static int co_change_backing(struct amend *a, struct error *err)
+static int co_amend_backing(struct amend *a, struct error *err)
 {
     const char *file = a->has_backing_file ? a->backing_file : a->q->header.backing_filename;
     const char *format = a->has_backing_fmt ? a->backing_fmt : a->q->header.backing_format;
@@ -349,7 +349,7 @@ static int co_change_backing(struct amend *a, struct error *err)
                                    format && *format ? format : NULL, err);
 }
 
-static int co_apply(struct amend *a, struct error *err)
+static int co_apply_amend(struct amend *a, struct error *err)
 {
     struct qcow2 *q = a->q;
     int r;
@@ -367,7 +367,7 @@ static int co_apply(struct amend *a, struct error *err)
         return r;
     }
     if ((r = co_set_lazy_refcounts(q, a->lazy_refcounts, err)) < 0 ||
-        (r = co_change_data_file(a, err)) < 0 || (r = co_change_backing(a, err)) < 0) {
+        (r = co_amend_data_file(a, err)) < 0 || (r = co_amend_backing(a, err)) < 0) {
         return r;
     }
     if (a->size != block_node_size(q->node) &&
@@ -390,5 +390,5 @@ int qcow2_co_amend(struct block_node *node, struct options *opts, bool force,
     }
     report_progress(&a, 0, 1);
     r = qcow2_co_write_lazy_refcounts(a.q, err);
-    return r < 0 ? r : co_apply(&a, err);
+    return r < 0 ? r : co_apply_amend(&a, err);
 }

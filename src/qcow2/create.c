@@ -231,7 +231,7 @@ static int take_choice(struct options *opts, const char *key, const char *shown,
                 : 0;
 }
 
-static int take_create_options(struct create *c, struct options *opts, struct error *err)
+static int take_qcow2_create_options(struct create *c, struct options *opts, struct error *err)
 {
     static const char *const compression_names[] = {"zlib", "zstd", NULL};
     static const char *const compat_names[] = {"1.1", "v3", "0.10", "v2", NULL};
@@ -330,7 +330,7 @@ static uint64_t l1_bytes(const struct create *c)
     return (uint64_t)c->l1_size * 8;
 }
 
-static int co_write_refcounts(struct block_edge *file, const struct create *c)
+static int co_write_first_refcounts(struct block_edge *file, const struct create *c)
 {
     AUTO_FREE uint8_t *blocks = calloc(c->blocks, c->cluster_size);
     AUTO_FREE uint8_t *table = calloc(c->table_clusters, c->cluster_size);
@@ -426,7 +426,7 @@ static int co_write_image(struct block_root *root, const struct create *c, struc
         /* A device or an export has old contents, and tables are written only where not zero. */
         r = block_co_write_zeroes(file, 0, size, BLOCK_REQ_MAY_UNMAP);
     }
-    UNLESS_FAILED(r, co_write_refcounts(file, c));
+    UNLESS_FAILED(r, co_write_first_refcounts(file, c));
     /* The table gets space now, so that entries can be written on a full file system. */
     UNLESS_FAILED(r, block_co_write_zeroes(file, l1_offset(c), l1_bytes(c), 0));
     UNLESS_FAILED(r, block_co_flush(file));
@@ -483,7 +483,7 @@ int qcow2_co_create(const char *filename, uint64_t size, struct options *opts, s
     struct block_root *root;
     int r;
 
-    if ((r = take_create_options(&c, opts, err)) < 0 || (r = plan_layout(&c, err)) < 0 ||
+    if ((r = take_qcow2_create_options(&c, opts, err)) < 0 || (r = plan_layout(&c, err)) < 0 ||
         (c.data_file && (r = co_create_data_file(&c, err)) < 0) ||
         (r = block_co_create_file(filename, TAKE_PTR(c.file_options), &root, err)) < 0) {
         return r;
@@ -564,7 +564,7 @@ int qcow2_co_format(struct block_node *file, struct block_node *data_file, uint6
     if (data_file) {
         options_set_str(opts, "data_file", shown_name(data_file));
     }
-    r = take_create_options(&c, opts, err);
+    r = take_qcow2_create_options(&c, opts, err);
     if (r == 0 && plan_layout(&c, NULL) < 0) {
         r = error_set(err, EFBIG,
                       "Could not resize image: Failed to grow the L1 table: File too large");

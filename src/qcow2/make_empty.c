@@ -107,7 +107,7 @@ static int co_new_tables(struct qcow2 *q, struct error *err)
     return qcow2_co_write_header(q, err);
 }
 
-static int co_write_refcounts(struct qcow2 *q)
+static int co_write_empty_refcounts(struct qcow2 *q)
 {
     struct block_edge *file = q->node->file;
     AUTO_FREE uint8_t *block = calloc(1, q->cluster_size);
@@ -139,7 +139,7 @@ static int co_write_refcounts(struct qcow2 *q)
 /*
  * Free the space after the tables, by cutting off the file if possible. It may have old contents.
  */
-static void co_cut_file(struct qcow2 *q)
+static void co_cut_emptied_file(struct qcow2 *q)
 {
     struct block_edge *file = q->node->file;
     uint64_t end = empty_clusters(q) << q->cluster_bits, size = block_edge_size(file);
@@ -157,14 +157,14 @@ static int co_lay_out_again(struct qcow2 *q, struct error *err)
     int r = co_zero_l1(q);
 
     UNLESS_FAILED(r, co_new_tables(q, err));
-    UNLESS_FAILED(r, co_write_refcounts(q));
+    UNLESS_FAILED(r, co_write_empty_refcounts(q));
     if (r < 0) {
         /* Memory and disk differ: nothing is written at close, and the next open repairs. */
         atomic_store(&q->broken, true);
         q->close_failure_reported = q->node->close_reported = true;
         return r;
     }
-    co_cut_file(q);
+    co_cut_emptied_file(q);
     q->header.incompatible &= ~INCOMPAT_DIRTY;
     r = qcow2_co_write_header(q, err);
     if (r < 0) {

@@ -56,7 +56,7 @@ static int check_can_write(const struct qcow2 *q, struct error *err)
     return 0;
 }
 
-static void put_back(struct qcow2 *q, const struct qcow2_reopen *was)
+static void put_options_back(struct qcow2 *q, const struct qcow2_reopen *was)
 {
     q->caches.l2_max = was->l2_max;
     q->caches.clean_seconds = was->clean_seconds;
@@ -100,7 +100,7 @@ int qcow2_co_reopen_prepare(struct block_node *node, struct options *opts, struc
         UNLESS_FAILED(r, take_new_options(q, opts, err));
     }
     if (r < 0) {
-        put_back(q, was);
+        put_options_back(q, was);
         free(was);
         q->reopen = NULL;
         return r;
@@ -158,7 +158,7 @@ void qcow2_co_reopen_abort(struct block_node *node)
     struct qcow2 *q = qcow2_state(node);
     bool new_kinds = q->guard.kinds != q->reopen->kinds;
 
-    put_back(q, q->reopen);
+    put_options_back(q, q->reopen);
     q->read_only = q->reopen->read_only;
     set_bitmaps_read_only(node, q->read_only);
     if (new_kinds && co_renew_guard(q, NULL) < 0) {

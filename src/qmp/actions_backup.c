@@ -255,8 +255,8 @@ static struct block_node *target_backing(struct json_object *data, struct block_
     return sync == BACKUP_NONE ? source : sync == BACKUP_TOP ? block_node_backing(source) : NULL;
 }
 
-static int co_create_target(struct json_object *data, const char *format, struct block_node *source,
-                            struct error *err)
+static int co_create_backup_target(struct json_object *data, const char *format,
+                                   struct block_node *source, struct error *err)
 {
     struct block_node *backing = target_backing(data, source);
     AUTO_FREE char *name = backing ? block_node_full_filename(backing) : NULL;
@@ -274,8 +274,8 @@ static int co_create_target(struct json_object *data, const char *format, struct
                                  err);
 }
 
-static int co_open_target(struct backup_state *s, struct json_object *data, const char *format,
-                          bool is_new, struct error *err)
+static int co_open_backup_target(struct backup_state *s, struct json_object *data,
+                                 const char *format, bool is_new, struct error *err)
 {
     struct options *opts = options_new();
 
@@ -304,9 +304,9 @@ static int co_drive_backup_open(void *state, struct json_object *data, struct er
     s->source = block_node_ref(source);
     if (is_new) {
         format = format ?: block_node_format(block_node_skip_filters(source));
-        r = co_create_target(data, format, source, err);
+        r = co_create_backup_target(data, format, source, err);
     }
-    UNLESS_FAILED(r, co_open_target(s, data, format, is_new, err));
+    UNLESS_FAILED(r, co_open_backup_target(s, data, format, is_new, err));
     UNLESS_FAILED(r, co_open_backup(s, data, err));
     return r;
 }

@@ -228,7 +228,8 @@ static int co_make_overlay_file(struct json_object *data, struct block_node *nod
 }
 
 /* Options of the node of the file. */
-static int file_options(const char *filename, struct options **ret_options, struct error *err)
+static int snapshot_file_options(const char *filename, struct options **ret_options,
+                                 struct error *err)
 {
     const struct block_driver *driver = block_driver_of_filename(filename);
     struct options *opts = options_new();
@@ -256,13 +257,14 @@ static int file_options(const char *filename, struct options **ret_options, stru
 }
 
 /* The overlay has the caching of the node, and no backing node yet. */
-static int overlay_options(struct json_object *data, struct block_node *node, const char *format,
-                           struct options **ret_options, struct error *err)
+static int snapshot_overlay_options(struct json_object *data, struct block_node *node,
+                                    const char *format, struct options **ret_options,
+                                    struct error *err)
 {
     struct block_node_settings settings = block_node_settings(node);
     AUTO_OPTIONS struct options *opts = options_new();
     struct options *cache = options_new(), *file = NULL;
-    int r = opts && cache ? file_options(qmp_get_str(data, "snapshot-file"), &file, err)
+    int r = opts && cache ? snapshot_file_options(qmp_get_str(data, "snapshot-file"), &file, err)
                           : error_out_of_memory(err);
 
     if (r < 0) {
@@ -301,7 +303,7 @@ static int co_open_overlay(struct snapshot_state *s, struct json_object *data,
         }
         r = co_make_overlay_file(data, node, format, err);
     }
-    UNLESS_FAILED(r, overlay_options(data, node, format, &opts, err));
+    UNLESS_FAILED(r, snapshot_overlay_options(data, node, format, &opts, err));
     return UNLESS_FAILED(
         r, block_co_open_hidden(opts, BLOCK_OPEN_RDWR | BLOCK_OPEN_NO_BACKING, &s->overlay, err));
 }

@@ -70,7 +70,7 @@ static void take_option(struct json_object *args, const char *from, const char *
 }
 
 /* The members of a group, by the names "GROUP.member". */
-static void take_group(struct json_object *args, const char *group, struct options *opts)
+static void take_option_group(struct json_object *args, const char *group, struct options *opts)
 {
     struct json_object *members = qmp_get(args, group);
     char name[64];
@@ -127,7 +127,7 @@ static int get_create_params(struct json_object *args, struct create_params *p, 
     for (size_t i = 0; i < ARRAY_SIZE(option_names); i++) {
         take_option(args, option_names[i][0], option_names[i][1], p->opts);
     }
-    take_group(args, "encrypt", p->opts);
+    take_option_group(args, "encrypt", p->opts);
     rename_aes(p->opts);
     r = get_create_ref(args, "file", &p->file, err);
     UNLESS_FAILED(r, get_create_ref(args, "data-file", &p->data_file, err));
@@ -158,7 +158,7 @@ int qmp_co_blockdev_create(struct qmp_call *call, struct json_object *args,
 /* --- x-blockdev-amend ------------------------------------------------------------------------- */
 
 /* The options of block_co_change_keys(). NULL: no memory. */
-static struct options *get_amend_options(struct json_object *args)
+static struct options *get_options_to_amend(struct json_object *args)
 {
     struct options *opts = options_new();
 
@@ -171,7 +171,7 @@ static struct options *get_amend_options(struct json_object *args)
             take_option(args, key, key, opts);
         }
     }
-    take_group(args, "encrypt", opts);
+    take_option_group(args, "encrypt", opts);
     options_drop(opts, "encrypt.format");
     return opts;
 }
@@ -191,7 +191,7 @@ int qmp_co_x_blockdev_amend(struct qmp_call *call, struct json_object *args,
     if (strcmp(block_driver_name(block_node_driver(node)), driver) != 0) {
         return error_set(err, EINVAL, "x-blockdev-amend doesn't support changing the block driver");
     }
-    opts = get_amend_options(qmp_get(args, "options"));
+    opts = get_options_to_amend(qmp_get(args, "options"));
     if (!opts) {
         return error_out_of_memory(err);
     }

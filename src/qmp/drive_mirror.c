@@ -94,7 +94,7 @@ static int note_source(struct drive_target *t, struct json_object *args,
     return backing && !t->backing_filename ? error_out_of_memory(err) : 0;
 }
 
-static int co_create_target(const struct drive_target *t, struct error *err)
+static int co_create_mirror_target(const struct drive_target *t, struct error *err)
 {
     struct options *opts = options_new();
 
@@ -109,7 +109,7 @@ static int co_create_target(const struct drive_target *t, struct error *err)
 }
 
 /* The target is opened as the source is. */
-static int co_open_target(struct drive_target *t, struct error *err)
+static int co_open_mirror_target(struct drive_target *t, struct error *err)
 {
     struct options *opts = options_new(), *cache = options_new();
 
@@ -141,9 +141,9 @@ static bool co_records_backing(struct block_node *target)
 /* Without the control lock. */
 static int co_make_target(struct drive_target *t, struct error *err)
 {
-    int r = t->existing ? 0 : co_create_target(t, err);
+    int r = t->existing ? 0 : co_create_mirror_target(t, err);
 
-    UNLESS_FAILED(r, co_open_target(t, err));
+    UNLESS_FAILED(r, co_open_mirror_target(t, err));
     if (r >= 0 && t->existing) {
         t->backing_later = co_records_backing(t->node);
     }

@@ -13,7 +13,7 @@
 #include "qmp/commands.h"
 #include "qmp/jobs.h"
 
-static bool is_text(struct json_object *args, const char *name, const char *value)
+static bool is_json_text(struct json_object *args, const char *name, const char *value)
 {
     const char *text = qmp_get_str(args, name);
 
@@ -78,9 +78,9 @@ static int get_mirror_bitmap(struct json_object *args, struct mirror_params *p, 
         return error_set(err, ENOENT, "Bitmap '%s' could not be found", name);
     }
     p->sync = MIRROR_SYNC_BITMAP;
-    p->bitmap_mode = is_text(args, "bitmap-mode", "never")    ? MIRROR_BITMAP_NEVER
-                     : is_text(args, "bitmap-mode", "always") ? MIRROR_BITMAP_ALWAYS
-                                                              : MIRROR_BITMAP_ON_SUCCESS;
+    p->bitmap_mode = is_json_text(args, "bitmap-mode", "never")    ? MIRROR_BITMAP_NEVER
+                     : is_json_text(args, "bitmap-mode", "always") ? MIRROR_BITMAP_ALWAYS
+                                                                   : MIRROR_BITMAP_ON_SUCCESS;
     return 0;
 }
 
@@ -102,17 +102,17 @@ int qmp_get_mirror_params(struct json_object *args, struct block_node *source,
         .source = source,
         .sync = MIRROR_SYNC_FULL,
         .filter_name = qmp_get_str(args, "filter-node-name"),
-        .copy_mode = is_text(args, "copy-mode", "write-blocking") ? MIRROR_COPY_WRITE_BLOCKING
-                                                                  : MIRROR_COPY_BACKGROUND,
+        .copy_mode = is_json_text(args, "copy-mode", "write-blocking") ? MIRROR_COPY_WRITE_BLOCKING
+                                                                       : MIRROR_COPY_BACKGROUND,
         .unmap = qmp_get_bool(args, "unmap", true),
         .on_source_error = qmp_get_on_error(args, "on-source-error"),
         .on_target_error = qmp_get_on_error(args, "on-target-error"),
     };
     int r;
 
-    if (is_text(args, "sync", "none")) {
+    if (is_json_text(args, "sync", "none")) {
         p.sync = MIRROR_SYNC_NONE;
-    } else if (is_text(args, "sync", "top") && block_node_backing(source)) {
+    } else if (is_json_text(args, "sync", "top") && block_node_backing(source)) {
         p.sync = MIRROR_SYNC_TOP;
         p.base = block_node_backing(source);
     }
@@ -155,7 +155,7 @@ static int get_mirror_restart(struct json_object *args, struct mirror_params *p,
     if (!restart) {
         return 0;
     }
-    if (p->sync != MIRROR_SYNC_FULL || !is_text(args, "sync", "full")) {
+    if (p->sync != MIRROR_SYNC_FULL || !is_json_text(args, "sync", "full")) {
         return error_set(err, EINVAL, "x-restart needs sync 'full', found '%s'",
                          qmp_get_str(args, "sync"));
     }
@@ -205,8 +205,8 @@ int qmp_co_block_job_change(struct qmp_call *call, struct json_object *args,
     const char *id = qmp_get_str(args, "id");
     struct job *job = job_find(id);
     struct mirror_change change = {
-        .copy_mode = is_text(args, "copy-mode", "write-blocking") ? MIRROR_COPY_WRITE_BLOCKING
-                                                                  : MIRROR_COPY_BACKGROUND,
+        .copy_mode = is_json_text(args, "copy-mode", "write-blocking") ? MIRROR_COPY_WRITE_BLOCKING
+                                                                       : MIRROR_COPY_BACKGROUND,
     };
 
     if (!job || !job_get_info(job).block_job) {

@@ -24,7 +24,7 @@ struct place {
 
 static const char *const containers[] = {"objects", "chardevs"};
 
-static struct user_object *find_object(const char *id, size_t length)
+static struct user_object *find_qom_object(const char *id, size_t length)
 {
     struct user_object *o = NULL;
 
@@ -39,7 +39,7 @@ static struct user_object *find_object(const char *id, size_t length)
 /* --- paths ------------------------------------------------------------------------------------ */
 
 /* Go to the child of that name. False: there is none. */
-static bool enter(struct place *p, const char *name, size_t length)
+static bool enter_object(struct place *p, const char *name, size_t length)
 {
     if (p->object) {
         return false;
@@ -51,7 +51,7 @@ static bool enter(struct place *p, const char *name, size_t length)
         }
     }
     if (strcmp(p->container, "objects") == 0) {
-        p->object = find_object(name, length);
+        p->object = find_qom_object(name, length);
     }
     return p->object;
 }
@@ -62,7 +62,7 @@ static bool follow(struct place *p, const char *path)
     while (*path) {
         size_t length = strcspn(path, "/");
 
-        if (length > 0 && !enter(p, path, length)) {
+        if (length > 0 && !enter_object(p, path, length)) {
             return false;
         }
         path += length + (path[length] == '/');
@@ -127,7 +127,7 @@ static void add_property(struct json_object *list, const char *name, const char 
     json_object_array_add(list, o);
 }
 
-static void add_child(struct json_object *list, const char *name, const char *type)
+static void add_qom_child(struct json_object *list, const char *name, const char *type)
 {
     STRBUF_AUTO(child);
 
@@ -136,7 +136,7 @@ static void add_child(struct json_object *list, const char *name, const char *ty
 }
 
 /* What QEMU calls the type of a property. */
-static const char *property_type(const struct schema_type *type)
+static const char *qom_property_type(const struct schema_type *type)
 {
     switch (type->kind) {
     case SCHEMA_STR:
@@ -161,7 +161,7 @@ static struct json_object *type_properties(const struct user_object_type *type)
     for (const struct schema_member *m = type && type->properties ? type->properties->members
                                                                   : NULL;
          m && m->name; m++) {
-        add_property(list, m->name, property_type(m->type));
+        add_property(list, m->name, qom_property_type(m->type));
     }
     return list;
 }
@@ -172,10 +172,10 @@ static struct json_object *children_of(const char *container)
     struct user_object *o = NULL;
 
     for (size_t i = 0; container[0] == '\0' && i < ARRAY_SIZE(containers); i++) {
-        add_child(list, containers[i], "container");
+        add_qom_child(list, containers[i], "container");
     }
     while (strcmp(container, "objects") == 0 && (o = user_object_next(o))) {
-        add_child(list, user_object_id(o), user_object_type_of(o)->name);
+        add_qom_child(list, user_object_id(o), user_object_type_of(o)->name);
     }
     return list;
 }
@@ -200,7 +200,7 @@ static int get_child(const struct place *p, const char *name, struct json_object
     struct place child = *p;
     STRBUF_AUTO(path);
 
-    if (!enter(&child, name, strlen(name))) {
+    if (!enter_object(&child, name, strlen(name))) {
         return error_set(err, ENOENT, "Property 'container.%s' not found", name);
     }
     strbuf_printf(&path, "/%s", child.container);
@@ -301,8 +301,8 @@ static bool is_derived(const char *name, const char *parent, bool user_creatable
     return false;
 }
 
-static void add_type(struct json_object *list, const char *name, const char *parent,
-                     bool is_abstract)
+static void add_qom_type(struct json_object *list, const char *name, const char *parent,
+                         bool is_abstract)
 {
     struct json_object *o = json_object_new_object();
 
@@ -327,14 +327,14 @@ int qmp_co_qom_list_types(struct qmp_call *call, struct json_object *args,
 
         if ((abstract || !t->is_abstract) &&
             is_derived(t->name, t->parent, t->is_user_creatable, wanted)) {
-            add_type(*ret_value, t->name, t->parent, t->is_abstract);
+            add_qom_type(*ret_value, t->name, t->parent, t->is_abstract);
         }
     }
     while ((type = user_object_next_type(type))) {
         const char *parent = type->parent ?: "object";
 
         if (is_derived(type->name, parent, true, wanted)) {
-            add_type(*ret_value, type->name, parent, false);
+            add_qom_type(*ret_value, type->name, parent, false);
         }
     }
     return 0;

@@ -152,7 +152,7 @@ static const struct qmp_reference events[] = {
     {.name = NULL},
 };
 
-static const struct qmp_reference *find(const struct qmp_reference *table, const char *name)
+static const struct qmp_reference *find_in_list(const struct qmp_reference *table, const char *name)
 {
     while (table->name && strcmp(table->name, name) != 0) {
         table++;
@@ -162,10 +162,10 @@ static const struct qmp_reference *find(const struct qmp_reference *table, const
 
 const struct qmp_reference *qmp_command_reference(const char *name)
 {
-    return find(commands, name);
+    return find_in_list(commands, name);
 }
 
 const struct qmp_reference *qmp_event_reference(const char *name)
 {
-    return find(events, name);
+    return find_in_list(events, name);
 }

@@ -76,7 +76,7 @@ static int split(char *text, const char **ret_host, const char **ret_port)
     return colon[1] ? 0 : -EINVAL;
 }
 
-static int bind_one(const struct addrinfo *a)
+static int bind_metrics_address(const struct addrinfo *a)
 {
     AUTO_CLOSE int fd =
         socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, a->ai_protocol);
@@ -115,7 +115,7 @@ static int listen_tcp(const char *address, int *ret_fd, struct error *err)
         return error_set(err, EINVAL, "Could not look the address up: %s", gai_strerror(r));
     }
     for (const struct addrinfo *a = list; a && fd < 0; a = a->ai_next) {
-        fd = bind_one(a);
+        fd = bind_metrics_address(a);
     }
     freeaddrinfo(list);
     if (fd < 0) {

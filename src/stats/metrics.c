@@ -268,7 +268,7 @@ static bool is_stopping(void)
 }
 
 /* Milliseconds until there is something to do without an event; never more than a second. */
-static int wait_ms(void)
+static int wait_for_scrape_ms(void)
 {
     MHD_UNSIGNED_LONG_LONG ms;
 
@@ -286,7 +286,7 @@ static void *metrics_thread(void *arg)
     trace_thread_begin("metrics");
     while (!is_stopping()) {
         metrics.progress = false;
-        (void)poll(fds, 2, wait_ms());
+        (void)poll(fds, 2, wait_for_scrape_ms());
         if (MHD_run(metrics.daemon) != MHD_YES) {
             log_warning("The metrics endpoint has failed and is closed");
             break;

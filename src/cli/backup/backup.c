@@ -142,7 +142,7 @@ static int check_backup_words(struct backup_options *o, struct backup_words *w, 
 
 /* The functions below do what the command line says. Each returns the exit status. */
 
-static int co_take_backup(struct backup_options *o, struct backup_words *w, struct error *err)
+static int co_run_backup_face(struct backup_options *o, struct backup_words *w, struct error *err)
 {
     struct tls_creds *creds = NULL;
     struct manifest m;
@@ -227,7 +227,7 @@ static int backup_co_main(int argc, char **argv, struct error *err)
         return co_forget_repository(&options, &words, err);
     }
     return words.abort ? co_abort_backup(&options, &words, err)
-                       : co_take_backup(&options, &words, err);
+                       : co_run_backup_face(&options, &words, err);
 }
 
 int cli_backup_main(int argc, char **argv)

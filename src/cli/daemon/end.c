@@ -228,7 +228,7 @@ static size_t start_completions(struct completion **ret_list)
 /* --- in order --------------------------------------------------------------------------------- */
 
 /* All at the same time: one that hangs keeps no other from being stored. */
-static void co_complete_all(void)
+static void co_complete_all_images(void)
 {
     struct completion *list;
     size_t count = start_completions(&list);
@@ -334,7 +334,7 @@ static void co_end_in_order(void *arg)
     }
     end.step = "nodes";
     if (!end.hasty) {
-        co_complete_all();
+        co_complete_all_images();
     }
     co_close_nodes();
     co_complete_kept();

@@ -118,7 +118,7 @@ static int writable_options(const struct block_node *base, struct options **ret_
 /*
  * Collect the bitmaps of the images from the top to `above`, to be merged into those of the base.
  */
-static int co_collect_commit_bitmaps(struct commit *c, struct block_node *above, struct error *err)
+static int co_collect_offline_bitmaps(struct commit *c, struct block_node *above, struct error *err)
 {
     uint64_t top_size = cli_disk_size(&c->image);
     uint64_t base_size = cli_disk_size(&c->base);
@@ -178,7 +178,7 @@ static int co_open_base(struct commit *c, struct error *err)
     }
     r = co_open_base_node(c, opts, err);
     if (img_wants_chain_bitmaps(c->bitmaps_wanted, c->no_bitmaps)) {
-        UNLESS_FAILED(r, co_collect_commit_bitmaps(c, above, err));
+        UNLESS_FAILED(r, co_collect_offline_bitmaps(c, above, err));
     }
     if (r < 0) {
         return r;
@@ -236,7 +236,7 @@ static int co_commit_step(struct commit *c, uint64_t offset, uint64_t *length)
     return co_commit_data(c, offset, (size_t)*length);
 }
 
-static int co_commit_all(struct commit *c, struct error *err)
+static int co_commit_layers(struct commit *c, struct error *err)
 {
     uint64_t size = cli_disk_size(&c->image);
 
@@ -298,7 +298,7 @@ static int co_commit_image(struct commit *c, const struct cli_image *image, stru
     int r = cli_co_open_disk(image, c->drop ? 0 : BLOCK_OPEN_RDWR, &c->image, err);
 
     UNLESS_FAILED(r, co_open_base(c, err));
-    UNLESS_FAILED(r, co_commit_all(c, err));
+    UNLESS_FAILED(r, co_commit_layers(c, err));
     UNLESS_FAILED(r, co_finish_base(c, err));
     if (!c->drop) {
         UNLESS_FAILED(r, co_empty_image(c, err));

@@ -325,7 +325,7 @@ static int co_collect_rebase_bitmaps(struct rebase *b)
 }
 
 /* Record the new backing file. */
-static int co_record_backing(struct rebase *b)
+static int co_record_rebase(struct rebase *b)
 {
     struct block_node *node = b->image.node;
     int r;
@@ -373,7 +373,7 @@ static int co_rebase_image(struct rebase *b, const struct cli_image *image)
         return error_set(b->err, ENOENT, "Invalid format name: '%s'", b->backing_format);
     }
     r = b->unsafe ? 0 : co_copy_from_bases(b);
-    UNLESS_FAILED(r, co_record_backing(b));
+    UNLESS_FAILED(r, co_record_rebase(b));
     block_co_root_release(b->old_root);
     b->old_root = NULL;
     return r < 0 ? r : cli_co_finish_disk(&b->image, b->err);

@@ -173,7 +173,7 @@ static int co_make_layer(struct rebuild *b, unsigned layer, struct error *err)
     return r;
 }
 
-static int co_rebuild(struct rebuild *b, bool show, struct error *err)
+static int co_rebuild_chain(struct rebuild *b, bool show, struct error *err)
 {
     struct cli_image image = {.name = b->uri, .format = "raw"};
     int r = layer_map_co_read(&b->map, b->uri, NULL, true, err);
@@ -223,7 +223,7 @@ int img_co_rebuild_chain(int argc, char **argv, struct error *err)
     rebuild.directory = argv[first + 1];
     rebuild.options = &options;
     r = cli_add_objects(&objects, err);
-    UNLESS_FAILED(r, co_rebuild(&rebuild, show && !rebuild.quiet, err));
+    UNLESS_FAILED(r, co_rebuild_chain(&rebuild, show && !rebuild.quiet, err));
     cli_co_close_disk(&rebuild.source);
     layer_map_clear(&rebuild.map);
     return r;

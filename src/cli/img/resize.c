@@ -44,8 +44,8 @@ static int parse_new_size(const char *text, uint64_t current, uint64_t *ret_size
     return 0;
 }
 
-static int co_resize(struct cli_disk *disk, const char *size_text, enum block_prealloc prealloc,
-                     bool shrink, struct error *err)
+static int co_resize_image(struct cli_disk *disk, const char *size_text,
+                           enum block_prealloc prealloc, bool shrink, struct error *err)
 {
     uint64_t current = cli_disk_size(disk);
     uint64_t size = 0;
@@ -111,7 +111,7 @@ int img_co_resize(int argc, char **argv, struct error *err)
     UNLESS_FAILED(r, cli_add_objects(&objects, err));
     UNLESS_FAILED(r,
                   cli_co_open_disk(&image, BLOCK_OPEN_RDWR | BLOCK_OPEN_RESIZE_FILE, &disk, err));
-    UNLESS_FAILED(r, co_resize(&disk, size_text, prealloc, shrink, err));
+    UNLESS_FAILED(r, co_resize_image(&disk, size_text, prealloc, shrink, err));
     if (r == 0 && !quiet) {
         printf("Image resized.\n");
     }

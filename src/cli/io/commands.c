@@ -8,11 +8,11 @@
 #include "cli/io/command.h"
 #include "cli/io/util.h"
 
-static int co_run_help(struct io *io, const struct io_command *command, struct io_args *a,
-                       struct error *err);
+static int co_run_io_help(struct io *io, const struct io_command *command, struct io_args *a,
+                          struct error *err);
 
 static const struct io_command help_commands[] = {
-    {"help", "?", NULL, 0, 1, 0, "[command]", "help for one or all commands", NULL, co_run_help},
+    {"help", "?", NULL, 0, 1, 0, "[command]", "help for one or all commands", NULL, co_run_io_help},
     {0},
 };
 
@@ -57,8 +57,8 @@ static void print_all_commands(void)
     }
 }
 
-static int co_run_help(struct io *io, const struct io_command *command, struct io_args *a,
-                       struct error *err)
+static int co_run_io_help(struct io *io, const struct io_command *command, struct io_args *a,
+                          struct error *err)
 {
     const struct io_command *c;
 

@@ -13,8 +13,8 @@
 #include "cli/io/util.h"
 #include "loop/loop.h"
 
-static int co_run_quit(struct io *io, const struct io_command *command, struct io_args *a,
-                       struct error *err)
+static int co_run_io_quit(struct io *io, const struct io_command *command, struct io_args *a,
+                          struct error *err)
 {
     io->quit = true;
     return 0;
@@ -75,7 +75,7 @@ static int co_run_abort(struct io *io, const struct io_command *command, struct 
 const struct io_command io_misc_commands[] = {
     {"abort", NULL, NULL, 0, 0, 0, "", "simulate a program crash using abort(3)", NULL,
      co_run_abort},
-    {"quit", "q", NULL, 0, 0, 0, "", "exit the program", NULL, co_run_quit},
+    {"quit", "q", NULL, 0, 0, 0, "", "exit the program", NULL, co_run_io_quit},
     {"sigraise", NULL, NULL, 1, 1, 0, "signal", "raises a signal", NULL, co_run_sigraise},
     {"sleep", NULL, NULL, 1, 1, 0, "", "waits for the given value in milliseconds", NULL,
      co_run_sleep},

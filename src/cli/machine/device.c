@@ -88,7 +88,7 @@ struct machine_device {
 
 static struct list devices = LIST_INIT(devices);
 
-static const struct device_type *find_type(const char *name)
+static const struct device_type *find_device_type(const char *name)
 {
     for (size_t i = 0; i < ARRAY_SIZE(types); i++) {
         if (strcmp(types[i].name, name) == 0 ||
@@ -353,7 +353,7 @@ static int take_properties(struct machine_device *d, struct options *opts, struc
     return r;
 }
 
-static bool is_taken(const char *id)
+static bool is_device_id_taken(const char *id)
 {
     struct machine_device *d;
 
@@ -381,11 +381,11 @@ int machine_co_add_device(struct options *opts_, struct error *err)
     if (!name) {
         return error_set(err, EINVAL, "Parameter 'driver' is missing");
     }
-    type = find_type(name);
+    type = find_device_type(name);
     if (!type) {
         return error_set(err, EINVAL, "'%s' is not a valid device model name", name);
     }
-    if (id && is_taken(id)) {
+    if (id && is_device_id_taken(id)) {
         return error_set(err, EEXIST, "Duplicate device ID '%s'", id);
     }
     d = new_device(type, id, true);
@@ -405,7 +405,7 @@ int machine_co_add_device(struct options *opts_, struct error *err)
 
 int machine_co_add_device_on(const char *type, struct machine_disk *disk, struct error *err)
 {
-    const struct device_type *t = find_type(type);
+    const struct device_type *t = find_device_type(type);
     struct machine_device *d = new_device(t, NULL, t->flags & BEHIND_PROXY);
     int r = d ? co_attach(d, disk, err) : error_out_of_memory(err);
 

@@ -113,7 +113,7 @@ static int check_word(const char *word, const char *const *words, const char *co
 }
 
 /* Take what only a disk has, and check it. */
-static int take_settings(struct options *opts, struct settings *s, struct error *err)
+static int take_drive_settings(struct options *opts, struct settings *s, struct error *err)
 {
     static const char *const actions[] = {"report", "ignore", "enospc", "stop", NULL};
     AUTO_FREE char *driver = NULL;
@@ -404,7 +404,7 @@ int machine_co_add_drive(const char *text, const char *interface, struct machine
     UNLESS_FAILED(r, options_from_json(pairs, &opts, err));
     json_object_put(pairs);
     UNLESS_FAILED(r, cli_name_drivers(&opts, err));
-    UNLESS_FAILED(r, take_settings(opts, &s, err));
+    UNLESS_FAILED(r, take_drive_settings(opts, &s, err));
     if (r >= 0) {
         drive->interface = find_interface(s.interface ?: interface ?: "ide");
         r = drive->interface ? choose_name(drive->interface, &s, err)

@@ -315,7 +315,7 @@ static bool print_machine_help(struct daemon_run *run, int *ret_result, struct e
     return false;
 }
 
-static void print_usage(void)
+static void print_machine_usage(void)
 {
     printf("usage: %s [options]\n"
            "\n"
@@ -350,7 +350,7 @@ static enum verdict take_plain_option(struct machine *m, const char *name, const
         return DONE;
     }
     if (strcmp(name, "help") == 0 || strcmp(name, "h") == 0) {
-        print_usage();
+        print_machine_usage();
         return DONE;
     }
     if (strcmp(name, "S") == 0) {

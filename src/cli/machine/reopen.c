@@ -24,7 +24,7 @@ static void put_cache(struct json_object *o, const char *mode)
     json_object_object_add(o, "cache", cache);
 }
 
-static void put_name(struct json_object *o, const char *key, const struct block_node *node)
+static void put_reopen_name(struct json_object *o, const char *key, const struct block_node *node)
 {
     json_object_object_add(o, key, json_object_new_string(block_node_name(node)));
 }
@@ -36,7 +36,7 @@ static void name_children(const struct block_node *node, struct json_object *o)
 
     while ((edge = block_node_next_child(node, edge))) {
         if (!strchr(block_edge_name(edge), '.')) {
-            put_name(o, block_edge_name(edge), block_edge_node(edge));
+            put_reopen_name(o, block_edge_name(edge), block_edge_node(edge));
         }
     }
 }
@@ -61,8 +61,8 @@ static void change_member(struct json_object *o, const char *key, struct json_ob
  * Plan that the node keeps its options, but for those in `changes`. Options of a child are those of
  * the node that is there now, which gets a place of its own in the plan.
  */
-static int co_plan(struct block_reopen *plan, struct block_node *node, struct json_object *changes,
-                   struct error *err)
+static int co_plan_machine_reopen(struct block_reopen *plan, struct block_node *node,
+                                  struct json_object *changes, struct error *err)
 {
     struct json_object *o = copy_json(block_node_options(node));
     struct options *opts = NULL;
@@ -70,7 +70,7 @@ static int co_plan(struct block_reopen *plan, struct block_node *node, struct js
 
     name_children(node, o);
     json_object_object_add(o, "driver", json_object_new_string(block_node_format(node)));
-    put_name(o, "node-name", node);
+    put_reopen_name(o, "node-name", node);
     json_object_object_foreach(changes, key, value)
     {
         struct block_node *child = block_node_child(node, key);
@@ -78,7 +78,7 @@ static int co_plan(struct block_reopen *plan, struct block_node *node, struct js
         if (!child || !json_object_is_type(value, json_type_object)) {
             change_member(o, key, value);
         } else {
-            UNLESS_FAILED(r, co_plan(plan, child, value, err));
+            UNLESS_FAILED(r, co_plan_machine_reopen(plan, child, value, err));
         }
     }
     UNLESS_FAILED(r, options_from_json(o, &opts, err));
@@ -111,7 +111,7 @@ int machine_co_reopen(struct io *io, const struct io_reopen *how, struct error *
         if (how->read_only >= 0) {
             json_object_object_add(changes, "read-only", json_object_new_boolean(how->read_only));
         }
-        r = co_plan(plan, io->disk.node, changes, err);
+        r = co_plan_machine_reopen(plan, io->disk.node, changes, err);
         json_object_put(changes);
     }
     UNLESS_FAILED(r, block_reopen_expand(plan, err));

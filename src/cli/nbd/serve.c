@@ -122,7 +122,7 @@ static int co_open_served_image(const struct nbd_command_line *cl, struct cli_di
     return co_apply_offset(cl, disk, err);
 }
 
-static int co_start_nbd_server(const struct nbd_command_line *cl, struct error *err)
+static int co_start_server_of_face(const struct nbd_command_line *cl, struct error *err)
 {
     struct export_nbd_server_config config = EXPORT_NBD_SERVER_CONFIG_INIT;
     const struct socket_address address = {
@@ -277,7 +277,7 @@ static int co_flush_served_disk(const struct nbd_command_line *cl, const struct 
 static int co_serve_export(const struct nbd_command_line *cl, const struct cli_disk *disk,
                            int end_fd, struct error *err)
 {
-    int r = co_start_nbd_server(cl, err);
+    int r = co_start_server_of_face(cl, err);
 
     if (r < 0) {
         return r;

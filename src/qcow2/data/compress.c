@@ -199,7 +199,7 @@ static int co_write_adjacent(struct batch *b, unsigned *i)
     return block_co_pwritev(b->q->node->file, host, iov, 0);
 }
 
-static int co_write_pieces(struct batch *b)
+static int co_write_compressed_pieces(struct batch *b)
 {
     int r = 0;
 
@@ -253,7 +253,7 @@ static int co_try_to_store(struct batch *b, unsigned *ret_linked)
     unsigned allocated, linked = 0;
     int r = co_alloc_pieces(b, &allocated);
 
-    UNLESS_FAILED(r, co_write_pieces(b));
+    UNLESS_FAILED(r, co_write_compressed_pieces(b));
     UNLESS_FAILED(r, co_link_pieces(b, &linked));
     if (r < 0) {
         co_give_back(b, linked, allocated);

@@ -34,8 +34,8 @@ static int co_write_clusters_once(struct qcow2 *q, const void *data, uint64_t cl
     return r;
 }
 
-static int co_write_padded(struct qcow2 *q, const void *data, size_t size, enum block_event event,
-                           uint64_t *ret_offset)
+static int co_write_padded_table(struct qcow2 *q, const void *data, size_t size,
+                                 enum block_event event, uint64_t *ret_offset)
 {
     uint64_t clusters = div_round_up(size, q->cluster_size), offset = 0;
     AUTO_FREE uint8_t *padded = calloc(MAX(clusters, 1), q->cluster_size);
@@ -57,7 +57,7 @@ static int co_write_padded(struct qcow2 *q, const void *data, size_t size, enum 
 int qcow2_co_write_new_clusters(struct qcow2 *q, const void *data, size_t size,
                                 uint64_t *ret_offset)
 {
-    return co_write_padded(q, data, size, BLOCK_EVENT_NONE, ret_offset);
+    return co_write_padded_table(q, data, size, BLOCK_EVENT_NONE, ret_offset);
 }
 
 void qcow2_co_free_new_clusters(struct qcow2 *q, uint64_t offset, uint64_t size)
@@ -104,7 +104,7 @@ int qcow2_co_write_l1_copy(struct qcow2 *q, const uint64_t *l1, uint32_t entries
         be[i] = htobe64(keep_copied ? l1[i] : l1[i] & ~ENTRY_COPIED);
     }
     /* A copy that keeps the flags becomes the active table. */
-    return co_write_padded(q, be, MAX((size_t)entries * 8, 8),
-                           keep_copied ? BLOCK_EVENT_L1_GROW_WRITE_TABLE : BLOCK_EVENT_NONE,
-                           ret_offset);
+    return co_write_padded_table(q, be, MAX((size_t)entries * 8, 8),
+                                 keep_copied ? BLOCK_EVENT_L1_GROW_WRITE_TABLE : BLOCK_EVENT_NONE,
+                                 ret_offset);
 }
