@@ -511,8 +511,12 @@ static int co_write_in_nodes(const struct create *c, struct block_root *file,
                              struct block_root *data_file, struct error *err)
 {
     bool held = block_control_pause();
-    int r = data_file ? co_set_size(data_file, c->size, err) : 0;
+    int r = 0;
 
+    /* A data file keeps what it has: it may be a disk that the image is made for. */
+    if (data_file && block_edge_size(block_root_edge(data_file)) < c->size) {
+        r = co_set_size(data_file, c->size, err);
+    }
     if (!is_device(file)) {
         UNLESS_FAILED(r, block_co_truncate(block_root_edge(file), 0, BLOCK_PREALLOC_OFF, err));
     }

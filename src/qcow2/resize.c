@@ -247,12 +247,12 @@ static int co_drop_vmstate(struct qcow2 *q, uint64_t size)
     return r;
 }
 
-/* A data file grows with the disk, and is cut off with it if it is a raw image, or if `shrinks`. */
-static int co_fit_data_file(struct qcow2 *q, uint64_t size, bool shrinks, struct error *err)
+/* A data file grows with the disk; `cut`: what is beyond the disk goes. */
+static int co_fit_data_file(struct qcow2 *q, uint64_t size, bool cut, struct error *err)
 {
     uint64_t now = q->has_data_file ? block_edge_size(q->data) : size;
 
-    if (now < size || (now > size && (q->data_file_raw || shrinks))) {
+    if (now < size || (now > size && cut)) {
         return block_co_truncate(q->data, size, BLOCK_PREALLOC_OFF, err);
     }
     return 0;
@@ -262,6 +262,8 @@ static int co_grow(struct qcow2 *q, uint64_t old_size, uint64_t size, enum block
                    struct error *err)
 {
     uint64_t entries = div_round_up(size, qcow2_l2_span(q));
+    /* Preallocation leaves a raw data file with whole clusters; its own contents stay. */
+    bool cut = q->data_file_raw && block_edge_size(q->data) <= size;
     int r;
 
     if (entries * 8 > L1_BYTES_MAX) {
@@ -283,7 +285,10 @@ static int co_grow(struct qcow2 *q, uint64_t old_size, uint64_t size, enum block
         prealloc = BLOCK_PREALLOC_METADATA; /* an unmapped part would read differently there */
     }
     r = co_drop_beyond(q, old_size);
-    UNLESS_FAILED(r, co_zero_rest_of_cluster(q, old_size));
+    if (!q->data_file_raw) {
+        /* A raw data file is the disk: what it has there already is shown, as by QEMU. */
+        UNLESS_FAILED(r, co_zero_rest_of_cluster(q, old_size));
+    }
     if (r >= 0 && prealloc != BLOCK_PREALLOC_OFF) {
         r = qcow2_co_preallocate(q, old_size, size, prealloc, err);
         if (r < 0) {
@@ -295,7 +300,7 @@ static int co_grow(struct qcow2 *q, uint64_t old_size, uint64_t size, enum block
     if (r < 0) {
         return failed(q, "the new area can't be zeroed", r, err);
     }
-    r = co_fit_data_file(q, size, false, err);
+    r = co_fit_data_file(q, size, cut, err);
     return r < 0 ? r : co_switch_size(q, size, err);
 }
 

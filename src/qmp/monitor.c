@@ -374,7 +374,7 @@ static void take_descriptors(struct session *s, const struct msghdr *msg)
             continue;
         }
         for (size_t i = 0; i < count; i++) {
-            int fd, *place = i == 0 ? &s->call.passed_fd : &fd;
+            int fd = -1, *place = i == 0 ? &s->call.passed_fd : &fd;
 
             if (i == 0 && *place >= 0) {
                 close(*place);

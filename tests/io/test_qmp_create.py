@@ -178,6 +178,24 @@ class Qcow2Test(CreateTest):
         self.qmp.command("block-export-add", type="nbd", id="e", node_name="q", name="q")
         return tidemark.nbd_uri(sock, "q")
 
+    def test_a_data_file_that_is_a_disk_keeps_its_contents(self):
+        """An image for an existing raw disk: neither it, nor growth, changes or hides its data."""
+        disk = bytes(range(1, 256)) * (2 * MIB // 255 + 1)
+        path = self.add_file("d", "disk.raw", disk[: 2 * MIB])
+        image = self.file
+        self.assertIsNone(self.qcow2(data_file="d", data_file_raw=True))
+        for node in ("f", "d"):
+            self.qmp.command("blockdev-del", node_name=node)
+        with open(path, "rb") as file:
+            self.assertEqual(file.read(), disk[: 2 * MIB])
+        out = self.path("out.raw")
+        for size in (MIB, MIB + 512, 2 * MIB):
+            tidemark.img("resize", "-q", "-f", "qcow2", image, str(size))
+            tidemark.img("convert", "-f", "qcow2", "-O", "raw", image, out)
+            with open(out, "rb") as file:
+                self.assertEqual(file.read(), disk[:size])
+        tidemark.img("check", "-q", image)
+
     def test_a_node_that_is_opened_for_it(self):
         with open(self.path("b"), "wb"):
             pass

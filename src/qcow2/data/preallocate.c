@@ -29,9 +29,11 @@ static int co_reserve_space(struct qcow2 *q, uint64_t host, uint64_t bytes, bool
                             enum block_prealloc prealloc, struct error *err)
 {
     uint64_t size = block_edge_size(q->data), end = host + bytes;
-    int r = fresh ? 0 : co_zero_in_file(q, host, bytes, prealloc);
+    /* A raw data file is the disk: what it has is the contents, mapped or not. */
+    bool keep = fresh || q->data_file_raw;
+    int r = keep ? 0 : co_zero_in_file(q, host, bytes, prealloc);
 
-    if (r == 0 && prealloc == BLOCK_PREALLOC_FULL && host < size) {
+    if (r == 0 && prealloc == BLOCK_PREALLOC_FULL && host < size && !q->data_file_raw) {
         r = block_co_write_zeroes(q->data, host, MIN(bytes, size - host), 0);
     }
     if (r == 0 && size < end) {
