@@ -15,6 +15,7 @@
 
 #include "base/strbuf.h"
 #include "block/bitmaps.h"
+#include "block/socket_address.h"
 #include "export/export.h"
 #include "export/nbd_server.h"
 #include "loop/loop.h"
