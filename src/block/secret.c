@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/aes_cbc.h"
+#include "base/base64.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/user_object.h"
@@ -66,39 +67,6 @@ static int read_secret_file(const char *path, char **ret_text, size_t *ret_size,
     return 0;
 }
 
-/* Decode in place, skipping white space. -EINVAL */
-static int decode_base64(char *text, size_t *size, struct error *err)
-{
-    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    size_t count = 0, out = 0, padding = 0;
-    unsigned bits = 0;
-
-    for (size_t i = 0; i < *size; i++) {
-        const char *digit = text[i] ? strchr(digits, text[i]) : NULL;
-
-        if (text[i] && strchr(" \t\r\n", text[i])) {
-            continue;
-        }
-        if (text[i] == '=') {
-            padding++;
-            continue;
-        }
-        if (!digit || padding > 0) {
-            return error_set(err, EINVAL, "Base64 data contains invalid characters");
-        }
-        bits = bits << 6 | (unsigned)(digit - digits);
-        if (++count % 4 != 1) {
-            text[out++] = (char)(bits >> (6 - 2 * ((count - 1) % 4)));
-        }
-    }
-    if ((count + padding) % 4 != 0 || padding > 2) {
-        return error_set(err, EINVAL, "Base64 data has a wrong length");
-    }
-    text[out] = '\0';
-    *size = out;
-    return 0;
-}
-
 /* --- protection ------------------------------------------------------------------------------- */
 
 /* How the data are to be read. */
@@ -144,7 +112,7 @@ static int decrypt_with(struct secret *s, const char *key, size_t key_size, char
                         struct error *err)
 {
     size_t iv_size = strlen(iv);
-    int r = decode_base64(iv, &iv_size, err);
+    int r = base64_decode(iv, &iv_size, err);
 
     if (r < 0) {
         return r;
@@ -197,7 +165,7 @@ static int secret_new(struct options *opts, load_fn *load, void **ret_data, stru
 
     UNLESS_FAILED(r, load(opts, s, err));
     if (r == 0 && p.format == 1) {
-        r = decode_base64(s->bytes, &s->size, err);
+        r = base64_decode(s->bytes, &s->size, err);
     }
     if (r == 0 && p.keyid) {
         r = decrypt_secret(s, &p, err);

@@ -106,6 +106,17 @@ class SecretTest(tidemark.TestCase):
         daemon.qmp.command("object-add", qom_type="secret", id="s", **good)
         daemon.stop()
 
+    def test_errors_do_not_show_the_secret(self):
+        for value, shown in (
+            ("secret,id=s,data=hush,,hush,bogus=1", "secret,id=s,data=...,bogus=1"),
+            ("secret,id=s,bogus=1,data=hush", "secret,id=s,bogus=1,data=..."),
+            ('{"qom-type":"secret","id":"s","data":"hush","bogus":1}', "{...}"),
+        ):
+            result = tidemark.run(*tidemark.tool("daemon"), "--object", value, check=False)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn(f"--object {shown}: Parameter 'bogus' is unexpected", result.stderr)
+            self.assertNotIn("hush", result.stdout + result.stderr)
+
     def test_a_key_of_the_kernel(self):
         add_key, user_session_keyring = 248, ctypes.c_long(-5)
         serial = ctypes.CDLL(None).syscall(

@@ -111,6 +111,31 @@ static const struct maker {
     {"nbd-server", NULL, co_make_nbd_server}, {"object", "qom-type", user_object_add},
 };
 
+/*
+ * Name the option in front of an error, which is printed and logged: the data of a secret are left
+ * out. A comma in a value is doubled; of an object in JSON nothing is shown.
+ */
+static void prepend_option(const struct cli_item *item, struct error *err)
+{
+    static const char key[] = "data=";
+    bool is_object = strcmp(item->name, "object") == 0;
+    const char *data = is_object ? strstr(item->value, key) : NULL;
+    const char *rest;
+
+    if (is_object && item->value[0] == '{') {
+        error_prepend(err, "--object {...}: ");
+    } else if (data) {
+        data += strlen(key);
+        rest = data;
+        while (*rest && (*rest != ',' || rest[1] == ',')) {
+            rest += *rest == ',' ? 2 : 1;
+        }
+        error_prepend(err, "--object %.*s...%s: ", (int)(data - item->value), item->value, rest);
+    } else {
+        error_prepend(err, "--%s %s: ", item->name, item->value);
+    }
+}
+
 static int co_make(const struct cli_item *item, struct error *err)
 {
     for (size_t i = 0; i < ARRAY_SIZE(makers); i++) {
@@ -121,7 +146,7 @@ static int co_make(const struct cli_item *item, struct error *err)
             int r = options_parse(item->value, m->implied_key, &opts, err);
 
             UNLESS_FAILED(r, m->co_make(opts, err));
-            error_prepend(err, "--%s %s: ", item->name, item->value);
+            prepend_option(item, err);
             return r;
         }
     }
