@@ -90,12 +90,15 @@ static int take_iothread_options(struct iothread *t, struct options *opts, struc
     return r;
 }
 
-static int iothread_create(const char *id, struct options *opts, void **ret_data, struct error *err)
+/* `id`: that of the reactor to make; NULL: none. */
+static int add_iothread(const char *id, struct options *opts, void **ret_data, struct error *err)
 {
     struct iothread *t = calloc(1, sizeof(*t));
     int r = t ? take_iothread_options(t, opts, err) : error_out_of_memory(err);
 
-    UNLESS_FAILED(r, reactor_create(id, &t->reactor, err));
+    if (id) {
+        UNLESS_FAILED(r, reactor_create(id, &t->reactor, err));
+    }
     if (r < 0) {
         free(t);
         return r;
@@ -106,14 +109,24 @@ static int iothread_create(const char *id, struct options *opts, void **ret_data
     return 0;
 }
 
+static void remove_iothread(struct iothread *t)
+{
+    list_remove(&t->link);
+    set_pool_threads();
+}
+
+static int iothread_create(const char *id, struct options *opts, void **ret_data, struct error *err)
+{
+    return add_iothread(id, opts, ret_data, err);
+}
+
 /* This may wait for coroutines that still run there; other commands continue meanwhile. */
 static void iothread_destroy(void *data)
 {
     bool held = co_self() && block_control_pause();
     struct iothread *t = data;
 
-    list_remove(&t->link);
-    set_pool_threads();
+    remove_iothread(t);
     reactor_destroy(t->reactor);
     block_co_control_resume(held);
     free(t);
@@ -167,26 +180,13 @@ static const struct user_object_type iothread_type = {
 static int main_loop_create(const char *id, struct options *opts, void **ret_data,
                             struct error *err)
 {
-    struct iothread *t = calloc(1, sizeof(*t));
-    int r = t ? take_iothread_options(t, opts, err) : error_out_of_memory(err);
-
-    if (r < 0) {
-        free(t);
-        return r;
-    }
-    list_append(&iothreads, &t->link);
-    set_pool_threads();
-    *ret_data = t;
-    return 0;
+    return add_iothread(NULL, opts, ret_data, err);
 }
 
 static void main_loop_destroy(void *data)
 {
-    struct iothread *t = data;
-
-    list_remove(&t->link);
-    set_pool_threads();
-    free(t);
+    remove_iothread(data);
+    free(data);
 }
 
 static const struct user_object_type main_loop_type = {
