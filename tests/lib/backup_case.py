@@ -5,6 +5,7 @@ import glob
 import json
 import os
 import random
+import signal
 import subprocess
 
 import nbd
@@ -13,6 +14,12 @@ from tidemark import Process, TestCase, can_connect, nbd_uri, run, tool, wait_un
 
 MIB = 1 << 20
 SIZE = 64 * MIB
+
+
+def heed_signals():
+    """In a child: nohup(1), and a shell's `&`, leave some signals ignored, which is inherited."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class HeldUp:
@@ -30,8 +37,9 @@ class HeldUp:
         except BlockingIOError:
             os.set_blocking(writer, True)
         self.process = subprocess.Popen(
-            [*command, "--progress=json"], stdout=subprocess.DEVNULL, stderr=writer
-        )
+            [*command, "--progress=json"], stdout=subprocess.DEVNULL, stderr=writer,
+            preexec_fn=heed_signals,
+        )  # fmt: skip
         os.close(writer)
 
     def is_running(self):
