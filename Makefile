@@ -14,6 +14,9 @@
 #:   make fuzz       libFuzzer targets, build-fuzz/   make fuzz-run    each of them for FUZZ_SECONDS (600)
 #:   make bench      compare speed with others        make crash-long  many more states after a crash
 #:   make mutants    plant faults, see what notices   make model       random jobs for MODEL_SECONDS (7200)
+#:   make bitmap-model  random work on bitmaps, as long
+#:   make guest      backups of a guest that runs, in QEMU, and a boot of what is restored
+#:   make luks-matrix   volumes of all kinds, by and for cryptsetup in a guest
 #:   make reference  the tables of docs/qmp.md
 #:   make arm64      cross build, build-arm64/        make test-arm64  its unit tests in qemu-user
 #:   make clean      remove all build directories
@@ -75,6 +78,20 @@ model: need-build need-test
 	@$(call build,,release,programs)
 	@TIDEMARK_BUILD=build nice tests/lib/job_model.py --seconds $(MODEL_SECONDS) $(MODEL_ARGS)
 
+# Likewise bitmaps through operations on chains, other programs and kills.
+bitmap-model: need-build need-test
+	@$(call build,,release,programs)
+	@TIDEMARK_BUILD=build nice tests/lib/bitmap_model.py --seconds $(MODEL_SECONDS) $(MODEL_ARGS)
+
+luks-matrix: all need-guest
+	@tools/luks-matrix --build build
+
+guest: need-build need-guest
+	@$(call build,,release,programs)
+	@TIDEMARK_BUILD=$(CURDIR)/build TIDEMARK_SOURCE=$(CURDIR) PYTHONPATH=tests/lib \
+	    python3 -B -m unittest nbd_guest
+	@tools/guest-proof --build build
+
 # Planted faults; MUTANTS_ARGS for some of them, as in --layer qcow2,nbd.
 mutants: need-build need-test
 	@nice -n 19 tools/mutants $(MUTANTS_ARGS)
@@ -85,9 +102,12 @@ demo: need-demo all
 bench: need-bench all
 	@bench/run
 	@bench/convert
+	@bench/backup
 	@bench/check
 	@bench/jobs
 	@bench/open
+	@bench/tracking
+	@bench/many_nodes
 	@bench/status
 	@bench/slow_readers
 	@bench/fleece
@@ -136,5 +156,6 @@ uninstall:
 clean:
 	rm -rf build build-debug build-tsan build-clang build-fuzz build-coverage build-arm64 build-arm64-sysroot build-mutants
 
-.PHONY: all help debug tsan clang fuzz fuzz-run arm64 test test-arm64 crash-long model mutants demo bench lint \
+.PHONY: all help debug tsan clang fuzz fuzz-run arm64 test test-arm64 crash-long model bitmap-model guest luks-matrix \
+	mutants demo bench lint \
 	reference format deps install uninstall coverage clean
