@@ -4,7 +4,7 @@
 
 # Names of faces or sub-commands: the words with an indentation of two in a help text.
 _tidemark_names() {
-    "$@" --help 2>/dev/null | sed -n '/^\(faces\|commands\):/,/^$/s/^  \([a-z]\{2,\}\)  *[^ ].*/\1/p'
+    "$@" --help 2>/dev/null | sed -n '/^\(faces\|commands\):/,/^$/s/^  \([a-z][a-z-]\+\)  *[^ ].*/\1/p'
 }
 
 _tidemark_options() {

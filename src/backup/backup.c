@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A backup, in order:
+ * A backup, in order, of one disk or of several:
  *
- *   1. lock the repository; remove what a killed run has left there and in the daemon
+ *   1. lock the repository; remove what a killed run has left there and in the source
  *   2. decide: incremental, or full and why
- *   3. checkpoint: one transaction in the daemon
+ *   3. checkpoint: one moment for all disks
  *   4. pull the point in time into an unfinished directory of the repository
  *   5. checksums, manifest, rename: now the backup exists
- *   6. settle the daemon: remove the filter and the frozen bitmap
+ *   6. settle the source: remove what the checkpoint made, and the frozen bitmap
  *
- * A failure before step 5 settles the daemon for the backup before, whose bitmap takes back the
+ * A failure before step 5 settles the source for the backup before, whose bitmap takes back the
  * changes recorded since the checkpoint. A kill at any point leaves a state that step 1 of the next
  * run recognises.
  */
@@ -24,13 +24,12 @@
 #include <unistd.h>
 
 #include "backup/backup_internal.h"
+#include "backup/guard.h"
 #include "backup/pull.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "loop/loop.h"
 
-#define EXPORT_ATTEMPTS 50
-#define EXPORT_RETRY_NS (20 * NS_PER_MS)
 /* With less free space than this, a message guesses that a full file system is the cause. */
 #define LITTLE_SPACE (1 * MiB)
 
@@ -43,103 +42,27 @@ static bool is_full(const char *dir)
     return statvfs(dir, &fs) == 0 && (uint64_t)fs.f_bavail * fs.f_frsize < LITTLE_SPACE;
 }
 
-static int watch_space(void *arg, struct error *err)
+static int watch_source(void *arg, struct error *err)
 {
     const struct run *run = arg;
 
-    if (!fleece_is_short_of_space(&run->fleece)) {
-        return 0;
-    }
-    error_set(err, ENOSPC, "Too little space is left in '%s', where the disk is",
-              run->fleece.place);
-    error_hint(err, "Old data of what the guest overwrites is kept there: name another place with "
-                    "--fleece-dir.");
-    return -ENOSPC;
+    return run->source->ops->watch(run->source, err);
 }
 
-/*
- * Name a full file system as the likely cause: a read of the view fails when the view is broken,
- * and the view breaks when the temporary image cannot be written.
- */
-static void guess_cause(const struct run *run, struct error *err)
+/* Name a full file system as the likely cause. */
+static void co_guess_cause(const struct run *run, struct error *err)
 {
-    const char *full = is_full(run->draft.path)     ? run->repository.path
-                       : is_full(run->fleece.place) ? run->fleece.place
-                                                    : NULL;
-
-    if (full && (run->view_failed || err->code == ENOSPC)) {
-        error_hint(err, "There is no space left in '%s'.", full);
-    } else if (run->view_failed) {
-        error_hint(err,
-                   "If the daemon could not keep old data of what was overwritten meanwhile (in "
-                   "'%s'), its log says so.",
-                   run->fleece.place);
+    if ((run->view_failed || err->code == ENOSPC) && is_full(run->draft.path)) {
+        error_hint(err, "There is no space left in '%s'.", run->repository.path);
+    } else {
+        run->source->ops->co_explain(run->source, run->view_failed, err);
     }
-}
-
-/*
- * Find the NBD server. If a run has started it, lock its socket, and then check once more that it
- * still runs.
- */
-static int co_find_server(struct run *run, struct socket_address *ret_address, struct error *err)
-{
-    const char *uri = run->options->nbd_uri, *socket = run->fleece.socket;
-    struct socket_address first = {0};
-    int r = source_co_nbd_address(&run->source, uri, socket, ret_address, err);
-
-    if (r < 0 || uri || !ret_address->path || !fleece_is_socket(ret_address->path)) {
-        return r;
-    }
-    run->server_fd = fleece_lock_socket(ret_address->path, false);
-    first = *ret_address;
-    *ret_address = (struct socket_address){0};
-    r = source_co_nbd_address(&run->source, uri, socket, ret_address, err);
-    if (r == 0 &&
-        (run->server_fd < 0 || !ret_address->path || strcmp(ret_address->path, first.path) != 0)) {
-        r = error_set(err, EIO, "The NBD server at '%s' was stopped", first.path);
-    }
-    socket_address_clear(&first);
-    return r;
-}
-
-static void release_server(struct run *run)
-{
-    if (run->server_fd >= 0) {
-        close(run->server_fd);
-        run->server_fd = -1;
-    }
-}
-
-/* Runs of other disks may start and stop a server of their own meanwhile: then query again. */
-static int co_export(struct run *run, const char *frozen, struct socket_address *ret_address,
-                     struct error *err)
-{
-    const char *uri = run->options->nbd_uri;
-    int r = -EIO;
-
-    for (int i = 1; r < 0 && i <= EXPORT_ATTEMPTS; i++) {
-        ERROR_AUTO(attempt);
-
-        socket_address_clear(ret_address);
-        release_server(run);
-        r = co_find_server(run, ret_address, &attempt);
-        UNLESS_FAILED(r, source_co_export(&run->source, frozen, &attempt));
-        if (r < 0 && (uri || r != -EIO || i == EXPORT_ATTEMPTS)) {
-            error_move(err, &attempt);
-            return r;
-        }
-        if (r < 0) {
-            loop_co_sleep(EXPORT_RETRY_NS);
-        }
-    }
-    return r;
 }
 
 static int co_pull(struct run *run, struct error *err)
 {
-    const char *frozen = run->base ? run->base->manifest.bitmap : NULL;
-    struct socket_address address = {0};
     char *backing AUTO_FREE = NULL;
+    struct pull_input *input = NULL;
     struct pull_result result;
     int r;
 
@@ -147,28 +70,29 @@ static int co_pull(struct run *run, struct error *err)
         backing = NULL;
         return error_out_of_memory(err);
     }
-    r = co_export(run, frozen, &address, err);
+    r = run->source->ops->co_open_view(run->source, &input, err);
     if (r == 0) {
         struct pull_config config = {
-            .address = &address,
-            .tls = run->options->tls,
-            .export_name = run->source.prefix,
-            .bitmap = frozen,
-            .disk_size = run->state.virtual_size,
+            .input = input,
+            .parent = run->parent.count > 0 ? &run->parent : NULL,
+            .disk_size = run->source->disk.size,
+            .parent_size = run->base ? run->base->manifest.virtual_size : 0,
             .image_fd = run->image_fd,
             .image_path = run->image,
+            .seal = run->draft.seal,
             .backing = backing,
             .sums_fd = run->sums_fd,
             .sums_path = run->sums,
+            .rate = run->options->rate,
             .progress = run->options->progress,
             .stop = run->options->stop,
-            .watch = watch_space,
+            .watch = watch_source,
             .watch_arg = run,
             .view_failed = &run->view_failed,
         };
         r = pull_co_run(&config, &result, err);
+        pull_input_co_close(input);
     }
-    socket_address_clear(&address);
     if (r == 0) {
         run->manifest.changed = result.changed;
         run->manifest.moved = result.moved;
@@ -202,180 +126,191 @@ static int co_complete_manifest(struct run *run, struct error *err)
     }
     m->duration_ms = (uint64_t)(loop_now_ns() - run->started_ns) / NS_PER_MS;
     unlinkat(run->draft.fd, REPOSITORY_FLEECE, 0);
-    return repository_commit(&run->repository, &run->draft, m, err);
+    return 0;
 }
 
-/* Another run, to another directory, may have begun since the daemon was queried. */
-static void co_hint_at_others(struct run *run, struct error *err)
+/* --- all disks --- */
+
+/*
+ * The moment of all disks, in which the guest may be frozen. `later` gets what goes wrong
+ * afterwards, which does not concern the backup.
+ */
+static int co_make_checkpoint(struct group *g, struct error *later, struct error *err)
 {
-    SOURCE_STATE_AUTO(state);
+    struct quiesce quiesce;
+    int r;
 
-    if (source_co_inspect(&run->source, &state, NULL) == 0 && state.other_count > 0) {
-        error_hint(err, "A backup of the disk to another directory (repository %s) is under way.",
-                   state.others[0]);
-    }
-}
-
-/* From the checkpoint on, the daemon has to be settled in any case. */
-static int co_take_backup(struct run *run, struct error *unsettled, struct error *err)
-{
-    const struct source_checkpoint checkpoint = {
-        .started = run->state.read_only ? NULL : run->manifest.bitmap,
-        .frozen = run->base ? run->base->manifest.bitmap : NULL,
-        .temp_path = run->fleece.image,
-        .temp_is_qcow2 = run->fleece.is_qcow2,
-        .timeout_s = run->options->cbw_timeout_s,
-    };
-    int r = source_co_checkpoint(&run->source, &run->state, &checkpoint, &run->manifest.begin,
-                                 &run->manifest.end, err);
-
+    guard_say(g->guard, GUARD_FROZEN);
+    r = quiesce_co_begin(&quiesce, &g->options->quiesce, err);
     if (r < 0) {
-        co_hint_at_others(run, err);
         return r;
     }
-    r = co_pull(run, err);
-    UNLESS_FAILED(r, co_complete_manifest(run, err));
-    release_server(run);
-    if (r == 0) {
-        if (source_co_settle(&run->source, run->manifest.bitmap, unsettled) < 0) {
-            error_hint(unsettled, "Backup %s is complete; the next backup will try again.",
-                       run->manifest.id);
-        }
-    } else {
-        ERROR_AUTO(settle_err);
-
-        /* If that fails too, space is not the cause: the daemon is gone, or nearly so. */
-        if (source_co_settle(&run->source, run_last_bitmap(run), &settle_err) == 0) {
-            guess_cause(run, err);
-        } else if (!err->hint) {
-            error_hint(err, "%s; the next backup will try again.", error_message(&settle_err));
-        }
+    r = g->sources[0]->ops->co_checkpoint(g->sources, g->count, &g->set.begin, &g->set.end, err);
+    if (quiesce_co_end(&quiesce, r, r < 0 ? NULL : later) == 0) {
+        guard_say(g->guard, GUARD_THAWED);
+    }
+    for (size_t i = 0; i < g->count; i++) {
+        g->runs[i].manifest.begin = g->set.begin;
+        g->runs[i].manifest.end = g->set.end;
     }
     return r;
 }
 
-static void run_begin(struct run *run, const struct backup_options *options)
+/* A set is encrypted if any of its disks is. */
+static struct set_key key_of_set(const struct group *g)
 {
-    *run = (struct run){.options = options,
-                        .repository = REPOSITORY_INIT,
-                        .draft = REPOSITORY_DRAFT_INIT,
-                        .fleece = FLEECE_INIT,
-                        .server_fd = -1,
-                        .image_fd = -1,
-                        .sums_fd = -1,
-                        .started_ns = loop_now_ns()};
+    struct set_key key = {.key = g->runs[0].repository.key};
+
+    for (size_t i = 0; i < g->count && !key.seal; i++) {
+        key.seal = repository_seal(&g->runs[i].repository);
+        key.key = key.seal ? key.seal : key.key;
+    }
+    return key;
 }
 
-static void run_clear(struct run *run)
+/*
+ * The backups get their names when all of them are complete, and the set after that. What needs
+ * room is done before the first name.
+ */
+static int commit_group(struct group *g, struct error *err)
 {
-    release_server(run);
-    fleece_clear(&run->fleece);
-    repository_discard(&run->repository, &run->draft);
-    if (run->image_fd >= 0) {
-        close(run->image_fd);
+    int r = 0;
+
+    for (size_t i = 0; g->options->is_set && i < g->count; i++) {
+        memcpy(g->set.disks[i].backup, g->runs[i].manifest.id, BACKUP_ID_SIZE);
     }
-    if (run->sums_fd >= 0) {
-        close(run->sums_fd);
+    for (size_t i = 0; r == 0 && i < g->count; i++) {
+        struct run *run = &g->runs[i];
+
+        r = repository_write_manifest(&run->repository, &run->draft, &run->manifest, err);
     }
-    source_state_clear(&run->state);
-    manifest_clear(&run->manifest);
-    repository_close(&run->repository);
-    free(run->reason);
-    free(run->image);
-    free(run->sums);
+    if (r == 0 && g->options->is_set) {
+        const struct set_key key = key_of_set(g);
+
+        r = set_write(g->options->dir, &g->set, g->definition, &key, err);
+    }
+    for (size_t i = 0; r == 0 && i < g->count; i++) {
+        struct run *run = &g->runs[i];
+
+        r = repository_commit_written(&run->repository, &run->draft, &run->manifest, err);
+        run->committed = r == 0;
+    }
+    return r == 0 && g->options->is_set ? set_commit(g->options->dir, &g->set, err) : r;
 }
 
-int backup_co_take(const struct backup_options *options, struct manifest *ret_manifest,
+/* Whether or not there is a backup, the source gets in order; the first error counts. */
+static void co_end_runs(struct group *g, struct error *err)
+{
+    for (size_t i = 0; i < g->count; i++) {
+        struct run *run = &g->runs[i];
+        const char *last = run->committed ? run->manifest.bitmap : run_last_bitmap(run);
+        ERROR_AUTO(attempt);
+
+        if (run->source->ops->co_end(run->source, last, &attempt) < 0 && !error_is_set(err)) {
+            error_move(err, &attempt);
+        }
+    }
+}
+
+/* From the checkpoint on, the sources have to be settled in any case. */
+static int co_take_backups(struct group *g, struct error *unsettled, struct error *err)
+{
+    struct run *failed = &g->runs[0];
+    ERROR_AUTO(settle_err);
+    int r;
+
+    g->guard = g->options->guard ? guard_start(g->options->guard) : -1;
+    r = co_make_checkpoint(g, unsettled, err);
+    if (r < 0) {
+        guard_say(g->guard, GUARD_DONE);
+        return r;
+    }
+    for (size_t i = 0; r == 0 && i < g->count; i++) {
+        failed = &g->runs[i];
+        r = co_pull(failed, err);
+        UNLESS_FAILED(r, co_complete_manifest(failed, err));
+    }
+    UNLESS_FAILED(r, commit_group(g, err));
+    co_end_runs(g, &settle_err);
+    if (!error_is_set(&settle_err)) {
+        guard_say(g->guard, GUARD_DONE);
+    }
+    if (r == 0 && error_is_set(&settle_err)) {
+        error_hint(&settle_err, "Backup %s is complete; the next backup will try again.",
+                   g->runs[0].manifest.id);
+        error_move(unsettled, &settle_err);
+    } else if (r < 0 && !error_is_set(&settle_err)) {
+        co_guess_cause(failed, err);
+    } else if (r < 0 && !err->hint) {
+        /* Space is not the cause: the daemon is gone, or nearly so. */
+        error_hint(err, "%s; the next backup will try again.", error_message(&settle_err));
+    }
+    return r;
+}
+
+/* Where the disks of a checkpoint have one bitmap name, all take that of the first. */
+static int share_bitmap(struct group *g, struct error *err)
+{
+    const char *name = g->runs[0].manifest.bitmap;
+
+    for (size_t i = 0; g->sources[0]->ops->one_bitmap && i < g->count; i++) {
+        if (g->sources[i]->started && !name[0]) {
+            name = g->sources[i]->started;
+        }
+    }
+    for (size_t i = 0; g->sources[0]->ops->one_bitmap && i < g->count; i++) {
+        struct manifest *m = &g->runs[i].manifest;
+        char *copy = g->sources[i]->started && m->bitmap != name ? strdup(name) : NULL;
+
+        if (copy) {
+            free(m->bitmap);
+            m->bitmap = copy;
+            g->sources[i]->started = copy;
+        } else if (g->sources[i]->started && m->bitmap != name) {
+            return error_out_of_memory(err);
+        }
+    }
+    return 0;
+}
+
+void backup_result_clear(struct backup_result *r)
+{
+    for (size_t i = 0; i < r->count; i++) {
+        manifest_clear(&r->manifests[i]);
+    }
+    free(r->manifests);
+    set_clear(&r->set);
+    *r = (struct backup_result){0};
+}
+
+int backup_co_take(const struct backup_options *options, struct backup_result *ret_result,
                    struct error *unsettled, struct error *err)
 {
-    struct qmp_client *qmp AUTO_QMP = NULL;
-    struct run run;
-    int r;
+    struct backup_result result = {0};
+    struct group g;
+    int r = group_co_open(options, &g, err);
 
-    run_begin(&run, options);
-    r = qmp_client_co_connect(options->qmp_socket, &qmp, err);
-    UNLESS_FAILED(r, repository_open_to_write(options->dir, &run.repository, err));
-    UNLESS_FAILED(r, run_co_prepare(&run, qmp, err));
-    UNLESS_FAILED(r, co_take_backup(&run, unsettled, err));
     if (r == 0) {
-        *ret_manifest = run.manifest;
-        run.manifest = (struct manifest){0};
+        result.manifests = calloc(g.count, sizeof(*result.manifests));
+        r = result.manifests ? 0 : error_out_of_memory(err);
     }
-    run_clear(&run);
-    return r;
-}
-
-/* --- without a backup --- */
-
-int backup_co_abort(const struct backup_options *options, struct error *err)
-{
-    struct qmp_client *qmp AUTO_QMP = NULL;
-    struct run run;
-    int r;
-
-    run_begin(&run, options);
-    r = qmp_client_co_connect(options->qmp_socket, &qmp, err);
-    UNLESS_FAILED(r, repository_open_to_write(options->dir, &run.repository, err));
-    UNLESS_FAILED(r, run_co_settle(&run, qmp, err));
-    run_clear(&run);
-    return r;
-}
-
-static int co_forget_one(struct qmp_client *qmp, const struct source_leftover *l, struct error *err)
-{
-    struct source source;
-    int r;
-
-    if (!l->node) {
-        return error_set(err, ENOENT, "The disk of repository %s is not known: name it with --node",
-                         l->repository);
+    for (size_t i = 0; r == 0 && i < g.count; i++) {
+        r = run_co_prepare(&g.runs[i], err);
     }
-    if (l->temp_image && fleece_owner(l->temp_image) == FLEECE_ALIVE) {
-        return error_set(err, EBUSY, "A backup of node '%s' to repository %s is under way", l->node,
-                         l->repository);
-    }
-    source_init(&source, qmp, l->node, l->repository);
-    r = source_co_settle(&source, NULL, err);
-    if (r == 0 && l->temp_image) {
-        fleece_remove_of_file(l->temp_image);
-    }
-    return r;
-}
-
-int backup_co_forget(const char *qmp_socket, const char *node, const char *repository,
-                     struct error *err)
-{
-    struct qmp_client *qmp AUTO_QMP = NULL;
-    struct source_leftovers all = {0};
-    bool found = false;
-    int r = qmp_client_co_connect(qmp_socket, &qmp, err);
-
-    UNLESS_FAILED(r, source_co_leftovers(qmp, node, &all, err));
-    for (size_t i = 0; r == 0 && i < all.count; i++) {
-        struct source_leftover *l = &all.list[i];
-
-        if (strcmp(l->repository, repository) != 0) {
-            continue;
+    UNLESS_FAILED(r, share_bitmap(&g, err));
+    UNLESS_FAILED(r, co_take_backups(&g, unsettled, err));
+    if (r == 0) {
+        result.count = g.count;
+        result.set = g.set;
+        g.set = (struct set){0};
+        for (size_t i = 0; result.manifests && i < g.count; i++) {
+            result.manifests[i] = g.runs[i].manifest;
+            g.runs[i].manifest = (struct manifest){0};
         }
-        found = true;
-        if (!l->node && node) {
-            l->node = strdup(node);
-        }
-        r = co_forget_one(qmp, l, err);
+        *ret_result = result;
+    } else {
+        free(result.manifests);
     }
-    source_leftovers_clear(&all);
-    if (r == 0 && !found) {
-        r = error_set(err, ENOENT, "The daemon at '%s' has nothing of repository '%s'", qmp_socket,
-                      repository);
-    }
+    group_co_clear(&g);
     return r;
-}
-
-int backup_co_leftovers(const char *qmp_socket, const char *node,
-                        struct source_leftovers *ret_leftovers, struct error *err)
-{
-    struct qmp_client *qmp AUTO_QMP = NULL;
-    int r = qmp_client_co_connect(qmp_socket, &qmp, err);
-
-    return r < 0 ? r : source_co_leftovers(qmp, node, ret_leftovers, err);
 }

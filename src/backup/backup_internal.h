@@ -4,25 +4,45 @@
 #define TIDEMARK_BACKUP_BACKUP_INTERNAL_H
 
 #include "backup/backup.h"
-#include "backup/fleece.h"
+#include "backup/chain.h"
+#include "backup/set.h"
 #include "backup/source.h"
 
 struct run {
     const struct backup_options *options;
+    const char *set; /* id of the set; "": the disk is backed up alone */
     struct repository repository;
-    struct source source;
-    struct source_state state;
+    struct source *source;
     const struct repository_entry *base; /* NULL: a full backup */
-    char *reason;                        /* why it is a full one; NULL: it is not */
+    char *reason;        /* why it is a full one, or everything is read; NULL: neither */
+    bool compare;        /* everything is read, and compared with `base` */
+    struct chain parent; /* of `base`, if `compare`, or if the disk has grown */
     struct manifest manifest;
     struct repository_draft draft;
-    struct fleece fleece;
-    int server_fd; /* lock that keeps other runs from stopping the NBD server; -1: not needed */
     int image_fd, sums_fd;
     char *image, *sums; /* their paths, for messages */
     bool view_failed;   /* the point in time cannot be read any more */
+    bool committed;     /* the backup exists */
     int64_t started_ns;
 };
+
+/* Disks that are backed up together. */
+struct group {
+    const struct backup_options *options;
+    struct run *runs;
+    struct source **sources; /* of the runs, in the same order */
+    size_t count;
+    struct set set;              /* its id is "" where a disk is backed up alone */
+    char set_id[BACKUP_ID_SIZE]; /* kept by: */
+    int set_kept;                /* see set_reserve(); -1: there is none */
+    char *definition;            /* of the machine; NULL: none */
+    int guard;                   /* see backup/guard.h; -1: there is none */
+};
+
+/* Open the sources and their repositories. *ret_group is to be cleared, also on failure. Yields. */
+int group_co_open(const struct backup_options *options, struct group *ret_group, struct error *err);
+/* Release everything. Yields. */
+void group_co_clear(struct group *g);
 
 /* The bitmap of the newest complete backup; NULL: there is none. */
 static inline const char *run_last_bitmap(const struct run *run)
@@ -33,14 +53,14 @@ static inline const char *run_last_bitmap(const struct run *run)
 }
 
 /*
- * With the repository open: remove what a killed run has left in the daemon, decide what kind of
- * backup to take, and make its files. 0 or -errno. Yields.
+ * With source and repository open: put the source in order, decide what kind of backup to take, and
+ * make its files. 0 or -errno. Yields.
  */
-int run_co_prepare(struct run *run, struct qmp_client *qmp, struct error *err);
+int run_co_prepare(struct run *run, struct error *err);
 /*
- * Only the first part of that: check that the disk is the right one, and put the daemon in order.
+ * Only the first part of that: check that the disk is the right one, and put the source in order.
  * Yields.
  */
-int run_co_settle(struct run *run, struct qmp_client *qmp, struct error *err);
+int run_co_settle(struct run *run, struct error *err);
 
 #endif

@@ -4,6 +4,7 @@
  * files to write to.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,7 +22,7 @@
 
 static int say(char **ret_text, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-/* Set the reason for a full backup. */
+/* Set the reason why everything is read. */
 static int say(char **ret_text, const char *fmt, ...)
 {
     va_list ap;
@@ -74,7 +75,7 @@ static int co_check_chain_files(struct run *run, const struct repository_entry *
     if (repository_chain(&run->repository, last, &chain, &count, &err) < 0) {
         return say(&run->reason, "%s", error_message(&err));
     }
-    for (size_t i = 0; r == 0 && !run->reason && i < count; i++) {
+    for (size_t i = 0; r == 0 && chain && !run->reason && i < count; i++) {
         r = check_earlier_image(run, chain[i]);
         if (r == 0 && !run->reason &&
             chain_co_check_sums(&run->repository, chain[i], NULL, &err) < 0) {
@@ -87,14 +88,14 @@ static int co_check_chain_files(struct run *run, const struct repository_entry *
 static int check_bitmap(struct run *run, const struct repository_entry *last)
 {
     const char *name = last->manifest.bitmap;
-    const struct source_bitmap *b = source_find_bitmap(&run->state, name);
+    const struct source_bitmap *b = source_bitmap(run->source, name);
 
     if (!name[0]) {
-        return say(&run->reason, "the disk was read-only at the last backup");
+        return say(&run->reason, "no bitmap has recorded since the last backup");
     }
     if (!b) {
         return say(&run->reason, "bitmap '%s' of the last backup is not on node '%s'", name,
-                   run->options->node);
+                   run->source->name);
     }
     if (b->inconsistent) {
         return say(&run->reason,
@@ -109,7 +110,43 @@ static int check_bitmap(struct run *run, const struct repository_entry *last)
     return 0;
 }
 
-/* Set run->base, or run->reason. */
+/*
+ * Whether the disk is larger than in the backup that this one builds on. Then it may have been
+ * smaller meanwhile, too, and QEMU's bitmaps do not mark what is cut off and added again. That is
+ * zero, so the parent's checksums are needed to find where the disk has become zero.
+ */
+static bool has_grown(const struct run *run)
+{
+    return run->base && run->base->manifest.virtual_size < run->source->disk.size;
+}
+
+/*
+ * After a change of the size, a bitmap counts only if the disk is larger now, and its format knows
+ * what is zero: that is a format that stores bitmaps. Of a raw file, QEMU may report as data what
+ * it remembers from before.
+ */
+static int check_size_for_bitmap(struct run *run, const struct manifest *last)
+{
+    const struct source_bitmap *b = source_bitmap(run->source, last->bitmap);
+    uint64_t now = run->source->disk.size, before = last->virtual_size;
+    char before_text[16], now_text[16];
+
+    if (now == before || (now > before && (!b || b->persistent))) {
+        return 0;
+    }
+    size_format(before, before_text, sizeof(before_text));
+    size_format(now, now_text, sizeof(now_text));
+    if (strcmp(before_text, now_text) != 0) {
+        return say(&run->reason, "the disk was resized from %s to %s", before_text, now_text);
+    }
+    return say(&run->reason, "the disk was resized from %" PRIu64 " to %" PRIu64 " bytes", before,
+               now);
+}
+
+/*
+ * Set run->base, run->reason or both. Without a bitmap that can be relied on, everything is read
+ * and compared with the checksums of the last backup.
+ */
 static int co_decide(struct run *run, struct error *err)
 {
     const struct repository_entry *last = repository_last(&run->repository);
@@ -123,21 +160,38 @@ static int co_decide(struct run *run, struct error *err)
     } else if (!last) {
         r = say(&run->reason, run->repository.count ? "the earlier backups are damaged"
                                                     : "there is no earlier backup");
-    } else if (last->manifest.virtual_size != run->state.virtual_size) {
-        char before[16], now[16];
-
-        size_format(last->manifest.virtual_size, before, sizeof(before));
-        size_format(run->state.virtual_size, now, sizeof(now));
-        r = say(&run->reason, "the disk was resized from %s to %s", before, now);
     } else {
-        r = check_bitmap(run, last);
-        r = r < 0 || run->reason ? r : co_check_chain_files(run, last);
+        r = co_check_chain_files(run, last);
     }
+    if (r == 0 && last && !run->reason) {
+        run->base = last;
+        r = run->options->compare ? say(&run->reason, "asked for")
+                                  : check_size_for_bitmap(run, &last->manifest);
+        if (r == 0 && !run->reason) {
+            r = check_bitmap(run, last);
+        }
+        run->compare = run->reason != NULL;
+    }
+    return r < 0 ? error_out_of_memory(err) : 0;
+}
+
+/* The checksums to compare with. If the chain cannot be opened, a full backup is taken. */
+static int co_open_parent(struct run *run, struct error *err)
+{
+    const struct repository_entry **entries AUTO_FREE = NULL;
+    ERROR_AUTO(damage);
+    size_t count;
+    int r = repository_chain(&run->repository, run->base, &entries, &count, &damage);
+
+    UNLESS_FAILED(r, chain_co_open(&run->repository, entries, count, &run->parent, &damage));
     if (r < 0) {
-        return error_out_of_memory(err);
+        chain_co_close(&run->parent);
+        run->base = NULL;
+        run->compare = false;
+        free(run->reason);
+        r = say(&run->reason, "%s", error_message(&damage));
     }
-    run->base = run->reason ? NULL : last;
-    return 0;
+    return r < 0 ? error_out_of_memory(err) : 0;
 }
 
 /* --- preparation --- */
@@ -152,145 +206,94 @@ static int refuse_disk(struct run *run, struct error *err, const char *what, con
     return -EINVAL;
 }
 
+/* Disks of two machines may have the same names. */
+static int check_same_machine(struct run *run, const struct manifest *m, struct error *err)
+{
+    struct manifest here = {0};
+    int r = 0;
+
+    if (manifest_set_machine(&here) < 0) {
+        r = error_out_of_memory(err);
+    } else if (m->machine_id && here.machine_id && strcmp(m->machine_id, here.machine_id) != 0) {
+        r = refuse_disk(run, err, "a disk of machine", m->machine ? m->machine : m->machine_id,
+                        here.machine ? here.machine : here.machine_id);
+    }
+    manifest_clear(&here);
+    return r;
+}
+
 /*
  * The bitmap of the last backup can only be on the disk that was backed up. Without the bitmap,
- * names are compared.
+ * files are compared or, where they are not known, names.
  */
 static int check_same_disk(struct run *run, struct error *err)
 {
     const struct repository_entry *last = repository_last(&run->repository);
     const struct manifest *m = last ? &last->manifest : NULL;
+    const char *name = run->source->name, *file = run->source->disk.file;
 
-    if (!last || run->options->same_disk || source_find_bitmap(&run->state, m->bitmap)) {
+    if (!last || run->options->same_disk || source_bitmap(run->source, m->bitmap)) {
         return 0;
     }
-    if (strcmp(m->node, run->options->node) != 0) {
-        return refuse_disk(run, err, "node", m->node, run->options->node);
+    if (m->disk && file) {
+        return strcmp(m->disk, file) == 0 ? check_same_machine(run, m, err)
+                                          : refuse_disk(run, err, "disk", m->disk, file);
     }
-    if (m->disk && run->state.disk && strcmp(m->disk, run->state.disk) != 0) {
-        return refuse_disk(run, err, "disk", m->disk, run->state.disk);
+    if (strcmp(m->node, name) != 0) {
+        return refuse_disk(run, err, "node", m->node, name);
     }
-    return 0;
+    return check_same_machine(run, m, err);
 }
 
-static int check_node(struct run *run, struct error *err)
+int run_co_settle(struct run *run, struct error *err)
 {
-    const char *node = run->options->node;
+    struct source *source = run->source;
+    int r;
 
-    if (!run->state.found) {
-        error_set(err, ENOENT, "The daemon at '%s' has no node '%s'", run->options->qmp_socket,
-                  node);
-        error_hint(err, "Nodes are named by --blockdev node-name=... or blockdev-add.");
-        return -ENOENT;
-    }
-    if (run->state.virtual_size == 0) {
-        return error_set(err, EINVAL, "Node '%s' is empty", node);
-    }
-    return check_same_disk(run, err);
-}
-
-/* --- what other runs have left --- */
-
-static int refuse_busy(const struct run *run, const char *repository, struct error *err)
-{
-    error_set(err, EBUSY, "Another backup of node '%s' is under way, to repository %s",
-              run->options->node, repository);
-    return -EBUSY;
+    memcpy(source->repository, run->repository.id, sizeof(source->repository));
+    r = source->ops->co_inspect(source, err);
+    UNLESS_FAILED(r, check_same_disk(run, err));
+    return r < 0 ? r : source->ops->co_settle(source, run_last_bitmap(run), err);
 }
 
 /*
- * End a killed run to another directory, which has left its filter. Its bitmaps stay: with them the
- * next run to that directory continues.
+ * Somebody has disabled the bitmap of the last backup. It has to go before another one begins:
+ * settling could not tell it from one that a run has frozen.
  */
-static int co_end_other(struct run *run, const char *repository, struct error *err)
+static int co_drop_disabled(struct run *run, struct error *err)
 {
-    SOURCE_STATE_AUTO(state);
-    struct source other;
-    enum fleece_owner owner;
-    int r;
+    const char *last = run_last_bitmap(run);
+    const struct source_bitmap *b = last ? source_bitmap(run->source, last) : NULL;
 
-    source_init(&other, run->source.qmp, run->options->node, repository);
-    r = source_co_inspect(&other, &state, err);
-    if (r < 0) {
-        return r;
-    }
-    owner = state.temp_image ? fleece_owner(state.temp_image) : FLEECE_DEAD;
-    if (owner == FLEECE_ALIVE) {
-        return refuse_busy(run, repository, err);
-    }
-    if (owner == FLEECE_UNKNOWN) {
-        refuse_busy(run, repository, err);
-        error_hint(err,
-                   "If it was killed, 'tidemark backup --qmp %s --forget %s' removes what it has "
-                   "left.",
-                   run->options->qmp_socket, repository);
-        return -EBUSY;
-    }
-    r = source_co_take_down(&other, err);
-    if (r == 0 && state.temp_image) {
-        fleece_remove_of_file(state.temp_image);
-    }
-    return r;
-}
-
-int run_co_settle(struct run *run, struct qmp_client *qmp, struct error *err)
-{
-    struct source_state *state = &run->state;
-    int r;
-
-    source_init(&run->source, qmp, run->options->node, run->repository.id);
-    r = source_co_inspect(&run->source, state, err);
-    UNLESS_FAILED(r, check_node(run, err));
-    if (r < 0) {
-        return r;
-    }
-    /* The lock excludes runs to this directory, but a copy of the repository has the same id. */
-    if (state->temp_image && fleece_owner(state->temp_image) == FLEECE_ALIVE) {
-        return refuse_busy(run, run->repository.id, err);
-    }
-    r = source_co_settle(&run->source, run_last_bitmap(run), err);
-    for (size_t i = 0; r == 0 && i < state->other_count; i++) {
-        r = co_end_other(run, state->others[i], err);
-    }
-    if (r == 0 && state->temp_image) {
-        fleece_remove_of_file(state->temp_image);
-    }
-    return r;
+    return b && !b->recording && !b->inconsistent && run->source->disk.tracks
+               ? run->source->ops->co_settle(run->source, NULL, err)
+               : 0;
 }
 
 /* --- its own files --- */
 
-/* Record the place of the temporary image before the image is made. */
-static int co_make_fleece(struct run *run, struct error *err)
-{
-    const struct ucred daemon = qmp_client_peer(run->source.qmp);
-    struct fleece *f = &run->fleece;
-    char *shown AUTO_FREE = files_join(run->draft.path, REPOSITORY_FLEECE);
-    int r = fleece_init(f, run->options->fleece_dir, run->state.disk, run->repository.id, err);
-
-    if (r == 0 && !shown) {
-        r = error_out_of_memory(err);
-    }
-    UNLESS_FAILED(r, files_write_at(run->draft.fd, REPOSITORY_FLEECE, f->dir, shown, err));
-    return r < 0 ? r : fleece_co_make(f, run->state.virtual_size, daemon.uid, daemon.gid, err);
-}
-
 static int make_manifest(struct run *run, struct error *err)
 {
+    const struct source_disk *disk = &run->source->disk;
     struct manifest *m = &run->manifest;
 
     repository_new_id(&run->repository, m->id);
     m->sequence = repository_next_sequence(&run->repository);
-    m->virtual_size = run->state.virtual_size;
+    m->virtual_size = run->source->disk.size;
     m->reason = TAKE_PTR(run->reason);
     memcpy(m->repository, run->repository.id, sizeof(m->repository));
-    m->node = strdup(run->options->node);
-    m->bitmap = run->state.read_only ? strdup("") : source_new_bitmap_name(&run->source, m->id);
-    m->disk = run->state.disk ? strdup(run->state.disk) : NULL;
+    snprintf(m->set, sizeof(m->set), "%s", run->set);
+    m->node = strdup(run->source->name);
+    m->bitmap = disk->tracks ? source_new_bitmap_name(run->repository.id, m->id) : strdup("");
+    m->disk = disk->file ? strdup(disk->file) : NULL;
+    m->disk_encrypted = disk->encrypted;
     if (run->base) {
         memcpy(m->parent, run->base->id, sizeof(m->parent));
     }
-    return m->node && m->bitmap && (m->disk || !run->state.disk) ? 0 : error_out_of_memory(err);
+    if (manifest_set_machine(m) < 0) {
+        return error_out_of_memory(err);
+    }
+    return m->node && m->bitmap && (m->disk || !disk->file) ? 0 : error_out_of_memory(err);
 }
 
 static int make_files(struct run *run, struct error *err)
@@ -308,15 +311,24 @@ static int make_files(struct run *run, struct error *err)
     return run->sums_fd < 0 ? run->sums_fd : 0;
 }
 
-int run_co_prepare(struct run *run, struct qmp_client *qmp, struct error *err)
+int run_co_prepare(struct run *run, struct error *err)
 {
-    int r = run_co_settle(run, qmp, err);
+    struct source *source = run->source;
+    int r = run_co_settle(run, err);
 
-    source_state_clear(&run->state);
-    UNLESS_FAILED(r, source_co_inspect(&run->source, &run->state, err));
     UNLESS_FAILED(r, co_decide(run, err));
+    if (r == 0 && (run->compare || has_grown(run))) {
+        r = co_open_parent(run, err);
+    }
+    UNLESS_FAILED(r, co_drop_disabled(run, err));
     UNLESS_FAILED(r, make_manifest(run, err));
     UNLESS_FAILED(r, repository_begin(&run->repository, run->manifest.id, &run->draft, err));
-    UNLESS_FAILED(r, co_make_fleece(run, err));
+    if (r == 0) {
+        source->started = run->manifest.bitmap[0] ? run->manifest.bitmap : NULL;
+        source->frozen = run->base && !run->compare ? run->base->manifest.bitmap : NULL;
+        /* What it has grown by is read, whether the bitmap marks it or not. */
+        source->whole = has_grown(run);
+    }
+    UNLESS_FAILED(r, source->ops->co_prepare(source, &run->draft, err));
     return r < 0 ? r : make_files(run, err);
 }

@@ -51,11 +51,11 @@ int files_make_dir_at(int dir, const char *name, const char *shown, struct error
 
 /* --- files --- */
 
-int files_open_at(int dir, const char *name, const char *shown, struct error *err)
+static int open_regular(int dir, const char *name, int flags, const char *shown, struct error *err)
 {
     /* O_NONBLOCK: the open of a FIFO must not block, before the FIFO is refused. */
     int fd AUTO_CLOSE =
-        openat(dir, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+        openat(dir, name, flags | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, FILE_MODE);
     struct stat st;
 
     if (fd < 0 && errno == ELOOP) {
@@ -68,6 +68,16 @@ int files_open_at(int dir, const char *name, const char *shown, struct error *er
         return error_set(err, EINVAL, "'%s' is not a regular file", shown);
     }
     return TAKE_FD(fd);
+}
+
+int files_open_at(int dir, const char *name, const char *shown, struct error *err)
+{
+    return open_regular(dir, name, O_RDONLY, shown, err);
+}
+
+int files_reopen_at(int dir, const char *name, const char *shown, struct error *err)
+{
+    return open_regular(dir, name, O_RDWR | O_CREAT, shown, err);
 }
 
 int files_create_at(int dir, const char *name, const char *shown, struct error *err)
@@ -121,14 +131,21 @@ int files_read_at(int dir, const char *name, size_t max, const char *shown, char
 int files_write_at(int dir, const char *name, const char *text, const char *shown,
                    struct error *err)
 {
+    return files_write_bytes_at(dir, name, text, strlen(text), shown, err);
+}
+
+int files_write_bytes_at(int dir, const char *name, const void *data, size_t size,
+                         const char *shown, struct error *err)
+{
     int fd AUTO_CLOSE = files_create_at(dir, name, shown, err);
-    size_t size = strlen(text), done = 0;
+    const char *bytes = data;
+    size_t done = 0;
 
     if (fd < 0) {
         return fd;
     }
     while (done < size) {
-        ssize_t n = write(fd, text + done, size - done);
+        ssize_t n = write(fd, bytes + done, size - done);
 
         if (n < 0 && errno == EINTR) {
             continue;

@@ -29,6 +29,8 @@ int files_make_dir_at(int dir, const char *name, const char *shown, struct error
 int files_open_at(int dir, const char *name, const char *shown, struct error *err);
 /* Make a file, to read and write it. -EEXIST if the name exists. */
 int files_create_at(int dir, const char *name, const char *shown, struct error *err);
+/* Open a file to read and write it, and make it if there is none. Errors as above. */
+int files_reopen_at(int dir, const char *name, const char *shown, struct error *err);
 /*
  * Make a file without a name. Where the file system has none, the error is mostly -EOPNOTSUPP or
  * -EISDIR.
@@ -44,6 +46,9 @@ int files_read_at(int dir, const char *name, size_t max, const char *shown, char
 /* Make a file with this text, and sync it. -EEXIST if the name exists. */
 int files_write_at(int dir, const char *name, const char *text, const char *shown,
                    struct error *err);
+/* The same, with any bytes. */
+int files_write_bytes_at(int dir, const char *name, const void *data, size_t size,
+                         const char *shown, struct error *err);
 
 /* fsync(2) of a file or directory. */
 int files_sync(int fd, const char *shown, struct error *err);

@@ -50,9 +50,9 @@ static bool is_short_of_space(const char *path)
                MIN((uint64_t)fs.f_blocks * fs.f_frsize / RESERVED_SHARE, RESERVED_MOST);
 }
 
-bool fleece_is_short_of_space(const struct fleece *f)
+bool fleece_is_short_of_space(const struct fleece *f, bool anywhere)
 {
-    return f->next_to_disk && is_short_of_space(f->dir);
+    return (anywhere || f->next_to_disk) && is_short_of_space(f->dir);
 }
 
 static char *beside(const char *disk)
@@ -253,8 +253,8 @@ static int give(int fd, const char *shown, uid_t uid, gid_t gid, struct error *e
 }
 
 /* A sparse file of the disk's size; where no file can be so large, a qcow2 image. */
-static int co_make_temporary_image(struct fleece *f, uint64_t size, uid_t uid, gid_t gid,
-                                   struct error *err)
+static int co_make_temporary_image(struct fleece *f, uint64_t size, bool qcow2, uid_t uid,
+                                   gid_t gid, struct error *err)
 {
     char self[FILES_SELF_SIZE];
     int fd AUTO_CLOSE = -1;
@@ -268,10 +268,10 @@ static int co_make_temporary_image(struct fleece *f, uint64_t size, uid_t uid, g
     if (fd < 0) {
         return fd;
     }
-    if (ftruncate(fd, (off_t)round_up(size, SECTOR)) == 0) {
+    if (!qcow2 && ftruncate(fd, (off_t)round_up(size, SECTOR)) == 0) {
         return give(fd, f->image, uid, gid, err);
     }
-    if (errno != EFBIG) {
+    if (!qcow2 && errno != EFBIG) {
         return error_set_errno(err, errno, "Could not create '%s'", f->image);
     }
     if (renameat(f->fd, RAW, f->fd, QCOW2) < 0) {
@@ -289,7 +289,8 @@ static int co_make_temporary_image(struct fleece *f, uint64_t size, uid_t uid, g
     return r < 0 ? r : give(fd, f->image, uid, gid, err);
 }
 
-int fleece_co_make(struct fleece *f, uint64_t size, uid_t uid, gid_t gid, struct error *err)
+int fleece_co_make(struct fleece *f, uint64_t size, bool qcow2, uid_t uid, gid_t gid,
+                   struct error *err)
 {
     int r;
 
@@ -300,7 +301,7 @@ int fleece_co_make(struct fleece *f, uint64_t size, uid_t uid, gid_t gid, struct
     sweep(f->place_fd);
     f->fd = files_make_dir_at(f->place_fd, f->name, f->dir, err);
     r = f->fd < 0 ? f->fd : lock_it(f, err);
-    UNLESS_FAILED(r, co_make_temporary_image(f, size, uid, gid, err));
+    UNLESS_FAILED(r, co_make_temporary_image(f, size, qcow2, uid, gid, err));
     return r < 0 ? r : give(f->fd, f->dir, uid, gid, err);
 }
 

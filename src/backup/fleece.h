@@ -46,15 +46,17 @@ int fleece_init(struct fleece *f, const char *asked, const char *disk, const cha
                 struct error *err);
 /*
  * Whether the space next to the disk is so short that a guest may soon have none for its own
- * writes.
+ * writes. `anywhere`: wherever the image is, since the guest's writes fail when it can't grow.
  */
-bool fleece_is_short_of_space(const struct fleece *f);
+bool fleece_is_short_of_space(const struct fleece *f, bool anywhere);
 /*
- * Make the directory and the image, for a disk of `size` bytes and a daemon of this user and group.
+ * Make the directory and the image, for a disk of `size` bytes and a daemon of this user and group;
+ * `qcow2`: in that format in any case.
  * Also removes directories in the same place that dead runs have left and that no other run can
  * find.
  */
-int fleece_co_make(struct fleece *f, uint64_t size, uid_t uid, gid_t gid, struct error *err);
+int fleece_co_make(struct fleece *f, uint64_t size, bool qcow2, uid_t uid, gid_t gid,
+                   struct error *err);
 /* Remove what was made, and release `f`. */
 void fleece_clear(struct fleece *f);
 

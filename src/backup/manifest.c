@@ -17,10 +17,38 @@
 void manifest_clear(struct manifest *m)
 {
     free(m->reason);
+    free(m->machine);
+    free(m->machine_id);
     free(m->node);
     free(m->disk);
     free(m->bitmap);
     *m = (struct manifest){0};
+}
+
+static char *copy_text(const char *s, bool *failed)
+{
+    char *copy = s ? strdup(s) : NULL;
+
+    *failed = *failed || (s && !copy);
+    return copy;
+}
+
+int manifest_copy(const struct manifest *m, struct manifest *ret_manifest)
+{
+    struct manifest copy = *m;
+    bool failed = false;
+
+    copy.reason = copy_text(m->reason, &failed);
+    copy.machine = copy_text(m->machine, &failed);
+    copy.machine_id = copy_text(m->machine_id, &failed);
+    copy.node = copy_text(m->node, &failed);
+    copy.disk = copy_text(m->disk, &failed);
+    copy.bitmap = copy_text(m->bitmap, &failed);
+    if (failed) {
+        manifest_clear(&copy);
+    }
+    *ret_manifest = copy;
+    return failed ? -ENOMEM : 0;
 }
 
 bool backup_id_is_valid(const char *id)
@@ -28,6 +56,24 @@ bool backup_id_is_valid(const char *id)
     size_t len = strlen(id);
 
     return len > 0 && len < BACKUP_ID_SIZE && id[0] != '-' && strspn(id, "0123456789TZ-") == len;
+}
+
+/* The time, and nothing or the number of a backup of the same second after it. */
+static bool is_complete_id(const char *text)
+{
+    size_t time = strspn(text, "0123456789T");
+    const char *number = text + time + 2;
+
+    if (time != strlen("20261120T093000") || text[time] != 'Z') {
+        return false;
+    }
+    return !text[time + 1] ||
+           (text[time + 1] == '-' && *number && !number[strspn(number, "0123456789")]);
+}
+
+bool backup_id_is_meant(const char *id, const char *text)
+{
+    return is_complete_id(text) ? strcmp(id, text) == 0 : strncmp(id, text, strlen(text)) == 0;
 }
 
 static bool has_control_characters(const char *s)
@@ -56,6 +102,14 @@ void backup_moment_now(struct backup_moment *ret_moment)
     snprintf(ret_moment->utc, sizeof(ret_moment->utc), "%s.%06uZ", date,
              (unsigned)(utc.tv_nsec / 1000) % 1000000);
     ret_moment->monotonic_ns = ns_from_timespec(mono);
+}
+
+int64_t backup_moment_seconds(const struct backup_moment *moment)
+{
+    struct tm tm = {0};
+    const char *end = strptime(moment->utc, "%Y-%m-%dT%H:%M:%S", &tm);
+
+    return end && (*end == '.' || *end == 'Z') ? (int64_t)timegm(&tm) : INT64_MIN;
 }
 
 /* --- writing --- */
@@ -123,14 +177,32 @@ struct json_object *manifest_to_json(const struct manifest *m)
     add_field(o, "kind", manifest_is_full(m) ? "full" : "incremental");
     add_field(o, "parent", manifest_is_full(m) ? NULL : m->parent);
     add_field(o, "reason", m->reason);
+    if (m->rebuilt) {
+        json_object_object_add(o, "rebuilt", json_object_new_boolean(true));
+    }
     if (m->repository[0]) {
         add_field(o, "repository", m->repository);
+    }
+    if (m->machine) {
+        add_field(o, "machine", m->machine);
+    }
+    if (m->machine_id) {
+        add_field(o, "machine-id", m->machine_id);
     }
     add_field(o, "node", m->node);
     if (m->disk) {
         add_field(o, "disk", m->disk);
     }
+    if (m->disk_encrypted) {
+        json_object_object_add(o, "disk-encrypted", json_object_new_boolean(true));
+    }
+    if (m->protection) {
+        add_field(o, "protection", m->protection);
+    }
     add_field(o, "bitmap", m->bitmap);
+    if (m->set[0]) {
+        add_field(o, "set", m->set);
+    }
     json_object_object_add(o, "checkpoint", checkpoint);
     add_moment(checkpoint, "begin", &m->begin);
     add_moment(checkpoint, "end", &m->end);
@@ -139,9 +211,15 @@ struct json_object *manifest_to_json(const struct manifest *m)
     add_uint(o, "changed-bytes", m->changed);
     add_uint(o, "moved-bytes", m->moved);
     add_uint(o, "stored-bytes", m->stored);
+    if (m->patched) {
+        add_uint(o, "patched-bytes", m->patched);
+    }
     add_uint(o, "duration-ms", m->duration_ms);
     add_file(o, "image", m->image_size, m->image_sha256);
     add_file(o, "checksums", m->sums_size, m->sums_sha256);
+    if (m->mac[0]) {
+        add_field(o, "mac", m->mac);
+    }
     if (checksum_of(o, JSON_C_TO_STRING_NOSLASHESCAPE, checksum) < 0) {
         json_object_put(o);
         return NULL;
@@ -233,6 +311,13 @@ static int dup_string(struct json_object *o, const char *key, char **ret_text, c
     return *ret_text ? 0 : error_out_of_memory(err);
 }
 
+/* *ret_text stays as it is if there is no such member. */
+static int dup_optional(struct json_object *o, const char *key, char **ret_text, const char *where,
+                        struct error *err)
+{
+    return json_object_object_get_ex(o, key, NULL) ? dup_string(o, key, ret_text, where, err) : 0;
+}
+
 /*
  * Manifests of earlier versions have no member "repository"; there the name of the bitmap begins
  * with the id.
@@ -268,13 +353,14 @@ static int get_id(struct json_object *o, const char *key, char *ret_text, const 
     return r;
 }
 
-static int get_sha256(struct json_object *o, char *ret_text, const char *where, struct error *err)
+static int get_hash(struct json_object *o, const char *key, char *ret_text, const char *where,
+                    struct error *err)
 {
-    int r = copy_field(o, "sha256", ret_text, SHA256_HEX_SIZE, where, err);
+    int r = copy_field(o, key, ret_text, SHA256_HEX_SIZE, where, err);
 
     if (r == 0 && (strlen(ret_text) != SHA256_HEX_SIZE - 1 ||
                    strspn(ret_text, "0123456789abcdef") != SHA256_HEX_SIZE - 1)) {
-        r = error_set(err, EINVAL, "Manifest '%s': 'sha256' is not a SHA-256", where);
+        r = error_set(err, EINVAL, "Manifest '%s': '%s' is not a SHA-256", where, key);
     }
     return r;
 }
@@ -301,14 +387,14 @@ static int get_file(struct json_object *o, const char *key, uint64_t *ret_size, 
     if (!f || get_uint(f, "size", where, ret_size, err) < 0) {
         return -EINVAL;
     }
-    return get_sha256(f, ret_sha256, where, err);
+    return get_hash(f, "sha256", ret_sha256, where, err);
 }
 
 /* The checksum is the last member: remove it, and compare it with the checksum of the rest. */
 static int check_checksum(struct json_object *o, const char *where, struct error *err)
 {
     char stored[SHA256_HEX_SIZE], actual[SHA256_HEX_SIZE], earlier[SHA256_HEX_SIZE];
-    int r = get_sha256(o, stored, where, err);
+    int r = get_hash(o, "sha256", stored, where, err);
 
     if (r < 0) {
         return r;
@@ -356,6 +442,7 @@ static int parse_kind(struct json_object *o, struct manifest *m, const char *whe
                       struct error *err)
 {
     const char *kind = get_string(o, "kind", MANIFEST_NAME_MAX, where, err);
+    struct json_object *reason;
 
     if (!kind) {
         return -EINVAL;
@@ -365,6 +452,10 @@ static int parse_kind(struct json_object *o, struct manifest *m, const char *whe
     }
     if (strcmp(kind, "incremental") != 0) {
         return error_set(err, EINVAL, "Manifest '%s': no kind of backup: '%s'", where, kind);
+    }
+    if (json_object_object_get_ex(o, "reason", &reason) && reason &&
+        dup_string(o, "reason", &m->reason, where, err) < 0) {
+        return -EINVAL;
     }
     return get_id(o, "parent", m->parent, where, err);
 }
@@ -379,10 +470,14 @@ static int parse_fields(struct json_object *o, struct manifest *m, const char *w
         dup_string(o, "node", &m->node, where, err) < 0 ||
         dup_string(o, "bitmap", &m->bitmap, where, err) < 0 ||
         get_repository(o, m, where, err) < 0 ||
-        (json_object_object_get_ex(o, "disk", NULL) &&
-         dup_string(o, "disk", &m->disk, where, err) < 0)) {
+        (json_object_object_get_ex(o, "set", NULL) && get_id(o, "set", m->set, where, err) < 0) ||
+        dup_optional(o, "machine", &m->machine, where, err) < 0 ||
+        dup_optional(o, "machine-id", &m->machine_id, where, err) < 0 ||
+        dup_optional(o, "disk", &m->disk, where, err) < 0) {
         return -EINVAL;
     }
+    m->rebuilt = json_object_object_get_ex(o, "rebuilt", NULL);
+    m->disk_encrypted = json_object_object_get_ex(o, "disk-encrypted", NULL);
     checkpoint = get_field(o, "checkpoint", json_type_object, where, err);
     if (!checkpoint || get_moment(checkpoint, "begin", &m->begin, where, err) < 0 ||
         get_moment(checkpoint, "end", &m->end, where, err) < 0) {
@@ -392,9 +487,12 @@ static int parse_fields(struct json_object *o, struct manifest *m, const char *w
         get_uint(o, "changed-bytes", where, &m->changed, err) < 0 ||
         get_uint(o, "moved-bytes", where, &m->moved, err) < 0 ||
         get_uint(o, "stored-bytes", where, &m->stored, err) < 0 ||
+        (json_object_object_get_ex(o, "patched-bytes", NULL) &&
+         get_uint(o, "patched-bytes", where, &m->patched, err) < 0) ||
         get_uint(o, "duration-ms", where, &m->duration_ms, err) < 0 ||
         get_file(o, "image", &m->image_size, m->image_sha256, where, err) < 0 ||
-        get_file(o, "checksums", &m->sums_size, m->sums_sha256, where, err) < 0) {
+        get_file(o, "checksums", &m->sums_size, m->sums_sha256, where, err) < 0 ||
+        (json_object_object_get_ex(o, "mac", NULL) && get_hash(o, "mac", m->mac, where, err) < 0)) {
         return -EINVAL;
     }
     if (m->virtual_size == 0 || m->virtual_size > INT64_MAX - BACKUP_CLUSTER_SIZE) {

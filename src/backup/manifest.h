@@ -33,10 +33,18 @@ struct manifest {
     char id[BACKUP_ID_SIZE];
     uint64_t sequence;           /* grows with each backup of a repository */
     char parent[BACKUP_ID_SIZE]; /* "" for a full backup */
-    char *reason;                /* why a full one was taken; NULL for an incremental one */
-    char repository[9];          /* id of the repository it was made in; "" if not known */
+    /* Why a full one was taken, or why the whole disk was read for an incremental one; or NULL. */
+    char *reason;
+    bool rebuilt;             /* made by a repair: node and times are guesses */
+    char set[BACKUP_ID_SIZE]; /* that it was taken with (backup/set.h); "" if it was alone */
+    char repository[9];       /* id of the repository it was made in; "" if not known */
+    char *machine;            /* name of the machine that the disk was on; NULL if not known */
+    char *machine_id;         /* the same, never given twice; NULL if not known */
     char *node;
-    char *disk;   /* file of the node's contents; NULL if not known */
+    char *disk;          /* file of the node's contents; NULL if not known */
+    bool disk_encrypted; /* on its storage; the backup has what the guest wrote */
+    /* How the files of the backup are protected: a word of docs/backup.md. NULL: not said. */
+    const char *protection;
     char *bitmap; /* records what changed since; "" if there is none */
     /*
      * The checkpoint was made between these moments: right before the command was sent, and right
@@ -47,13 +55,17 @@ struct manifest {
     uint64_t changed; /* bytes marked by the bitmap or, in a full backup, allocated on the disk */
     uint64_t moved;   /* bytes that were read over NBD */
     uint64_t stored;  /* bytes that the backup takes on disk */
+    uint64_t patched; /* bytes of the image that merges have written over since it was made */
     uint64_t duration_ms; /* of the whole run */
     uint64_t image_size;  /* bytes of the qcow2 file */
     char image_sha256[SHA256_HEX_SIZE];
-    uint64_t sums_size; /* bytes of the checksum file */
+    char mac[SHA256_HEX_SIZE]; /* by the key of the repository; "" if there is none */
+    uint64_t sums_size;        /* bytes of the checksum file */
     char sums_sha256[SHA256_HEX_SIZE];
 };
 
+/* A copy that owns what it holds. -ENOMEM; then *ret_manifest is empty. */
+int manifest_copy(const struct manifest *m, struct manifest *ret_manifest);
 /* Release what `m` holds, and make it empty. */
 void manifest_clear(struct manifest *m);
 /* Whether the backup is a full one. */
@@ -64,9 +76,22 @@ static inline bool manifest_is_full(const struct manifest *m)
 
 /* Whether `id` has the form of a backup's id, and so may become part of a path. */
 bool backup_id_is_valid(const char *id);
+/*
+ * Whether the id is meant by `text`: its beginning, or all of it. A text that is a whole id means
+ * only that one, as "<time>" is the beginning of "<time>-2", which is another backup.
+ */
+bool backup_id_is_meant(const char *id, const char *text);
 
 /* Whether `name` may be a string in a manifest: not too long, and without control characters. */
 bool manifest_name_is_valid(const char *name);
+
+/* A moment in seconds since the epoch; INT64_MIN if its text is none. */
+int64_t backup_moment_seconds(const struct backup_moment *moment);
+/*
+ * Enter the machine that this program runs on. Its id is a hash, since /etc/machine-id is to be
+ * kept private. Without such a file, there is only a name. -ENOMEM.
+ */
+int manifest_set_machine(struct manifest *m);
 
 /* The current time. */
 void backup_moment_now(struct backup_moment *ret_moment);

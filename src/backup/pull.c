@@ -7,38 +7,33 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "backup/files.h"
 #include "backup/pull_internal.h"
+#include "backup/stored_node.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/iov.h"
+#include "base/pacer.h"
 #include "base/progress.h"
 #include "base/time_units.h"
 #include "block/block.h"
 #include "block/gate.h"
 #include "co/sync.h"
 #include "loop/loop.h"
-#include "nbd/proto.h"
 
-#define CONNECT_TIMEOUT_NS (30 * NS_PER_SECOND)
 #define WORKERS 24
-#define CONNECTIONS 2
-/*
- * Timeout of all connections but the first: a server may have a limit, and then a connection waits.
- */
-#define FURTHER_TIMEOUT_NS (2 * NS_PER_SECOND)
 #define WATCH_NS (NS_PER_SECOND / 5)
 
 struct pull {
     const struct pull_config *config;
-    struct nbd_client *clients[CONNECTIONS];
-    unsigned client_count, next_client;
+    struct stored *sums; /* the checksum file */
     struct pull_plan plan;
     struct pull_cursor cursor;
     struct block_node *node;
     struct block_root *root;
     struct progress progress;
     uint64_t moved;
+    uint64_t stored;    /* clusters that differ from the parent */
+    struct pacer pacer; /* of reads */
     int64_t watched_ns;
     struct error *err; /* gets the first failure */
     int status;
@@ -47,11 +42,21 @@ struct pull {
 
 /* --- one chunk --- */
 
-static int fail_at(struct pull *p, int r, const char *what, const char *name, uint64_t offset)
+static int fail_read(struct pull *p, int r, uint64_t offset)
 {
     if (p->status == 0) {
         p->status = r;
-        error_set_errno(p->err, -r, "Could not %s '%s' at offset %" PRIu64, what, name, offset);
+        error_set_errno(p->err, -r, "Could not read %s at offset %" PRIu64, p->config->input->shown,
+                        offset);
+    }
+    return r;
+}
+
+static int fail_write(struct pull *p, int r, const char *path, uint64_t offset)
+{
+    if (p->status == 0) {
+        p->status = r;
+        error_set_errno(p->err, -r, "Could not write '%s' at offset %" PRIu64, path, offset);
     }
     return r;
 }
@@ -79,80 +84,127 @@ static int co_write_zero_chunk(struct pull *p, uint64_t first, uint64_t count)
                                  pull_bytes(p->config->disk_size, first, count), 0);
 }
 
-/* Write what was read: each cluster as data, or as zeroes if it holds only zeroes. */
-static int co_store_chunk(struct pull *p, const struct pull_chunk *chunk, uint8_t *buf)
+/* What was read becomes data, zeroes if it holds only zeroes, or the same as in the parent. */
+static void judge_chunk(struct pull *p, const struct pull_chunk *chunk, const uint8_t *buf,
+                        uint8_t *digests)
 {
     uint8_t *kinds = p->plan.kinds + chunk->kind_index;
-    int r = 0;
 
     for (uint64_t i = 0; i < chunk->count; i++) {
         if (buffer_is_zero(buf + i * BACKUP_CLUSTER_SIZE, BACKUP_CLUSTER_SIZE)) {
             kinds[i] = PULL_ZERO;
+            memset(digests + i * SUMS_DIGEST_SIZE, 0, SUMS_DIGEST_SIZE);
         }
     }
+    if (p->config->parent) {
+        pull_compare_kinds(chunk, digests, kinds);
+    }
+}
+
+static int co_store_chunk(struct pull *p, const struct pull_chunk *chunk, uint8_t *buf)
+{
+    const uint8_t *kinds = p->plan.kinds + chunk->kind_index;
+    int r = 0;
+
     for (uint64_t i = 0, end; r == 0 && i < chunk->count; i = end) {
         for (end = i + 1; end < chunk->count && kinds[end] == kinds[i]; end++) {
         }
-        r = kinds[i] == PULL_DATA ? co_write_data_chunk(p, chunk, buf, i, end)
-                                  : co_write_zero_chunk(p, chunk->first + i, end - i);
+        if (kinds[i] == PULL_DATA) {
+            r = co_write_data_chunk(p, chunk, buf, i, end);
+        } else if (kinds[i] == PULL_ZERO) {
+            r = co_write_zero_chunk(p, chunk->first + i, end - i);
+        }
     }
     return r;
 }
 
-static int co_pull_data(struct pull *p, struct nbd_client *client, const struct pull_chunk *chunk,
-                        uint8_t *buf)
+static bool is_all_the_same(const struct pull *p, const struct pull_chunk *chunk)
 {
+    const uint8_t *kinds = p->plan.kinds + chunk->kind_index;
+    uint64_t i = 0;
+
+    while (i < chunk->count && kinds[i] == PULL_SAME) {
+        i++;
+    }
+    return i == chunk->count;
+}
+
+/* Wait for the turn of a read, under a limit of the rate; a stop ends the wait. */
+static void co_await_turn(struct pull *p, uint64_t size)
+{
+    int64_t now = loop_now_ns(), turn = now + pacer_take(&p->pacer, size, now);
+
+    while (turn > now && p->status == 0 && !(p->config->stop && *p->config->stop)) {
+        loop_co_sleep(MIN(turn - now, WATCH_NS));
+        now = loop_now_ns();
+    }
+}
+
+static int co_pull_data(struct pull *p, const struct pull_chunk *chunk, uint8_t *buf)
+{
+    struct pull_input *input = p->config->input;
     uint64_t offset = chunk->first * BACKUP_CLUSTER_SIZE;
     uint64_t size = pull_bytes(p->config->disk_size, chunk->first, chunk->count);
     uint8_t digests[PULL_CHUNK_CLUSTERS * SUMS_DIGEST_SIZE];
-    uint8_t *kinds = p->plan.kinds + chunk->kind_index;
-    int r = nbd_client_co_pread(client, offset, buf, size);
+    int r;
 
+    co_await_turn(p, size);
+    r = input->ops->co_read(input, offset, buf, size);
     if (r < 0) {
         *p->config->view_failed = true;
-        return fail_at(p, r, "read export", p->config->export_name, offset);
+        return fail_read(p, r, offset);
     }
     memset(buf + size, 0, chunk->count * BACKUP_CLUSTER_SIZE - size);
     p->moved += size;
     r = sums_co_digest_clusters(buf, chunk->count * BACKUP_CLUSTER_SIZE, digests);
-    UNLESS_FAILED(r, co_store_chunk(p, chunk, buf));
+    if (r == 0) {
+        judge_chunk(p, chunk, buf, digests);
+        r = co_store_chunk(p, chunk, buf);
+    }
     if (r < 0) {
-        return fail_at(p, r, "write", p->config->image_path, offset);
+        return fail_write(p, r, p->config->image_path, offset);
     }
-    for (uint64_t i = 0; i < chunk->count; i++) {
-        if (kinds[i] != PULL_DATA) {
-            memset(digests + i * SUMS_DIGEST_SIZE, 0, SUMS_DIGEST_SIZE);
-        }
-    }
-    r = sums_write_digests(p->config->sums_fd, chunk->slot, digests, chunk->count);
-    return r < 0 ? fail_at(p, r, "write", p->config->sums_path, offset) : 0;
+    r = is_all_the_same(p, chunk) ? 0
+                                  : sums_write_digests(p->sums, chunk->slot, digests, chunk->count);
+    return r < 0 ? fail_write(p, r, p->config->sums_path, offset) : 0;
 }
 
 static int co_pull_chunk(struct pull *p, const struct pull_chunk *chunk, uint8_t *buf)
 {
-    struct nbd_client *client = p->clients[p->next_client++ % p->client_count];
+    struct pull_input *input = p->config->input;
     uint64_t offset = chunk->first * BACKUP_CLUSTER_SIZE;
     uint64_t size = pull_bytes(p->config->disk_size, chunk->first, chunk->count);
     int r;
 
     if (chunk->kind == PULL_DATA) {
-        r = co_pull_data(p, client, chunk, buf);
+        r = co_pull_data(p, chunk, buf);
         progress_add(&p->progress, size);
     } else {
         r = co_write_zero_chunk(p, chunk->first, chunk->count);
         if (r < 0) {
-            r = fail_at(p, r, "write", p->config->image_path, offset);
+            r = fail_write(p, r, p->config->image_path, offset);
         }
     }
-    if (r == 0 && (nbd_client_flags(client) & NBD_FLAG_SEND_TRIM) &&
-        !(nbd_client_flags(client) & NBD_FLAG_READ_ONLY)) {
-        /*
-         * It need not be kept for us any longer. Only a hint: if it fails, more is copied than need
-         * be.
-         */
-        nbd_client_co_trim(client, offset, size);
+    if (r == 0) {
+        input->ops->co_release(input, offset, size);
     }
     return r;
+}
+
+/* The next chunk, with what the parent has there. False: there is none, or an error. */
+static bool next_pull_chunk(struct pull *p, struct pull_chunk *ret_chunk)
+{
+    struct chain *parent = p->config->parent;
+    int r;
+
+    if (!pull_plan_next(&p->plan, &p->cursor, ret_chunk)) {
+        return false;
+    }
+    r = parent && ret_chunk->kind == PULL_DATA ? pull_compare_look_up(parent, ret_chunk) : 0;
+    if (r < 0 && p->status == 0) {
+        p->status = error_set_errno(p->err, -r, "Could not read checksums of the last backup");
+    }
+    return r == 0;
 }
 
 /* Call config->watch() when it is due. False: the pull has to end. */
@@ -178,7 +230,7 @@ static void co_pull_worker(void *arg)
     if (!buf && p->status == 0) {
         p->status = error_out_of_memory(p->err);
     }
-    while (buf && p->status == 0 && pull_plan_next(&p->plan, &p->cursor, &chunk)) {
+    while (buf && p->status == 0 && next_pull_chunk(p, &chunk)) {
         if (p->config->stop && *p->config->stop) {
             p->status = error_set(p->err, EINTR, "The backup was stopped");
             break;
@@ -215,83 +267,25 @@ static int co_run_workers(struct pull *p)
 
 /* --- begin and end --- */
 
-static int check_pulled_export(struct pull *p, const struct nbd_client *client)
-{
-    const struct pull_config *config = p->config;
-
-    if (nbd_client_size(client) < config->disk_size) {
-        return error_set(p->err, EIO, "Export '%s' has %" PRIu64 " bytes, the disk has %" PRIu64,
-                         config->export_name, nbd_client_size(client), config->disk_size);
-    }
-    if (!nbd_client_context(client, 0)) {
-        return error_set(p->err, ENOTSUP, "Export '%s' does not tell what is allocated",
-                         config->export_name);
-    }
-    return 0;
-}
-
-static int co_connect_to_view(struct pull *p)
-{
-    static const char *const contexts[] = {NBD_CONTEXT_BASE_ALLOCATION};
-    const struct pull_config *config = p->config;
-
-    for (unsigned i = 0; i < CONNECTIONS; i++) {
-        ERROR_AUTO(err);
-        int r = nbd_client_co_connect(config->address, config->tls, config->export_name, contexts,
-                                      1, i == 0 ? CONNECT_TIMEOUT_NS : FURTHER_TIMEOUT_NS,
-                                      &p->clients[i], &err);
-        if (r < 0 && i > 0) {
-            break;
-        }
-        if (r < 0) {
-            if (r == -ETIMEDOUT) {
-                error_hint(&err, "Has the server reached its number of connections "
-                                 "(max-connections)?");
-            }
-            error_move(p->err, &err);
-            return r;
-        }
-        p->client_count++;
-        r = check_pulled_export(p, p->clients[i]);
-        if (r < 0) {
-            return r;
-        }
-        if (!(nbd_client_flags(p->clients[i]) & NBD_FLAG_CAN_MULTI_CONN)) {
-            break;
-        }
-    }
-    return 0;
-}
-
 static int co_make_backup_image(struct pull *p)
 {
     const struct pull_config *config = p->config;
-    struct options *opts = options_new();
-    char self[FILES_SELF_SIZE];
-    int r;
+    const struct stored_image image = {
+        .shown = config->image_path,
+        .fd = config->image_fd,
+        .seal = config->seal,
+        .size = config->disk_size,
+        .backing = config->backing,
+    };
+    int r = stored_node_co_create(&image, &p->node, p->err);
 
-    if (!opts) {
-        return error_out_of_memory(p->err);
+    p->sums = stored_create(config->sums_fd, config->seal, STORED_SUMS);
+    if (r == 0 && !p->sums) {
+        r = error_out_of_memory(p->err);
     }
-    options_set_str(opts, "compression_type", "zstd");
-    options_set_uint(opts, "cluster_size", BACKUP_CLUSTER_SIZE);
-    if (config->backing) {
-        options_set_str(opts, "backing_file", config->backing);
-        options_set_str(opts, "backing_fmt", "qcow2");
-    }
-    files_self_path(config->image_fd, self);
-    r = block_co_create_image("qcow2", self, config->disk_size, opts, p->err);
-    /*
-     * Without its backing file: that is never read, however long the chain, and whatever it may
-     * name.
-     */
-    UNLESS_FAILED(r, block_co_open_filename(self, "qcow2", NULL,
-                                            BLOCK_OPEN_RDWR | BLOCK_OPEN_NO_BACKING, &p->node,
-                                            p->err));
     UNLESS_FAILED(r, block_co_root_new(p->node, "backup",
                                        BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE,
                                        BLOCK_PERM_CONSISTENT_READ, &p->root, p->err));
-    files_name_in_error(p->err, config->image_fd, config->image_path);
     return r;
 }
 
@@ -309,8 +303,12 @@ static int co_finish_pull(struct pull *p)
     if (r < 0) {
         return error_set_errno(p->err, -r, "Could not write '%s'", p->config->image_path);
     }
-    r = pull_plan_to_sums(&p->plan, &runs);
-    UNLESS_FAILED(r, sums_write_finish(p->config->sums_fd, &runs, p->config->disk_size));
+    r = p->config->parent ? pull_compare_close_gaps(&p->plan, p->sums) : 0;
+    UNLESS_FAILED(r, pull_plan_to_sums(&p->plan, &runs));
+    if (p->config->parent) {
+        p->stored = runs.digests;
+    }
+    UNLESS_FAILED(r, sums_write_finish(p->sums, &runs, p->config->disk_size));
     UNLESS_FAILED(r, loop_co_offload(sync_job_run, (void *)&p->config->sums_fd));
     sums_runs_clear(&runs);
     if (r < 0) {
@@ -321,28 +319,25 @@ static int co_finish_pull(struct pull *p)
 
 static void co_close_image(struct pull *p)
 {
-    for (unsigned i = 0; i < CONNECTIONS; i++) {
-        nbd_client_co_close(p->clients[i]);
-    }
     block_co_root_release(p->root);
     block_co_unref(p->node);
+    stored_free(p->sums);
     pull_plan_clear(&p->plan);
 }
 
 int pull_co_run(const struct pull_config *config, struct pull_result *ret_result, struct error *err)
 {
-    struct pull p = {.config = config, .err = err};
-    uint64_t changed = 0;
+    struct pull p = {.config = config, .pacer = {.rate = config->rate}, .err = err};
+    uint64_t clusters = 0;
     int r = pull_co_plan_areas(config, &p.plan, err);
 
-    UNLESS_FAILED(r, co_connect_to_view(&p));
-    UNLESS_FAILED(r, pull_co_plan_kinds(config, p.clients[0], &p.plan, err));
+    UNLESS_FAILED(r, config->input->ops->co_begin(config->input, config->disk_size, err));
+    UNLESS_FAILED(r, pull_co_plan_kinds(config, &p.plan, err));
     UNLESS_FAILED(r, co_make_backup_image(&p));
     if (r == 0) {
-        uint64_t clusters = config->bitmap ? p.plan.runs.digests : p.plan.data_clusters;
-
-        changed = MIN(clusters * BACKUP_CLUSTER_SIZE, config->disk_size);
-        progress_begin(&p.progress, stderr, config->progress, config->backing ? "changed" : "disk",
+        clusters = p.plan.clusters;
+        progress_begin(&p.progress, stderr, config->progress,
+                       config->input->has_bitmap ? "changed" : "disk",
                        p.plan.data_clusters * BACKUP_CLUSTER_SIZE);
         r = co_run_workers(&p);
         UNLESS_FAILED(r, co_finish_pull(&p));
@@ -350,7 +345,11 @@ int pull_co_run(const struct pull_config *config, struct pull_result *ret_result
     }
     co_close_image(&p);
     if (r == 0) {
-        *ret_result = (struct pull_result){.changed = changed, .moved = p.moved};
+        clusters = config->parent ? p.stored : clusters;
+        *ret_result = (struct pull_result){
+            .changed = MIN(clusters * BACKUP_CLUSTER_SIZE, config->disk_size),
+            .moved = p.moved,
+        };
     }
     return r;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Pull a point in time over NBD into a new qcow2 file: find out what to fetch, fetch it with many
+ * Pull a point in time into a new qcow2 file: find out what to fetch, fetch it with many
  * requests in flight, and write compressed clusters and their checksums. Main reactor, in a
  * coroutine; yields.
  */
@@ -11,32 +11,45 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "backup/chain.h"
+#include "backup/pull_input.h"
 #include "base/error.h"
 #include "base/progress.h"
-#include "nbd/client.h"
 
 struct pull_config {
-    const struct socket_address *address;
-    const struct nbd_client_tls *tls; /* NULL: in the clear */
-    const char *export_name;
-    const char *bitmap; /* fetch only what the bitmap marks; NULL: everything that is not zero */
+    /* Only what its bitmap marks is fetched; without one everything that is not zero. */
+    struct pull_input *input;
+    /*
+     * Store only what has another checksum in this chain, whose last backup is the parent. If the
+     * input has a bitmap, too, data is read only where that marks it, and zeroes are looked for
+     * everywhere. NULL: store everything.
+     */
+    struct chain *parent;
     uint64_t disk_size;
-    int image_fd;           /* an empty file that becomes the qcow2 image */
-    const char *image_path; /* its path, for messages */
-    const char *backing;    /* its backing file, relative to it; NULL for a full backup */
-    int sums_fd;            /* an empty file that becomes the checksum file */
-    const char *sums_path;  /* its path, for messages */
+    /*
+     * Size that the disk had in the parent; what has been added since is fetched, whatever the
+     * bitmap says. For a full backup 0.
+     */
+    uint64_t parent_size;
+    int image_fd;                  /* an empty file that becomes the qcow2 image */
+    const struct backup_key *seal; /* with which the files are encrypted; NULL: they are not */
+    const char *image_path;        /* its path, for messages */
+    const char *backing;           /* its backing file, relative to it; NULL for a full backup */
+    int sums_fd;                   /* an empty file that becomes the checksum file */
+    const char *sums_path;         /* its path, for messages */
+    uint64_t rate;                 /* bytes read per second, at most; 0: no limit */
     enum progress_form progress;
     volatile sig_atomic_t *stop; /* becomes true when the user wants to stop; may be NULL */
     /* Called a few times a second; a negative result ends the pull with the error in `err`. */
     int (*watch)(void *arg, struct error *err);
     void *watch_arg;
-    bool *view_failed; /* set when the export cannot be read any more */
+    bool *view_failed; /* set when the input cannot be read any more */
 };
 
 struct pull_result {
-    uint64_t changed; /* bytes marked by the bitmap, or not known to be zero */
-    uint64_t moved;   /* bytes read over NBD */
+    /* Bytes marked by the bitmap, different from the parent, or not known to be zero. */
+    uint64_t changed;
+    uint64_t moved; /* bytes read */
 };
 
 /*

@@ -6,6 +6,7 @@
 #ifndef TIDEMARK_BACKUP_PULL_INTERNAL_H
 #define TIDEMARK_BACKUP_PULL_INTERNAL_H
 
+#include "backup/chain.h"
 #include "backup/manifest.h"
 #include "backup/pull.h"
 #include "backup/sums.h"
@@ -13,9 +14,11 @@
 #define PULL_CHUNK_CLUSTERS 8u
 
 enum pull_kind {
-    PULL_SKIP, /* not part of the backup */
+    PULL_SKIP,     /* zero on the disk, and not part of the backup */
+    PULL_UNMARKED, /* not zero there, but the bitmap says: as in the parent */
     PULL_DATA,
     PULL_ZERO, /* recorded as zeroes */
+    PULL_SAME, /* was fetched, and the parent has the same: not part of the backup */
 };
 
 /*
@@ -24,8 +27,17 @@ enum pull_kind {
  */
 struct pull_plan {
     struct sums_runs runs;
+    /* With a bitmap and a parent: where data is read; `runs` are the whole disk then. */
+    struct sums_runs marked;
     uint8_t *kinds;
     uint64_t data_clusters;
+    uint64_t clusters; /* that are not skipped */
+};
+
+/* What the parent has, for each cluster of a chunk. */
+struct pull_parent {
+    uint8_t is_data[PULL_CHUNK_CLUSTERS]; /* else it is zero there */
+    uint8_t digests[PULL_CHUNK_CLUSTERS * SUMS_DIGEST_SIZE];
 };
 
 /* Adjacent clusters of the same kind; of data at most PULL_CHUNK_CLUSTERS. */
@@ -35,9 +47,10 @@ struct pull_chunk {
     uint64_t kind_index; /* index of the first one in plan->kinds */
     uint64_t slot;       /* index of the first one's digest */
     enum pull_kind kind;
+    struct pull_parent parent; /* of data, if it is to be compared */
 };
 
-/* Iterates over clusters that are not PULL_SKIP, ascending. Starts as zeroes. */
+/* Iterates over clusters that are to be fetched or recorded, ascending. Starts as zeroes. */
 struct pull_cursor {
     size_t run;
     uint64_t in_run;
@@ -45,14 +58,13 @@ struct pull_cursor {
 };
 
 /*
- * Find the areas: the whole disk, or what the bitmap marks; over a connection of its own. 0 or
- * -errno; errors name the export. Yields.
+ * Find the areas: the whole disk, or what the bitmap marks. 0 or -errno; errors name the input.
+ * Yields.
  */
 int pull_co_plan_areas(const struct pull_config *config, struct pull_plan *ret_plan,
                        struct error *err);
-/* Find out, by base:allocation, which clusters of the plan are zero. As above. */
-int pull_co_plan_kinds(const struct pull_config *config, struct nbd_client *client,
-                       struct pull_plan *plan, struct error *err);
+/* Find out which clusters of the plan are zero. As above. */
+int pull_co_plan_kinds(const struct pull_config *config, struct pull_plan *plan, struct error *err);
 /* Release what the plan holds. Does not yield. */
 void pull_plan_clear(struct pull_plan *plan);
 
@@ -62,6 +74,20 @@ bool pull_plan_next(const struct pull_plan *plan, struct pull_cursor *cursor,
 
 /* The runs of the checksum file, from the final kinds. 0 or -ENOMEM. Does not yield. */
 int pull_plan_to_sums(const struct pull_plan *plan, struct sums_runs *ret_runs);
+
+/* --- comparing with the parent; of a plan that covers the whole disk (pull_compare.c) --- */
+
+/* Record zeroes where the parent has data. Does not yield. */
+void pull_compare_zeroes(struct chain *parent, struct pull_plan *plan);
+/* Fill chunk->parent; chunks ascend. Errors of read(2). Does not yield. */
+int pull_compare_look_up(struct chain *parent, struct pull_chunk *chunk);
+/* Turn the kinds of clusters that are the same into PULL_SAME. Does not yield. */
+void pull_compare_kinds(const struct pull_chunk *chunk, const uint8_t *digests, uint8_t *kinds);
+/*
+ * Move the digests of what has stayed together, in the checksum file without its runs. Errors
+ * as those of stored_read() and stored_write(). Does not yield.
+ */
+int pull_compare_close_gaps(const struct pull_plan *plan, struct stored *file);
 
 /* Bytes of [first, first + count) clusters that lie within the disk. */
 static inline uint64_t pull_bytes(uint64_t disk_size, uint64_t first, uint64_t count)

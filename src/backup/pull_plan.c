@@ -1,105 +1,51 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The plan of a pull. The bitmap is queried first, on a connection of its own: outside the areas
- * that it marks, the view refuses even block status. Then the marked areas are queried for zeroes,
- * several at a time.
+ * The plan of a pull. The bitmap is queried first; then the areas that it marks are queried for
+ * zeroes, several at a time.
  */
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 
 #include "backup/pull_internal.h"
 #include "base/checked.h"
-#include "base/cleanup.h"
-#include "base/time_units.h"
 #include "co/sync.h"
 #include "loop/loop.h"
-#include "nbd/proto.h"
 
-#define CONNECT_TIMEOUT_NS (30 * NS_PER_SECOND)
-/* Bytes per status request: a length that fits into 32 bits, with room for alignment. */
+/* Bytes that are asked about at once. */
 #define STATUS_BYTES (1ULL << 30)
 #define ASKERS 16
 
 void pull_plan_clear(struct pull_plan *plan)
 {
     sums_runs_clear(&plan->runs);
+    sums_runs_clear(&plan->marked);
     free(plan->kinds);
     *plan = (struct pull_plan){0};
 }
 
-/* Add the clusters that [offset, offset + length) touches; offsets ascend from call to call. */
-static int add_dirty(struct sums_runs *runs, uint64_t offset, uint64_t length)
-{
-    uint64_t first = offset / BACKUP_CLUSTER_SIZE;
-    uint64_t end = div_round_up(offset + length, BACKUP_CLUSTER_SIZE);
+struct find_areas {
+    struct sums_runs *runs;
+    uint64_t limit; /* bytes */
+};
 
-    if (runs->count > 0) {
-        const struct sums_run *last = &runs->list[runs->count - 1];
+/* Add the clusters that [offset, offset + length) touches; offsets ascend from call to call. */
+static int add_changed_area(void *arg, uint64_t offset, uint64_t length)
+{
+    const struct find_areas *f = arg;
+    uint64_t first = offset / BACKUP_CLUSTER_SIZE;
+    uint64_t end = div_round_up(MIN(offset + length, f->limit), BACKUP_CLUSTER_SIZE);
+
+    if (f->runs->count > 0) {
+        const struct sums_run *last = &f->runs->list[f->runs->count - 1];
         first = MAX(first, last->first + last->count);
     }
-    return first < end ? sums_runs_add(runs, first, end - first, SUMS_DATA) : 0;
-}
-
-static int co_read_bitmap(const struct pull_config *config, struct nbd_client *client,
-                          struct sums_runs *runs, struct error *err)
-{
-    uint64_t offset = 0;
-
-    while (offset < config->disk_size) {
-        struct nbd_extents extents = {0};
-        uint64_t ask = MIN(config->disk_size - offset, STATUS_BYTES);
-        int r = nbd_client_co_block_status(client, offset, ask, false, &extents);
-
-        if (r == 0 && extents.count == 0) {
-            r = -EPROTO;
-        }
-        for (size_t i = 0; r == 0 && i < extents.count; i++) {
-            if (extents.list[i].flags & NBD_STATE_DIRTY) {
-                r = add_dirty(runs, offset, extents.list[i].length);
-            }
-            offset += extents.list[i].length;
-        }
-        nbd_extents_clear(&extents);
-        if (r < 0) {
-            return error_set_errno(err, -r, "Could not read bitmap '%s' of export '%s'",
-                                   config->bitmap, config->export_name);
-        }
-    }
-    return 0;
-}
-
-static int co_plan_dirty(const struct pull_config *config, struct sums_runs *runs,
-                         struct error *err)
-{
-    struct nbd_client *client;
-    char *context AUTO_FREE = NULL;
-    const char *contexts[1];
-    int r;
-
-    if (asprintf(&context, NBD_CONTEXT_DIRTY_BITMAP "%s", config->bitmap) < 0) {
-        context = NULL;
-        return error_out_of_memory(err);
-    }
-    contexts[0] = context;
-    r = nbd_client_co_connect(config->address, config->tls, config->export_name, contexts, 1,
-                              CONNECT_TIMEOUT_NS, &client, err);
-    if (r < 0) {
-        return r;
-    }
-    r = nbd_client_context(client, 0)
-            ? co_read_bitmap(config, client, runs, err)
-            : error_set(err, ENOENT, "Export '%s' does not offer bitmap '%s'", config->export_name,
-                        config->bitmap);
-    nbd_client_co_close(client);
-    return r;
+    return first < end ? sums_runs_add(f->runs, first, end - first, SUMS_DATA) : 0;
 }
 
 /* --- allocation --- */
 
 struct ask {
     const struct pull_config *config;
-    struct nbd_client *client;
     struct pull_plan *plan;
     size_t run; /* the next area to query */
     uint64_t in_run;
@@ -107,39 +53,20 @@ struct ask {
     struct co_group group;
 };
 
-static void mark_data(struct pull_plan *plan, const struct sums_run *run, uint64_t offset,
-                      uint64_t length)
+/* Of one query. */
+struct ask_area {
+    struct pull_plan *plan;
+    const struct sums_run *run;
+};
+
+static int mark_data(void *arg, uint64_t offset, uint64_t length)
 {
+    const struct ask_area *a = arg;
     uint64_t first = offset / BACKUP_CLUSTER_SIZE;
     uint64_t end = div_round_up(offset + length, BACKUP_CLUSTER_SIZE);
 
     for (uint64_t c = first; c < end; c++) {
-        plan->kinds[run->digest + (c - run->first)] = PULL_DATA;
-    }
-}
-
-static int co_ask_area(struct ask *a, const struct sums_run *run, uint64_t offset, uint64_t length)
-{
-    while (length > 0) {
-        struct nbd_extents extents = {0};
-        int r = nbd_client_co_block_status(a->client, offset, length, false, &extents);
-
-        if (r == 0 && extents.count == 0) {
-            r = -EPROTO;
-        }
-        for (size_t i = 0; r == 0 && i < extents.count; i++) {
-            uint64_t n = MIN(length, extents.list[i].length);
-
-            if (!(extents.list[i].flags & NBD_STATE_ZERO)) {
-                mark_data(a->plan, run, offset, n);
-            }
-            offset += n;
-            length -= n;
-        }
-        nbd_extents_clear(&extents);
-        if (r < 0) {
-            return r;
-        }
+        a->plan->kinds[a->run->digest + (c - a->run->first)] = PULL_DATA;
     }
     return 0;
 }
@@ -147,20 +74,21 @@ static int co_ask_area(struct ask *a, const struct sums_run *run, uint64_t offse
 static void co_ask_worker(void *arg)
 {
     struct ask *a = arg;
+    struct pull_input *input = a->config->input;
 
     while (a->status == 0 && a->run < a->plan->runs.count) {
-        const struct sums_run *run = &a->plan->runs.list[a->run];
-        uint64_t count = MIN(run->count - a->in_run, STATUS_BYTES / BACKUP_CLUSTER_SIZE);
-        uint64_t first = run->first + a->in_run;
+        struct ask_area area = {a->plan, &a->plan->runs.list[a->run]};
+        uint64_t count = MIN(area.run->count - a->in_run, STATUS_BYTES / BACKUP_CLUSTER_SIZE);
+        uint64_t first = area.run->first + a->in_run;
         int r;
 
         a->in_run += count;
-        if (a->in_run == run->count) {
+        if (a->in_run == area.run->count) {
             a->run++;
             a->in_run = 0;
         }
-        r = co_ask_area(a, run, first * BACKUP_CLUSTER_SIZE,
-                        pull_bytes(a->config->disk_size, first, count));
+        r = input->ops->co_data(input, first * BACKUP_CLUSTER_SIZE,
+                                pull_bytes(a->config->disk_size, first, count), mark_data, &area);
         if (r < 0 && a->status == 0) {
             a->status = r;
         }
@@ -168,10 +96,9 @@ static void co_ask_worker(void *arg)
     co_group_done(&a->group);
 }
 
-static int co_ask_kinds(const struct pull_config *config, struct nbd_client *client,
-                        struct pull_plan *plan)
+static int co_ask_kinds(const struct pull_config *config, struct pull_plan *plan)
 {
-    struct ask a = {.config = config, .client = client, .plan = plan};
+    struct ask a = {.config = config, .plan = plan};
 
     co_group_init(&a.group);
     for (int i = 0; i < ASKERS; i++) {
@@ -190,41 +117,112 @@ static int co_ask_kinds(const struct pull_config *config, struct nbd_client *cli
     return a.status;
 }
 
-static void settle_kinds(struct pull_plan *plan, bool keep_zeroes)
+/* Clusters that may be other than zero in the parent. */
+static uint64_t parent_clusters(const struct pull_config *config)
 {
-    for (uint64_t i = 0; i < plan->runs.digests; i++) {
-        if (plan->kinds[i] == PULL_DATA) {
-            plan->data_clusters++;
-        } else if (keep_zeroes) {
-            plan->kinds[i] = PULL_ZERO;
+    return div_round_up(config->parent_size, BACKUP_CLUSTER_SIZE);
+}
+
+/* Of an incremental backup: zeroes are recorded, but past the end of the parent. */
+static void settle_kinds(const struct pull_config *config, struct pull_plan *plan)
+{
+    uint64_t limit = config->input->has_bitmap && !config->parent ? parent_clusters(config) : 0;
+
+    for (size_t n = 0; n < plan->runs.count; n++) {
+        const struct sums_run *run = &plan->runs.list[n];
+
+        for (uint64_t i = 0; i < run->count; i++) {
+            uint8_t *kind = &plan->kinds[run->digest + i];
+
+            if (*kind == PULL_DATA) {
+                plan->data_clusters++;
+            } else if (run->first + i < limit) {
+                *kind = PULL_ZERO;
+            }
+            plan->clusters += *kind != PULL_SKIP && *kind != PULL_UNMARKED;
         }
     }
+}
+
+/*
+ * Of a plan of the whole disk, leave out data that the bitmap does not mark. If the disk was cut
+ * off meanwhile within a cluster, the rest of that cluster is zero, which its status does not show;
+ * but then all data after it is marked. So the last cluster that is not is read all the same.
+ */
+static void leave_out_unmarked(struct pull_plan *plan)
+{
+    uint64_t cluster = 0;
+    uint8_t *last = NULL;
+
+    for (size_t n = 0; n <= plan->marked.count; n++) {
+        const struct sums_run *run = n < plan->marked.count ? &plan->marked.list[n] : NULL;
+        uint64_t end = run ? run->first : plan->runs.digests;
+
+        for (; cluster < end; cluster++) {
+            if (plan->kinds[cluster] == PULL_DATA) {
+                last = &plan->kinds[cluster];
+                *last = PULL_UNMARKED;
+            }
+        }
+        cluster += run ? run->count : 0;
+    }
+    if (last) {
+        *last = PULL_DATA;
+    }
+}
+
+/*
+ * What the bitmap marks, and what the disk has grown by, with the cluster that was short before:
+ * programs do not agree whether a bitmap marks that.
+ */
+static int co_plan_changed(const struct pull_config *config, struct sums_runs *runs,
+                           struct error *err)
+{
+    uint64_t clusters = div_round_up(config->disk_size, BACKUP_CLUSTER_SIZE);
+    uint64_t grown_from = config->parent_size / BACKUP_CLUSTER_SIZE;
+    bool grown = config->disk_size > config->parent_size;
+    struct find_areas find = {runs, grown ? grown_from * BACKUP_CLUSTER_SIZE : config->disk_size};
+    int r = config->input->ops->co_changed(config->input, add_changed_area, &find, err);
+
+    if (r == 0 && grown && sums_runs_add(runs, grown_from, clusters - grown_from, SUMS_DATA) < 0) {
+        r = error_out_of_memory(err);
+    }
+    return r;
 }
 
 int pull_co_plan_areas(const struct pull_config *config, struct pull_plan *ret_plan,
                        struct error *err)
 {
     uint64_t clusters = div_round_up(config->disk_size, BACKUP_CLUSTER_SIZE);
+    bool compare = config->parent != NULL;
 
-    if (config->bitmap) {
-        return co_plan_dirty(config, &ret_plan->runs, err);
+    if (config->input->has_bitmap) {
+        int r = co_plan_changed(config, compare ? &ret_plan->marked : &ret_plan->runs, err);
+
+        if (r < 0 || !compare) {
+            return r;
+        }
     }
     return sums_runs_add(&ret_plan->runs, 0, clusters, SUMS_DATA) < 0 ? error_out_of_memory(err)
                                                                       : 0;
 }
 
-int pull_co_plan_kinds(const struct pull_config *config, struct nbd_client *client,
-                       struct pull_plan *plan, struct error *err)
+int pull_co_plan_kinds(const struct pull_config *config, struct pull_plan *plan, struct error *err)
 {
     int r;
 
     plan->kinds = calloc(plan->runs.digests + 1, 1);
-    r = plan->kinds ? co_ask_kinds(config, client, plan) : -ENOMEM;
+    r = plan->kinds ? co_ask_kinds(config, plan) : -ENOMEM;
     if (r < 0) {
-        return error_set_errno(err, -r, "Could not ask export '%s' what is allocated",
-                               config->export_name);
+        return error_set_errno(err, -r, "Could not ask %s what is allocated", config->input->shown);
     }
-    settle_kinds(plan, config->bitmap != NULL);
+    if (config->parent && config->input->has_bitmap) {
+        leave_out_unmarked(plan);
+    }
+    settle_kinds(config, plan);
+    if (config->parent) {
+        pull_compare_zeroes(config->parent, plan);
+    }
     return 0;
 }
 
@@ -248,11 +246,14 @@ bool pull_plan_next(const struct pull_plan *plan, struct pull_cursor *cursor,
             cursor->run++;
             cursor->in_run = 0;
         }
-        if (kind == PULL_SKIP) {
+        if (kind == PULL_SKIP || kind == PULL_UNMARKED) {
             continue;
         }
-        *ret_chunk = (struct pull_chunk){run->first + start, end - start, run->digest + start,
-                                         cursor->slot, kind};
+        *ret_chunk = (struct pull_chunk){.first = run->first + start,
+                                         .count = end - start,
+                                         .kind_index = run->digest + start,
+                                         .slot = cursor->slot,
+                                         .kind = kind};
         cursor->slot += end - start;
         return true;
     }
@@ -266,9 +267,10 @@ int pull_plan_to_sums(const struct pull_plan *plan, struct sums_runs *ret_runs)
 
         for (uint64_t i = 0; i < run->count; i++) {
             uint8_t kind = plan->kinds[run->digest + i];
-            int r = kind == PULL_SKIP ? 0
-                                      : sums_runs_add(ret_runs, run->first + i, 1,
-                                                      kind == PULL_DATA ? SUMS_DATA : SUMS_ZERO);
+            int r = kind == PULL_DATA || kind == PULL_ZERO
+                        ? sums_runs_add(ret_runs, run->first + i, 1,
+                                        kind == PULL_DATA ? SUMS_DATA : SUMS_ZERO)
+                        : 0;
             if (r < 0) {
                 return r;
             }

@@ -4,14 +4,19 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "backup/files.h"
+#include "backup/set.h"
+#include "backup/stored.h"
 #include "base/cleanup.h"
+
+/* Reading a list that a prune changes meanwhile. */
+#define ATTEMPTS 20
 
 char *repository_file(const struct repository *r, const char *id, const char *file)
 {
@@ -20,18 +25,32 @@ char *repository_file(const struct repository *r, const char *id, const char *fi
     return asprintf(&s, "%s/%s/%s", r->path, id, file) < 0 ? NULL : s;
 }
 
-static int open_backup(const struct repository *r, const char *id, struct error *err)
+/*
+ * Where two directories can't change places in one step, a backup that is being replaced has
+ * another name for a moment, or after a kill.
+ */
+int repository_open_backup(const struct repository *r, const char *id, struct error *err)
 {
     char *shown AUTO_FREE = files_join(r->path, id);
+    char *old AUTO_FREE = NULL;
+    int fd;
 
-    return shown ? files_open_dir_at(r->fd, id, shown, err) : error_out_of_memory(err);
+    if (!shown || asprintf(&old, REPOSITORY_OLD "%s", id) < 0) {
+        return error_out_of_memory(err);
+    }
+    fd = files_open_dir_at(r->fd, id, shown, NULL);
+    if (fd == -ENOENT) {
+        fd = files_open_dir_at(r->fd, old, old, NULL);
+    }
+    /* The new one may have come in between. */
+    return fd < 0 ? files_open_dir_at(r->fd, id, shown, err) : fd;
 }
 
 int repository_open_file(const struct repository *r, const char *id, const char *file,
                          struct error *err)
 {
     char *shown AUTO_FREE = repository_file(r, id, file);
-    int dir AUTO_CLOSE = open_backup(r, id, err);
+    int dir AUTO_CLOSE = repository_open_backup(r, id, err);
 
     if (dir < 0) {
         return dir;
@@ -83,26 +102,59 @@ static bool checksum_is_right(struct json_object *o)
            (stored && repository_description_sha256(o, actual) == 0 && strcmp(stored, actual) == 0);
 }
 
-static bool take_description(struct repository *r, struct json_object *o)
+/* Version 2 is encrypted, and other programs must not take it for damaged. */
+static bool take_encryption(struct repository *r, struct json_object *o)
 {
-    const char *format = string_of(o, "format"), *former;
+    const char *cipher = string_of(o, "encryption");
     struct json_object *version;
 
+    if (!json_object_object_get_ex(o, "version", &version)) {
+        return false;
+    }
+    r->encrypted = cipher != NULL;
+    return cipher ? json_object_get_int64(version) == 2 && r->key_check[0] &&
+                        strcmp(cipher, REPOSITORY_CIPHER) == 0
+                  : json_object_get_int64(version) == 1;
+}
+
+static bool take_description(struct repository *r, struct json_object *o)
+{
+    const char *format = string_of(o, "format"), *former, *place;
+    struct json_object *flag;
+
     if (!format || strcmp(format, REPOSITORY_FORMAT) != 0 || !checksum_is_right(o) ||
-        !json_object_object_get_ex(o, "version", &version) || json_object_get_int64(version) != 1 ||
         !string_of(o, "id") || !is_repository_id(string_of(o, "id"))) {
         return false;
     }
     memcpy(r->id, string_of(o, "id"), REPOSITORY_ID_SIZE);
     former = string_of(o, "former");
     r->former = former ? strdup(former) : NULL;
-    return !former || r->former;
+    if (string_of(o, "key")) {
+        snprintf(r->key_check, sizeof(r->key_check), "%s", string_of(o, "key"));
+    }
+    place = string_of(o, "path");
+    r->place = place ? strdup(place) : NULL;
+    backup_kdf_from_json(o, &r->kdf);
+    r->append_only =
+        json_object_object_get_ex(o, "append-only", &flag) && json_object_get_boolean(flag);
+    return (!former || r->former) && (!place || r->place) && take_encryption(r, o);
 }
 
-static int read_description(struct repository *repository, struct error *err)
+/*
+ * With the right key, the code of the description counts. Here, as the description is parsed: the
+ * code is removed from `o`.
+ */
+static bool description_is_proved(const struct repository *r, struct json_object *o)
+{
+    return !r->key || !r->key_check[0] || strcmp(r->key->check, r->key_check) != 0 ||
+           repository_code_is_right(r->key, o);
+}
+
+static int read_description(struct repository *repository, bool proves, struct error *err)
 {
     char *shown AUTO_FREE = files_join(repository->path, REPOSITORY_DESCRIPTION);
     char *text AUTO_FREE = NULL;
+    const char *sealed;
     struct json_object *o;
     size_t size;
     bool good;
@@ -118,7 +170,20 @@ static int read_description(struct repository *repository, struct error *err)
     }
     o = strlen(text) == size ? json_tokener_parse(text) : NULL;
     good = json_object_is_type(o, json_type_object) && take_description(repository, o);
+    r = good && proves
+            ? backup_key_get_of(repository->ring, &repository->kdf, &repository->key, err)
+            : 0;
+    if (r == 0 && good) {
+        sealed = string_of(o, "place");
+        if (sealed && repository_seal(repository)) {
+            repository->place = repository_open_place(repository, sealed);
+        }
+        good = description_is_proved(repository, o);
+    }
     json_object_put(o);
+    if (r < 0) {
+        return r;
+    }
     return good ? 0 : error_set(err, EINVAL, "'%s' does not describe a repository", shown);
 }
 
@@ -129,19 +194,27 @@ static int load_manifest(struct repository *repository, struct repository_entry 
 {
     char *shown AUTO_FREE = repository_file(repository, e->id, REPOSITORY_MANIFEST);
     char *text AUTO_FREE = NULL;
-    int dir AUTO_CLOSE = open_backup(repository, e->id, err);
+    int dir AUTO_CLOSE = repository_open_backup(repository, e->id, err);
+    struct stat st;
     size_t size;
     int r;
 
     if (dir < 0 || !shown) {
         return dir < 0 ? dir : error_out_of_memory(err);
     }
-    r = files_read_at(dir, REPOSITORY_MANIFEST, MANIFEST_SIZE_MAX, shown, &text, &size, err);
+    e->inode = fstat(dir, &st) == 0 ? st.st_ino : 0;
+    r = stored_read_at(dir, REPOSITORY_MANIFEST, MANIFEST_SIZE_MAX, repository_seal(repository),
+                       STORED_MANIFEST, shown, &text, &size, err);
     if (r == 0) {
         r = manifest_parse(text, size, shown, &e->manifest, err);
     }
+    if (r == 0 && repository->key) {
+        r = repository_check_code(repository->key, text, shown, err);
+    }
     if (r == 0 && strcmp(e->manifest.id, e->id) != 0) {
         r = error_set(err, EINVAL, "Manifest '%s' is that of backup %s", shown, e->manifest.id);
+    }
+    if (r < 0) {
         manifest_clear(&e->manifest);
     }
     return r;
@@ -162,6 +235,7 @@ static int add_entry(struct repository *r, const char *id, struct error *err)
     memcpy(e->id, id, strlen(id) + 1);
     if (load_manifest(r, e, &problem) < 0) {
         e->problem = strdup(error_message(&problem));
+        e->denied = problem.code == EACCES;
         if (!e->problem) {
             return error_out_of_memory(err);
         }
@@ -215,6 +289,17 @@ static void sort_entries(struct repository *r)
     place_damaged(r, sound);
 }
 
+static void clear_entries(struct repository *r)
+{
+    for (size_t i = 0; i < r->count; i++) {
+        manifest_clear(&r->entries[i].manifest);
+        free(r->entries[i].problem);
+    }
+    free(r->entries);
+    r->entries = NULL;
+    r->count = 0;
+}
+
 static int load_entries(struct repository *repository, struct error *err)
 {
     int fd = files_open_dir_at(repository->fd, ".", repository->path, err);
@@ -230,13 +315,40 @@ static int load_entries(struct repository *repository, struct error *err)
         return error_out_of_memory(err);
     }
     while (r == 0 && (d = readdir(dir)) != NULL) {
-        if (backup_id_is_valid(d->d_name)) {
-            r = add_entry(repository, d->d_name, err);
+        size_t skip = strncmp(d->d_name, REPOSITORY_OLD, strlen(REPOSITORY_OLD)) == 0
+                          ? strlen(REPOSITORY_OLD)
+                          : 0;
+        const char *id = d->d_name + skip;
+
+        if (backup_id_is_valid(id) && !repository_get(repository, id) &&
+            !set_is_at(repository->fd, d->d_name)) {
+            r = add_entry(repository, id, err);
         }
     }
     closedir(dir);
     sort_entries(repository);
     return r;
+}
+
+/*
+ * Whether every directory that was read is still there. Else a prune has replaced or removed one
+ * meanwhile, and manifests from before and after that may not fit together.
+ */
+static bool is_settled(const struct repository *r)
+{
+    for (size_t i = 0; i < r->count; i++) {
+        const struct repository_entry *e = &r->entries[i];
+        int dir AUTO_CLOSE = e->inode ? repository_open_backup(r, e->id, NULL) : -1;
+        struct stat st;
+
+        if (e->inode && (dir < 0 || fstat(dir, &st) < 0 || st.st_ino != e->inode)) {
+            return false;
+        }
+        if (!e->inode && fstatat(r->fd, e->id, &st, AT_SYMLINK_NOFOLLOW) < 0 && errno == ENOENT) {
+            return false;
+        }
+    }
+    return true;
 }
 
 /* --- whose backups they are --- */
@@ -323,13 +435,100 @@ static int judge_description(struct repository *repository, int r, struct error 
     return repository->problem ? 0 : error_out_of_memory(err);
 }
 
-int repository_load(const char *path, bool need_description, struct repository *ret_repository,
-                    struct error *err)
+/* Backups of another user are no damaged ones, because of which a full one would be taken. */
+static int refuse_denied(const struct repository *repository, struct error *err)
+{
+    for (size_t i = 0; i < repository->count; i++) {
+        if (repository->entries[i].denied) {
+            error_set(err, EACCES, "%s", repository->entries[i].problem);
+            error_hint(err, "Other users made backups here: give them to this one, by chown.");
+            return -EACCES;
+        }
+    }
+    return 0;
+}
+
+/* Without a valid repository.json: how the manifests are encrypted, if they are. */
+static void take_encryption_of_manifests(struct repository *repository)
+{
+    int fd = files_open_dir_at(repository->fd, ".", repository->path, NULL);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    struct dirent *d;
+
+    repository->encrypted = false;
+    while (dir && !repository->encrypted && (d = readdir(dir)) != NULL) {
+        int backup AUTO_CLOSE = backup_id_is_valid(d->d_name)
+                                    ? files_open_dir_at(repository->fd, d->d_name, "", NULL)
+                                    : -1;
+        char *data AUTO_FREE = NULL;
+        size_t size;
+
+        repository->encrypted = backup >= 0 &&
+                                files_read_at(backup, REPOSITORY_MANIFEST, MANIFEST_SIZE_MAX, "",
+                                              &data, &size, NULL) == 0 &&
+                                stored_is_sealed(data, size, &repository->kdf);
+    }
+    if (dir) {
+        closedir(dir);
+    }
+}
+
+/*
+ * Read repository.json, and get the key. What is wrong with the description goes to `why`, and is
+ * returned in *ret_described.
+ */
+static int open_description(struct repository *repository, bool proves, int *ret_described,
+                            struct error *why, struct error *err)
+{
+    int r = read_description(repository, proves, why);
+
+    *ret_described = r;
+    if (r == -ENOKEY) {
+        error_move(err, why);
+        return r;
+    }
+    if (r < 0) {
+        take_encryption_of_manifests(repository);
+        r = proves ? backup_key_get_of(repository->ring, &repository->kdf, &repository->key, err)
+                   : 0;
+        if (r < 0) {
+            return r;
+        }
+    }
+    if (!repository->encrypted) {
+        return 0;
+    }
+    return proves ? repository_judge_encryption(repository, *ret_described == 0, err)
+                  : error_set(err, EINVAL, "'%s' is encrypted, so it has its key already",
+                              repository->path);
+}
+
+static int load_all_entries(struct repository *repository, struct error *err)
+{
+    for (int i = 0; i < ATTEMPTS; i++) {
+        int r;
+
+        clear_entries(repository);
+        r = load_entries(repository, err);
+        if (r < 0) {
+            return r;
+        }
+        if (is_settled(repository)) {
+            break;
+        }
+    }
+    return 0;
+}
+
+/* `proves`: with the program's key. */
+static int load(const char *path, struct backup_key_ring *ring, bool need_description, bool proves,
+                struct repository *ret_repository, struct error *err)
 {
     REPOSITORY_AUTO(repository);
     ERROR_AUTO(why);
-    int r;
+    int r, described = 0;
 
+    repository.ring = ring;
     repository.path = realpath(path, NULL);
     if (!repository.path) {
         return error_set_errno(err, errno, "Could not open directory '%s'", path);
@@ -338,12 +537,12 @@ int repository_load(const char *path, bool need_description, struct repository *
     if (repository.fd < 0) {
         return repository.fd;
     }
-    r = load_entries(&repository, err);
-    if (r < 0) {
-        return r;
+    r = open_description(&repository, proves, &described, &why, err);
+    UNLESS_FAILED(r, load_all_entries(&repository, err));
+    if (r == 0 && need_description) {
+        r = refuse_denied(&repository, err);
     }
-    r = judge_description(&repository, read_description(&repository, &why), &why, need_description,
-                          err);
+    UNLESS_FAILED(r, judge_description(&repository, described, &why, need_description, err));
     if (r < 0) {
         return r;
     }
@@ -352,19 +551,48 @@ int repository_load(const char *path, bool need_description, struct repository *
     return 0;
 }
 
+static int load_proved(const char *path, struct backup_key_ring *ring, bool need_description,
+                       struct repository *ret_repository, struct error *err)
+{
+    REPOSITORY_AUTO(repository);
+    int r = load(path, ring, need_description, true, &repository, err);
+
+    UNLESS_FAILED(r, repository_judge_key(&repository, need_description, err));
+    if (r == 0) {
+        *ret_repository = repository;
+        repository = REPOSITORY_INIT;
+    }
+    return r;
+}
+
+int repository_load_unproved(const char *path, bool need_description,
+                             struct repository *ret_repository, struct error *err)
+{
+    return load(path, NULL, need_description, false, ret_repository, err);
+}
+
+int repository_load(const char *path, bool need_description, struct repository *ret_repository,
+                    struct error *err)
+{
+    return load_proved(path, NULL, need_description, ret_repository, err);
+}
+
 int repository_open(const char *path, struct repository *ret_repository, struct error *err)
 {
     return repository_load(path, false, ret_repository, err);
 }
 
+int repository_open_with(const char *path, struct backup_key_ring *ring,
+                         struct repository *ret_repository, struct error *err)
+{
+    return load_proved(path, ring, false, ret_repository, err);
+}
+
 void repository_close(struct repository *r)
 {
-    for (size_t i = 0; i < r->count; i++) {
-        manifest_clear(&r->entries[i].manifest);
-        free(r->entries[i].problem);
-    }
-    free(r->entries);
+    clear_entries(r);
     free(r->path);
+    free(r->place);
     free(r->former);
     free(r->problem);
     if (r->fd >= 0) {
@@ -373,138 +601,8 @@ void repository_close(struct repository *r)
     if (r->lock_fd >= 0) {
         close(r->lock_fd);
     }
+    if (r->work_fd >= 0) {
+        close(r->work_fd);
+    }
     *r = REPOSITORY_INIT;
-}
-
-/* --- finding --- */
-
-const struct repository_entry *repository_last(const struct repository *r)
-{
-    for (size_t i = r->count; i-- > 0;) {
-        if (!r->entries[i].problem) {
-            return &r->entries[i];
-        }
-    }
-    return NULL;
-}
-
-const struct repository_entry *repository_damaged_last(const struct repository *r)
-{
-    return r->count > 0 && r->entries[r->count - 1].problem ? &r->entries[r->count - 1] : NULL;
-}
-
-const struct repository_entry *repository_get(const struct repository *r, const char *id)
-{
-    for (size_t i = 0; i < r->count; i++) {
-        if (strcmp(r->entries[i].id, id) == 0) {
-            return &r->entries[i];
-        }
-    }
-    return NULL;
-}
-
-static const struct repository_entry *find_newest(const struct repository *r, struct error *err)
-{
-    const struct repository_entry *last = repository_last(r);
-    const struct repository_entry *damaged = repository_damaged_last(r);
-
-    if (!last) {
-        error_set(err, ENOENT, "There is no %sbackup in '%s'", r->count ? "sound " : "", r->path);
-        return NULL;
-    }
-    if (damaged) {
-        error_set(err, EBADMSG, "The newest backup, %s, is damaged: %s", damaged->id,
-                  damaged->problem);
-        error_hint(err, "The newest sound one is that of --at %s.", last->id);
-        return NULL;
-    }
-    return last;
-}
-
-const struct repository_entry *repository_find(const struct repository *r, const char *id,
-                                               struct error *err)
-{
-    const struct repository_entry *found = id ? repository_get(r, id) : find_newest(r, err);
-    size_t matches = 0;
-
-    if (found || !id) {
-        return found;
-    }
-    for (size_t i = 0; i < r->count; i++) {
-        if (strncmp(r->entries[i].id, id, strlen(id)) == 0) {
-            found = &r->entries[i];
-            matches++;
-        }
-    }
-    if (matches == 1) {
-        return found;
-    }
-    error_set(err, ENOENT, "%s backup '%s' in '%s'",
-              matches ? "There is more than one" : "There is no", id, r->path);
-    error_hint(err, "'tidemark backups %s' lists them.", r->path);
-    return NULL;
-}
-
-static int check_link(const struct repository_entry *e, const struct repository_entry *parent,
-                      struct error *err)
-{
-    if (!parent) {
-        return error_set(err, EINVAL, "Backup %s builds on backup %s, which is gone", e->id,
-                         e->manifest.parent);
-    }
-    if (parent->problem) {
-        return error_set(err, EINVAL, "Backup %s builds on backup %s, which is damaged: %s", e->id,
-                         parent->id, parent->problem);
-    }
-    if (parent->manifest.sequence >= e->manifest.sequence) {
-        return error_set(err, EINVAL, "Backup %s builds on backup %s, which is not older", e->id,
-                         parent->id);
-    }
-    if (parent->manifest.virtual_size != e->manifest.virtual_size) {
-        return error_set(
-            err, EINVAL,
-            "Backup %s (a disk of %" PRIu64 " bytes) builds on backup %s (%" PRIu64 " bytes)",
-            e->id, e->manifest.virtual_size, parent->id, parent->manifest.virtual_size);
-    }
-    return 0;
-}
-
-int repository_chain(const struct repository *repository, const struct repository_entry *e,
-                     const struct repository_entry ***ret_entries, size_t *ret_count,
-                     struct error *err)
-{
-    const struct repository_entry **chain;
-    size_t count = 0;
-
-    if (e->problem) {
-        return error_set(err, EINVAL, "Backup %s is damaged: %s", e->id, e->problem);
-    }
-    /* Sequence numbers decrease along a sound chain, so the chain is no longer than the list. */
-    chain = calloc(repository->count, sizeof(struct repository_entry *));
-    if (!chain) {
-        return error_out_of_memory(err);
-    }
-    chain[count++] = e;
-    while (!manifest_is_full(&e->manifest)) {
-        const struct repository_entry *parent = repository_get(repository, e->manifest.parent);
-        int r = check_link(e, parent, err);
-
-        if (r == 0 && count == repository->count) {
-            r = error_set(err, EINVAL, "Backup %s builds on itself", e->id);
-        }
-        if (r < 0) {
-            free(chain);
-            return r;
-        }
-        chain[count++] = parent;
-        e = parent;
-    }
-    for (size_t i = 0; i < count / 2; i++) {
-        const struct repository_entry *swap = chain[i];
-        chain[i] = chain[count - 1 - i];
-        chain[count - 1 - i] = swap;
-    }
-    *ret_entries = chain;
-    *ret_count = count;
-    return 0;
 }

@@ -7,14 +7,12 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <libgen.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -22,63 +20,13 @@
 #include "backup/files.h"
 #include "backup/fleece.h"
 #include "backup/repository.h"
+#include "backup/stored.h"
 #include "base/cleanup.h"
 
 #define LOCK_FILE ".tidemark-lock"
-#define NEW_DESCRIPTION REPOSITORY_OWN_PREFIX REPOSITORY_DESCRIPTION
+#define PROBE_PREFIX REPOSITORY_OWN_PREFIX "probe-"
 
-/* --- what it is --- */
-
-static char *describe_repository(const struct repository *r)
-{
-    struct json_object *o = json_object_new_object();
-    char sha256[SHA256_HEX_SIZE], *text = NULL;
-
-    json_object_object_add(o, "format", json_object_new_string(REPOSITORY_FORMAT));
-    json_object_object_add(o, "version", json_object_new_int(1));
-    json_object_object_add(o, "id", json_object_new_string(r->id));
-    if (r->former) {
-        json_object_object_add(o, "former", json_object_new_string(r->former));
-    }
-    if (repository_description_sha256(o, sha256) == 0) {
-        json_object_object_add(o, "sha256", json_object_new_string(sha256));
-        if (asprintf(&text, "%s\n", json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN)) <
-            0) {
-            text = NULL;
-        }
-    }
-    json_object_put(o);
-    return text;
-}
-
-static int write_description(struct repository *repository, struct error *err)
-{
-    char *text AUTO_FREE = describe_repository(repository);
-    char *shown AUTO_FREE = files_join(repository->path, REPOSITORY_DESCRIPTION);
-    int r;
-
-    if (!text || !shown) {
-        return error_out_of_memory(err);
-    }
-    files_remove_at(repository->fd, NEW_DESCRIPTION);
-    r = files_write_at(repository->fd, NEW_DESCRIPTION, text, shown, err);
-    if (r == 0 &&
-        renameat(repository->fd, NEW_DESCRIPTION, repository->fd, REPOSITORY_DESCRIPTION) < 0) {
-        r = error_set_errno(err, errno, "Could not create '%s'", shown);
-    }
-    return r < 0 ? r : files_sync(repository->fd, repository->path, err);
-}
-
-static int make_id(struct repository *r, struct error *err)
-{
-    uint32_t id;
-
-    if (getrandom(&id, sizeof(id), 0) != sizeof(id)) {
-        return error_set_errno(err, errno, "No random number for the repository's id");
-    }
-    snprintf(r->id, sizeof(r->id), "%08" PRIx32, id);
-    return 0;
-}
+bool repository_new_append_only;
 
 /* --- opening --- */
 
@@ -119,47 +67,98 @@ static int lock(struct repository *r, struct error *err)
     }
     r->lock_fd =
         openat(r->fd, LOCK_FILE, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
+    if (r->lock_fd < 0 && errno == EPERM) { /* it can't be written any more */
+        r->lock_fd = openat(r->fd, LOCK_FILE, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    }
     if (r->lock_fd < 0) {
         return error_set_errno(err, errno, "Could not open '%s'", shown);
     }
     if (flock(r->lock_fd, LOCK_EX | LOCK_NB) < 0) {
         if (errno == EWOULDBLOCK) {
-            return error_set(err, EBUSY, "Another backup to '%s' is under way", r->path);
+            return error_set(err, EBUSY,
+                             "Another backup to '%s', or a prune or a copy of it, is under way",
+                             r->path);
         }
         return error_set_errno(err, errno, "Could not lock '%s'", shown);
     }
     return 0;
 }
 
+/* Where drafts are. */
+static int draft_directory(const struct repository *r)
+{
+    return r->append_only ? r->work_fd : r->fd;
+}
+
 /* Remove the temporary image that an unfinished backup names. */
 static void remove_draft(const struct repository *r, const char *name)
 {
-    int dir AUTO_CLOSE = files_open_dir_at(r->fd, name, name, NULL);
+    int dir AUTO_CLOSE = files_open_dir_at(draft_directory(r), name, name, NULL);
     char *fleece AUTO_FREE = NULL;
     size_t size;
 
-    if (dir >= 0 && files_read_at(dir, REPOSITORY_FLEECE, PATH_MAX, REPOSITORY_FLEECE, &fleece,
-                                  &size, NULL) == 0) {
+    if (dir >= 0 &&
+        stored_read_at(dir, REPOSITORY_FLEECE, PATH_MAX, repository_seal(r), STORED_TEMPORARY,
+                       REPOSITORY_FLEECE, &fleece, &size, NULL) == 0) {
         fleece_remove(fleece, r->id);
     }
-    files_remove_at(r->fd, name);
+    files_remove_at(draft_directory(r), name);
 }
 
-static void remove_leftovers(const struct repository *r)
+/* Complete or undo a replacement that was cut short: the new backup exists, or the old one does. */
+static void end_replacement(const struct repository *r, const char *old)
+{
+    const char *id = old + strlen(REPOSITORY_OLD);
+    struct stat st;
+
+    if (!backup_id_is_valid(id) || fstatat(r->fd, old, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
+        !S_ISDIR(st.st_mode) || faccessat(r->fd, id, F_OK, AT_SYMLINK_NOFOLLOW) == 0 ||
+        renameat(r->fd, old, r->fd, id) < 0) {
+        files_remove_at(r->fd, old);
+    }
+}
+
+static bool begins_with(const char *name, const char *prefix)
+{
+    return strncmp(name, prefix, strlen(prefix)) == 0;
+}
+
+static void remove_leftovers(const struct repository *r, bool keep_parts)
 {
     ERROR_AUTO(err);
-    int fd = files_open_dir_at(r->fd, ".", r->path, &err);
+    int fd = files_open_dir_at(draft_directory(r), ".", r->path, &err);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
     struct dirent *d;
 
     while (dir && (d = readdir(dir)) != NULL) {
-        if (strncmp(d->d_name, REPOSITORY_TMP, strlen(REPOSITORY_TMP)) == 0) {
+        if (begins_with(d->d_name, REPOSITORY_TMP)) {
             remove_draft(r, d->d_name);
+        } else if (begins_with(d->d_name, REPOSITORY_OLD) && !r->append_only) {
+            end_replacement(r, d->d_name);
+        } else if (begins_with(d->d_name, REPOSITORY_PART) && !keep_parts) {
+            files_remove_at(draft_directory(r), d->d_name);
         }
     }
     if (dir) {
         closedir(dir);
     }
+}
+
+/* Open the directory for what changes in a repository that only grows; it is made if need be. */
+static int open_work(struct repository *r, struct error *err)
+{
+    char *shown AUTO_FREE = files_join(r->path, REPOSITORY_WORK);
+
+    if (!shown) {
+        return error_out_of_memory(err);
+    }
+    if (!r->append_only || r->work_fd >= 0) {
+        return 0;
+    }
+    r->work_fd = faccessat(r->fd, REPOSITORY_WORK, F_OK, AT_SYMLINK_NOFOLLOW) == 0
+                     ? files_open_dir_at(r->fd, REPOSITORY_WORK, shown, err)
+                     : files_make_dir_at(r->fd, REPOSITORY_WORK, shown, err);
+    return r->work_fd < 0 ? r->work_fd : 0;
 }
 
 /*
@@ -205,8 +204,8 @@ static bool has_backups(const struct repository *r)
     return repository_load(r->path, false, &read, NULL) == 0 && read.count > 0;
 }
 
-/* Load into a repository that is open and locked; the lock is kept. */
-static int load_under_lock(struct repository *repository, bool need_description, struct error *err)
+int repository_load_under_lock(struct repository *repository, bool need_description,
+                               struct error *err)
 {
     REPOSITORY_AUTO(loaded);
     int r = repository_load(repository->path, need_description, &loaded, err);
@@ -220,7 +219,134 @@ static int load_under_lock(struct repository *repository, bool need_description,
     return r;
 }
 
-int repository_open_to_write(const char *path, struct repository *ret_repository, struct error *err)
+/* Whether a directory shows the same files as another one, perhaps on another mount. */
+static bool is_same_directory(int a, int b)
+{
+    char name[sizeof(PROBE_PREFIX) + 12] = PROBE_PREFIX;
+    struct stat x, y;
+    int fd;
+    bool same;
+
+    if (fstat(a, &x) < 0 || fstat(b, &y) < 0 || (x.st_dev == y.st_dev && x.st_ino == y.st_ino) ||
+        files_random_name(name + sizeof(PROBE_PREFIX) - 1, 13, NULL) < 0) {
+        return true;
+    }
+    fd = files_create_at(a, name, name, NULL);
+    same = fd < 0 || faccessat(b, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+    if (fd >= 0) {
+        close(fd);
+        unlinkat(a, name, 0);
+    }
+    return same;
+}
+
+/*
+ * A repository that is not where it was has been moved or, if the other one is still there, copied.
+ * Backups to both would take each other's bitmaps away.
+ */
+static int check_place(struct repository *repository, struct error *err)
+{
+    REPOSITORY_AUTO(other);
+    const char *place = repository->place;
+
+    if (repository->append_only) {
+        return 0; /* nor can the place be noted */
+    }
+    if (place && strcmp(place, repository->path) == 0) {
+        return 0;
+    }
+    if (place && place[0] == '/' && repository_load(place, false, &other, NULL) == 0 &&
+        strcmp(other.id, repository->id) == 0 && !is_same_directory(repository->fd, other.fd)) {
+        error_set(err, EINVAL, "'%s' is a copy of '%s', and both have the id %s", repository->path,
+                  other.path, repository->id);
+        error_hint(err, "'tidemark repair --new-id %s' makes it a repository of its own.",
+                   repository->path);
+        return -EINVAL;
+    }
+    return repository_write_description(repository, err);
+}
+
+static int load_to_write(struct repository *repository, bool keep_parts,
+                         struct repository *ret_repository, struct error *err)
+{
+    int r = repository_load_under_lock(repository, true, err);
+
+    UNLESS_FAILED(r, open_work(repository, err));
+    if (r == 0) {
+        remove_leftovers(repository, keep_parts);
+        *ret_repository = *repository;
+        *repository = REPOSITORY_INIT;
+    }
+    return r;
+}
+
+int repository_take_key(struct repository *r, struct error *err)
+{
+    int status =
+        r->kdf.log_n ? backup_key_get(&r->kdf, &r->key, err) : backup_key_make(&r->key, err);
+
+    if (status == 0 && r->key) {
+        memcpy(r->key_check, r->key->check, sizeof(r->key_check));
+        r->kdf = r->key->kdf;
+    }
+    return status;
+}
+
+bool repository_is_described(const char *path)
+{
+    char *description AUTO_FREE = files_join(path, REPOSITORY_DESCRIPTION);
+    struct stat st;
+
+    return description && lstat(description, &st) == 0;
+}
+
+void repository_be_joined(const struct repository *r)
+{
+    backup_key_encrypts = backup_key_encrypts || r->encrypted;
+    repository_new_append_only = repository_new_append_only || r->append_only;
+}
+
+/* What a new repository is: as `like` is, or as the program is asked for. */
+static int make_choices(struct repository *r, const struct repository *like, struct error *err)
+{
+    int status;
+
+    r->kdf = like ? like->kdf : r->kdf;
+    status = repository_take_key(r, err);
+    r->encrypted = (like && like->encrypted) || backup_key_encrypts;
+    r->append_only = repository_new_append_only;
+    if (status == 0 && r->encrypted && !r->key) {
+        error_set(err, ENOKEY, "A repository that is encrypted needs a key");
+        error_hint(err, "Name it with --key-file, --passphrase-file or --key-command.");
+        status = -ENOKEY;
+    }
+    return status;
+}
+
+/* What is asked for when a repository is made can't be asked for later. */
+static int check_choices(const struct repository *r, const struct repository *like,
+                         struct error *err)
+{
+    if (repository_new_append_only && !r->append_only) {
+        error_set(err, EINVAL, "'%s' is a repository that can be changed", r->path);
+        error_hint(err, "'tidemark repair --append-only=on %s' makes it one that only grows.",
+                   r->path);
+        return -EINVAL;
+    }
+    if (r->encrypted || (!backup_key_encrypts && !(like && like->encrypted))) {
+        return 0;
+    }
+    if (like && like->encrypted) {
+        return error_set(err, EINVAL, "'%s' is encrypted, and '%s' is not", like->path, r->path);
+    }
+    error_set(err, EINVAL, "'%s' is not encrypted, which is decided when a repository is made",
+              r->path);
+    error_hint(err, "'tidemark copy --encrypt' makes an encrypted copy.");
+    return -EINVAL;
+}
+
+static int open_to_write(const char *path, bool keep_parts, const struct repository *like,
+                         struct repository *ret_repository, struct error *err)
 {
     REPOSITORY_AUTO(repository);
     int r = make_directory(path, err);
@@ -228,79 +354,73 @@ int repository_open_to_write(const char *path, struct repository *ret_repository
     UNLESS_FAILED(r, open_and_lock(path, &repository, err));
     if (r == 0 && !has_description(&repository) && !has_backups(&repository)) {
         r = check_empty(&repository, err);
-        UNLESS_FAILED(r, make_id(&repository, err));
-        UNLESS_FAILED(r, write_description(&repository, err));
+        UNLESS_FAILED(r, make_choices(&repository, like, err));
+        UNLESS_FAILED(r, repository_make_id(&repository, err));
+        UNLESS_FAILED(r, repository_write_description(&repository, err));
     }
-    UNLESS_FAILED(r, load_under_lock(&repository, true, err));
-    if (r < 0) {
-        return r;
-    }
-    remove_leftovers(&repository);
-    *ret_repository = repository;
-    repository = REPOSITORY_INIT;
-    return 0;
+    UNLESS_FAILED(r, load_to_write(&repository, keep_parts, ret_repository, err));
+    UNLESS_FAILED(r, check_choices(ret_repository, like, err));
+    return r < 0 ? r : check_place(ret_repository, err);
+}
+
+int repository_open_to_write(const char *path, struct repository *ret_repository, struct error *err)
+{
+    return open_to_write(path, false, NULL, ret_repository, err);
+}
+
+int repository_open_to_copy(const char *path, const struct repository *like,
+                            struct repository *ret_repository, struct error *err)
+{
+    return open_to_write(path, true, like, ret_repository, err);
+}
+
+int repository_open_existing(const char *path, struct repository *ret_repository, struct error *err)
+{
+    REPOSITORY_AUTO(repository);
+    int r = repository_load(path, true, &repository, err);
+
+    /* Now that it is one, a file for the lock may be made. */
+    repository_close(&repository);
+    UNLESS_FAILED(r, open_and_lock(path, &repository, err));
+    UNLESS_FAILED(r, load_to_write(&repository, false, ret_repository, err));
+    return r;
 }
 
 /* --- repair --- */
 
-static int add_former(struct repository *r, const char *id, struct error *err)
+int repository_open_to_repair(const char *path, struct repository *ret_repository,
+                              struct error *err)
 {
-    char *former;
+    REPOSITORY_AUTO(repository);
+    int r = repository_load(path, false, &repository, err);
 
-    if (asprintf(&former, "%s%s%s", r->former ? r->former : "", r->former ? " " : "", id) < 0) {
-        return error_out_of_memory(err);
-    }
-    free(r->former);
-    r->former = former;
-    return 0;
-}
-
-/* Find earlier ids, which only older backups still name. */
-static int find_former(struct repository *repository, struct error *err)
-{
-    int r = 0;
-
-    for (size_t i = 0; r == 0 && i < repository->count; i++) {
-        const char *id =
-            repository->entries[i].problem ? "" : repository->entries[i].manifest.repository;
-
-        if (id[0] && strcmp(id, repository->id) != 0 &&
-            (!repository->former || !strstr(repository->former, id))) {
-            r = add_former(repository, id, err);
-        }
+    /* Now that it is one, a file for the lock may be made. */
+    repository_close(&repository);
+    UNLESS_FAILED(r, open_and_lock(path, &repository, err));
+    UNLESS_FAILED(r, repository_load_under_lock(&repository, false, err));
+    if (r == 0) {
+        remove_leftovers(&repository, false);
+        *ret_repository = repository;
+        repository = REPOSITORY_INIT;
     }
     return r;
 }
 
-int repository_repair(const char *path, bool new_id, struct repository *ret_repository,
-                      struct error *err)
+int repository_open_to_sign(const char *path, struct repository *ret_repository, struct error *err)
 {
     REPOSITORY_AUTO(repository);
-    int r = open_and_lock(path, &repository, err);
+    int fd = -1, r = repository_load_unproved(path, true, &repository, err);
 
-    UNLESS_FAILED(r, load_under_lock(&repository, false, err));
-    if (r < 0) {
-        return r;
-    }
-    if (!repository.problem && !new_id) {
-        error_set(err, EINVAL, "'%s/%s' needs no repair", repository.path, REPOSITORY_DESCRIPTION);
-        error_hint(err, "--new-id gives a copy of a repository an id of its own.");
-        return -EINVAL;
-    }
-    if (repository.problem) {
-        r = find_former(&repository, err);
-    }
-    if (r == 0 && new_id && repository.id[0]) {
-        r = add_former(&repository, repository.id, err);
-    }
-    if (r == 0 && (new_id || !repository.id[0])) {
-        r = make_id(&repository, err);
-    }
-    UNLESS_FAILED(r, write_description(&repository, err));
-    UNLESS_FAILED(r, load_under_lock(&repository, true, err));
+    repository_close(&repository);
+    UNLESS_FAILED(r, open_and_lock(path, &repository, err));
+    fd = TAKE_FD(repository.lock_fd);
+    UNLESS_FAILED(r, repository_load_unproved(path, true, ret_repository, err));
     if (r == 0) {
-        *ret_repository = repository;
-        repository = REPOSITORY_INIT;
+        ret_repository->lock_fd = TAKE_FD(fd);
+        remove_leftovers(ret_repository, false);
+    }
+    if (fd >= 0) {
+        close(fd);
     }
     return r;
 }
@@ -336,44 +456,131 @@ uint64_t repository_next_sequence(const struct repository *r)
     return highest + damaged + 1;
 }
 
-int repository_begin(const struct repository *r, const char *id, struct repository_draft *ret_draft,
-                     struct error *err)
+static int begin(const struct repository *r, const char *prefix, const char *id,
+                 struct repository_draft *ret_draft, struct error *err)
 {
+    struct stat st;
+
     *ret_draft = REPOSITORY_DRAFT_INIT;
-    if (asprintf(&ret_draft->name, "%s%s", REPOSITORY_TMP, id) < 0) {
+    ret_draft->seal = repository_seal(r);
+    ret_draft->dir = draft_directory(r);
+    if (asprintf(&ret_draft->name, "%s%s", prefix, id) < 0) {
         ret_draft->name = NULL;
         return error_out_of_memory(err);
     }
-    ret_draft->path = files_join(r->path, ret_draft->name);
+    ret_draft->path = r->append_only ? repository_file(r, REPOSITORY_WORK, ret_draft->name)
+                                     : files_join(r->path, ret_draft->name);
     if (!ret_draft->path) {
         return error_out_of_memory(err);
     }
-    ret_draft->fd = files_make_dir_at(r->fd, ret_draft->name, ret_draft->path, err);
+    ret_draft->fd = strcmp(prefix, REPOSITORY_PART) == 0 &&
+                            fstatat(ret_draft->dir, ret_draft->name, &st, AT_SYMLINK_NOFOLLOW) == 0
+                        ? files_open_dir_at(ret_draft->dir, ret_draft->name, ret_draft->path, err)
+                        : files_make_dir_at(ret_draft->dir, ret_draft->name, ret_draft->path, err);
     return ret_draft->fd < 0 ? ret_draft->fd : 0;
+}
+
+int repository_begin(const struct repository *r, const char *id, struct repository_draft *ret_draft,
+                     struct error *err)
+{
+    return begin(r, REPOSITORY_TMP, id, ret_draft, err);
+}
+
+int repository_begin_part(const struct repository *r, const char *id,
+                          struct repository_draft *ret_draft, struct error *err)
+{
+    int r_begun = begin(r, REPOSITORY_PART, id, ret_draft, err);
+
+    /* A kill may have left the last file as well, which is always made again. */
+    if (r_begun == 0) {
+        unlinkat(ret_draft->fd, REPOSITORY_MANIFEST, 0);
+    }
+    return r_begun;
+}
+
+void repository_leave_part(struct repository_draft *draft)
+{
+    free(draft->name);
+    draft->name = NULL;
+}
+
+char *repository_manifest_text(const struct backup_key *key, const struct backup_key *seal,
+                               const struct manifest *m)
+{
+    struct manifest copy = *m; /* what it points to is not changed */
+    struct json_object *o;
+    const char *text;
+    char *result = NULL;
+    int r = 0;
+
+    copy.protection = seal ? "aes-256-gcm" : key ? "authenticated" : "none";
+    if (key) {
+        o = manifest_to_json(&copy);
+        r = o ? backup_key_authenticate(key, o, copy.mac) : -ENOMEM;
+        json_object_put(o);
+    }
+    o = r == 0 ? manifest_to_json(&copy) : NULL;
+    text = o ? json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY |
+                                                     JSON_C_TO_STRING_NOSLASHESCAPE)
+             : NULL;
+    if (text) {
+        result = strdup(text);
+    }
+    json_object_put(o);
+    return result;
+}
+
+int repository_manifest_data(const struct backup_key *key, const struct backup_key *seal,
+                             const struct manifest *m, uint8_t **ret_data, size_t *ret_size)
+{
+    char *text AUTO_FREE = repository_manifest_text(key, seal, m);
+
+    if (!text) {
+        return -ENOMEM;
+    }
+    if (seal) {
+        return stored_seal_text(seal, STORED_MANIFEST, text, strlen(text), ret_data, ret_size);
+    }
+    *ret_size = strlen(text);
+    *ret_data = (uint8_t *)TAKE_PTR(text);
+    return 0;
+}
+
+int repository_write_manifest(const struct repository *repository,
+                              const struct repository_draft *draft, const struct manifest *m,
+                              struct error *err)
+{
+    char *manifest AUTO_FREE = files_join(draft->path, REPOSITORY_MANIFEST);
+    char *text AUTO_FREE =
+        repository_manifest_text(repository->key, repository_seal(repository), m);
+    struct manifest parsed = {0};
+    int r;
+
+    if (!text || !manifest) {
+        return error_out_of_memory(err);
+    }
+    /* A number may be out of range, if other manifests led to it: then nobody could read it. */
+    r = manifest_parse(text, strlen(text), manifest, &parsed, err);
+    manifest_clear(&parsed);
+    UNLESS_FAILED(r, stored_write_at(draft->fd, REPOSITORY_MANIFEST, text,
+                                     repository_seal(repository), STORED_MANIFEST, manifest, err));
+    UNLESS_FAILED(r, files_sync(draft->fd, draft->path, err));
+    return r;
 }
 
 int repository_commit(const struct repository *repository, struct repository_draft *draft,
                       const struct manifest *m, struct error *err)
 {
-    struct json_object *json = manifest_to_json(m);
-    char *manifest AUTO_FREE = files_join(draft->path, REPOSITORY_MANIFEST);
-    const char *text = json ? json_object_to_json_string_ext(
-                                  json, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_NOSLASHESCAPE)
-                            : NULL;
-    int r;
+    int r = repository_write_manifest(repository, draft, m, err);
 
-    if (!text || !manifest) {
-        json_object_put(json);
-        return error_out_of_memory(err);
-    }
-    r = files_write_at(draft->fd, REPOSITORY_MANIFEST, text, manifest, err);
-    json_object_put(json);
-    UNLESS_FAILED(r, files_sync(draft->fd, draft->path, err));
-    if (r == 0 && renameat(repository->fd, draft->name, repository->fd, m->id) < 0) {
-        r = error_set_errno(err, errno, "Could not rename '%s' to '%s'", draft->path, m->id);
-    }
-    if (r < 0) {
-        return r;
+    return r < 0 ? r : repository_commit_written(repository, draft, m, err);
+}
+
+int repository_commit_written(const struct repository *repository, struct repository_draft *draft,
+                              const struct manifest *m, struct error *err)
+{
+    if (renameat(draft->dir, draft->name, repository->fd, m->id) < 0) {
+        return error_set_errno(err, errno, "Could not rename '%s' to '%s'", draft->path, m->id);
     }
     free(draft->name);
     draft->name = NULL;
@@ -385,7 +592,7 @@ void repository_discard(const struct repository *r, struct repository_draft *dra
     if (draft->fd >= 0) {
         close(draft->fd);
         if (draft->name) {
-            files_remove_at(r->fd, draft->name);
+            files_remove_at(draft->dir, draft->name);
         }
     }
     free(draft->name);

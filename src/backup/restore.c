@@ -3,9 +3,11 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "backup/backup.h"
 #include "backup/chain.h"
+#include "backup/restore_internal.h"
 #include "backup/target.h"
 #include "base/cleanup.h"
 #include "base/iov.h"
@@ -16,6 +18,7 @@ struct restore {
     const struct restore_options *options;
     struct chain chain;
     struct target target;
+    int claim; /* restore_claim_target() */
     struct block_node *node;
     struct block_root *root;
     uint64_t written;
@@ -78,7 +81,7 @@ static int co_open_restore_target(struct restore *restore, struct error *err)
     return r;
 }
 
-static int co_restore(struct restore *restore, struct error *err)
+static int co_restore_to_target(struct restore *restore, struct error *err)
 {
     struct chain_reader reader = {.chain = &restore->chain,
                                   .co_sink = co_sink,
@@ -127,11 +130,46 @@ static int check_apart(const struct repository *repository, const struct target 
     return 0;
 }
 
+/* Prepare the target, so that what can be refused is refused before the chain is read. */
+static int co_prepare_target(const struct repository *repository, struct restore *restore,
+                             struct error *err)
+{
+    const struct restore_options *o = restore->options;
+    int r = restore_claim_target(o->target, &restore->claim, err);
+
+    UNLESS_FAILED(r, target_open(o->target, o->format, o->force, &restore->target, err));
+    UNLESS_FAILED(r, check_apart(repository, &restore->target, err));
+    if (r == 0 && o->node) {
+        r = restore_co_check_node(o->qmp_socket, o->node, &restore->target, err);
+    }
+    return r;
+}
+
+static int co_restore(const struct repository *repository, struct restore *restore,
+                      const struct repository_entry *const *entries, size_t count,
+                      struct error *err)
+{
+    const struct restore_options *o = restore->options;
+    bool stream = strcmp(o->target, "-") == 0;
+    int r = stream ? restore_check_stream(o, err) : co_prepare_target(repository, restore, err);
+
+    UNLESS_FAILED(r, chain_co_open(repository, entries, count, &restore->chain, err));
+    if (stream) {
+        UNLESS_FAILED(r, restore_co_stream(o, &restore->chain, &restore->written, err));
+        return r;
+    }
+    UNLESS_FAILED(r, co_restore_to_target(restore, err));
+    if (r == 0 && o->node) {
+        r = restore_co_add_node(o, &restore->target, err);
+    }
+    return r;
+}
+
 int restore_co_run(const struct restore_options *options, struct restore_result *ret_result,
                    struct error *err)
 {
     REPOSITORY_AUTO(repository);
-    struct restore restore = {.options = options, .target = TARGET_INIT};
+    struct restore restore = {.options = options, .target = TARGET_INIT, .claim = -1};
     const struct repository_entry **entries AUTO_FREE = NULL;
     const struct repository_entry *e = NULL;
     int64_t started_ns = loop_now_ns();
@@ -142,11 +180,7 @@ int restore_co_run(const struct restore_options *options, struct restore_result 
         e = repository_find(&repository, options->at, err);
         r = e ? repository_chain(&repository, e, &entries, &count, err) : -ENOENT;
     }
-    UNLESS_FAILED(
-        r, target_open(options->target, options->format, options->force, &restore.target, err));
-    UNLESS_FAILED(r, check_apart(&repository, &restore.target, err));
-    UNLESS_FAILED(r, chain_co_open(&repository, entries, count, &restore.chain, err));
-    UNLESS_FAILED(r, co_restore(&restore, err));
+    UNLESS_FAILED(r, co_restore(&repository, &restore, entries, count, err));
     if (r == 0 && e) {
         *ret_result = (struct restore_result){.virtual_size = restore.chain.disk_size,
                                               .written = restore.written};
@@ -155,5 +189,8 @@ int restore_co_run(const struct restore_options *options, struct restore_result 
     }
     chain_co_close(&restore.chain);
     target_release(&restore.target);
+    if (restore.claim >= 0) {
+        close(restore.claim);
+    }
     return r;
 }

@@ -1,26 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The daemon's side of a backup: checkpoint, point-in-time view, and what is left of both.
+ * Where a backup comes from: one interface, several kinds. Every kind keeps the same promises:
  *
- * While a backup runs (R is the repository's id, NODE the disk):
+ *   point in time        what the view reads is the disk as it was at the checkpoint, all disks of
+ *                        one checkpoint at the same moment, whatever is written meanwhile
+ *   only what changed    with a bitmap that recorded since the last backup, only what it marks is
+ *                        read; a bitmap of which anything is doubtful is not used
+ *   nothing left behind  source_co_settle() makes the source agree with the newest complete backup;
+ *                        every backup begins and ends with it, whether the one before succeeded,
+ *                        failed or was killed. What has to stay is a bitmap that records
+ *   no harm              no write of a guest fails or waits without limit because of a backup
  *
- *     exports of NODE        export tidemark-R
- *          |                      |
- *          |                 tidemark-R-snap      snapshot-access
- *          |                      |
- *     tidemark-R-cbw  <-----------+               copy-before-write
- *          |        \
- *        NODE     tidemark-R-temp                 temporary image: old data of overwritten clusters
+ * A source is one disk. Everything that a backup makes in it has a name with the repository's id,
+ * so that a later run finds it. The steps of a run:
  *
- *     bitmaps of NODE:  tidemark-R-<last backup>  frozen (an incremental backup)
- *                       tidemark-R-<this backup>  recording since the checkpoint
- *
- * All names contain the repository's id, so that a run finds what an earlier one left. Whatever
- * happened, source_co_settle() makes the daemon agree with the newest complete backup; every backup
- * ends with it, whether it succeeded, failed or was killed.
+ *     open -> inspect -> settle -> prepare -> checkpoint -> open_view, watch -> end -> close
  *
  * Main reactor, in a coroutine; all `co_` functions yield, the others do not. They return 0 or
- * -errno.
+ * -errno, and fill `err` on failure.
  */
 #ifndef TIDEMARK_BACKUP_SOURCE_H
 #define TIDEMARK_BACKUP_SOURCE_H
@@ -29,20 +26,33 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "backup/qmp_client.h"
+#include "backup/pull_input.h"
 #include "backup/repository.h"
 #include "base/error.h"
 #include "nbd/client.h"
 
-#define SOURCE_NAME_SIZE 32
 #define SOURCE_PREFIX "tidemark-"
 
-struct source {
-    struct qmp_client *qmp;
-    const char *node; /* borrowed */
-    char repository[REPOSITORY_ID_SIZE];
-    char prefix[SOURCE_NAME_SIZE]; /* "tidemark-R": also the export's id and name */
-    char cbw[SOURCE_NAME_SIZE], snap[SOURCE_NAME_SIZE], temp[SOURCE_NAME_SIZE];
+struct qmp_client;
+
+/* What the user says about the source. All strings are borrowed. */
+struct source_options {
+    const char *qmp_socket;               /* address: see qmp_client_co_connect() */
+    const struct nbd_client_tls *qmp_tls; /* to reach it; NULL: in the clear */
+    const char *const *nodes;             /* names of disks */
+    size_t node_count;                    /* 0: all disks of the machine that can be written */
+    /* Instead of those: a file, a block device, a URI, json:{...}; and its format, NULL: raw. */
+    const char *image, *format;
+    /* Instead of those: a domain of libvirt; `nodes` are targets of its disks ("vda"). */
+    const char *libvirt_uri, *domain;
+    bool freeze;                      /* the guest, by libvirt and its guest agent */
+    unsigned freeze_timeout_s;        /* for each answer of the agent */
+    const char *fleece_dir;           /* for the temporary image; NULL: see backup/fleece.h */
+    const char *nbd_uri;              /* of the daemon's NBD server; NULL: ask the daemon */
+    const struct nbd_client_tls *tls; /* to reach it; NULL: in the clear */
+    /* Limit of the time that a guest's write waits for the temporary image; 0: none. */
+    unsigned cbw_timeout_s;
+    bool asks_cbw_timeout; /* the user has given it: refused where it has no effect */
 };
 
 struct source_bitmap {
@@ -50,90 +60,114 @@ struct source_bitmap {
     bool recording, busy, persistent, inconsistent;
 };
 
-/* What the daemon has, as far as a backup needs it. */
-struct source_state {
-    bool found; /* the node exists */
-    bool read_only;
-    bool stores_bitmaps; /* its format keeps persistent bitmaps */
-    uint64_t virtual_size;
-    char *disk;                    /* absolute path of its file or device; NULL if it has none */
-    struct source_bitmap *bitmaps; /* of the node, with the repository's prefix */
+/* The disk, as it was last inspected. */
+struct source_disk {
+    uint64_t size;
+    const char *file; /* canonical path of its image or device; NULL: not known */
+    bool tracks;      /* a bitmap can begin at the checkpoint */
+    bool encrypted;   /* on its storage */
+    const struct source_bitmap *bitmaps; /* of this repository */
     size_t bitmap_count;
-    char **exports; /* ids of exports of the node */
-    size_t export_count;
-    char **moved_exports; /* ids of exports that a run has put on its filter */
-    size_t moved_count;
-    bool has_cbw, has_snap, has_temp, has_export;
-    char *temp_image; /* path of the temporary image; NULL without has_temp */
-    char **others;    /* ids of other repositories that have a filter on the same disk */
-    size_t other_count;
 };
 
-/* Release what `s` holds, and make it empty. */
-void source_state_clear(struct source_state *s);
-#define SOURCE_STATE_AUTO(name)                                                                    \
-    __attribute__((cleanup(source_state_clear))) struct source_state name = {0}
+struct source;
 
-/* Begin to work with a daemon. `node` and the connection are borrowed; `repository` is an id. */
-void source_init(struct source *s, struct qmp_client *qmp, const char *node,
-                 const char *repository);
+struct source_ops {
+    bool one_bitmap; /* the disks of a checkpoint have one bitmap name: that of the first */
+    /*
+     * Find the disk, and fill source->disk. Changes nothing. -ENOENT: there is no such disk;
+     * -EBUSY: a run to this repository, or to a copy of it, lives.
+     */
+    int (*co_inspect)(struct source *source, struct error *err);
+    /*
+     * End what earlier runs have left: of this repository everything but the bitmaps, which are put
+     * in order for `last`, the bitmap of the newest complete backup (NULL: none), which stays and
+     * records. If a later run had frozen it, what was recorded since is merged into it. Of dead
+     * runs to other repositories, what is in the way. -EBUSY: a run to another repository lives.
+     * Then source->disk is filled again.
+     */
+    int (*co_settle)(struct source *source, const char *last, struct error *err);
+    /*
+     * Make what the checkpoint needs outside the source, such as a temporary image; its place is
+     * recorded in the draft first.
+     */
+    int (*co_prepare)(struct source *source, const struct repository_draft *draft,
+                      struct error *err);
+    /*
+     * The checkpoint of `count` sources of one kind and connection, at one moment: bitmaps
+     * source->started begin, source->frozen are frozen. *begin and *end are the moments right
+     * before and after. On failure nothing has changed. NULL for a kind: only one source.
+     */
+    int (*co_checkpoint)(struct source *const *sources, size_t count, struct backup_moment *begin,
+                         struct backup_moment *end, struct error *err);
+    /*
+     * Offer the point in time for reading, with the bitmap source->frozen. The caller closes
+     * *ret_input before co_end().
+     */
+    int (*co_open_view)(struct source *source, struct pull_input **ret_input, struct error *err);
+    /*
+     * End the run in the source: as co_settle(), for a run that holds all of it. `last` is the
+     * bitmap of the new backup if that is complete.
+     */
+    int (*co_end)(struct source *source, const char *last, struct error *err);
+    /* Called a few times a second while the view is read: whether the run has to end. */
+    int (*watch)(struct source *source, struct error *err);
+    /* Add to an error what is likely to be its cause. `view_failed`: the view cannot be read. */
+    void (*co_explain)(struct source *source, bool view_failed, struct error *err);
+    /* Thaw a guest that a killed run has left frozen. NULL: this kind freezes none. */
+    int (*co_thaw)(struct source *source, struct error *err);
+    /* A description of the machine, malloc'ed; NULL: there is none. NULL for a kind: never. */
+    char *(*definition)(struct source *source);
+    /* Release everything. */
+    void (*co_close)(struct source *source);
+};
+
+/* Embedded in the struct of each kind. */
+struct source {
+    const struct source_ops *ops;
+    char *name; /* of the disk, as the user gave it; owned */
+    char repository[REPOSITORY_ID_SIZE];
+    struct source_disk disk;
+    /* Bitmaps of the checkpoint, borrowed: the caller sets them before it. */
+    const char *started; /* begins; NULL: none, since the disk does not track */
+    const char *frozen;  /* of the last backup; NULL: everything is read */
+    /* The view shows everything, and not only what `frozen` marks. */
+    bool whole;
+};
+
+/*
+ * Open what the options say: the disks of one daemon over one connection, or an image. `options`
+ * are borrowed. *ret_list is malloc'ed; each of its *ret_count sources, at least one, is to be
+ * closed by the caller.
+ */
+int source_co_open(const struct source_options *options, struct source ***ret_list,
+                   size_t *ret_count, struct error *err);
+
+/* Close the source. NULL is ignored. */
+void source_co_close(struct source *source);
+
+/* The bitmap of this name on the disk; NULL: there is none. */
+const struct source_bitmap *source_bitmap(const struct source *source, const char *name);
 
 /*
  * A name for the bitmap that begins with backup `id`, malloc'ed; NULL: no memory. The name ends in
  * random characters, since copies of a repository share its id, and clocks may be set back.
  */
-char *source_new_bitmap_name(const struct source *s, const char *id);
+char *source_new_bitmap_name(const char *repository, const char *id);
 
-/* Query the daemon. *ret_state is empty on failure. */
-int source_co_inspect(struct source *s, struct source_state *ret_state, struct error *err);
+/* --- for source.c: the kinds --- */
 
-/* The bitmap of this name; NULL: there is none. */
-const struct source_bitmap *source_find_bitmap(const struct source_state *state, const char *name);
+/* As source_co_open(), for disks of a daemon. */
+int source_daemon_co_open(const struct source_options *options, struct source ***ret_list,
+                          size_t *ret_count, struct error *err);
+/* As source_co_open(), for disks of a libvirt domain. */
+int source_libvirt_co_open(const struct source_options *options, struct source ***ret_list,
+                           size_t *ret_count, struct error *err);
+/* An image that no program writes to; nothing is opened before co_inspect(). */
+int source_image_new(const struct source_options *options, struct source **ret_source,
+                     struct error *err);
 
-/*
- * Remove the filter and everything else of a run but the bitmaps. The temporary image stays:
- * state->temp_image of the last query names it.
- */
-int source_co_take_down(struct source *s, struct error *err);
-
-/*
- * Take a run down, and put the bitmaps in order. `last` is the bitmap of the newest complete backup
- * (NULL: none), which stays and records. If a later run had frozen it, what was recorded since is
- * merged into it.
- */
-int source_co_settle(struct source *s, const char *last, struct error *err);
-
-struct source_checkpoint {
-    const char *started;   /* bitmap that begins; NULL: none, the disk is read-only */
-    const char *frozen;    /* bitmap of the last backup; NULL: a full backup */
-    const char *temp_path; /* the temporary image */
-    bool temp_is_qcow2;
-    unsigned timeout_s; /* limit of the time that a guest's write waits for it; 0: none */
-};
-
-/*
- * Make the checkpoint, in one transaction: a bitmap begins, the bitmap of the last backup is
- * frozen, and the point-in-time view is set up over the temporary image. *begin and *end are the
- * moments right before and after.
- */
-int source_co_checkpoint(struct source *s, const struct source_state *state,
-                         const struct source_checkpoint *c, struct backup_moment *begin,
-                         struct backup_moment *end, struct error *err);
-
-/*
- * The address of the daemon's NBD server, from `uri`; NULL: ask the daemon, and if it has none,
- * start one on `own_socket`. *ret_address is to be cleared by the caller.
- */
-int source_co_nbd_address(struct source *s, const char *uri, const char *own_socket,
-                          struct socket_address *ret_address, struct error *err);
-
-/*
- * Export the point-in-time view under the name s->prefix, with the bitmap `frozen` unless that is
- * NULL.
- */
-int source_co_export(struct source *s, const char *frozen, struct error *err);
-
-/* --- of any repository --- */
+/* --- what backups to any repository have in a daemon --- */
 
 struct source_leftover {
     char repository[REPOSITORY_ID_SIZE];
@@ -157,19 +191,8 @@ void source_leftovers_clear(struct source_leftovers *l);
  */
 int source_co_leftovers(struct qmp_client *qmp, const char *node,
                         struct source_leftovers *ret_leftovers, struct error *err);
-
-/* --- for source*.c --- */
-
-/* Whether `name` begins with "tidemark-R-"; R goes into `ret_text`. */
-bool source_name_repository(const char *name, char ret_text[static REPOSITORY_ID_SIZE]);
-/*
- * A path that the daemon reported, as this process has to open it; malloc'ed. NULL: no path, or no
- * memory.
- */
-char *source_daemon_path(const struct qmp_client *qmp, const char *path);
-/* The string member `key`; "" if there is none. Borrowed. */
-const char *source_string(struct json_object *o, const char *key);
-/* Elements of an array; 0 if `list` is no array. */
-size_t source_length(struct json_object *list);
+/* Remove all of an entry, bitmaps included. -EBUSY: a run lives; -ENOENT: its disk is not known. */
+int source_co_forget(struct qmp_client *qmp, const struct source_leftover *leftover,
+                     struct error *err);
 
 #endif

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "backup/source.h"
+#include "backup/daemon_disk.h"
 #include "base/cleanup.h"
 
 void source_leftovers_clear(struct source_leftovers *l)
@@ -123,7 +123,13 @@ static int take_temp(struct qmp_client *qmp, struct source_leftovers *l, struct 
         struct source_leftover *e = &l->list[i];
 
         if (strcmp(e->repository, repository) == 0 && e->filter && !e->temp_image) {
-            e->temp_image = source_daemon_path(qmp, source_string(node, "file"));
+            const char *file = source_string(node, "file");
+
+            /* QEMU describes the image by json:{...}, and the node below it by its path. */
+            if (strncmp(file, "json:", 5) == 0) {
+                return 0;
+            }
+            e->temp_image = source_daemon_path(qmp, file);
             return e->temp_image ? 0 : -ENOMEM;
         }
     }
@@ -155,7 +161,8 @@ static int take_all(struct qmp_client *qmp, struct json_object *nodes, struct so
         struct json_object *node = json_object_array_get_idx(nodes, i);
         const char *name = source_string(node, "node-name");
 
-        if (source_name_repository(name, repository) && leftover_ends_with(name, "-temp")) {
+        if (source_name_repository(name, repository) &&
+            (leftover_ends_with(name, "-temp") || leftover_ends_with(name, "-file"))) {
             r = take_temp(qmp, l, node, repository);
         }
     }

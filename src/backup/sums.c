@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "backup/digest.h"
@@ -66,72 +65,31 @@ int sums_runs_add(struct sums_runs *r, uint64_t first, uint64_t count, enum sums
     return 0;
 }
 
-static int write_sums(int fd, const void *data, size_t size, uint64_t offset)
+int sums_write_digests(struct stored *file, uint64_t index, const uint8_t *digests, size_t count)
 {
-    const char *p = data;
-
-    while (size > 0) {
-        ssize_t n = pwrite(fd, p, size, (off_t)offset);
-
-        if (n < 0 && errno == EINTR) {
-            continue;
-        }
-        if (n <= 0) {
-            return n < 0 ? -errno : -EIO;
-        }
-        p += n;
-        size -= (size_t)n;
-        offset += (uint64_t)n;
-    }
-    return 0;
+    return stored_write(file, digests, count * SUMS_DIGEST_SIZE,
+                        SUMS_HEADER_SIZE + index * SUMS_DIGEST_SIZE);
 }
 
-/* -EIO: the file ends before. */
-static int read_sums(int fd, void *data, size_t size, uint64_t offset)
-{
-    char *p = data;
-
-    while (size > 0) {
-        ssize_t n = pread(fd, p, size, (off_t)offset);
-
-        if (n < 0 && errno == EINTR) {
-            continue;
-        }
-        if (n <= 0) {
-            return n < 0 ? -errno : -EIO;
-        }
-        p += n;
-        size -= (size_t)n;
-        offset += (uint64_t)n;
-    }
-    return 0;
-}
-
-int sums_write_digests(int fd, uint64_t index, const uint8_t *digests, size_t count)
-{
-    return write_sums(fd, digests, count * SUMS_DIGEST_SIZE,
-                      SUMS_HEADER_SIZE + index * SUMS_DIGEST_SIZE);
-}
-
-int sums_write_finish(int fd, const struct sums_runs *runs, uint64_t disk_size)
+int sums_write_finish(struct stored *file, const struct sums_runs *runs, uint64_t disk_size)
 {
     uint8_t header[SUMS_HEADER_SIZE] = {0};
     uint8_t *batch AUTO_FREE = malloc((size_t)RUN_BATCH * RUN_SIZE);
     uint64_t offset = SUMS_HEADER_SIZE + runs->digests * SUMS_DIGEST_SIZE;
+    int r;
 
     if (!batch) {
         return -ENOMEM;
     }
     for (size_t i = 0; i < runs->count;) {
         size_t n = MIN(runs->count - i, (size_t)RUN_BATCH);
-        int r;
 
         for (size_t k = 0; k < n; k++) {
             store_le64(batch + k * RUN_SIZE, runs->list[i + k].first);
             store_le32(batch + k * RUN_SIZE + 8, runs->list[i + k].count);
             store_le32(batch + k * RUN_SIZE + 12, runs->list[i + k].kind);
         }
-        r = write_sums(fd, batch, n * RUN_SIZE, offset);
+        r = stored_write(file, batch, n * RUN_SIZE, offset);
         if (r < 0) {
             return r;
         }
@@ -144,7 +102,8 @@ int sums_write_finish(int fd, const struct sums_runs *runs, uint64_t disk_size)
     store_le64(header + 16, disk_size);
     store_le64(header + 24, runs->digests);
     store_le64(header + 32, runs->count);
-    return write_sums(fd, header, sizeof(header), 0);
+    r = stored_write(file, header, sizeof(header), 0);
+    return r < 0 ? r : stored_finish(file);
 }
 
 /* Check the header against the size of the file and of the disk. */
@@ -183,7 +142,7 @@ static int read_runs(struct sums *s, uint64_t digests, uint64_t count)
     }
     while (count > 0) {
         size_t n = (size_t)MIN(count, (uint64_t)RUN_BATCH);
-        int r = read_sums(s->fd, batch, n * RUN_SIZE, offset);
+        int r = stored_read(s->file, batch, n * RUN_SIZE, offset);
 
         for (size_t k = 0; r == 0 && k < n; k++) {
             uint64_t first = load_le64(batch + k * RUN_SIZE);
@@ -206,18 +165,21 @@ static int read_runs(struct sums *s, uint64_t digests, uint64_t count)
     return s->runs.digests == digests ? 0 : -EINVAL;
 }
 
-int sums_open(int fd, const char *shown, uint64_t disk_size, struct sums *ret_sums,
-              struct error *err)
+int sums_open(int fd, const struct backup_key *seal, const char *shown, uint64_t disk_size,
+              struct sums *ret_sums, struct error *err)
 {
     struct sums s = {.fd = fd, .disk_size = disk_size};
     uint8_t header[SUMS_HEADER_SIZE];
     uint64_t digests, runs;
-    struct stat st;
-    int r;
+    int r = stored_open(fd, seal, STORED_SUMS, shown, &s.file, err);
 
-    r = fstat(s.fd, &st) < 0 ? -errno : read_sums(s.fd, header, sizeof(header), 0);
+    if (r < 0) {
+        close(fd);
+        return r;
+    }
+    r = stored_read(s.file, header, sizeof(header), 0);
     if (r == 0) {
-        r = check_sums_header(header, (uint64_t)st.st_size, disk_size, &digests, &runs);
+        r = check_sums_header(header, stored_size(s.file), disk_size, &digests, &runs);
     }
     if (r == 0) {
         r = read_runs(&s, digests, runs);
@@ -236,6 +198,8 @@ int sums_open(int fd, const char *shown, uint64_t disk_size, struct sums *ret_su
 
 void sums_close(struct sums *s)
 {
+    stored_free(s->file);
+    s->file = NULL;
     if (s->fd >= 0) {
         close(s->fd);
     }
@@ -248,8 +212,8 @@ int sums_read_digests(const struct sums *s, uint64_t index, uint8_t *ret_digests
     if (!range_fits(index, count, s->runs.digests)) {
         return -EINVAL;
     }
-    return read_sums(s->fd, ret_digests, count * SUMS_DIGEST_SIZE,
-                     SUMS_HEADER_SIZE + index * SUMS_DIGEST_SIZE);
+    return stored_read(s->file, ret_digests, count * SUMS_DIGEST_SIZE,
+                       SUMS_HEADER_SIZE + index * SUMS_DIGEST_SIZE);
 }
 
 struct digest_job {

@@ -21,6 +21,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "backup/stored.h"
 #include "base/error.h"
 
 #define SUMS_HEADER_SIZE 64
@@ -53,25 +54,26 @@ int sums_runs_add(struct sums_runs *r, uint64_t first, uint64_t count, enum sums
 /* --- writing: digests go to their places in any order, header and runs at the end --- */
 
 /* Write `count` digests, the first of which has this index. */
-int sums_write_digests(int fd, uint64_t index, const uint8_t *digests, size_t count);
-/* Write header and runs. The caller syncs. */
-int sums_write_finish(int fd, const struct sums_runs *runs, uint64_t disk_size);
+int sums_write_digests(struct stored *file, uint64_t index, const uint8_t *digests, size_t count);
+/* Write header and runs, and complete the file. The caller syncs. */
+int sums_write_finish(struct stored *file, const struct sums_runs *runs, uint64_t disk_size);
 
 /* --- reading --- */
 
 struct sums {
-    int fd;
+    int fd; /* -1: not open */
+    struct stored *file;
     uint64_t disk_size;
     struct sums_runs runs;
 };
 
 /*
  * Open a checksum file: check everything but the digests themselves, also against the size of the
- * disk. `fd` is consumed in any case; errors call the file `shown`. -EINVAL, -ENOMEM, and errors of
- * read(2).
+ * disk. `fd` is consumed in any case; errors call the file `shown`. `seal`: see stored_open().
+ * -EINVAL, -EBADMSG, -ENOMEM, and errors of read(2).
  */
-int sums_open(int fd, const char *shown, uint64_t disk_size, struct sums *ret_sums,
-              struct error *err);
+int sums_open(int fd, const struct backup_key *seal, const char *shown, uint64_t disk_size,
+              struct sums *ret_sums, struct error *err);
 /* Close the file and release the runs. */
 void sums_close(struct sums *s);
 /*

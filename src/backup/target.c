@@ -14,6 +14,7 @@
 #include "base/cleanup.h"
 #include "block/block.h"
 #include "nbd/client.h"
+#include "nbd/uri.h"
 
 #define TMP_PREFIX ".tidemark-restore-"
 #define ATTRIBUTES_MAX 65536ul
@@ -192,13 +193,43 @@ static int open_target_file(struct target *t, bool force, struct error *err)
     return r < 0 ? r : make_target_file(t, err);
 }
 
-static int check_target_export(struct target *t, const char *format, bool force, struct error *err)
+/* Whether the name is that of an export: nbd:..., or a URI whose scheme is one of NBD's. */
+static bool is_export_name(const char *name)
+{
+    const char *rest = strncmp(name, "nbd", 3) == 0 ? name + 3 : "";
+
+    if (rest[0] == 's') {
+        rest++;
+    } else if (rest[0] == ':') {
+        return true;
+    }
+    return strncmp(rest, "://", 3) == 0 || strncmp(rest, "+unix:", 6) == 0 ||
+           strncmp(rest, "+tcp:", 5) == 0 || strncmp(rest, "+vsock:", 7) == 0;
+}
+
+static int check_export_name(const char *name, struct error *err)
 {
     struct socket_address address = {0};
     char *export_name AUTO_FREE = NULL;
-    int r = nbd_address_parse(t->name, &address, &export_name, err);
+    struct nbd_uri uri;
+    int r;
 
+    if (strstr(name, "://")) {
+        r = nbd_uri_parse(name, &uri, err);
+        if (r == 0) {
+            nbd_uri_clear(&uri);
+        }
+        return r;
+    }
+    r = nbd_address_parse(name, &address, &export_name, err);
     socket_address_clear(&address);
+    return r;
+}
+
+static int check_target_export(struct target *t, const char *format, bool force, struct error *err)
+{
+    int r = check_export_name(t->name, err);
+
     t->kind = TARGET_NBD;
     if (r == 0 && strcmp(format, "raw") != 0) {
         r = error_set(err, EINVAL, "'%s' is an NBD export, and can be restored as raw only",
@@ -219,14 +250,8 @@ int target_open(const char *name, const char *format, bool force, struct target 
 
     *ret_target = TARGET_INIT;
     ret_target->name = name;
-    if (strncmp(name, "nbd:", 4) == 0 || strncmp(name, "nbd+unix:", 9) == 0 ||
-        strncmp(name, "nbd+tcp:", 8) == 0) {
+    if (is_export_name(name)) {
         return check_target_export(ret_target, format, force, err);
-    }
-    if (strcmp(name, "-") == 0) {
-        return error_set(err, EINVAL,
-                         "Standard output can't be restored to, since the disk is not written from "
-                         "begin to end: name a file");
     }
     if (stat(name, &st) == 0 && S_ISBLK(st.st_mode)) {
         return open_device(ret_target, format, force, err);

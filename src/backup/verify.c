@@ -3,58 +3,38 @@
  * Verification of each backup: the manifest with its own checksum, the parent, both files against
  * the manifest, the qcow2 structure, the backing link that other programs follow, every cluster
  * against its checksum, and that the image holds those clusters and no others.
+ *
+ * With a time limit, the backups whose last check is longest ago come first, and a check that is
+ * cut short goes on where it was in the next run (backup/verified.h).
  */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "backup/backup.h"
 #include "backup/chain.h"
+#include "backup/verified.h"
+#include "backup/verify_image.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/time_units.h"
 #include "block/control.h"
-#include "co/sync.h"
 #include "loop/loop.h"
 
 #define STATUS_BYTES (1ULL << 40)
+#define RECORD_INTERVAL_NS (10 * NS_PER_SECOND)
 
 struct verify {
     const struct verify_options *options;
     const struct repository *repository;
-    bool *damaged;  /* by index of the entry */
-    uint64_t bytes; /* of the backup that is verified */
+    struct verified state;
+    int64_t deadline_ns; /* INT64_MAX: none */
+    bool *damaged;       /* by index of the entry */
+    uint64_t bytes;      /* of the backup that is verified */
 };
-
-/* --- the image as a whole: read while its clusters are, so that the disk reads it once --- */
-
-struct image_hash {
-    const struct repository *repository;
-    const struct repository_entry *entry;
-    volatile sig_atomic_t *stop;
-    int status;
-    struct error err;
-    struct co_group group;
-};
-
-static void co_hash_image(void *arg)
-{
-    struct image_hash *h = arg;
-    const struct manifest *m = &h->entry->manifest;
-    char *shown AUTO_FREE = repository_file(h->repository, m->id, REPOSITORY_IMAGE);
-    int fd AUTO_CLOSE = -1;
-
-    if (!shown) {
-        h->status = error_out_of_memory(&h->err);
-    } else {
-        fd = repository_open_file(h->repository, m->id, REPOSITORY_IMAGE, &h->err);
-        h->status =
-            fd < 0 ? fd
-                   : digest_co_expect(fd, shown, m->image_size, m->image_sha256, h->stop, &h->err);
-    }
-    co_group_done(&h->group);
-}
 
 static int co_check_qcow2(struct chain_layer *layer, struct error *err)
 {
@@ -144,56 +124,91 @@ static int co_check_rest(struct chain *chain, struct error *err)
     return 0;
 }
 
-static int co_verify_contents(struct verify *v, const struct repository_entry *e, struct error *err)
-{
-    struct progress progress;
-    struct chain chain;
-    struct chain_reader reader = {.chain = &chain, .progress = &progress, .stop = v->options->stop};
-    int r = chain_co_open(v->repository, &e, 1, &chain, err);
+/* --- one backup ------------------------------------------------------------------------------- */
 
-    UNLESS_FAILED(r, co_check_qcow2(&chain.layers[0], err));
-    UNLESS_FAILED(r, co_check_backing_link(&chain.layers[0], err));
-    UNLESS_FAILED(r, co_check_rest(&chain, err));
-    if (r == 0) {
-        v->bytes = chain_data_bytes(&chain);
-        progress_begin(&progress, stderr, v->options->progress, "verify", v->bytes);
-        r = chain_co_read(&reader, err);
-        progress_end(&progress, r == 0);
+struct contents {
+    const struct verify *verify;
+    struct chain chain;
+    struct progress progress;
+    uint64_t position; /* clusters that were compared */
+};
+
+/* Note how far the contents are. */
+static int co_note_position(void *arg, uint64_t offset, uint8_t *data, uint64_t size,
+                            struct error *err)
+{
+    struct contents *c = arg;
+
+    c->position = div_round_up(offset + size, BACKUP_CLUSTER_SIZE);
+    return loop_now_ns() > c->verify->deadline_ns ? error_set(err, ETIME, "The time is up") : 0;
+}
+
+/* Bytes of data before a cluster. */
+static uint64_t data_before(const struct chain *chain, uint64_t cluster)
+{
+    struct chain_extent e;
+    uint64_t clusters = 0;
+
+    for (uint64_t at = 0; at < cluster && at < chain->clusters; at += e.count) {
+        chain_extent_at(chain, at, cluster - at, &e);
+        clusters += e.layer && e.kind == SUMS_DATA ? e.count : 0;
     }
-    chain_co_close(&chain);
+    return clusters * BACKUP_CLUSTER_SIZE;
+}
+
+static int co_read_contents(struct verify *v, struct contents *c, struct error *err)
+{
+    struct chain_reader reader = {.chain = &c->chain,
+                                  .co_sink = co_note_position,
+                                  .arg = c,
+                                  .ordered = true,
+                                  .from = c->position,
+                                  .progress = &c->progress,
+                                  .stop = v->options->stop};
+    struct chain_layer *layer = &c->chain.layers[0];
+    int r = co_check_qcow2(layer, err);
+
+    UNLESS_FAILED(r, co_check_backing_link(layer, err));
+    UNLESS_FAILED(r, co_check_rest(&c->chain, err));
+    if (r == 0) {
+        v->bytes = chain_data_bytes(&c->chain);
+        progress_begin(&c->progress, stderr, v->options->progress, "verify", v->bytes);
+        progress_add(&c->progress, data_before(&c->chain, c->position));
+        r = chain_co_read(&reader, err);
+        progress_end(&c->progress, r == 0);
+    }
     return r;
 }
 
-/* Compare the files first: that gives the shorter answer. */
-static int co_verify_files(struct verify *v, const struct repository_entry *e, struct error *err)
+/* Compare the files first: that gives the shorter answer. -ETIME: cut short by the time limit. */
+static int co_verify_files(struct verify *v, const struct repository_entry *e,
+                           struct verified_entry *state, struct error *err)
 {
-    struct image_hash hash = {.repository = v->repository, .entry = e, .stop = v->options->stop};
-    ERROR_AUTO(contents_err);
-    int r;
+    struct contents contents = {.verify = v, .position = state->position};
+    struct image_check image = {.repository = v->repository,
+                                .entry = e,
+                                .contents = &contents.progress,
+                                .stop_too = v->options->stop};
+    ERROR_AUTO(image_err);
+    int r = chain_co_open(v->repository, &e, 1, &contents.chain, err), whole;
 
-    co_group_init(&hash.group);
-    co_group_add(&hash.group);
-    r = co_spawn(reactor_home(reactor_main()), co_hash_image, &hash);
-    if (r < 0) {
-        co_group_done(&hash.group);
-        hash.status = error_set_errno(&hash.err, -r, "Could not start reading");
-    } else {
-        r = co_verify_contents(v, e, &contents_err);
+    image_check_begin(&image);
+    UNLESS_FAILED(r, co_read_contents(v, &contents, err));
+    image.stop = r == -ETIME;
+    whole = image_check_co_end(&image, &image_err);
+    if (r != -ETIME && whole < 0) {
+        error_clear(err);
+        error_move(err, &image_err);
+        r = whole;
     }
-    co_group_wait(&hash.group);
-    co_group_destroy(&hash.group);
-    if (hash.status < 0) {
-        error_move(err, &hash.err);
-        r = hash.status;
-    } else if (r < 0) {
-        error_move(err, &contents_err);
-    }
-    error_clear(&hash.err);
+    state->position = r == -ETIME || r == -EINTR ? contents.position : 0;
+    chain_co_close(&contents.chain);
     return r;
 }
 
 /* Verify one backup. 0: sound. */
-static int co_verify_one(struct verify *v, const struct repository_entry *e, struct error *err)
+static int co_verify_one(struct verify *v, const struct repository_entry *e,
+                         struct verified_entry *state, struct error *err)
 {
     const struct repository_entry **chain AUTO_FREE = NULL;
     size_t count;
@@ -206,7 +221,7 @@ static int co_verify_one(struct verify *v, const struct repository_entry *e, str
         return error_set(err, EBADMSG, "Backup %s, which it builds on, is damaged",
                          chain[count - 2]->id);
     }
-    return co_verify_files(v, e, err);
+    return co_verify_files(v, e, state, err);
 }
 
 /* Whether to verify the backup: with --at only that one and those it builds on. */
@@ -241,6 +256,128 @@ static void report_description(const struct verify_options *options, const struc
     }
 }
 
+/* --- all of them ------------------------------------------------------------------------------ */
+
+struct turn {
+    size_t index; /* of the entry */
+    int64_t at;   /* of its last check */
+};
+
+/* A check that was cut short is the first to go on. Of the same age: the oldest backup first. */
+static int compare_turns(const void *a, const void *b)
+{
+    const struct turn *x = a, *y = b;
+
+    if (x->at != y->at) {
+        return x->at < y->at ? -1 : 1;
+    }
+    return x->index < y->index ? -1 : x->index > y->index;
+}
+
+/* The selected entries, in the order of their turns; without a time limit, their own order. */
+static struct turn *make_turns(const struct verify *v, const bool *selected, size_t *ret_count)
+{
+    struct turn *turns = calloc(v->repository->count, sizeof(*turns));
+    size_t n = 0;
+
+    for (size_t i = 0; turns && i < v->repository->count; i++) {
+        const struct verified_entry *state = &v->state.list[i];
+
+        if (selected[i]) {
+            turns[n++] = (struct turn){i, state->position ? INT64_MIN : state->at};
+        }
+    }
+    if (turns && v->options->limit_ns) {
+        qsort(turns, n, sizeof(*turns), compare_turns);
+    }
+    *ret_count = n;
+    return turns;
+}
+
+/* Entries that are not verified in this run count as what they were found to be. */
+static void take_former_damage(struct verify *v)
+{
+    for (size_t i = 0; i < v->state.count; i++) {
+        v->damaged[i] = v->repository->entries[i].problem ||
+                        (v->options->limit_ns && v->state.list[i].at && !v->state.list[i].sound);
+    }
+}
+
+static void report_backup(const struct verify *v, size_t i, uint64_t from,
+                          const struct error *problem)
+{
+    struct verify_report report = {.id = v->repository->entries[i].id,
+                                   .bytes = v->bytes,
+                                   .from = from * BACKUP_CLUSTER_SIZE,
+                                   .problem = v->damaged[i] ? error_message(problem) : NULL};
+
+    v->options->report(&report, v->options->arg);
+}
+
+/* Returns 1 when the time is up. */
+static int co_take_turn(struct verify *v, size_t i, struct verify_result *result, struct error *err)
+{
+    struct verified_entry *state = &v->state.list[i];
+    uint64_t from;
+    ERROR_AUTO(problem);
+    int r;
+
+    if (loop_now_ns() > v->deadline_ns) {
+        return 1;
+    }
+    if (!v->options->limit_ns) {
+        state->position = 0;
+    }
+    v->bytes = 0;
+    from = state->position;
+    r = co_verify_one(v, &v->repository->entries[i], state, &problem);
+    if (v->options->stop && *v->options->stop) {
+        return error_set(err, EINTR, "Verifying was stopped");
+    }
+    if (r == -ETIME) {
+        return 1;
+    }
+    v->damaged[i] = r < 0;
+    *state = (struct verified_entry){.at = (int64_t)time(NULL), .sound = r == 0};
+    result->damaged += r < 0;
+    result->verified++;
+    report_backup(v, i, from, &problem);
+    return 0;
+}
+
+/* A run that is killed loses little. */
+static void remember_now_and_then(const struct verify *v, int64_t *recorded_ns)
+{
+    if (v->options->remember && loop_now_ns() > *recorded_ns + RECORD_INTERVAL_NS) {
+        verified_store(v->repository, &v->state, NULL);
+        *recorded_ns = loop_now_ns();
+    }
+}
+
+static int co_take_turns(struct verify *v, const bool *selected, struct verify_result *ret_result,
+                         struct error *err)
+{
+    struct verify_result result = {.description = v->repository->problem};
+    int64_t recorded_ns = loop_now_ns();
+    size_t count;
+    struct turn *turns AUTO_FREE = make_turns(v, selected, &count);
+    int r = 0;
+
+    if (!turns) {
+        return error_out_of_memory(err);
+    }
+    for (size_t i = 0; r == 0 && i < count; i++) {
+        r = co_take_turn(v, turns[i].index, &result, err);
+        remember_now_and_then(v, &recorded_ns);
+    }
+    result.left = count - result.verified;
+    if (v->options->remember) {
+        result.unrecorded = verified_store(v->repository, &v->state, NULL);
+    }
+    *ret_result = result;
+    return MIN(r, 0);
+}
+
 int verify_co_run(const struct verify_options *options, struct verify_result *ret_result,
                   struct error *err)
 {
@@ -248,7 +385,6 @@ int verify_co_run(const struct verify_options *options, struct verify_result *re
     bool *selected AUTO_FREE = NULL;
     bool *damaged AUTO_FREE = NULL;
     struct verify v = {.options = options, .repository = &repository};
-    size_t count = 0;
     int r = repository_open(options->dir, &repository, err);
 
     if (r < 0) {
@@ -257,35 +393,18 @@ int verify_co_run(const struct verify_options *options, struct verify_result *re
     if (repository.count == 0) {
         return error_set(err, ENOENT, "There is no backup in '%s'", repository.path);
     }
+    v.deadline_ns = options->limit_ns ? loop_now_ns() + options->limit_ns : INT64_MAX;
     selected = calloc(repository.count, sizeof(*selected));
     v.damaged = damaged = calloc(repository.count, sizeof(*damaged));
-    if (!selected || !damaged) {
+    if (!selected || !damaged || verified_load(&repository, &v.state) < 0) {
         return error_out_of_memory(err);
     }
+    take_former_damage(&v);
     r = select_entries(&repository, options->at, selected, err);
     if (r == 0) {
         report_description(options, &repository);
+        r = co_take_turns(&v, selected, ret_result, err);
     }
-    for (size_t i = 0; r == 0 && i < repository.count; i++) {
-        ERROR_AUTO(problem);
-
-        if (!selected[i]) {
-            continue;
-        }
-        v.bytes = 0;
-        damaged[i] = co_verify_one(&v, &repository.entries[i], &problem) < 0;
-        if (options->stop && *options->stop) {
-            return error_set(err, EINTR, "Verifying was stopped");
-        }
-        count += damaged[i];
-        options->report(
-            &(struct verify_report){.id = repository.entries[i].id,
-                                    .bytes = v.bytes,
-                                    .problem = damaged[i] ? error_message(&problem) : NULL},
-            options->arg);
-    }
-    if (r == 0) {
-        *ret_result = (struct verify_result){.damaged = count, .description = repository.problem};
-    }
+    verified_clear(&v.state);
     return r;
 }

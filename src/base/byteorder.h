@@ -38,4 +38,12 @@ BYTEORDER_ACCESSORS_(16)
 BYTEORDER_ACCESSORS_(32)
 BYTEORDER_ACCESSORS_(64)
 
+/* Store the characters of a signature, without the NUL at its end. */
+static inline void store_signature(uint8_t *to, const char *text)
+{
+    while (*text) {
+        *to++ = (uint8_t)*text++;
+    }
+}
+
 #endif

@@ -209,8 +209,7 @@ static void put_code_point(struct strbuf *out, uint32_t code, bool as_key)
     strbuf_append(out, utf8, n);
 }
 
-/* The length in bytes of the UTF-8 sequence at `p`; 0 if it is invalid. */
-static size_t utf8_length(const unsigned char *p, const unsigned char *end)
+size_t json_utf8_length(const unsigned char *p, const unsigned char *end)
 {
     static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
     size_t n = *p < 0x80 ? 1 : *p < 0xC2 ? 0 : *p < 0xE0 ? 2 : *p < 0xF0 ? 3 : *p < 0xF5 ? 4 : 0;
@@ -306,7 +305,7 @@ int json_decode_string(const struct strbuf *token, bool as_key, struct strbuf *o
         const unsigned char *start = p;
 
         while (p < end && *p != '\\') {
-            size_t n = utf8_length(p, end);
+            size_t n = json_utf8_length(p, end);
 
             if (n == 0) {
                 return error_set(err, EINVAL, "JSON parse error, invalid UTF-8 sequence in string");

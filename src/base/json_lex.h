@@ -91,4 +91,10 @@ size_t json_lex_span(struct json_lexer *lx, const char *data, size_t size);
 int json_decode_string(const struct strbuf *token, bool as_key, struct strbuf *out,
                        struct error *err);
 
+/*
+ * The length in bytes of the UTF-8 sequence at `p`, which is before `end`; 0 if it is invalid, is
+ * longer than there are bytes, or is a code point that Unicode reserves as a noncharacter.
+ */
+size_t json_utf8_length(const unsigned char *p, const unsigned char *end);
+
 #endif

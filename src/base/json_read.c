@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/json_lex.h"
+#include "base/json_string.h"
 
 /* Bytes that json-c needs, about: for a value of each kind, per array element and object member. */
 #define COST_OBJECT 900
@@ -69,6 +70,7 @@ struct json_reader *json_reader_new(const struct json_limits *limits)
         return NULL;
     }
     reader->limits = limits;
+    reader->lexer.text = reader->decoded = STRBUF_SECRET;
     reader->open = calloc(limits->depth ? limits->depth : 1, sizeof(struct json_object *));
     if (!reader->open) {
         free(reader);
@@ -90,6 +92,8 @@ static void start_value(struct json_reader *reader)
 {
     drop_value(reader);
     json_lex_next(&reader->lexer);
+    strbuf_reset(&reader->lexer.text);
+    strbuf_reset(&reader->decoded);
     error_clear(&reader->error);
     reader->expect = EXPECT_VALUE;
     reader->braces = reader->brackets = 0;
@@ -194,11 +198,10 @@ static int new_string(struct json_reader *reader, struct json_object **ret_value
         return -EINVAL;
     }
     reader->cost += reader->decoded.len;
-    if (reader->decoded.failed || reader->decoded.len > INT32_MAX) {
+    if (reader->decoded.failed) {
         return json_out_of_memory(err);
     }
-    *ret_value = json_object_new_string_len(reader->decoded.len ? reader->decoded.data : "",
-                                            (int)reader->decoded.len);
+    *ret_value = json_string_new(strbuf_str(&reader->decoded), reader->decoded.len);
     return *ret_value ? 0 : json_out_of_memory(err);
 }
 

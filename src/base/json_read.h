@@ -18,6 +18,9 @@
  * inside it is taken for a message. A byte 0xFF, which UTF-8 does not contain, ends the present
  * value at any place, as QEMU's QMP specification recommends for clients that want to synchronize.
  *
+ * Strings erase themselves when they are freed (base/json_string.h), and the reader keeps nothing
+ * of a value that has ended: messages have passwords.
+ *
  * None of these functions yields.
  */
 #ifndef TIDEMARK_BASE_JSON_READ_H

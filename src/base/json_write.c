@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/json_write.h"
 
-#include <inttypes.h>
+#include <limits.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -16,6 +16,9 @@
  * must not multiply its size.
  */
 #define INDENT_LEVELS_MAX 32
+
+/* Its address is in values of json_text_new(). */
+static char text_mark;
 
 static void write_value(struct strbuf *out, struct json_object *value, bool pretty, int level);
 
@@ -122,10 +125,14 @@ static void separate(struct strbuf *out, bool pretty, bool first, int level)
 
 /* --- members in the order of QEMU's monitor --------------------------------------------------- */
 
+/* Members of an object that are sorted on the stack. */
+#define MEMBERS_FEW 32
+
 struct member {
-    unsigned place;
-    size_t index; /* as it was added */
+    /* The place, then how late it was added: of equal places the latest comes first. */
+    uint64_t order;
     const char *key;
+    size_t length; /* of the key */
     struct json_object *value;
 };
 
@@ -134,25 +141,42 @@ struct member {
  * hash of the Trivial Database: the length, then each letter shifted by a cycle of positions, then
  * a step of a congruential generator.
  */
-static unsigned place_of(const char *name)
+static unsigned place_of(const char *name, size_t length)
 {
     static const unsigned char shifts[] = {0,  5,  10, 15, 20, 1,  6,  11, 16, 21, 2,  7,
                                            12, 17, 22, 3,  8,  13, 18, 23, 4,  9,  14, 19};
-    uint32_t sum = UINT32_C(0x238f13af) * (uint32_t)strlen(name);
+    uint32_t sum = UINT32_C(0x238f13af) * (uint32_t)length;
 
-    for (size_t i = 0; name[i]; i++) {
-        sum += (uint32_t)(unsigned char)name[i] << shifts[i % sizeof(shifts)];
+    for (size_t i = 0, shift = 0; i < length; i++) {
+        sum += (uint32_t)(unsigned char)name[i] << shifts[shift];
+        shift = shift + 1 < sizeof(shifts) ? shift + 1 : 0;
     }
     return (UINT32_C(1103515243) * sum + 12345) % 512;
 }
 
-/* Members of equal places keep their order. */
 static int compare_members(const void *a, const void *b)
 {
     const struct member *x = a, *y = b;
 
-    return x->place != y->place ? (x->place > y->place) - (x->place < y->place)
-                                : (x->index > y->index) - (x->index < y->index);
+    return (x->order > y->order) - (x->order < y->order);
+}
+
+/* Few members are sorted in place: answers consist of many small objects. */
+static void sort_members(struct member *members, size_t count)
+{
+    if (count > MEMBERS_FEW) {
+        qsort(members, count, sizeof(*members), compare_members);
+        return;
+    }
+    for (size_t i = 1; i < count; i++) {
+        struct member m = members[i];
+        size_t at = i;
+
+        for (; at > 0 && members[at - 1].order > m.order; at--) {
+            members[at] = members[at - 1];
+        }
+        members[at] = m;
+    }
 }
 
 static void write_members(struct strbuf *out, const struct member *members, size_t count,
@@ -160,15 +184,15 @@ static void write_members(struct strbuf *out, const struct member *members, size
 {
     for (size_t i = 0; i < count; i++) {
         separate(out, pretty, i == 0, level + 1);
-        write_string(out, members[i].key, strlen(members[i].key));
-        strbuf_puts(out, ": ");
+        write_string(out, members[i].key, members[i].length);
+        strbuf_append(out, ": ", 2);
         write_value(out, members[i].value, pretty, level + 1);
     }
 }
 
 static void write_object(struct strbuf *out, struct json_object *object, bool pretty, int level)
 {
-    struct member few[32];
+    struct member few[MEMBERS_FEW];
     size_t count = (size_t)json_object_object_length(object), i = 0;
     AUTO_FREE struct member *many = count > ARRAY_SIZE(few) ? malloc(count * sizeof(*many)) : NULL;
     struct member *members = count > ARRAY_SIZE(few) ? many : few;
@@ -179,12 +203,15 @@ static void write_object(struct strbuf *out, struct json_object *object, bool pr
     }
     json_object_object_foreach(object, key, value)
     {
-        members[i] = (struct member){place_of(key), i, key, value};
+        size_t length = strlen(key);
+        uint64_t place = place_of(key, length);
+
+        members[i] = (struct member){place << 32 | (UINT32_MAX - i), key, length, value};
         i++;
     }
-    qsort(members, count, sizeof(*members), compare_members);
+    sort_members(members, i);
     strbuf_puts(out, "{");
-    write_members(out, members, count, pretty, level);
+    write_members(out, members, i, pretty, level);
     new_line(out, pretty, level);
     strbuf_puts(out, "}");
 }
@@ -203,12 +230,18 @@ static void write_array(struct strbuf *out, struct json_object *array, bool pret
 static void write_integer(struct strbuf *out, struct json_object *value)
 {
     int64_t number = json_object_get_int64(value);
+    uint64_t rest = number < 0 ? 0 - (uint64_t)number : json_object_get_uint64(value);
+    char digits[24];
+    size_t at = sizeof(digits);
 
+    do {
+        digits[--at] = (char)('0' + rest % 10);
+        rest /= 10;
+    } while (rest > 0);
     if (number < 0) {
-        strbuf_printf(out, "%" PRId64, number);
-    } else {
-        strbuf_printf(out, "%" PRIu64, json_object_get_uint64(value));
+        digits[--at] = '-';
     }
+    strbuf_append(out, digits + at, sizeof(digits) - at);
 }
 
 static void write_value(struct strbuf *out, struct json_object *value, bool pretty, int level)
@@ -231,6 +264,11 @@ static void write_value(struct strbuf *out, struct json_object *value, bool pret
         }
         break;
     case json_type_string:
+        if (json_object_get_userdata(value) == &text_mark) {
+            strbuf_append(out, json_object_get_string(value),
+                          (size_t)json_object_get_string_len(value));
+            break;
+        }
         write_string(out, json_object_get_string(value), (size_t)json_object_get_string_len(value));
         break;
     case json_type_object:
@@ -245,4 +283,16 @@ static void write_value(struct strbuf *out, struct json_object *value, bool pret
 void json_write(struct strbuf *out, struct json_object *value, bool pretty)
 {
     write_value(out, value, pretty, 0);
+}
+
+struct json_object *json_text_new(const struct strbuf *text)
+{
+    struct json_object *o = text->failed || text->len > INT_MAX
+                                ? NULL
+                                : json_object_new_string_len(strbuf_str(text), (int)text->len);
+
+    if (o) {
+        json_object_set_userdata(o, &text_mark, NULL);
+    }
+    return o;
 }

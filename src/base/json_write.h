@@ -18,4 +18,11 @@
  */
 void json_write(struct strbuf *out, struct json_object *value, bool pretty);
 
+/*
+ * A value that stands for `text`, which json_write() wrote in one line, and may be a part of what
+ * it writes in one line. Long answers are made of such parts, so that not all their objects exist
+ * at the same time. Others than json_write() take it for a string. NULL: no memory.
+ */
+struct json_object *json_text_new(const struct strbuf *text);
+
 #endif

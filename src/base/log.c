@@ -92,6 +92,24 @@ void log_write(enum log_level level, const char *lines, size_t size)
     }
 }
 
+/*
+ * Names in messages come from images and servers, and could command a terminal: control characters
+ * become question marks, those of Unicode (C2 80 to C2 9F), too. Messages have lines and tabs.
+ */
+static void hide_controls(char *text, size_t size)
+{
+    for (size_t i = 0; i < size; i++) {
+        unsigned char c = (unsigned char)text[i];
+
+        if ((c < 0x20 && c != '\n' && c != '\t') || c == 0x7f) {
+            text[i] = '?';
+        } else if (c == 0xc2 && i + 1 < size && (unsigned char)text[i + 1] >= 0x80 &&
+                   (unsigned char)text[i + 1] < 0xa0) {
+            text[i] = text[i + 1] = '?';
+        }
+    }
+}
+
 /* A line with `head`, of at most LINE_MAX_ON_STACK / 2 bytes, before the message. */
 __attribute__((format(printf, 3, 0))) static void print_line(enum log_level level, const char *head,
                                                              const char *fmt, va_list ap)
@@ -119,6 +137,7 @@ __attribute__((format(printf, 3, 0))) static void print_line(enum log_level leve
     if (body >= 0) {
         size_t size = MIN(head_size + (size_t)body, room - 2);
 
+        hide_controls(line, size);
         line[size++] = '\n';
         log_write(level, line, size);
     }

@@ -50,7 +50,7 @@ void log_set_program(const char *name);
 
 /*
  * A line at a level, if that is printed: "PROGRAM: MESSAGE"; "PROGRAM: warning: MESSAGE";
- * "PROGRAM: debug: MESSAGE".
+ * "PROGRAM: debug: MESSAGE". Control characters but line ends and tabs are shown as question marks.
  */
 void log_print(enum log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void log_vprint(enum log_level level, const char *fmt, va_list ap)

@@ -9,10 +9,12 @@
 #include "base/error.h"
 
 /*
- * Parse a size: an optional '+', a decimal number (with a fraction if a suffix follows) or a
- * hexadecimal one with 0x, and an optional suffix b, k, M, G, T, P or E, in either case, for powers
- * of 1024; without a suffix the number counts bytes. `what` names the value in the error. Returns
- * 0, -EINVAL (not a size) or -ERANGE (above 2^63 - 1).
+ * Parse a size: white space and a '+', both optional, then a hexadecimal number of bytes with 0x,
+ * or a decimal number with an optional fraction ("1.5", ".5", "1.") and an optional suffix b, k, M,
+ * G, T, P or E, in either case, for powers of 1024; without a suffix the number counts bytes. What
+ * is no whole number of bytes is rounded to the nearest one; bytes themselves have no fraction but
+ * zero. `what` names the value in the error. Returns 0, -EINVAL (not a size) or -ERANGE (above
+ * 2^63 - 1).
  */
 int size_parse(const char *text, const char *what, uint64_t *ret_bytes, struct error *err);
 

@@ -6,6 +6,33 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* A secret reset() keeps no more than this. */
+#define KEEP_MAX 65536
+
+static void free_text(const struct strbuf *sb)
+{
+    if (sb->secret && sb->data) {
+        explicit_bzero(sb->data, sb->capacity);
+    }
+    free(sb->data);
+}
+
+/* As realloc(), which would leave the old text where it was. */
+static char *grow(struct strbuf *sb, size_t capacity)
+{
+    char *data;
+
+    if (!sb->secret) {
+        return realloc(sb->data, capacity);
+    }
+    data = malloc(capacity);
+    if (data && sb->data) {
+        memcpy(data, sb->data, sb->len + 1);
+        free_text(sb);
+    }
+    return data;
+}
+
 static bool strbuf_reserve(struct strbuf *sb, size_t more)
 {
     size_t need = sb->len + more + 1;
@@ -15,7 +42,7 @@ static bool strbuf_reserve(struct strbuf *sb, size_t more)
     }
     if (need > sb->capacity) {
         size_t capacity = need < 64 ? 64 : need + need / 2;
-        char *data = realloc(sb->data, capacity);
+        char *data = grow(sb, capacity);
 
         if (!data) {
             sb->failed = true;
@@ -62,8 +89,25 @@ void strbuf_printf(struct strbuf *sb, const char *fmt, ...)
 
 void strbuf_clear(struct strbuf *sb)
 {
-    free(sb->data);
-    *sb = STRBUF_INIT;
+    bool secret = sb->secret;
+
+    free_text(sb);
+    *sb = secret ? STRBUF_SECRET : STRBUF_INIT;
+}
+
+void strbuf_reset(struct strbuf *sb)
+{
+    if (sb->capacity > KEEP_MAX) {
+        strbuf_clear(sb);
+        return;
+    }
+    if (sb->data && sb->secret) {
+        explicit_bzero(sb->data, sb->capacity);
+    } else if (sb->data) {
+        sb->data[0] = '\0';
+    }
+    sb->len = 0;
+    sb->failed = false;
 }
 
 const char *strbuf_str(const struct strbuf *sb)
@@ -76,8 +120,8 @@ char *strbuf_take(struct strbuf *sb)
     char *s = sb->failed ? NULL : sb->data ? sb->data : strdup("");
 
     if (sb->failed) {
-        free(sb->data);
+        free_text(sb);
     }
-    *sb = STRBUF_INIT;
+    *sb = sb->secret ? STRBUF_SECRET : STRBUF_INIT;
     return s;
 }

@@ -4,14 +4,14 @@
  *
  * A bitmap is a sparse tree (tree.h). A summary bit is set if any bit below it may be set, so
  * iteration skips clean regions. A region without set bits takes no memory, nor does a region that
- * is set as a whole.
+ * is set as a whole. What is set again and again is remembered (known.h).
  *
  * Concurrency: without a lock, any threads may call any functions at the same time, except those
  * that say "alone": for these the owner makes sure that no other call on the bitmap runs. A bit
  * that dirty_bitmap_set() has set is found from the return of that call until it is cleared. To
- * ensure that, setting sets the leaf, then its summaries; clearing clears the summary, then reads
- * the leaf again and sets the summary back if it finds a bit (both sides sequentially consistent);
- * and a scan that overlaps with a clear does not rely on the summary.
+ * ensure that, setting sets the leaf, then the summaries above; clearing clears the summary, then
+ * reads the leaf again and sets the summary back if it finds a bit (both sides sequentially
+ * consistent); and a scan that overlaps with a clear does not rely on the summary.
  *
  * Offsets and lengths are bytes of the disk. Setting a part of a granule sets the granule. Clearing
  * a part of a granule leaves it alone, unless the part reaches from its beginning to the end of the
@@ -23,6 +23,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include "bitmap/known.h"
 
 struct dirty_bitmap;
 
@@ -44,11 +46,29 @@ uint32_t dirty_bitmap_granularity(const struct dirty_bitmap *b);
 uint64_t dirty_bitmap_granules(const struct dirty_bitmap *b);
 
 /*
+ * Whether [offset, offset + length) is set, by a look at what is remembered: false says nothing.
+ * As dirty_bitmap_set() otherwise.
+ */
+static inline bool dirty_bitmap_is_known_set(const struct dirty_bitmap *b, uint64_t offset,
+                                             uint64_t length)
+{
+    return bitmap_known_has((const struct bitmap_known *)b, offset, length);
+}
+
+/* dirty_bitmap_set() of what is not known to be set. */
+void dirty_bitmap_set_unknown(struct dirty_bitmap *b, uint64_t offset, uint64_t length);
+
+/*
  * Set [offset, offset + length), cut at the size. Can't fail: if a leaf can't be allocated, its
  * whole region is dirty from then on. Called after the write that it records, also because bits
  * that are set already are not written again.
  */
-void dirty_bitmap_set(struct dirty_bitmap *b, uint64_t offset, uint64_t length);
+static inline void dirty_bitmap_set(struct dirty_bitmap *b, uint64_t offset, uint64_t length)
+{
+    if (!dirty_bitmap_is_known_set(b, offset, length)) {
+        dirty_bitmap_set_unknown(b, offset, length);
+    }
+}
 
 /*
  * Clear [offset, offset + length), cut at the size. In a region that is set as a whole this may
@@ -83,14 +103,35 @@ bool dirty_bitmap_next_dirty(const struct dirty_bitmap *b, uint64_t offset, uint
 bool dirty_bitmap_status(const struct dirty_bitmap *b, uint64_t offset, uint64_t end,
                          uint64_t *ret_length);
 
+/* A walk through a bitmap from its beginning to its end, faster than dirty_bitmap_status(). */
+struct dirty_bitmap_walk {
+    const struct dirty_bitmap *bitmap;
+    /* The bits that were read last, and the first of them. */
+    uint64_t first;
+    uint64_t words[512];
+    bool loaded;
+};
+
+/* dirty_bitmap_status() for offsets that grow. Bits that are set meanwhile may be seen or not. */
+bool dirty_bitmap_walk_status(struct dirty_bitmap_walk *w, uint64_t offset, uint64_t end,
+                              uint64_t *ret_length);
+
 /*
  * Set in `dest` everything that is dirty in `src`, cut at the size of `dest`. The granularities may
  * differ. Returns 0, or -ENOMEM if more than that had to be set.
  */
 int dirty_bitmap_merge(struct dirty_bitmap *dest, const struct dirty_bitmap *src);
+/* As above, faster: nobody else changes `dest` meanwhile (others may read it). */
+int dirty_bitmap_merge_alone(struct dirty_bitmap *dest, const struct dirty_bitmap *src);
 
 /* A copy with the same size, granularity, bits and memory limit. NULL if out of memory. */
 struct dirty_bitmap *dirty_bitmap_clone(const struct dirty_bitmap *b);
+/*
+ * The same with all that is dirty in `more` (which may be NULL), too: as a clone and a merge into
+ * it, in less time.
+ */
+struct dirty_bitmap *dirty_bitmap_clone_merged(const struct dirty_bitmap *b,
+                                               const struct dirty_bitmap *more);
 
 /* Exchange the contents of two bitmaps of the same size and granularity. Alone. */
 void dirty_bitmap_swap(struct dirty_bitmap *a, struct dirty_bitmap *b);

@@ -3,22 +3,22 @@
  * A sparse set of bit numbers, which many threads may change and scan at the same time without a
  * lock. Dirty bitmaps are made of it. Private to this folder.
  *
- * The set is a radix tree. Every node has 512 entries and one summary bit for each of them. The
- * entries of a leaf are words of 64 bits (so a leaf has 32768 bits), those of a directory are
- * nodes:
+ * The set is a radix tree. Every node has 512 entries. The entries of a leaf are words of 64 bits
+ * (so a leaf has 32768 bits), those of a directory are nodes, with one summary bit for each:
  *
- *   directory   summary 512 bits | 512 pointers        height, height - 1, ... 1
- *   leaf        summary 512 bits | 512 words           0
+ *   directory   512 pointers | summary 512 bits        height, height - 1, ... 1
+ *   leaf        512 words                              0
  *
  * A pointer is NULL (no bit below is set), a node, or ALL_SET (every bit below, up to the size of
  * the tree, is set). A range that covers a whole empty node becomes ALL_SET, and so does a node
  * that can't be allocated. Nodes are freed only with the tree, so a pointer that was read stays
- * valid.
+ * valid. The leaves, one page each, come from blocks (tree_leaves.h): all bits of a tree take an
+ * eighth of a byte each, and 0.2% more.
  *
  * Invariants:
  *  1. For a bit that bit_tree_set() has set, and that was not cleared since, the summary bit of its
- *     entry is set in each node above, except while a clear that is counted in the node's `clears`
- *     checks that summary bit.
+ *     entry is set in each directory above, except while a clear that is counted in the
+ *     directory's `clears` checks that summary bit.
  *  2. Bits at or beyond the size of the tree are never set.
  *  3. Each change of a word or pointer adds to `set_bits` the number of bits that it really set, or
  *     subtracts the number that it really cleared.
@@ -36,11 +36,19 @@
 
 #define BIT_TREE_BITS_MAX (1ULL << 54)
 
-/* The unit of bit_tree_load() and bit_tree_merge_words(): the words of one summary word. */
-#define BIT_TREE_CHUNK_WORDS 64u
+/* The unit of bit_tree_load() and bit_tree_merge_words(): the words of a leaf. */
+#define BIT_TREE_CHUNK_WORDS 512u
 #define BIT_TREE_CHUNK_BITS (64ull * BIT_TREE_CHUNK_WORDS)
 
 struct bit_tree_node;
+struct bit_tree_block;
+
+/* What leaves are made of (tree_leaves.h). */
+struct bit_tree_leaves {
+    _Atomic(struct bit_tree_block *) blocks;
+    /* leaves that were given back */
+    _Atomic(struct bit_tree_node *) spare;
+};
 
 struct bit_tree {
     _Atomic(struct bit_tree_node *) root;
@@ -56,6 +64,7 @@ struct bit_tree {
     alignas(64) _Atomic int64_t set_bits;
     /* bytes that the nodes take */
     _Atomic size_t memory;
+    struct bit_tree_leaves leaves;
 };
 
 /* An empty tree of `bits` <= BIT_TREE_BITS_MAX bits. Allocates nothing. */
@@ -76,6 +85,12 @@ void bit_tree_clear(struct bit_tree *t, uint64_t first, uint64_t end);
 /* Whether a bit, below t->bits, is set. */
 bool bit_tree_get(const struct bit_tree *t, uint64_t bit);
 
+/*
+ * The bits of the word that contains `bit`, below t->bits, if all summary bits above it are set, so
+ * that a set of them has nothing to do; 0 if not. Bits past the size may be set, too.
+ */
+uint64_t bit_tree_firm_word(const struct bit_tree *t, uint64_t bit);
+
 /* How many bits are set; a counter, without a scan. */
 uint64_t bit_tree_count(const struct bit_tree *t);
 
@@ -87,17 +102,35 @@ uint64_t bit_tree_find_clear(const struct bit_tree *t, uint64_t first, uint64_t 
 
 /*
  * Read BIT_TREE_CHUNK_WORDS words from bit `first`, a multiple of BIT_TREE_CHUNK_BITS; 0 past the
- * size.
+ * size. Returns how many bits they have.
  */
-void bit_tree_load(const struct bit_tree *t, uint64_t first, uint64_t *words);
+uint64_t bit_tree_load(const struct bit_tree *t, uint64_t first, uint64_t *words);
+/* The same for what is set in one of two trees of the same size, or in both. */
+uint64_t bit_tree_load_two(const struct bit_tree *a, const struct bit_tree *b, uint64_t first,
+                           uint64_t *words);
 
 /*
  * Set the bits of [first, end) that are set in `words`. The range is within one chunk; `first` is a
- * multiple of 64, and is bit 0 of words[0]. Returns as bit_tree_set().
+ * multiple of 64, and is bit 0 of words[0]. `alone`: no other call changes the tree meanwhile,
+ * which saves the locked instructions. Returns as bit_tree_set().
  */
-int bit_tree_merge_words(struct bit_tree *t, uint64_t first, uint64_t end, const uint64_t *words);
+int bit_tree_merge_words(struct bit_tree *t, uint64_t first, uint64_t end, const uint64_t *words,
+                         bool alone);
+/* The same for a chunk from bit `first` on, whose words have `bits` bits, none past the size. */
+int bit_tree_merge_chunk(struct bit_tree *t, uint64_t first, const uint64_t *words, uint64_t bits,
+                         bool alone);
 
-/* Set in `dest` all bits of `src` that are below its size. Returns as bit_tree_set(). */
-int bit_tree_merge(struct bit_tree *dest, const struct bit_tree *src);
+/*
+ * Set in `dest`, below its bit `end`, all bits of `src`. A bit of `src` is 2^up bits of `dest`, or
+ * 2^down bits of `src` are one of `dest`; one of the two is 0. Otherwise as above.
+ */
+int bit_tree_merge(struct bit_tree *dest, uint64_t end, const struct bit_tree *src, unsigned up,
+                   unsigned down, bool alone);
+
+/*
+ * Set in `dest`, which nobody else uses, all bits of `a` and of `b`, which have its size. Faster
+ * than two merges: each leaf is made once. Returns as bit_tree_set().
+ */
+int bit_tree_merge_two(struct bit_tree *dest, const struct bit_tree *a, const struct bit_tree *b);
 
 #endif

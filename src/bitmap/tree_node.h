@@ -27,16 +27,33 @@
 
 typedef _Atomic(struct bit_tree_node *) node_slot;
 
+/* A leaf, or the beginning of a directory. */
 struct bit_tree_node {
-    alignas(64) _Atomic uint64_t summary[SUMMARY_WORDS];
     union {
         /* of a leaf */
-        _Atomic uint64_t word[ENTRIES];
+        alignas(64) _Atomic uint64_t word[ENTRIES];
         /* of a directory */
         node_slot child[ENTRIES];
     };
+};
+
+struct bit_tree_directory {
+    struct bit_tree_node node;
+    _Atomic uint64_t summary[SUMMARY_WORDS];
     _Atomic uint64_t clears;
 };
+
+/* For a node whose level is not 0. */
+static inline struct bit_tree_directory *directory_of(struct bit_tree_node *node)
+{
+    return (struct bit_tree_directory *)node;
+}
+
+/* Likewise. */
+static inline const struct bit_tree_directory *const_directory_of(const struct bit_tree_node *node)
+{
+    return (const struct bit_tree_directory *)node;
+}
 
 /* Only its address is used. */
 extern struct bit_tree_node bit_tree_all_set;
@@ -99,17 +116,54 @@ static inline uint64_t word_mask(uint64_t base, unsigned i, uint64_t first, uint
     return mask;
 }
 
-/* Whether the summary bit of entry `i` is set. */
-static inline bool is_marked(const struct bit_tree_node *node, unsigned i)
+/* How many bits are set, without a call where the processor has no instruction for it. */
+static inline unsigned bit_count(uint64_t word)
 {
-    return atomic_load(&node->summary[i / 64]) & entry_mask(i);
+    word -= word >> 1 & 0x5555555555555555;
+    word = (word & 0x3333333333333333) + (word >> 2 & 0x3333333333333333);
+    word = (word + (word >> 4)) & 0x0f0f0f0f0f0f0f0f;
+    return (unsigned)(word * 0x0101010101010101 >> 56);
+}
+
+/* Whether the summary bit of entry `i` is set. */
+static inline bool is_marked(const struct bit_tree_directory *dir, unsigned i)
+{
+    return atomic_load(&dir->summary[i / 64]) & entry_mask(i);
+}
+
+/* Whether none of 8 words has a bit. */
+static inline bool eight_words_are_empty(const _Atomic uint64_t *words)
+{
+    uint64_t any = 0;
+
+    for (unsigned k = 0; k < 8; k++) {
+        any |= atomic_load(&words[k]);
+    }
+    return any == 0;
+}
+
+/* The first word of a leaf, from `from` on, that has a bit, or ENTRIES. */
+static inline unsigned leaf_next_word(const struct bit_tree_node *leaf, unsigned from)
+{
+    unsigned i = from;
+
+    while (i < ENTRIES) {
+        if (i % 8 == 0 && eight_words_are_empty(&leaf->word[i])) {
+            i += 8;
+        } else if (atomic_load(&leaf->word[i])) {
+            break;
+        } else {
+            i++;
+        }
+    }
+    return i;
 }
 
 /*
  * The first entry, from `from` on, below which a bit may be set, or ENTRIES. If a clear may have
  * hidden a summary bit in the meantime, the answer is `from`, so nothing is skipped.
  */
-static inline unsigned bit_tree_next_marked(const struct bit_tree_node *node, unsigned from)
+static inline unsigned bit_tree_next_marked(const struct bit_tree_directory *dir, unsigned from)
 {
     unsigned found = ENTRIES;
     uint64_t clears;
@@ -117,9 +171,9 @@ static inline unsigned bit_tree_next_marked(const struct bit_tree_node *node, un
     if (from >= ENTRIES) {
         return ENTRIES;
     }
-    clears = atomic_load(&node->clears);
+    clears = atomic_load(&dir->clears);
     for (unsigned w = from / 64; w < SUMMARY_WORDS; w++) {
-        uint64_t marks = atomic_load(&node->summary[w]);
+        uint64_t marks = atomic_load(&dir->summary[w]);
 
         if (w == from / 64) {
             marks &= ~0ull << (from % 64);
@@ -129,7 +183,7 @@ static inline unsigned bit_tree_next_marked(const struct bit_tree_node *node, un
             break;
         }
     }
-    if (found != from && ((clears & CLEARS_ACTIVE) || atomic_load(&node->clears) != clears)) {
+    if (found != from && ((clears & CLEARS_ACTIVE) || atomic_load(&dir->clears) != clears)) {
         return from;
     }
     return found;

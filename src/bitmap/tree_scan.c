@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Scans of bit trees: search, copy, merge. */
+/* Scans of bit trees: search, copy. */
+#include "bitmap/bit_words.h"
 #include "bitmap/tree_node.h"
 
 #include <assert.h>
+#include <string.h>
 
 #include "base/error.h"
 
@@ -13,7 +15,7 @@ static unsigned leaf_find_set(const struct bit_tree_node *leaf, unsigned from)
     uint64_t word = load_word(leaf, i) & (~0ull << (from % 64));
 
     while (!word) {
-        i = bit_tree_next_marked(leaf, i + 1);
+        i = leaf_next_word(leaf, i + 1);
         if (i == ENTRIES) {
             return ENTRIES * 64;
         }
@@ -73,7 +75,7 @@ static bool descend_to_set(const struct bit_tree *t, uint64_t *bit)
             *bit = base + next;
             return next < node_span(0);
         }
-        next = bit_tree_next_marked(node, i);
+        next = bit_tree_next_marked(const_directory_of(node), i);
         if (next == ENTRIES) {
             *bit = base + node_span(level);
             return false;
@@ -144,48 +146,48 @@ uint64_t bit_tree_count(const struct bit_tree *t)
     return count < 0 ? 0 : MIN((uint64_t)count, t->bits);
 }
 
-void bit_tree_load(const struct bit_tree *t, uint64_t first, uint64_t *words)
+/* The words of a chunk that is set as a whole. */
+static uint64_t load_all_set(const struct bit_tree *t, uint64_t first, uint64_t *words)
 {
-    unsigned level;
-    const struct bit_tree_node *node = bit_tree_lookup(t, first, &level);
+    memset(words, 0xff, BIT_TREE_CHUNK_WORDS * sizeof(*words));
+    for (unsigned k = 0; k < BIT_TREE_CHUNK_WORDS && first + BIT_TREE_CHUNK_BITS > t->bits; k++) {
+        uint64_t at = first + k * 64ull;
 
-    assert(first % BIT_TREE_CHUNK_BITS == 0);
-    for (unsigned k = 0; k < BIT_TREE_CHUNK_WORDS; k++) {
-        uint64_t pos = first + k * 64ull;
-
-        if (!node || pos >= t->bits) {
-            words[k] = 0;
-        } else if (node == ALL_SET) {
-            words[k] = word_mask(pos, 0, pos, t->bits);
-        } else {
-            words[k] = load_word(node, entry_index(pos, 0));
-        }
+        words[k] = at < t->bits ? word_mask(at, 0, at, t->bits) : 0;
     }
+    return MIN(BIT_TREE_CHUNK_BITS, t->bits - first);
 }
 
-int bit_tree_merge(struct bit_tree *dest, const struct bit_tree *src)
+static uint64_t load_nodes(const struct bit_tree *t, const struct bit_tree_node *a,
+                           const struct bit_tree_node *b, uint64_t first, uint64_t *words)
 {
-    uint64_t end = MIN(dest->bits, src->bits);
-    uint64_t words[BIT_TREE_CHUNK_WORDS];
-    uint64_t next;
-    int r = 0;
-
-    for (uint64_t bit = bit_tree_find_set(src, 0, end); bit < end;
-         bit = bit_tree_find_set(src, next, end)) {
-        unsigned level;
-        int merge_r;
-
-        if (bit_tree_lookup(src, bit, &level) == ALL_SET) {
-            next = MIN(end, node_end(bit, level));
-            merge_r = bit_tree_set(dest, bit, next);
-        } else {
-            uint64_t start = round_down(bit, BIT_TREE_CHUNK_BITS);
-
-            next = MIN(end, start + BIT_TREE_CHUNK_BITS);
-            bit_tree_load(src, start, words);
-            merge_r = bit_tree_merge_words(dest, start, next, words);
-        }
-        r = error_first(r, merge_r);
+    assert(first % BIT_TREE_CHUNK_BITS == 0 && first < t->bits);
+    if (a == ALL_SET || b == ALL_SET) {
+        return load_all_set(t, first, words);
     }
-    return r;
+    if (!a) {
+        a = b;
+        b = NULL;
+    }
+    if (!a) {
+        memset(words, 0, BIT_TREE_CHUNK_WORDS * sizeof(*words));
+        return 0;
+    }
+    return bit_words_load(words, a->word, b ? b->word : NULL, BIT_TREE_CHUNK_WORDS);
+}
+
+uint64_t bit_tree_load(const struct bit_tree *t, uint64_t first, uint64_t *words)
+{
+    unsigned level;
+
+    return load_nodes(t, bit_tree_lookup(t, first, &level), NULL, first, words);
+}
+
+uint64_t bit_tree_load_two(const struct bit_tree *a, const struct bit_tree *b, uint64_t first,
+                           uint64_t *words)
+{
+    unsigned level;
+    const struct bit_tree_node *node = bit_tree_lookup(a, first, &level);
+
+    return load_nodes(a, node, bit_tree_lookup(b, first, &level), first, words);
 }

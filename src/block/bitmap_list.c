@@ -3,7 +3,10 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
+#include "base/checked.h"
+#include "base/debug.h"
 #include "block/internal.h"
 
 const char *block_bitmap_name(const struct block_bitmap *b)
@@ -44,6 +47,37 @@ bool block_bitmap_read_only(const struct block_bitmap *b)
 bool block_bitmap_busy(const struct block_bitmap *b)
 {
     return b->busy > 0;
+}
+
+void block_bitmap_get_state(const struct block_bitmap *b, struct block_bitmap_state *ret_state)
+{
+    *ret_state = (struct block_bitmap_state){.trust = BLOCK_BITMAP_EXACT};
+    if (b->inconsistent) {
+        ret_state->trust = BLOCK_BITMAP_LOST;
+        ret_state->why = b->lost_why ? b->lost_why : "not known";
+        ret_state->since = b->lost_since;
+    } else if (b->excess > 0) {
+        ret_state->trust = BLOCK_BITMAP_SUPERSET;
+        ret_state->excess = MIN(b->excess, block_node_size(b->node));
+        ret_state->why = b->excess_why;
+    }
+}
+
+void block_bitmap_lose(struct block_bitmap *b, const char *why)
+{
+    if (!b->inconsistent) {
+        b->inconsistent = true;
+        b->lost_why = why;
+        b->lost_since = (int64_t)time(NULL);
+    }
+}
+
+void block_bitmap_add_excess(struct block_bitmap *b, uint64_t bytes, const char *why)
+{
+    if (bytes > 0) {
+        b->excess += MIN(bytes, UINT64_MAX - b->excess);
+        b->excess_why = why;
+    }
 }
 
 struct block_bitmap *block_bitmap_find(struct block_node *node, const char *name)
@@ -158,13 +192,33 @@ int block_bitmaps_resize(struct block_node *node, uint64_t size, struct error *e
                      node->name);
 }
 
+/* --- recording: what the gate reads */
+
+static struct dirty_bitmap *recorder_of(const struct block_bitmap *b)
+{
+    return b->enabled && !b->successor ? b->bits : NULL;
+}
+
+void block_bitmap_set_enabled(struct block_bitmap *b, bool enabled)
+{
+    b->enabled = enabled;
+    b->recorder = recorder_of(b);
+}
+
+void block_bitmap_set_successor(struct block_bitmap *b, struct block_bitmap *successor)
+{
+    b->successor = successor;
+    b->recorder = recorder_of(b);
+}
+
 void block_bitmaps_mark(struct block_node *node, uint64_t offset, uint64_t length)
 {
     struct block_bitmap *b;
 
     LIST_FOREACH (b, &node->bitmaps, link) {
-        if (b->enabled && b->bits && !b->successor) {
-            dirty_bitmap_set(b->bits, offset, length);
+        DEBUG_ASSERT(b->recorder == recorder_of(b));
+        if (b->recorder) {
+            dirty_bitmap_set(b->recorder, offset, length);
         }
     }
 }

@@ -12,7 +12,9 @@ static int co_freeze_drained(struct block_bitmap *b, const char *user, struct er
     struct block_bitmap *successor;
 
     UNLESS_FAILED(r, block_co_bitmap_fetch(b, err));
-    UNLESS_FAILED(r, block_co_bitmap_will_change(b, err));
+    if (!b->node->log) {
+        UNLESS_FAILED(r, block_co_bitmap_will_change(b, err));
+    }
     if (r < 0) {
         return r;
     }
@@ -22,8 +24,8 @@ static int co_freeze_drained(struct block_bitmap *b, const char *user, struct er
         dirty_bitmap_free(bits);
         return error_set(err, ENOMEM, "Out of memory for the successor of bitmap '%s'", b->name);
     }
-    successor->enabled = b->enabled;
-    b->successor = successor;
+    block_bitmap_set_enabled(successor, b->enabled);
+    block_bitmap_set_successor(b, successor);
     list_append(&b->node->bitmaps, &successor->link);
     block_bitmap_take(b, user);
     return 0;
@@ -49,7 +51,7 @@ static void end_successor(struct block_bitmap *b)
 {
     list_remove(&b->successor->link);
     block_bitmap_free(b->successor);
-    b->successor = NULL;
+    block_bitmap_set_successor(b, NULL);
     block_bitmap_give(b);
 }
 
@@ -59,6 +61,7 @@ void block_co_bitmap_abdicate(struct block_bitmap *b)
     block_co_bitmap_mark_again(b);
     dirty_bitmap_swap(b->bits, b->successor->bits);
     end_successor(b);
+    block_co_bitmap_changed(b);
     block_drain_end(b->node);
 }
 
@@ -66,8 +69,9 @@ void block_co_bitmap_reclaim(struct block_bitmap *b)
 {
     block_co_drain_begin(b->node);
     block_co_bitmap_mark_again(b);
-    (void)dirty_bitmap_merge(b->bits, b->successor->bits); /* without memory: more bits */
+    (void)dirty_bitmap_merge_alone(b->bits, b->successor->bits); /* without memory: more bits */
     end_successor(b);
+    block_co_bitmap_changed(b);
     block_drain_end(b->node);
 }
 

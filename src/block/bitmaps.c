@@ -100,10 +100,7 @@ static int co_check_storable(struct block_node *node, const char *name, uint32_t
     int r;
 
     if (!block_node_stores_bitmaps(node)) {
-        return error_set(err, ENOTSUP,
-                         "Bitmap '%s' cannot be persistent: the format '%s' of node '%s' does not "
-                         "store bitmaps",
-                         name, node->driver->name, node->name);
+        return error_set_errno(err, ENOTSUP, "Can't store persistent bitmaps to %s", node->name);
     }
     r = block_co_can_store_bitmap(node, name, granularity, err);
     return r < 0 ? r : block_co_reserve_bitmap(node, name, granularity, err);
@@ -137,6 +134,31 @@ static int co_add_drained(struct block_node *node, const char *name, uint32_t gr
     return 0;
 }
 
+static int co_end_change(struct block_bitmap *b, struct error *err);
+
+/* Undo: take a bitmap off its node, with what the image has of it, and free it. */
+static void co_forget_added(struct block_bitmap *b)
+{
+    struct block_node *node = b->node;
+    ERROR_AUTO(err);
+
+    list_remove(&b->link);
+    block_activity_update(node);
+    if (b->driver_state && block_co_remove_stored_bitmap(node, b->name, &err) < 0) {
+        log_error("%s", error_message(&err));
+    }
+    block_bitmap_free(b);
+}
+
+void block_co_bitmap_undo_add(struct block_bitmap *b)
+{
+    struct block_node *node = b->node;
+
+    block_co_drain_begin(node);
+    co_forget_added(b);
+    block_drain_end(node);
+}
+
 int block_co_bitmap_add(struct block_node *node, const char *name, uint32_t granularity,
                         bool persistent, bool disabled, struct block_bitmap **ret_bitmap,
                         struct error *err)
@@ -151,11 +173,16 @@ int block_co_bitmap_add(struct block_node *node, const char *name, uint32_t gran
     r = co_add_drained(node, name, granularity, persistent, &b, err);
     if (b) {
         b->persistent = persistent;
-        b->enabled = !disabled;
+        block_bitmap_set_enabled(b, !disabled);
         list_append(&node->bitmaps, &b->link);
-        if (ret_bitmap) {
-            *ret_bitmap = b;
+        r = co_end_change(b, err);
+        if (r < 0) {
+            co_forget_added(b);
+            b = NULL;
         }
+    }
+    if (b && ret_bitmap) {
+        *ret_bitmap = b;
     }
     block_drain_end(node);
     return r;
@@ -176,6 +203,7 @@ int block_co_bitmap_remove(struct block_bitmap *b, struct error *err)
     if (r >= 0) {
         list_remove(&b->link);
         block_bitmap_free(b);
+        block_activity_update(node);
     }
     block_drain_end(node);
     return MIN(r, 0);
@@ -195,6 +223,8 @@ void block_co_bitmap_detach(struct block_bitmap *b)
 {
     block_co_drain_begin(b->node);
     list_remove(&b->link);
+    b->detached = true;
+    block_activity_update(b->node);
     block_drain_end(b->node);
 }
 
@@ -202,7 +232,29 @@ void block_co_bitmap_reattach(struct block_bitmap *b)
 {
     block_co_drain_begin(b->node);
     list_append(&b->node->bitmaps, &b->link);
+    b->detached = false;
+    block_co_bitmap_changed(b);
     block_drain_end(b->node);
+}
+
+int block_co_bitmap_remove_detached(struct block_bitmap *b, struct error *err)
+{
+    struct block_node *node = b->node;
+    int r;
+
+    if (!b->persistent || !block_node_stores_bitmaps(node)) {
+        return 0;
+    }
+    /*
+     * Read the bits that are in the image only, which an undo would need. A bitmap that cannot be
+     * read may be removed all the same.
+     */
+    if (!b->inconsistent) {
+        (void)block_co_bitmap_fetch(b, NULL);
+    }
+    r = node->log && b->driver_state ? co_end_change(b, err)
+                                     : block_co_remove_stored_bitmap(node, b->name, err);
+    return MIN(r, 0);
 }
 
 void block_bitmap_free_detached(struct block_bitmap *b)
@@ -214,7 +266,9 @@ void block_bitmap_free_detached(struct block_bitmap *b)
 
 static int cannot_read(struct block_bitmap *b, int r, struct error *err)
 {
-    b->inconsistent = b->inconsistent || r != -ENOMEM;
+    if (r != -ENOMEM) {
+        block_bitmap_lose(b, "its bits could not be read from the image");
+    }
     return error_set_errno(err, -r, "Could not read bitmap '%s' of '%s'", b->name,
                            block_node_display_name(b->node));
 }
@@ -265,6 +319,44 @@ int block_co_bitmap_will_change(struct block_bitmap *b, struct error *err)
     return b->node->driver->co_bitmap_will_change(b->node, b, err);
 }
 
+/*
+ * Before and after a command changes a bitmap. With an activity log the stored bitmaps stay valid
+ * until the change is committed: now, or at the end of the transaction. Otherwise they are marked,
+ * and stored when the node is closed.
+ */
+static int co_begin_change(struct block_bitmap *b, struct error *err)
+{
+    return b->node->log ? 0 : block_co_bitmap_will_change(b, err);
+}
+
+static int co_end_change(struct block_bitmap *b, struct error *err)
+{
+    struct block_node *node = b->node;
+
+    if (!node->log) {
+        return 0;
+    }
+    block_activity_update(node);
+    if (!b->persistent || b->read_only) {
+        return 0;
+    }
+    b->unstored = true;
+    if (block_bitmap_defer_commit(node)) {
+        return 0;
+    }
+    return node->driver->co_commit_bitmaps(node, err);
+}
+
+/* After a change that can't be taken back. If the commit fails, closing the node stores it. */
+void block_co_bitmap_changed(struct block_bitmap *b)
+{
+    ERROR_AUTO(err);
+
+    if (co_end_change(b, &err) < 0) {
+        log_error("%s", error_message(&err));
+    }
+}
+
 int block_co_bitmaps_will_change(struct block_node *node, struct error *err)
 {
     struct block_bitmap *b;
@@ -284,9 +376,12 @@ int block_co_bitmap_set_enabled(struct block_bitmap *b, bool enabled, struct err
     block_co_drain_begin(b->node);
     r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_BUSY | BLOCK_BITMAP_REFUSE_INCONSISTENT, err);
     if (r >= 0 && b->enabled != enabled) {
-        r = block_co_bitmap_will_change(b, err);
+        r = co_begin_change(b, err);
         if (r >= 0) {
-            b->enabled = enabled;
+            block_bitmap_set_enabled(b, enabled);
+            r = co_end_change(b, err);
+            block_bitmap_set_enabled(b, r < 0 ? !enabled : enabled);
+            block_activity_update(b->node);
         }
     }
     block_drain_end(b->node);
@@ -303,24 +398,25 @@ static int co_clear_drained(struct block_bitmap *b, struct dirty_bitmap **ret_ba
     if (r < 0) {
         return r;
     }
-    if (ret_backup) {
-        empty = dirty_bitmap_new(dirty_bitmap_size(b->bits), b->granularity);
-        if (!empty) {
-            return error_set(err, ENOMEM, "Out of memory to clear bitmap '%s'", b->name);
+    empty = dirty_bitmap_new(dirty_bitmap_size(b->bits), b->granularity);
+    if (!empty) {
+        return error_set(err, ENOMEM, "Out of memory to clear bitmap '%s'", b->name);
+    }
+    r = co_begin_change(b, err);
+    if (r == 0) {
+        dirty_bitmap_swap(b->bits, empty);
+        r = co_end_change(b, err);
+        if (r < 0) {
+            dirty_bitmap_swap(b->bits, empty);
         }
     }
-    r = block_co_bitmap_will_change(b, err);
-    if (r < 0) {
+    if (r < 0 || !ret_backup) {
         dirty_bitmap_free(empty);
-        return r;
-    }
-    if (ret_backup) {
-        dirty_bitmap_swap(b->bits, empty);
-        *ret_backup = empty;
     } else {
-        dirty_bitmap_clear_all(b->bits);
+        *ret_backup = empty;
     }
-    return 0;
+    b->excess = r < 0 ? b->excess : 0;
+    return r;
 }
 
 int block_co_bitmap_clear(struct block_bitmap *b, struct dirty_bitmap **ret_backup,
@@ -357,40 +453,52 @@ static int co_check_sources(const struct block_bitmap *dest, struct block_bitmap
     return 0;
 }
 
+/* The bits of `dest` and of all sources. NULL if out of memory. */
+static struct dirty_bitmap *merged_bits(const struct block_bitmap *dest,
+                                        struct block_bitmap *const *sources, size_t count)
+{
+    struct dirty_bitmap *merged =
+        dirty_bitmap_clone_merged(dest->bits, count > 0 ? sources[0]->bits : NULL);
+
+    for (size_t i = 1; merged && i < count; i++) {
+        if (dirty_bitmap_merge_alone(merged, sources[i]->bits) < 0) {
+            dirty_bitmap_free(merged);
+            merged = NULL;
+        }
+    }
+    return merged;
+}
+
 static int co_merge_drained(struct block_bitmap *dest, struct block_bitmap *const *sources,
                             size_t count, struct dirty_bitmap **ret_backup, struct error *err)
 {
-    struct dirty_bitmap *backup;
+    struct dirty_bitmap *bits; /* the new ones, then the old ones */
     int r = block_bitmap_check(dest, BLOCK_BITMAP_REFUSE_ALL, err);
 
     UNLESS_FAILED(r, block_co_bitmap_fetch(dest, err));
-    if (r >= 0) {
-        r = co_check_sources(dest, sources, count, err);
-    }
-    if (r >= 0) {
-        r = block_co_bitmap_will_change(dest, err);
-    }
+    UNLESS_FAILED(r, co_check_sources(dest, sources, count, err));
+    UNLESS_FAILED(r, co_begin_change(dest, err));
     if (r < 0) {
         return r;
     }
-    backup = dirty_bitmap_clone(dest->bits);
-    r = backup ? 0 : -ENOMEM;
-    for (size_t i = 0; r >= 0 && i < count; i++) {
-        r = dirty_bitmap_merge(dest->bits, sources[i]->bits);
+    bits = merged_bits(dest, sources, count);
+    if (!bits) {
+        return error_set(err, ENOMEM, "Out of memory to merge into bitmap '%s'", dest->name);
     }
+    dirty_bitmap_swap(dest->bits, bits);
+    r = co_end_change(dest, err);
     if (r < 0) {
-        if (backup) {
-            dirty_bitmap_swap(dest->bits, backup);
-        }
-        dirty_bitmap_free(backup);
-        return error_set(err, -r, "Out of memory to merge into bitmap '%s'", dest->name);
+        dirty_bitmap_swap(dest->bits, bits);
     }
-    if (ret_backup) {
-        *ret_backup = backup;
+    for (size_t i = 0; r == 0 && i < count; i++) {
+        block_bitmap_add_excess(dest, sources[i]->excess, sources[i]->excess_why);
+    }
+    if (r < 0 || !ret_backup) {
+        dirty_bitmap_free(bits);
     } else {
-        dirty_bitmap_free(backup);
+        *ret_backup = bits;
     }
-    return 0;
+    return r;
 }
 
 int block_co_bitmap_merge(struct block_bitmap *dest, struct block_bitmap *const *sources,
@@ -404,6 +512,12 @@ int block_co_bitmap_merge(struct block_bitmap *dest, struct block_bitmap *const 
     return r;
 }
 
+/* Whether the activity log says, of what is not stored yet, where its bits may be set. */
+static bool is_covered(const struct block_bitmap *b)
+{
+    return b->node->log && b->persistent && b->enabled && !b->borrowed;
+}
+
 int block_co_bitmap_borrow_bits(struct block_bitmap *b, struct dirty_bitmap **ret_bits,
                                 struct error *err)
 {
@@ -413,12 +527,44 @@ int block_co_bitmap_borrow_bits(struct block_bitmap *b, struct dirty_bitmap **re
     r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_READ_ONLY | BLOCK_BITMAP_REFUSE_INCONSISTENT,
                            err);
     UNLESS_FAILED(r, block_co_bitmap_fetch(b, err));
-    UNLESS_FAILED(r, block_co_bitmap_will_change(b, err));
+    if (r >= 0 && !is_covered(b)) {
+        r = block_co_bitmap_will_change(b, err);
+        b->borrowed = r >= 0;
+    }
     if (r >= 0) {
         *ret_bits = b->bits;
     }
     block_drain_end(b->node);
     return r;
+}
+
+int block_co_bitmap_note_set(struct block_bitmap *b, uint64_t offset, uint64_t length)
+{
+    return is_covered(b) ? block_co_activity_heat(b->node->log, offset, length) : 0;
+}
+
+int block_co_bitmap_note_all(struct block_bitmap *b, struct error *err)
+{
+    int r = is_covered(b) ? co_end_change(b, err) : 0;
+
+    if (r == 0 && is_covered(b)) {
+        block_co_activity_cool(b->node->log);
+    }
+    return r;
+}
+
+void block_co_bitmap_return_bits(struct block_bitmap *b)
+{
+    ERROR_AUTO(err);
+
+    block_co_drain_begin(b->node);
+    if (b->borrowed) {
+        b->borrowed = false;
+        block_co_bitmap_changed(b);
+    } else if (block_co_bitmap_note_all(b, &err) < 0) {
+        log_error("%s", error_message(&err));
+    }
+    block_drain_end(b->node);
 }
 
 int block_co_bitmap_add_bits(struct block_bitmap *b, const struct dirty_bitmap *bits,
@@ -430,12 +576,13 @@ int block_co_bitmap_add_bits(struct block_bitmap *b, const struct dirty_bitmap *
     r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_ALL, err);
     UNLESS_FAILED(r, block_co_bitmap_fetch(b, err));
     if (r >= 0) {
-        r = block_co_bitmap_will_change(b, err);
+        r = co_begin_change(b, err);
     }
     /* After a failure there are more bits than before, never fewer. */
-    if (r >= 0 && dirty_bitmap_merge(b->bits, bits) < 0) {
+    if (r >= 0 && dirty_bitmap_merge_alone(b->bits, bits) < 0) {
         r = error_set(err, ENOMEM, "Out of memory to merge into bitmap '%s'", b->name);
     }
+    UNLESS_FAILED(r, co_end_change(b, err));
     block_drain_end(b->node);
     return r;
 }
@@ -444,7 +591,7 @@ void block_co_bitmap_mark_again(struct block_bitmap *b)
 {
     ERROR_AUTO(err);
 
-    if (block_co_bitmap_will_change(b, &err) < 0) {
+    if (!b->node->log && block_co_bitmap_will_change(b, &err) < 0) {
         b->unstored = true;
         log_error("%s", error_message(&err));
     }
@@ -455,6 +602,7 @@ void block_co_bitmap_restore(struct block_bitmap *b, struct dirty_bitmap *backup
     block_co_drain_begin(b->node);
     block_co_bitmap_mark_again(b);
     dirty_bitmap_swap(b->bits, backup);
+    block_co_bitmap_changed(b);
     block_drain_end(b->node);
     dirty_bitmap_free(backup);
 }

@@ -43,6 +43,24 @@ bool block_bitmap_read_only(const struct block_bitmap *b);
 /* Whether an export or a job uses it. */
 bool block_bitmap_busy(const struct block_bitmap *b);
 
+/* How far a bitmap is to be trusted. */
+enum block_bitmap_trust {
+    BLOCK_BITMAP_EXACT,    /* dirty is what was changed, rounded to granules */
+    BLOCK_BITMAP_SUPERSET, /* and something that was not, or may not have been */
+    BLOCK_BITMAP_LOST,     /* inconsistent: it is of no use */
+};
+struct block_bitmap_state {
+    enum block_bitmap_trust trust;
+    /* SUPERSET: bytes that may be dirty without a change, at most. */
+    uint64_t excess;
+    /* SUPERSET, LOST: a sentence. Valid as long as the bitmap. */
+    const char *why;
+    /* LOST: when it was found, in seconds since the epoch; 0: before the image was opened. */
+    int64_t since;
+};
+/* Does not yield. */
+void block_bitmap_get_state(const struct block_bitmap *b, struct block_bitmap_state *ret_state);
+
 /* By name; NULL: there is none. Borrowed. */
 struct block_bitmap *block_bitmap_find(struct block_node *node, const char *name);
 /* With the errors of QMP: node not found, "Dirty bitmap 'x' not found". */
@@ -81,10 +99,54 @@ int block_co_bitmap_remove(struct block_bitmap *b, struct error *err);
 int block_co_bitmap_remove_unloaded(struct block_node *node, const char *name, struct error *err);
 /* Mark the stored bits of all bitmaps of the node as not current, as the first change does. */
 int block_co_bitmaps_will_change(struct block_node *node, struct error *err);
-/* For undo: take the bitmap off its node without a change of the image; put it back; or free it. */
+/* For undo: take back block_co_bitmap_add(). The bitmap is freed. */
+void block_co_bitmap_undo_add(struct block_bitmap *b);
+/* Likewise: take the bitmap off its node without a change of the image; put it back; or free it. */
 void block_co_bitmap_detach(struct block_bitmap *b);
 void block_co_bitmap_reattach(struct block_bitmap *b);
 void block_bitmap_free_detached(struct block_bitmap *b);
+/*
+ * Remove a detached bitmap from the image. Its bits are in memory afterwards, so that it can be
+ * attached again. With an activity log the next commit does it.
+ */
+int block_co_bitmap_remove_detached(struct block_bitmap *b, struct error *err);
+
+/* A change of the persistent bitmaps of several nodes, of which a crash leaves all or nothing. */
+struct block_joint {
+    uint8_t id[16]; /* random */
+    char **names;   /* of the images; the first one decides */
+    size_t count;
+};
+
+/*
+ * Changes of persistent bitmaps of nodes with an activity log (block/activity.h) are stable when
+ * the function that makes them returns. Between begin and end, changes that the calling coroutine
+ * makes are stable only when it has called block_co_bitmap_commits_run(): all at once, of several
+ * nodes, too, if their drivers can do that (struct block_joint). On failure nodes that can't may be
+ * stable already: undo the changes, and run again.
+ */
+struct block_bitmap_commits {
+    struct list link;
+    struct co *owner;
+    struct block_node **nodes; /* that have changed */
+    size_t count;
+};
+/* Begin. Does not yield. */
+void block_bitmap_commits_begin(struct block_bitmap_commits *c);
+/* Make stable what has changed since. Errors of storing; -ENOSPC. */
+int block_co_bitmap_commits_run(struct block_bitmap_commits *c, struct error *err);
+/*
+ * After a failure, and an undo: commit what the nodes have now, as far as that is possible. What is
+ * not stored now is stored when the node is closed. Errors are logged.
+ */
+void block_co_bitmap_commits_retry(struct block_bitmap_commits *c);
+/* End. Does not yield. */
+void block_bitmap_commits_end(struct block_bitmap_commits *c);
+/*
+ * Run and end, when the changes had the result `r`: what was changed by then is committed also
+ * after a failure. Returns `r`, or the error of the commit.
+ */
+int block_co_bitmap_commits_finish(struct block_bitmap_commits *c, int r, struct error *err);
 
 /* Start or stop recording. -EBUSY, -EINVAL (inconsistent). */
 int block_co_bitmap_set_enabled(struct block_bitmap *b, bool enabled, struct error *err);
@@ -107,12 +169,19 @@ int block_co_bitmap_merge(struct block_bitmap *dest, struct block_bitmap *const 
 int block_co_bitmap_add_bits(struct block_bitmap *b, const struct dirty_bitmap *bits,
                              struct error *err);
 /*
- * The bits, for a job that has taken the bitmap and changes them while guests set others: read, and
- * marked as not current in the image. *ret_bits is valid until the job gives the bitmap back.
- * -EROFS, -EINVAL (inconsistent), -ENOMEM, errors of reading or marking.
+ * The bits, for a job that has taken the bitmap and changes them while guests set others. *ret_bits
+ * is valid until the job returns the bits, which are stable then if the node has an activity log.
+ * With one, a crash meanwhile leaves the bits as they were, and what the job has noted since, or
+ * more; else it makes a persistent bitmap inconsistent. -EROFS, -EINVAL (inconsistent), -ENOMEM,
+ * errors of reading or marking.
  */
 int block_co_bitmap_borrow_bits(struct block_bitmap *b, struct dirty_bitmap **ret_bits,
                                 struct error *err);
+void block_co_bitmap_return_bits(struct block_bitmap *b);
+/* The job has set bits in a range: they survive a crash when this returns 0. Errors of storing. */
+int block_co_bitmap_note_set(struct block_bitmap *b, uint64_t offset, uint64_t length);
+/* Likewise all that it has set or cleared since it has them. The node is drained. */
+int block_co_bitmap_note_all(struct block_bitmap *b, struct error *err);
 /* Replace the bits by `backup` (consumed), which has the same granularity and size. */
 void block_co_bitmap_restore(struct block_bitmap *b, struct dirty_bitmap *backup);
 

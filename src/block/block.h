@@ -79,6 +79,11 @@ enum block_perm {
 unsigned block_node_used_perm(const struct block_node *node);
 /* "consistent read, write" for messages. `buf` has at least 64 bytes. */
 const char *block_perm_names(unsigned perm, char *buf, size_t buf_size);
+/*
+ * Sentences about conflicts of permissions say "an unnamed block device" for an export, as QEMU's
+ * do. Once, at start.
+ */
+void block_use_qemu_names(bool use);
 
 /* --- open and close --------------------------------------------------------------------------- */
 
@@ -157,6 +162,11 @@ int block_co_close(struct block_node *node, struct error *err);
  */
 int block_co_inactivate(struct block_node *node, struct error *err);
 /*
+ * Whether that has anything to do. Of a node with requests in flight it says nothing about what
+ * these will leave.
+ */
+bool block_node_has_to_complete(const struct block_node *node);
+/*
  * The same, but one user is neither stopped nor waited for: `reader` changes nothing in the node.
  * Requests of his that hang elsewhere do not keep the node from being completed.
  */
@@ -176,6 +186,13 @@ int block_co_root_new(struct block_node *node, const char *user, unsigned perm, 
 void block_co_root_release(struct block_root *root);
 /* The user has begun to wait for the requests of the root: drains hold them back no longer. */
 void block_root_begin_end(struct block_root *root);
+/*
+ * Whoever has requests in flight at the node has given them up, and calls this from time to time:
+ * a server that has answered nothing for 2 s is left, and requests to it fail. The node and what it
+ * keeps its data in, not its backing chain. The caller keeps the node, and does not hold the
+ * control lock. Main reactor; yields.
+ */
+void block_co_give_up(struct block_node *node);
 /*
  * The first step of a release, for owners that must not be found half released: stop new requests
  * for good, and wait until no coroutine looks at the root any more (a request that ends still reads
@@ -251,6 +268,11 @@ void block_node_leave_for_below(struct block_node *node);
  */
 int block_co_edge_move(struct block_edge *edge, struct block_node *node, struct error *err);
 /*
+ * The same, to a node of any size, when block_node_check_resize() has allowed that: after the
+ * change, and in the same drain, block_report_size() reports it to its users.
+ */
+int block_co_edge_point(struct block_edge *edge, struct block_node *node, struct error *err);
+/*
  * Move all edges that point to `from` to `to`, except those by which `to` reaches `from`: puts a
  * filter or an overlay on a node that is in use, or takes one out. Drains both. Errors as above. On
  * failure nothing changes.
@@ -281,6 +303,9 @@ void block_drain_end(struct block_node *node);
  * block_drain_end().
  */
 void block_co_drain_begin_many(struct block_node *const *nodes, size_t count);
+/* The same, until `stop(arg)`: false, and nothing is drained any more. `stop` does not yield. */
+bool block_co_drain_begin_unless(struct block_node *const *nodes, size_t count,
+                                 bool (*stop)(const void *arg), const void *arg);
 
 /*
  * A drain that does not stop one root: that of a job which goes on alone. The caller's memory;

@@ -12,62 +12,7 @@
 #define PASSED_WRITE_FLAGS (BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED)
 #define PASSED_ZERO_FLAGS (PASSED_WRITE_FLAGS | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK)
 
-/* The options below `cache` of `opts`, which stay. The caller owns the copy; NULL: none. */
-static struct options *copy_cache_options(const struct options *opts)
-{
-    AUTO_OPTIONS struct options *copy = options_has(opts, "cache") ? options_clone(opts) : NULL;
-    AUTO_FREE char *wrong = NULL;
-    struct options *cache = NULL;
-
-    if (copy) {
-        (void)options_take_child(copy, "cache", &cache, &wrong, NULL);
-    }
-    return cache;
-}
-
-unsigned block_explicit_use(const struct options *opts)
-{
-    AUTO_OPTIONS struct options *cache = copy_cache_options(opts);
-
-    return (options_has(opts, "read-only") ? BLOCK_USE_READ_ONLY : 0) |
-           (options_has(opts, "auto-read-only") ? BLOCK_USE_AUTO_READ_ONLY : 0) |
-           (options_has(opts, "force-share") ? BLOCK_USE_FORCE_SHARE : 0) |
-           (options_has(opts, "discard") ? BLOCK_USE_DISCARD : 0) |
-           (cache && options_has(cache, "direct") ? BLOCK_USE_CACHE_DIRECT : 0) |
-           (cache && options_has(cache, "no-flush") ? BLOCK_USE_CACHE_NO_FLUSH : 0);
-}
-
-void block_inherit_use(const struct block_node *parent, const struct block_use *use,
-                       struct options *child, unsigned role)
-{
-    static const char *const discard_names[] = {"ignore", "unmap"};
-    bool writable = !use->read_only && !(role & BLOCK_ROLE_BACKING);
-    struct options *cache;
-
-    options_default_bool(child, "read-only", !writable);
-    if (parent->handed_over) {
-        options_default_bool(child, "active", false);
-    }
-    if (use->auto_read_only) {
-        options_default_bool(child, "auto-read-only", true);
-    }
-    if (use->force_share && !writable) {
-        options_default_bool(child, "force-share", true);
-    }
-    /* A format decides which discards it passes on to its file. */
-    options_default_str(child, "discard",
-                        discard_names[parent->driver->is_format || use->discard_unmap]);
-    if (use->cache_direct || use->cache_no_flush) {
-        cache = options_has(child, "cache") ? copy_cache_options(child) : options_new();
-        if (cache) { /* else it is wrong, and refused later */
-            options_default_bool(cache, "direct", use->cache_direct);
-            options_default_bool(cache, "no-flush", use->cache_no_flush);
-            options_set_child(child, "cache", cache);
-        }
-    }
-}
-
-/* As above, with what the open parent uses; returns what the child was given. */
+/* block_inherit_use() from the open parent; returns what the child was given. */
 static unsigned inherit_options(const struct block_node *parent, struct options *child,
                                 unsigned role)
 {
@@ -76,14 +21,6 @@ static unsigned inherit_options(const struct block_node *parent, struct options 
 
     block_inherit_use(parent, &use, child, role);
     return explicit_use;
-}
-
-void block_note_heir(struct block_node *parent, struct block_node *child, unsigned role,
-                     unsigned explicit_use)
-{
-    child->inherits_from = parent;
-    child->inherit_role = role;
-    child->explicit_use = explicit_use;
 }
 
 /*
@@ -148,7 +85,7 @@ int block_co_open_child(struct block_node *node, struct options *opts, const cha
         return r;
     }
     if (!child) {
-        return allow_none ? 0 : options_missing(opts, name, err);
+        return allow_none ? 0 : options_no_child(opts, name, err);
     }
     r = block_co_attach_child(node, child, name, role, ret_edge, err);
     block_co_unref(child);
@@ -215,7 +152,8 @@ static int co_open_recorded_backing(struct block_node *node, const char *filenam
 
 /*
  * Options of `backing` that do not say where the backing file is apply to the one that the image
- * records: "driver" alone names its format, others such as "node-name" are added to its options.
+ * records, if it records one: "driver" alone names its format, others such as "node-name" are added
+ * to its options.
  * *ret_extra gets the latter (never NULL on success).
  */
 static int take_backing_additions(struct options *opts, bool is_recorded, char **ret_format,
@@ -239,7 +177,7 @@ static int take_backing_additions(struct options *opts, bool is_recorded, char *
         return r;
     }
     r = options_take_str(child, "driver", &format, err);
-    if (r == 0 && (format ? options_is_empty(child) : is_recorded)) {
+    if (r == 0 && is_recorded && (!format || options_is_empty(child))) {
         options_drop(opts, "backing");
         *ret_format = TAKE_PTR(format);
         options_free(*ret_extra);
@@ -274,7 +212,7 @@ static int co_open_given_backing(struct block_node *node, struct options *opts, 
     }
     r = co_find_or_open(node, opts, "backing", BLOCK_ROLE_BACKING, ret_node, err);
     /* A wrong argument is named by its path, which begins with that of the backing file. */
-    if (r < 0 && !(checked && r == -EINVAL)) {
+    if (r < 0 && !(checked && r == -EINVAL && strstr(error_message(err), "arameter '"))) {
         error_prepend(err, "Could not open backing file: ");
     }
     return r;
@@ -288,6 +226,7 @@ int block_co_open_backing(struct block_node *node, struct options *opts, const c
     AUTO_FREE char *other_format = NULL;
     int r;
 
+    block_set_auto_backing(node, filename);
     if (options_is_text(opts, "backing", "")) {
         log_warning("Use of \"backing\": \"\" is deprecated; use \"backing\": null instead");
         options_drop(opts, "backing");
@@ -308,6 +247,9 @@ int block_co_open_backing(struct block_node *node, struct options *opts, const c
         r = co_open_given_backing(node, opts, format, &child, err);
     } else if (filename && !(node->open_flags & BLOCK_OPEN_NO_BACKING)) {
         r = co_open_recorded_backing(node, filename, format, TAKE_PTR(extra), &child, err);
+        if (r == 0) {
+            block_note_recorded_backing(node, child);
+        }
     }
     if (r < 0 || !child) {
         return r;

@@ -46,6 +46,11 @@ int block_co_complete(struct block_node *node, struct error *err)
     return r;
 }
 
+bool block_node_has_to_complete(const struct block_node *node)
+{
+    return node->driver->co_inactivate || has_unflushed(node) || !list_is_empty(&node->bitmaps);
+}
+
 int block_co_inactivate_but(struct block_node *node, const struct block_root *reader,
                             struct error *err)
 {
@@ -74,15 +79,16 @@ int block_co_inactivate(struct block_node *node, struct error *err)
  */
 static void retire(struct block_node *node, struct list *dead)
 {
-    struct block_node *other;
-
     assert(list_is_empty(&node->parents));
-    LIST_FOREACH (other, &block_all_nodes, link) {
-        if (other->published_with == node) {
-            other->published_with = NULL;
-        }
+    while (!list_is_empty(&node->published)) {
+        struct block_node *other = LIST_FIRST(&node->published, struct block_node, publication);
+
+        list_remove(&other->publication);
+        other->published_with = NULL;
     }
     node->refcount = 1;
+    block_perm_forget(node);
+    name_index_remove(&block_node_names, &node->by_name);
     list_remove(&node->link);
     list_append(dead, &node->link);
 }

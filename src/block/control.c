@@ -128,16 +128,33 @@ struct json_object *block_co_specific_info(struct block_node *node)
     return node->driver->co_specific_info ? node->driver->co_specific_info(node) : NULL;
 }
 
-int block_co_allocated_size(struct block_node *node, uint64_t *ret_size)
+/* Of all children with the data and metadata of a node, but not of what lies below. */
+static int co_sum_allocated_sizes(struct block_node *node, uint64_t *ret_size)
 {
-    while (node && !node->driver->co_allocated_size) {
-        if (node->driver->is_filter && block_node_filter_or_backing(node)) {
-            node = block_node_filter_or_backing(node);
-        } else {
-            node = node->file ? node->file->node : NULL;
+    uint64_t sum = 0, size;
+    int r = node->file ? 0 : -ENOTSUP;
+    struct block_edge *edge;
+
+    LIST_FOREACH (edge, &node->children, sibling) {
+        if (r == 0 && edge->role & (BLOCK_ROLE_DATA | BLOCK_ROLE_METADATA)) {
+            r = block_co_allocated_size(edge->node, &size);
+            sum += r == 0 ? size : 0;
         }
     }
-    return node ? node->driver->co_allocated_size(node, ret_size) : -ENOTSUP;
+    if (r == 0) {
+        *ret_size = sum;
+    }
+    return r;
+}
+
+int block_co_allocated_size(struct block_node *node, uint64_t *ret_size)
+{
+    while (!node->driver->co_allocated_size && node->driver->is_filter &&
+           block_node_filter_or_backing(node)) {
+        node = block_node_filter_or_backing(node);
+    }
+    return node->driver->co_allocated_size ? node->driver->co_allocated_size(node, ret_size)
+                                           : co_sum_allocated_sizes(node, ret_size);
 }
 
 /* --- check and repair ------------------------------------------------------------------------- */
@@ -218,8 +235,16 @@ int block_co_change_backing(struct block_node *node, const char *filename, const
                             struct error *err)
 {
     struct block_node *at = co_op_begin(node, OP_CHANGE_BACKING, err);
+    int r;
 
-    return at ? op_end(at, at->driver->co_change_backing(at, filename, format, err)) : -ENOTSUP;
+    if (!at) {
+        return -ENOTSUP;
+    }
+    r = at->driver->co_change_backing(at, filename, format, err);
+    if (r == 0) {
+        block_set_auto_backing(at, filename);
+    }
+    return op_end(at, r);
 }
 
 int block_co_make_empty(struct block_node *node, struct error *err)
@@ -241,8 +266,15 @@ int block_co_snapshot_create(struct block_node *node, const char *name, struct e
 int block_co_snapshot_apply(struct block_node *node, const char *id_or_name, struct error *err)
 {
     struct block_node *at = co_op_begin(node, OP_SNAPSHOT_APPLY, err);
+    int r;
 
-    return at ? op_end(at, at->driver->co_snapshot_apply(at, id_or_name, err)) : -ENOTSUP;
+    if (!at) {
+        return -ENOTSUP;
+    }
+    r = at->driver->co_snapshot_apply(at, id_or_name, err);
+    atomic_fetch_add(&at->write_generation, 1);
+    block_report_size(at);
+    return op_end(at, r);
 }
 
 int block_co_snapshot_delete(struct block_node *node, const char *id_or_name, struct error *err)

@@ -35,6 +35,8 @@ struct block_info {
     uint32_t cluster_size; /* bytes; 0: the format has no clusters */
     bool has_dirty_flag, dirty_flag, corrupt;
     bool encrypted;
+    /* A cluster can be written once, and should be written as a whole. */
+    bool writes_whole_clusters;
     /* The following are borrowed, and valid until the caller yields; NULL: none. */
     const char *backing_filename; /* as the image records it */
     const char *backing_format;   /* likewise */
@@ -57,7 +59,7 @@ struct json_object *block_co_specific_info(struct block_node *node);
  * backing file that it records; zeroes that the image does not store are not there for others then.
  */
 bool block_co_stands_alone(struct block_node *node);
-/* Bytes of storage that the node's file takes; -ENOTSUP if unknown. */
+/* Bytes of storage that its files take, without what lies below; -ENOTSUP if unknown. */
 int block_co_allocated_size(struct block_node *node, uint64_t *ret_size);
 
 /*
@@ -143,10 +145,22 @@ int block_co_del_child(struct block_node *parent, const char *name, struct error
 int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_prealloc prealloc,
                       struct error *err);
 /*
+ * The greatest size, in bytes, that the disk had as far as the image, without its backing files, or
+ * the whole chain knows: at least what it has. What a disk gains below that is a change. None of
+ * these yields.
+ */
+uint64_t block_node_greatest_size(const struct block_node *node);
+uint64_t block_node_greatest_size_of_chain(const struct block_node *node);
+/* The disk of the image had `size` bytes once: kept with its bitmaps. */
+void block_node_remember_size(struct block_node *node, uint64_t size);
+
+/*
  * Whether the node may be resized by itself: -EBUSY if a node above would not see the new size.
  * Filters that change nothing do. Does not yield.
  */
 int block_node_check_resize(const struct block_node *node, struct error *err);
+/* Report the size of a drained node to the owners of roots and the filters above. */
+void block_report_size(struct block_node *node);
 /*
  * Forget all contents: the disk reads as its backing file. Bitmaps keep their bits. On stable
  * storage when it returns 0.

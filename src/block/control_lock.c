@@ -31,6 +31,11 @@ void block_control_unlock(void)
     co_mutex_unlock(&control.mutex);
 }
 
+bool block_control_is_locked(void)
+{
+    return control.owner;
+}
+
 bool block_control_pause(void)
 {
     bool held = control.owner == co_task();

@@ -18,6 +18,9 @@ void block_co_control_lock(void);
 /* Does not yield. */
 void block_control_unlock(void);
 
+/* Whether any coroutine has the lock. Does not yield. */
+bool block_control_is_locked(void);
+
 /* Unlock if this coroutine has the lock; returns whether it had. Does not yield. */
 bool block_control_pause(void);
 /* Take the lock again if `held`, which block_control_pause() returned. Yields. */

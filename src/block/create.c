@@ -65,6 +65,16 @@ int block_co_create_file(const char *filename, struct options *opts_in,
     return r;
 }
 
+void block_co_remove_unfinished(const char *filename)
+{
+    const struct block_driver *driver = block_driver_of_filename(filename);
+
+    driver = driver ? driver : block_find_driver("file");
+    if (driver && driver->co_remove) {
+        (void)driver->co_remove(filename);
+    }
+}
+
 bool block_driver_formats_nodes(const struct block_driver *driver)
 {
     return driver->co_format;

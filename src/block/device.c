@@ -59,21 +59,24 @@ const char *block_node_device_or_name(const struct block_node *node)
 
 /* --- nodes by name ---------------------------------------------------------------------------- */
 
+/* Public ones that stay, and hidden ones that this coroutine has opened. */
+static bool can_be_found(const struct block_node *node)
+{
+    return node->opener ? node->is_open && node->opener == co_task() : !node->is_leaving;
+}
+
 struct block_node *block_node_find(const char *name)
 {
     const struct block_device *device = block_device_find(name);
-    struct block_node *node;
+    struct name_entry *entry = name_index_find(&block_node_names, name);
 
     if (device) {
         return device->root ? device->root->edge.node : NULL;
     }
-    LIST_FOREACH (node, &block_all_nodes, link) {
-        if (!node->is_leaving && strcmp(node->name, name) == 0) {
-            return node;
-        }
-    }
-    LIST_FOREACH (node, &block_hidden_nodes, link) {
-        if (node->is_open && node->opener == co_task() && strcmp(node->name, name) == 0) {
+    for (; entry; entry = name_index_find_next(entry)) {
+        struct block_node *node = container_of(entry, struct block_node, by_name);
+
+        if (can_be_found(node)) {
             return node;
         }
     }

@@ -5,7 +5,8 @@
  * A root is quiesced while a node that it reaches has drain_depth > 0, or is under a partial drain
  * that excepts another root. The state is derived from the graph, never counted: after each change
  * of a depth or of the graph, block_drain_update() compares and acts. So roots that appear, move or
- * vanish in a drained section need no bookkeeping.
+ * vanish in a drained section need no bookkeeping. An update costs what is drained or was quiesced,
+ * however many nodes and roots there are.
  *
  *   request:  count[reactor]++ ; if quiesced: count--, wait      (both sides sequentially
  *   drainer:  quiesced = true ; wait until sum(count) == 0         consistent)
@@ -18,6 +19,11 @@
 #include "trace/events.h"
 
 static struct list partial_drains = LIST_INIT(partial_drains); /* of struct block_drain */
+/* Nodes with a drain_depth. */
+static struct list drained_nodes = LIST_INIT(drained_nodes);
+/* What is quiesced: nodes and roots, by `quiet`. */
+static struct list quiet_nodes = LIST_INIT(quiet_nodes);
+static struct list quiet_roots = LIST_INIT(quiet_roots);
 
 static bool root_is_idle(struct block_root *root)
 {
@@ -111,6 +117,10 @@ static void root_set_quiesced(struct block_root *root, bool quiesced)
         co_queue_wake_all(&root->blocked);
     }
     pthread_mutex_unlock(&root->guard);
+    list_remove(&root->quiet);
+    if (quiesced) {
+        list_append(&quiet_roots, &root->quiet);
+    }
     if (quiesced && ops && ops->drain_begin) {
         ops->drain_begin(root->ops_arg);
     }
@@ -146,11 +156,12 @@ void block_co_root_settle(struct block_root *root)
 
 /* --- what a drain concerns -------------------------------------------------------------------- */
 
-/* Mark `start` and all nodes and roots above it. Returns the mark. */
-static unsigned mark_above(struct block_node *start)
+/* What is at and above a node: nodes by `drain_next` from the node on, and the roots likewise. */
+static struct block_root *collect_above(struct block_node *start)
 {
     static unsigned mark;
     struct block_node *node, **end = &start->drain_next;
+    struct block_root *roots = NULL;
     struct block_edge *edge;
 
     mark++;
@@ -161,7 +172,8 @@ static unsigned mark_above(struct block_node *start)
             struct block_node *parent = edge->parent;
 
             if (edge->root) {
-                edge->root->drain_mark = mark;
+                edge->root->drain_next = roots;
+                roots = edge->root;
             } else if (parent->drain_mark != mark) {
                 parent->drain_mark = mark;
                 parent->drain_next = NULL;
@@ -170,30 +182,28 @@ static unsigned mark_above(struct block_node *start)
             }
         }
     }
-    return mark;
+    return roots;
 }
 
-/* Set want_quiesced in all nodes and roots above a drained node, except the root `but`. */
-static void want_above(struct block_node *drained, const struct block_root *but)
-{
-    unsigned mark = mark_above(drained);
-    struct block_root *root;
+/* What block_drain_update() has to quiesce: each once, by `wanted`. */
+struct wanted {
+    unsigned round; /* differs from one update to the next */
+    struct list nodes, roots;
+};
 
+/* All nodes and roots above a drained node, except the root `but`. */
+static void want_above(struct wanted *w, struct block_node *drained, const struct block_root *but)
+{
+    for (struct block_root *root = collect_above(drained); root; root = root->drain_next) {
+        if (root != but && !root->exempt && root->wanted_round != w->round) {
+            root->wanted_round = w->round;
+            list_append(&w->roots, &root->wanted);
+        }
+    }
     for (struct block_node *node = drained; node; node = node->drain_next) {
-        node->want_quiesced = true;
-    }
-    LIST_FOREACH (root, &block_all_roots, link) {
-        root->want_quiesced = root->want_quiesced || (root->drain_mark == mark && root != but);
-    }
-}
-
-static void want_from(struct list *nodes)
-{
-    struct block_node *node;
-
-    LIST_FOREACH (node, nodes, link) {
-        if (node->drain_depth > 0) {
-            want_above(node, NULL);
+        if (node->wanted_round != w->round) {
+            node->wanted_round = w->round;
+            list_append(&w->nodes, &node->wanted);
         }
     }
 }
@@ -207,49 +217,65 @@ static void node_set_quiesced(struct block_node *node, bool quiesced)
         return;
     }
     node->quiesced = quiesced;
+    list_remove(&node->quiet);
+    if (quiesced) {
+        list_append(&quiet_nodes, &node->quiet);
+    }
     if (call) {
         call(node);
     }
 }
 
-static void start_wanting(struct list *nodes)
+static void act_on_roots(struct wanted *w)
 {
-    struct block_node *node;
+    struct block_root *root, *next;
 
-    LIST_FOREACH (node, nodes, link) {
-        node->want_quiesced = false;
+    LIST_FOREACH_SAFE (root, next, &quiet_roots, quiet) {
+        if (root->wanted_round != w->round) {
+            root_set_quiesced(root, root->closing);
+        }
+    }
+    while (!list_is_empty(&w->roots)) {
+        root = LIST_FIRST(&w->roots, struct block_root, wanted);
+        list_remove(&root->wanted);
+        root_set_quiesced(root, true);
     }
 }
 
-static void act_on_nodes(struct list *nodes)
+static void act_on_nodes(struct wanted *w)
 {
-    struct block_node *node;
+    struct block_node *node, *next;
 
-    LIST_FOREACH (node, nodes, link) {
-        node_set_quiesced(node, node->want_quiesced);
+    LIST_FOREACH_SAFE (node, next, &quiet_nodes, quiet) {
+        if (node->wanted_round != w->round) {
+            node_set_quiesced(node, false);
+        }
+    }
+    while (!list_is_empty(&w->nodes)) {
+        node = LIST_FIRST(&w->nodes, struct block_node, wanted);
+        list_remove(&node->wanted);
+        node_set_quiesced(node, true);
     }
 }
 
 void block_drain_update(void)
 {
-    struct block_root *root;
+    static unsigned round;
+    struct block_node *node;
     struct block_drain *d;
+    struct wanted w = {0};
 
-    start_wanting(&block_all_nodes);
-    start_wanting(&block_hidden_nodes);
-    LIST_FOREACH (root, &block_all_roots, link) {
-        root->want_quiesced = false;
+    w.round = ++round;
+    list_init(&w.nodes);
+    list_init(&w.roots);
+    LIST_FOREACH (node, &drained_nodes, drained) {
+        want_above(&w, node, NULL);
     }
-    want_from(&block_all_nodes);
-    want_from(&block_hidden_nodes);
     LIST_FOREACH (d, &partial_drains, link) {
-        want_above(d->node, d->but);
+        want_above(&w, d->node, d->but);
     }
-    LIST_FOREACH (root, &block_all_roots, link) {
-        root_set_quiesced(root, root->closing || (root->want_quiesced && !root->exempt));
-    }
-    act_on_nodes(&block_all_nodes);
-    act_on_nodes(&block_hidden_nodes);
+    act_on_roots(&w);
+    act_on_nodes(&w);
 }
 
 /* --- waiting ---------------------------------------------------------------------------------- */
@@ -265,21 +291,29 @@ static bool root_is_busy(struct block_root *root)
     return !root->exempt && !root_is_idle(root);
 }
 
-/*
- * A root with requests in flight that has the mark of mark_above(), other than `but`; NULL: none.
- */
-static struct block_root *find_busy_root(const struct block_root *but, unsigned mark)
+/* The first root from `root` on that has requests in flight, other than `but`; NULL: none. */
+static struct block_root *find_busy_root(struct block_root *root, const struct block_root *but)
 {
-    struct block_root *root;
-
-    LIST_FOREACH (root, &block_all_roots, link) {
-        bool counts = root->drain_mark == mark && !(but && root == but);
-
-        if (counts && root_is_busy(root)) {
-            return root;
-        }
+    while (root && (root == but || !root_is_busy(root))) {
+        root = root->drain_next;
     }
-    return NULL;
+    return root;
+}
+
+/* A node above that has work left; NULL: there is none. After collect_above(). */
+static struct block_node *find_busy_node(struct block_node *node)
+{
+    struct block_node *busy = node;
+
+    while (busy && !node_is_busy(busy, node)) {
+        busy = busy->drain_next;
+    }
+    return busy;
+}
+
+static bool is_busy_above(struct block_node *node)
+{
+    return find_busy_root(collect_above(node), NULL) || find_busy_node(node);
 }
 
 /*
@@ -289,13 +323,9 @@ static struct block_root *find_busy_root(const struct block_root *but, unsigned 
 static void co_wait_above(struct block_node *node, const struct block_root *but)
 {
     for (;;) {
-        unsigned mark = mark_above(node);
-        struct block_root *root = find_busy_root(but, mark);
-        struct block_node *busy = node;
+        struct block_root *root = find_busy_root(collect_above(node), but);
+        struct block_node *busy = find_busy_node(node);
 
-        while (busy && !node_is_busy(busy, node)) {
-            busy = busy->drain_next;
-        }
         if (root) {
             co_root_wait_idle(root);
         } else if (busy) {
@@ -306,10 +336,17 @@ static void co_wait_above(struct block_node *node, const struct block_root *but)
     }
 }
 
-void block_co_drain_begin(struct block_node *node)
+static void deepen(struct block_node *node)
 {
     trace_block_drain_begin(node->name);
-    node->drain_depth++;
+    if (node->drain_depth++ == 0) {
+        list_append(&drained_nodes, &node->drained);
+    }
+}
+
+void block_co_drain_begin(struct block_node *node)
+{
+    deepen(node);
     block_drain_update();
     co_wait_above(node, NULL);
     trace_block_drain_ready(node->name);
@@ -318,21 +355,44 @@ void block_co_drain_begin(struct block_node *node)
 void block_drain_end(struct block_node *node)
 {
     trace_block_drain_end(node->name);
-    node->drain_depth--;
+    if (--node->drain_depth == 0) {
+        list_remove(&node->drained);
+    }
     block_drain_update();
 }
 
 void block_co_drain_begin_many(struct block_node *const *nodes, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
-        trace_block_drain_begin(nodes[i]->name);
-        nodes[i]->drain_depth++;
+        deepen(nodes[i]);
     }
     block_drain_update();
     for (size_t i = 0; i < count; i++) {
         co_wait_above(nodes[i], NULL);
         trace_block_drain_ready(nodes[i]->name);
     }
+}
+
+bool block_co_drain_begin_unless(struct block_node *const *nodes, size_t count,
+                                 bool (*stop)(const void *arg), const void *arg)
+{
+    for (size_t i = 0; i < count; i++) {
+        deepen(nodes[i]);
+    }
+    block_drain_update();
+    for (size_t i = 0; i < count; i++) {
+        while (is_busy_above(nodes[i])) {
+            if (stop(arg)) {
+                for (size_t k = 0; k < count; k++) {
+                    block_drain_end(nodes[k]);
+                }
+                return false;
+            }
+            loop_co_sleep(DRAIN_RETRY_NS);
+        }
+        trace_block_drain_ready(nodes[i]->name);
+    }
+    return true;
 }
 
 void block_co_drain_begin_but(struct block_drain *d, struct block_node *node,

@@ -13,7 +13,10 @@
 #include <stdatomic.h>
 
 #include "base/counters.h"
+#include "base/latency.h"
 #include "base/list.h"
+#include "base/name_index.h"
+#include "block/activity.h"
 #include "block/bitmaps.h"
 #include "block/block.h"
 #include "block/control.h"
@@ -63,10 +66,15 @@ struct block_bitmap {
     struct list link;        /* in the list of its node */
     struct block_node *node; /* owner */
     char *name;              /* "": the successor of another one */
-    /* It records in place of this one, whose bits are frozen; NULL: they are not. */
+    /*
+     * It records in place of this one, whose bits are frozen; NULL: they are not. This member,
+     * `recorder` and `enabled` are assigned in bitmap_list.c only.
+     */
     struct block_bitmap *successor;
     /* NULL only for an inconsistent bitmap. Readers use block_bitmap_bits(). */
     struct dirty_bitmap *bits;
+    /* `bits`, if writes set them: `enabled`, and no successor. */
+    struct dirty_bitmap *recorder;
     /* Bytes that one bit covers; a power of two. */
     uint32_t granularity;
     /* `bits` has only what was set since the image was opened; the image has the other bits. */
@@ -79,9 +87,19 @@ struct block_bitmap {
     /* Stored in the image when that is closed. */
     bool persistent;
     bool inconsistent;
+    /* Why (a constant), and when it was found; see struct block_bitmap_state. */
+    const char *lost_why;
+    int64_t lost_since;
+    /* Bytes that are, or may be, dirty without a change, and why (a constant). */
+    uint64_t excess;
+    const char *excess_why;
     bool read_only;
-    /* The stored bits are not current, and marking them so has failed. */
+    /* The stored bits or flags are not current, and not marked so. */
     bool unstored;
+    /* Taken off the list: a commit removes what is stored. */
+    bool detached;
+    /* A job changes the bits in memory: what is stored is not to be used after a crash. */
+    bool borrowed;
     /* How many exports and jobs use the bitmap, and the name of the first for messages. */
     unsigned busy;
     char *busy_user;
@@ -93,6 +111,7 @@ struct block_bitmap {
 struct block_node {
     /* Unique; generated ("#block123") if the user gave none. */
     char *name;
+    struct name_entry by_name;
     bool monitor_owned;
     bool read_only;
     /* A leaf that can't be written may be opened read-only instead. */
@@ -108,8 +127,9 @@ struct block_node {
 
     /* While the node is hidden: the coroutine that finds it by name. NULL: public. */
     struct co *opener;
-    /* The node by whose publication this node became public. */
+    /* The node by whose publication this node became public, and the list of those of that node. */
     struct block_node *published_with;
+    struct list published, publication;
     /* co_open has succeeded. */
     bool is_open;
     /* Deleted: no lookup finds it. */
@@ -123,19 +143,26 @@ struct block_node {
 
     /* drain_begin without drain_end. */
     unsigned drain_depth;
-    /* The driver knows of a drain. */
+    /* In the list of those with a drain_depth. */
+    struct list drained;
+    /* The driver knows of a drain, and the node is in the list of those. */
     bool quiesced;
+    struct list quiet;
     /* Scratch from here on. */
-    bool want_quiesced;
-    unsigned drain_mark;
+    unsigned wanted_round, drain_mark;
+    struct list wanted;
     struct block_node *drain_next;
 
     /* --- graph.c, perm.c; under the graph lock --- */
 
     /* The arguments of the latest co_set_perm. */
     unsigned set_perm, set_shared;
-    /* Permissions at and below the node have to be worked out. */
-    bool perm_touched;
+    /* In a list of perm.c while permissions at and below the node have to be worked out. */
+    struct list touched;
+    /* In a list of perm.c while set_perm and set_shared may be more than is in force. */
+    struct list over_set;
+    /* It has no parents, and is closed: no change concerns it any more. */
+    bool retired;
     /* Scratch from here on. */
     struct list left;
     unsigned perm_mark, perm_waits, reach_mark;
@@ -171,9 +198,16 @@ struct block_node {
      */
     struct block_node *inherits_from;
     unsigned inherit_role, explicit_use;
+    /* Nodes whose `inherits_from` is this one, by `heir`. */
+    struct list heirs, heir;
 
     /* Plain path or URI; NULL: none. */
     char *filename;
+    /*
+     * The filename of the backing image that the image itself names: of the node that was opened
+     * for that name, else as recorded. NULL: it names none.
+     */
+    char *auto_backing;
     /* As opened. */
     struct json_object *options;
     /* This node or one below has options that the filename does not contain. */
@@ -193,6 +227,12 @@ struct block_node {
 
     /* struct block_bitmap; the list changes only while drained. */
     struct list bitmaps;
+    /*
+     * block/activity.h: the log, which the driver owns, if changes of persistent bitmaps by
+     * commands are stable when the command ends; NULL: they are not. And the same while some bitmap
+     * records, for the gate; that changes only while drained.
+     */
+    struct block_activity *log, *activity;
     /* Writes on nodes with request_alignment > 1; unaligned ones are exclusive. */
     struct range_lock rmw;
     /*
@@ -215,6 +255,8 @@ struct block_node {
 
     /* What the gate counts; shards are struct block_node_shard (op.h). */
     struct counters counters;
+    /* Histograms that a user asked for. */
+    struct latency_set latencies;
 };
 
 struct block_driver {
@@ -233,10 +275,22 @@ struct block_driver {
     bool is_frozen_view;
     /* A leaf that may be opened by filename. */
     bool is_protocol;
+    /*
+     * Of a leaf: a name by which another node of the driver finds the file later, also another
+     * process; the caller frees it. NULL: it has none. And read the first *size bytes of the file
+     * `name`, whoever uses it; *size becomes how many there are. `place` 0: by the last part of
+     * the name, next to the node's own file; 1: by the name; -EINVAL: those were all. -ENOENT:
+     * there is none in this one.
+     */
+    char *(*lasting_name)(const struct block_node *node);
+    int (*co_read_other)(struct block_node *node, const char *name, unsigned place, void *buf,
+                         size_t *size);
     /* A leaf: a file that grows reads as zeroes where it was never written. */
     bool keeps_zero_beyond_eof;
     /* What was never written to new images does not read as zeroes. */
     bool noise_when_new;
+    /* Takes writes with BLOCK_REQ_COMPRESSED; others write the data as they are. */
+    bool compresses;
     /*
      * URIs are SCHEME://HOST/PATH[?...]; the files of a directory differ after the last '/' of
      * PATH.
@@ -344,6 +398,11 @@ struct block_driver {
     void (*drain_begin)(struct block_node *node);
     bool (*drain_busy)(struct block_node *node, const struct block_node *drained);
     void (*drain_end)(struct block_node *node);
+    /*
+     * block_co_give_up(): those requests may fail for which the driver waits in vain. NULL: it
+     * waits for nothing that can be left. May yield.
+     */
+    void (*co_give_up)(struct block_node *node);
 
     /*
      * Add a child that nobody uses, or take one out: block_co_add_child() (block/control.h). The
@@ -362,6 +421,8 @@ struct block_driver {
     /* The same in nodes that exist: see block_co_format_node(). */
     int (*co_format)(struct block_node *file, struct block_node *data_file, uint64_t size,
                      struct options *opts, struct error *err);
+    /* Of protocols: remove a file, if it is a regular one. NULL: files stay. 0 or -errno. */
+    int (*co_remove)(const char *filename);
     /* The options of co_create and of co_amend; the last has a NULL name. */
     const struct block_option_desc *create_options;
     /* The same for blockdev-create: a BlockdevCreateOptions... of QEMU's schema; NULL: refused. */
@@ -416,6 +477,12 @@ struct block_driver {
                              struct error *err);
     int (*co_remove_stored_bitmap)(struct block_node *node, const char *name, struct error *err);
     /*
+     * The greatest size, in bytes, that the disk had while it had bitmaps; 0: not known. And to
+     * remember that it was `size`, which is stored with the bitmaps. Neither yields.
+     */
+    uint64_t (*greatest_size)(const struct block_node *node);
+    void (*remember_size)(struct block_node *node, uint64_t size);
+    /*
      * Set in `bits` what a bitmap is dirty in that is not one of the node's: it belongs to the
      * export that the node is connected to. -ENOENT: there is none of that name.
      */
@@ -435,6 +502,56 @@ struct block_driver {
      */
     int (*co_bitmap_will_change)(struct block_node *node, struct block_bitmap *b,
                                  struct error *err);
+    /*
+     * Make the persistent bitmaps stable as they are, with their flags, while the node stays in
+     * use: all of them or, on failure, none. For nodes with a log.
+     */
+    int (*co_commit_bitmaps)(struct block_node *node, struct error *err);
+    /*
+     * The same for several nodes: all of them or none, also after a crash (block_joint). The node
+     * is drained from the first to the last of these calls.
+     */
+    /* The name of the image for the others. The caller frees it. NULL: it can't take part. */
+    char *(*co_joint_name)(struct block_node *node);
+    /*
+     * Make both states stable: what is stored, and the bitmaps as they are. `own`: its number.
+     * After success the same coroutine settles the node; nobody else stores bitmaps until then.
+     */
+    int (*co_prepare_bitmaps)(struct block_node *node, const struct block_joint *joint, size_t own,
+                              struct error *err);
+    /*
+     * Of the two the new state counts (`done`), or the old one. For the first image this is the
+     * decision: a failure leaves it prepared, to be settled as not done. The others follow; after a
+     * failure what was decided counts all the same, in memory and for an open, as long as the first
+     * image has not forgotten.
+     */
+    int (*co_settle_bitmaps)(struct block_node *node, bool done, struct error *err);
+    /* Of the first image, when all have followed. */
+    int (*co_forget_joint)(struct block_node *node, struct error *err);
+
+    /*
+     * --- activity log (block/activity.h): any reactor; one call at a time, under the mutex of the
+     * log; requests are in flight ---
+     */
+
+    /*
+     * Make a map in the image whose regions are all cold, and mark what other programs must not
+     * trust any more; stable. If the image can't have one, block_activity_give_up() and 0.
+     */
+    int (*co_begin_activity)(struct block_node *node);
+    /* After that: whether the image could have one now. Main reactor. */
+    bool (*co_activity_has_room)(struct block_node *node);
+    /* Write bytes of the map at `at`; `sync`: they are stable then. */
+    int (*co_write_activity)(struct block_node *node, uint64_t at, const void *buf, size_t size,
+                             bool sync);
+    /* What was written by the other two functions becomes stable. */
+    int (*co_sync_activity)(struct block_node *node);
+    /*
+     * Add to the stored bits of all bitmaps that record what is set in memory in these ranges
+     * (sorted by offset); never remove any. -EBUSY: not now, since they are being stored.
+     */
+    int (*co_store_bits_of)(struct block_node *node, const struct block_activity_range *ranges,
+                            size_t count);
 
     /*
      * --- I/O: any reactor, coroutine, several at once, may yield. Requests are within bounds, and
@@ -442,6 +559,9 @@ struct block_driver {
      */
 
     int (*co_preadv)(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);
+    /* See block_co_read_pages(). NULL: as -ENOTSUP. */
+    int (*co_read_pages)(struct block_node *node, uint64_t offset, uint64_t length,
+                         struct block_page_sink *sink);
     int (*co_pwritev)(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);
     /* NULL or -ENOTSUP: the gate writes zeroes as data. */
     int (*co_write_zeroes)(struct block_node *node, uint64_t offset, uint64_t length,
@@ -462,6 +582,13 @@ struct block_driver {
     /* See struct block_status. NULL: a filter has the status of its child; others are all data. */
     int (*co_status)(struct block_node *node, uint64_t offset, uint64_t length,
                      struct block_status *ret_status);
+    /*
+     * co_status for many areas at once, this layer alone: *ret_count >= 1 of them, at most `max`,
+     * from `offset` on, as block_co_status_runs(), but for their depths, which are left alone.
+     * Returns after a bounded amount of work. NULL or -ENOTSUP: the gate calls co_status.
+     */
+    int (*co_status_runs)(struct block_node *node, bool contents, uint64_t offset, uint64_t length,
+                          struct block_run *ret_runs, unsigned max, unsigned *ret_count);
     /*
      * Make a file that is shorter than `size` so long; the new part reads as zeroes. Guests may
      * read and write meanwhile, but nobody writes beyond `size`.
@@ -545,6 +672,11 @@ int block_co_attach_child(struct block_node *node, struct block_node *child, con
                           unsigned role, struct block_edge **ret_edge, struct error *err);
 /* Detach a child and give its reference back. */
 void block_co_detach_child(struct block_edge *edge);
+/*
+ * The permissions at and below the node are worked out when the current graph change settles, or
+ * the next one. Main reactor; does not yield.
+ */
+void block_perm_touch(struct block_node *node);
 /* Permissions on a child by the role of its edge; see block_driver.child_perm. */
 void block_default_child_perm(struct block_node *node, struct block_edge *edge,
                               unsigned parents_perm, unsigned parents_shared, unsigned *ret_perm,
@@ -557,10 +689,25 @@ void block_default_child_perm(struct block_node *node, struct block_edge *edge,
 int block_co_create_file(const char *filename, struct options *opts, struct block_root **ret_root,
                          struct error *err);
 /*
+ * After block_co_create_file(), whose root was released, when making the image has failed: remove
+ * the file, which has lost its old contents in any case, and has no new ones. A device stays.
+ */
+void block_co_remove_unfinished(const char *filename);
+/*
  * In co_format: attach to a node for writing and resizing. block_co_root_release() detaches
  * from it.
  */
 int block_co_format_begin(struct block_node *node, struct block_root **ret_root, struct error *err);
+/* Whether writes are recorded. The node is drained or hidden. Main reactor; does not yield. */
+void block_bitmap_set_enabled(struct block_bitmap *b, bool enabled);
+/*
+ * The bits of a bitmap are lost: it is inconsistent from now on. `why` is a constant sentence; the
+ * first one stays. Does not yield.
+ */
+void block_bitmap_lose(struct block_bitmap *b, const char *why);
+/* `bytes` more may be dirty in a bitmap without a change. `why` as above. */
+void block_bitmap_add_excess(struct block_bitmap *b, uint64_t bytes, const char *why);
+
 /* In co_open and co_truncate, and by the gate when a write extends a leaf. Bytes. Any thread. */
 void block_node_set_size(struct block_node *node, uint64_t size);
 /*

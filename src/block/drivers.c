@@ -55,7 +55,7 @@ const char *block_driver_name(const struct block_driver *d)
 
 bool block_driver_is_usable(const struct block_driver *d)
 {
-    return d->co_preadv || d->co_preadv_snapshot;
+    return !d->is_internal && (d->co_preadv || d->co_preadv_snapshot);
 }
 
 int block_refuse_driver(const char *name, struct error *err)
@@ -73,7 +73,8 @@ unsigned block_driver_traits(const struct block_driver *d)
            (d->co_can_store_bitmap ? BLOCK_DRIVER_STORES_BITMAPS : 0) |
            (d->co_change_backing ? BLOCK_DRIVER_BACKING : 0) |
            (d->keeps_zero_beyond_eof ? BLOCK_DRIVER_ZERO_BEYOND_EOF : 0) |
-           (d->noise_when_new ? BLOCK_DRIVER_NOISE_WHEN_NEW : 0);
+           (d->noise_when_new ? BLOCK_DRIVER_NOISE_WHEN_NEW : 0) |
+           (d->compresses ? BLOCK_DRIVER_COMPRESSES : 0);
 }
 
 unsigned block_node_traits(const struct block_node *node)

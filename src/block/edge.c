@@ -82,8 +82,28 @@ static void point(struct block_edge *edge, struct block_node *node)
     list_remove(&edge->in_node);
     edge->node = node;
     list_append(&node->parents, &edge->in_node);
-    from->perm_touched = node->perm_touched = true;
+    block_perm_touch(from);
+    block_perm_touch(node);
     block_change_note_move(edge, from);
+}
+
+/*
+ * A backing node that was opened with the images above it, which are gone, belongs to the image
+ * that has it now: that is reopened with its options.
+ */
+static void inherit_by_descent(struct block_edge *edge)
+{
+    struct block_node *node = edge->node, *above = node->inherits_from;
+
+    if (!edge->parent || !(edge->role & BLOCK_ROLE_BACKING)) {
+        return;
+    }
+    while (above && above != edge->parent) {
+        above = above->inherits_from;
+    }
+    if (above && node->inherits_from != above) {
+        block_note_heir(above, node, BLOCK_ROLE_BACKING, node->explicit_use);
+    }
 }
 
 int block_co_edge_point(struct block_edge *edge, struct block_node *node, struct error *err)
@@ -101,7 +121,9 @@ int block_co_edge_point(struct block_edge *edge, struct block_node *node, struct
     block_co_change_begin();
     point(edge, block_node_ref(node));
     r = block_co_change_settle(err);
-    if (r < 0) {
+    if (r >= 0) {
+        inherit_by_descent(edge);
+    } else {
         point(edge, from);
         if (block_co_change_settle(NULL) < 0) {
             log_error("node '%s': permissions of before the change can't be had again", from->name);
@@ -132,7 +154,7 @@ static void root_free(struct block_root *root)
 static struct block_node *root_unlink(struct block_root *root)
 {
     trace_block_root_detach(root->edge.name, root->edge.node->name);
-    list_remove(&root->link);
+    list_remove(&root->quiet);
     return block_edge_unlink(&root->edge);
 }
 
@@ -155,6 +177,7 @@ static int co_root_new(struct block_node *node, const char *user, unsigned perm,
     co_queue_init(&root->blocked);
     list_init(&root->edge.sibling);
     list_init(&root->edge.moved);
+    list_init(&root->quiet);
     root->exempt = exempt;
     root->edge.root = root;
     root->edge.shared = root->edge.next_shared = BLOCK_PERM_ALL;
@@ -163,7 +186,6 @@ static int co_root_new(struct block_node *node, const char *user, unsigned perm,
     block_co_change_begin();
     trace_block_root_attach(user, node->name);
     block_edge_link(&root->edge, node);
-    list_append(&block_all_roots, &root->link);
     block_drain_update();
     r = block_co_settle_at(node, err);
     if (r < 0) {

@@ -41,10 +41,8 @@ static int protocol_options(const char *filename, struct options **ret_options, 
         }
     } else if (!driver && strchr(filename, ':') &&
                strcspn(filename, ":") < strcspn(filename, "/")) {
-        return error_set(err, EINVAL,
-                         "Unknown protocol '%.*s' in '%s' (a file of this name is "
-                         "written './%s')",
-                         (int)strcspn(filename, ":"), filename, filename, filename);
+        return error_set(err, EINVAL, "Unknown protocol '%.*s'", (int)strcspn(filename, ":"),
+                         filename);
     } else {
         bool device = stat(filename, &st) == 0 && (S_ISBLK(st.st_mode) || S_ISCHR(st.st_mode));
 
@@ -204,12 +202,14 @@ static int co_open_json(const char *text, const char *format, struct options *ex
     int r = options_parse(text, NULL, &top, err);
 
     if (r < 0) {
+        error_prepend(err, "Could not parse the JSON options: ");
         return r;
     }
     if (generic) {
         copy_generic(generic, top);
     }
-    if (format && !options_has(top, "driver")) {
+    if (format) {
+        /* A format that is named next to the filename is the one that counts. */
         options_set_str(top, "driver", format);
     }
     return options_has(top, "driver")
@@ -367,7 +367,7 @@ int block_co_open_filename(const char *filename, const char *format, struct opti
     if (!top) {
         return error_out_of_memory(err);
     }
-    if (format && !driver) {
+    if (format && (!driver || driver->is_internal)) {
         return error_set(err, EINVAL, "Unknown driver '%s'", format);
     }
     if (strncmp(filename, "json:", 5) == 0) {

@@ -18,18 +18,31 @@
 /* Groups below one another in the options of a node. */
 #define DEPTH_MAX 8u
 
-/* Options that say how an image is used, not which image. */
+/* Options that say how an image is used, not which image; "..." stands for any rest. */
 static bool is_of_use(const char *key)
 {
-    static const char *const keys[] = {"node-name", "read-only", "auto-read-only", "force-share",
-                                       "cache",     "discard",   "detect-zeroes",  "driver",
-                                       "backing",   NULL};
+    static const char *const keys[] = {
+        "node-name", "read-only", "auto-read-only", "force-share", "cache", "discard",
+        "detect-zeroes", "driver", "backing",
+        /* of files */
+        "locking", "aio", "aio-max-batch", "drop-cache", "x-check-cache-dropped",
+        /* of null-co */
+        "latency-ns",
+        /* of qcow2 */
+        "lazy-refcounts", "pass-discard-...", "discard-no-unref", "overlap-check...", "cache-size",
+        "l2-cache-...", "refcount-cache-size", "cache-clean-interval", "durable-bitmaps...",
+        /* of nbd, http and filters */
+        "reconnect-delay", "open-timeout", "readahead", "timeout", "bottom", "prealloc-...", NULL};
     const char *const *k = keys;
 
-    while (*k && strcmp(*k, key) != 0) {
-        k++;
+    for (; *k; k++) {
+        const char *dots = strstr(*k, "...");
+
+        if (dots ? strncmp(*k, key, (size_t)(dots - *k)) == 0 : strcmp(*k, key) == 0) {
+            return true;
+        }
     }
-    return *k;
+    return false;
 }
 
 static bool is_child(const struct block_node *node, const char *key)
@@ -47,23 +60,28 @@ static bool is_child(const struct block_node *node, const char *key)
     return false;
 }
 
-static struct json_object *node_json(const struct block_node *node, unsigned *nodes);
+/* Filters of jobs show what is their backing file to QEMU. */
+static const char *child_name(const struct block_edge *edge)
+{
+    return edge->parent->driver->is_internal ? "backing" : edge->name;
+}
 
-static void add_child(struct json_object *to, const struct block_edge *edge, unsigned *nodes)
+static void add_child(struct json_object *to, const struct block_edge *edge,
+                      struct json_object *child /* consumed */)
 {
     const char *dot = strchr(edge->name, '.');
     AUTO_FREE char *list_name = dot ? strndup(edge->name, (size_t)(dot - edge->name)) : NULL;
     struct json_object *list = NULL;
 
     if (!list_name) {
-        json_object_object_add(to, edge->name, node_json(edge->node, nodes));
+        json_object_object_add(to, child_name(edge), child);
         return;
     }
     if (!json_object_object_get_ex(to, list_name, &list)) {
         list = json_object_new_array();
         json_object_object_add(to, list_name, list);
     }
-    json_object_array_add(list, node_json(edge->node, nodes));
+    json_object_array_add(list, child);
 }
 
 /* Groups and lists are written as dotted keys, which is how QEMU has them in file names. */
@@ -110,43 +128,258 @@ static void add_options(struct json_object *to, const struct block_node *node)
     }
 }
 
-/* Counts nodes in *nodes; leaves out those beyond NODES_MAX. */
-static struct json_object *node_json(const struct block_node *node, unsigned *nodes)
-{
-    struct json_object *o = json_object_new_object();
-    const struct block_edge *edge;
+/* --- what a node is called -------------------------------------------------------------------- */
 
-    json_object_object_add(o, "driver", json_object_new_string(node->driver->name));
-    add_options(o, node);
-    LIST_FOREACH (edge, &node->children, sibling) {
-        if (edge != node->backing && ++*nodes <= NODES_MAX) {
-            add_child(o, edge, nodes);
-        }
+/*
+ * An image and those below it. `other[i]`: opening the filename of images[i] would give it another
+ * backing image than it has; `needs[i]`: its filename does not lead to it.
+ */
+struct chain_names {
+    const struct block_node **images;
+    bool *other, *needs;
+    size_t count;
+};
+
+/* Filenames are described with at most NODES_MAX nodes; `nodes` counts them. */
+struct naming {
+    unsigned nodes;
+    bool failed; /* no memory */
+    /*
+     * The name goes into an image: filters between images come and go, and another name of the file
+     * that is recorded says nothing new.
+     */
+    bool to_record;
+};
+
+static bool chain_names_init(struct chain_names *c, const struct block_node *node,
+                             struct naming *naming);
+
+static void chain_names_free(struct chain_names *c)
+{
+    free(c->images);
+    free(c->other);
+    free(c->needs);
+}
+
+/* A job's filter that the user did not name is in no name. */
+static const struct block_node *skip_implicit(const struct block_node *node)
+{
+    while (node->driver->is_internal && node->name[0] == '#' && node->filtered) {
+        node = node->filtered->node;
+    }
+    return node;
+}
+
+static const struct block_node *next_in_chain(const struct block_node *node, bool to_record)
+{
+    struct block_node *next = node->backing ? node->backing->node : NULL;
+
+    return !next ? NULL : to_record ? block_node_skip_filters(next) : skip_implicit(next);
+}
+
+static struct json_object *chain_json(const struct chain_names *c, size_t i, struct naming *naming);
+
+/* The options of a child that is no backing image; NULL: there are too many. */
+static struct json_object *child_json(const struct block_node *node, struct naming *naming)
+{
+    struct chain_names c;
+    struct json_object *o = NULL;
+
+    if (naming->nodes < NODES_MAX && chain_names_init(&c, node, naming)) {
+        o = chain_json(&c, 0, naming);
+        chain_names_free(&c);
     }
     return o;
 }
 
-char *block_node_full_filename(const struct block_node *node)
+/* The options of images[i], with those of its backing image where that is not the recorded one. */
+static struct json_object *chain_json(const struct chain_names *c, size_t i, struct naming *naming)
 {
-    unsigned nodes = 1;
+    const struct block_node *node = c->images[i];
+    struct json_object *o = json_object_new_object();
+    const struct block_edge *edge;
+
+    naming->nodes++;
+    json_object_object_add(o, "driver", json_object_new_string(node->driver->name));
+    add_options(o, node);
+    LIST_FOREACH (edge, &node->children, sibling) {
+        if (!node->backing || edge != node->backing) {
+            add_child(o, edge, child_json(skip_implicit(edge->node), naming));
+        }
+    }
+    if (c->other[i] && i + 1 == c->count) {
+        json_object_object_add(o, "backing", NULL);
+    } else if (c->other[i] && naming->nodes < NODES_MAX) {
+        json_object_object_add(o, "backing", chain_json(c, i + 1, naming));
+    }
+    return o;
+}
+
+/* The name of images[i]. NULL: no memory. */
+static char *chain_name(const struct chain_names *c, size_t i, bool to_record)
+{
+    struct naming naming = {.to_record = to_record};
     struct json_object *o;
+    struct strbuf text = STRBUF_INIT;
+
+    if (!c->needs[i]) {
+        return strdup(block_node_filename(c->images[i]));
+    }
+    o = chain_json(c, i, &naming);
+    if (naming.failed || naming.nodes >= NODES_MAX) {
+        json_object_put(o);
+        return strdup(block_node_filename(c->images[i]));
+    }
+    strbuf_puts(&text, "json:");
+    json_write(&text, o, false);
+    json_object_put(o);
+    return strbuf_take(&text);
+}
+
+static bool is_file_of_name(const char *filename, const char *name)
+{
+    AUTO_FREE char *real_file = realpath(filename, NULL);
+    AUTO_FREE char *real_name = realpath(name, NULL);
+
+    return real_file && real_name && strcmp(real_file, real_name) == 0;
+}
+
+/* Whether the name that `node` records leads to the file of `backing`. */
+static bool is_recorded(const struct block_node *node, const struct block_node *backing)
+{
+    AUTO_FREE char *path = block_node_resolve_backing(node, node->auto_backing);
+
+    return path && (is_file_of_name(block_node_filename(backing), path) ||
+                    is_file_of_name(block_node_filename(backing), node->auto_backing));
+}
+
+static bool has_other_backing(const struct chain_names *c, size_t i, bool to_record)
+{
+    const struct block_node *node = c->images[i];
+    AUTO_FREE char *name = NULL;
+
+    if (i + 1 == c->count) {
+        return node->auto_backing && !(node->open_flags & BLOCK_OPEN_NO_BACKING);
+    }
+    if (!node->auto_backing) {
+        return true;
+    }
+    name = c->needs[i + 1] ? chain_name(c, i + 1, to_record) : NULL;
+    return strcmp(name ? name : block_node_filename(c->images[i + 1]), node->auto_backing) != 0 &&
+           (!to_record || name || !is_recorded(node, c->images[i + 1]));
+}
+
+/* Whether a node has the filename of the node below. */
+static bool shows_filename(const struct block_node *node)
+{
+    const struct block_driver *d = node->driver;
+
+    return d->is_internal || d->is_frozen_view || strcmp(d->name, "copy-before-write") == 0;
+}
+
+static bool child_needs_options(const struct block_node *node, struct naming *naming)
+{
+    struct chain_names c;
+    bool needs = node->beyond_filename;
+
+    if (!list_is_empty(&node->children) && naming->nodes++ < NODES_MAX &&
+        chain_names_init(&c, node, naming)) {
+        needs = c.needs[0];
+        chain_names_free(&c);
+    }
+    return needs;
+}
+
+/*
+ * Whether the filename does not lead to a node whose backing image is the recorded one. A format is
+ * guessed from what a protocol has, and a filter never; some filters have filenames of their own.
+ */
+static bool needs_options(const struct block_node *node, struct naming *naming)
+{
+    const struct block_node *file = node->file ? node->file->node : NULL;
+    const struct block_driver *d = node->driver;
+    const struct block_edge *edge;
+
+    if (node->beyond_filename) {
+        return true;
+    }
+    LIST_FOREACH (edge, &node->children, sibling) {
+        if ((!node->backing || edge != node->backing) &&
+            (!shows_filename(node) || (node->file && edge == node->file)) &&
+            child_needs_options(skip_implicit(edge->node), naming)) {
+            return true;
+        }
+    }
+    if (shows_filename(node)) {
+        return false;
+    }
+    if (d->parse_filename || d->is_filter) {
+        return !d->parse_filename || !node->filename;
+    }
+    return file && !file->driver->parse_filename &&
+           (!file->driver->is_protocol || file->driver->is_filter);
+}
+
+static bool chain_names_init(struct chain_names *c, const struct block_node *node,
+                             struct naming *naming)
+{
+    size_t count = 0;
+
+    for (const struct block_node *n = node; n; n = next_in_chain(n, naming->to_record)) {
+        count++;
+    }
+    *c = (struct chain_names){calloc(count, sizeof(struct block_node *)),
+                              calloc(count, sizeof(bool)), calloc(count, sizeof(bool)), count};
+    if (!c->images || !c->other || !c->needs) {
+        chain_names_free(c);
+        naming->failed = true;
+        return false;
+    }
+    for (size_t i = 0; i < count; i++, node = next_in_chain(node, naming->to_record)) {
+        c->images[i] = node;
+    }
+    for (size_t i = count; i-- > 0;) {
+        struct naming below = {.to_record = naming->to_record};
+
+        c->other[i] = has_other_backing(c, i, naming->to_record);
+        c->needs[i] = c->other[i] || needs_options(c->images[i], &below);
+    }
+    return true;
+}
+
+static char *name_of_node(const struct block_node *node, bool to_record)
+{
+    struct naming naming = {.to_record = to_record};
+    struct chain_names c;
     char *name = NULL;
 
-    if (!node->beyond_filename) {
-        return strdup(block_node_filename(node));
+    if (chain_names_init(&c, skip_implicit(node), &naming)) {
+        name = chain_name(&c, 0, to_record);
+        chain_names_free(&c);
     }
-    o = node_json(node, &nodes);
-    if (nodes > NODES_MAX) {
-        name = strdup(block_node_filename(node));
-    } else {
-        struct strbuf text = STRBUF_INIT;
-
-        strbuf_puts(&text, "json:");
-        json_write(&text, o, false);
-        name = strbuf_take(&text);
-    }
-    json_object_put(o);
     return name;
+}
+
+char *block_node_full_filename(const struct block_node *node)
+{
+    return name_of_node(node, false);
+}
+
+char *block_node_filename_to_record(const struct block_node *node)
+{
+    return name_of_node(node, true);
+}
+
+void block_set_auto_backing(struct block_node *node, const char *filename)
+{
+    free(node->auto_backing);
+    node->auto_backing = filename ? strdup(filename) : NULL;
+}
+
+void block_note_recorded_backing(struct block_node *node, const struct block_node *backing)
+{
+    free(node->auto_backing);
+    node->auto_backing = block_node_full_filename(backing);
 }
 
 char *block_node_resolve_backing(const struct block_node *node, const char *name)

@@ -7,6 +7,7 @@
  *   check                 bounds, permission
  *   align                 only on nodes with request_alignment > 1 (gate_align.c)
  *   split                 max_transfer
+ *   enter                 activity.h: the first write into a cold region makes it hot
  *   driver
  *   mark, count           dirty bitmaps, write generation: after the write, also when it failed
  *   root_leave
@@ -74,6 +75,12 @@ void block_edge_leave(struct block_edge *edge)
     leave(edge, counters_index());
 }
 
+/* block_node_size(), without a call. */
+static inline uint64_t gate_size(const struct block_node *node)
+{
+    return atomic_load_explicit(&node->size, memory_order_relaxed);
+}
+
 static inline bool offset_is_sane(uint64_t offset, uint64_t length)
 {
     return offset <= INT64_MAX && length <= INT64_MAX - offset;
@@ -123,7 +130,7 @@ static inline int co_preadv_entered(struct block_edge *edge, unsigned index, uin
         r = -ENOTSUP;
     } else if (iov.size == 0) {
         r = 0;
-    } else if (__builtin_expect(range_fits(offset, iov.size, block_node_size(node)), true)) {
+    } else if (__builtin_expect(range_fits(offset, iov.size, gate_size(node)), true)) {
         r = co_driver_preadv(node, offset, iov, flags);
     } else {
         op.invalid = edge->root || !offset_is_sane(offset, iov.size);
@@ -177,7 +184,7 @@ static inline int check_write(struct block_edge *edge, uint64_t offset, uint64_t
     if (!(edge->perm & need)) {
         return edge->node->read_only ? -EROFS : -EPERM;
     }
-    if (__builtin_expect(range_fits(offset, length, block_node_size(edge->node)), true)) {
+    if (__builtin_expect(range_fits(offset, length, gate_size(edge->node)), true)) {
         return 0;
     }
     /* A format extends its file by writing beyond the end. */
@@ -194,21 +201,50 @@ static inline void watch_threshold(struct block_node *node, uint64_t offset, uin
     }
 }
 
+/* A write of a leaf has ended beyond its end. */
+static __attribute__((noinline)) void grow(struct block_node *node, uint64_t end)
+{
+    uint64_t size = gate_size(node);
+
+    while (end > size && !atomic_compare_exchange_weak(&node->size, &size, end)) {
+    }
+}
+
 /* The driver has ended a change, with success or not: a failed change may have written a part. */
 static inline void account_change(struct block_node *node, uint64_t offset, uint64_t length,
                                   int result, unsigned flags)
 {
-    uint64_t size = block_node_size(node);
-
-    if (!(flags & BLOCK_REQ_UNCHANGED)) {
+    if (!(flags & BLOCK_REQ_UNCHANGED) &&
+        __builtin_expect(!block_bitmaps_are_marked(node, offset, length), false)) {
         block_bitmaps_mark(node, offset, length);
     }
-    while (result == 0 && offset + length > size) {
-        if (atomic_compare_exchange_weak(&node->size, &size, offset + length)) {
-            break;
-        }
+    if (__builtin_expect(offset + length > gate_size(node), false) && result == 0) {
+        grow(node, offset + length);
     }
     atomic_fetch_add(&node->write_generation, 1);
+}
+
+/*
+ * A change begins: if persistent bitmaps record it, its regions are hot. *ret_entry is for
+ * leave_activity().
+ */
+static inline int co_enter_activity(struct block_node *node, uint64_t offset, uint64_t length,
+                                    unsigned flags, block_activity_entry *ret_entry)
+{
+    *ret_entry = NULL;
+    if (__builtin_expect(!node->activity, true) || (flags & BLOCK_REQ_UNCHANGED)) {
+        return 0;
+    }
+    return block_co_activity_enter(node->activity, offset, length, ret_entry);
+}
+
+/* After the bitmaps were marked. The node has the same log: that changes only while drained. */
+static inline void leave_activity(struct block_node *node, block_activity_entry entry,
+                                  uint64_t offset, uint64_t length)
+{
+    if (__builtin_expect(entry != NULL, false)) {
+        block_activity_leave(node->activity, entry, offset, length);
+    }
 }
 
 static int co_flush_node(struct block_node *node);
@@ -227,23 +263,48 @@ static int co_write_found_zeroes(struct block_node *node, uint64_t offset, uint6
     return co_zero_range(node, offset, length, flags);
 }
 
+static __attribute__((noinline)) int co_driver_write_slow(struct block_node *node, uint64_t offset,
+                                                          struct iov iov, unsigned flags)
+{
+    return node->limits.request_alignment > 1 || node->limits.max_transfer
+               ? block_co_pwritev_aligned(node, offset, iov, flags)
+               : block_co_driver_write(node, offset, iov, flags);
+}
+
+/* The write itself; then what it has changed. */
+static inline int co_write_and_account(struct block_node *node, uint64_t offset, struct iov iov,
+                                       unsigned flags, unsigned driver_flags)
+{
+    bool is_rare = node->limits.request_alignment > 1 || node->limits.max_transfer || node->events;
+    int r;
+
+    if (__builtin_expect(is_rare, false)) {
+        r = co_driver_write_slow(node, offset, iov, driver_flags);
+    } else {
+        r = node->driver->co_pwritev(node, offset, iov, driver_flags);
+    }
+    account_change(node, offset, iov.size, r, flags);
+    return r;
+}
+
 static inline int co_driver_pwritev(struct block_node *node, uint64_t offset, struct iov iov,
                                     unsigned flags)
 {
     unsigned driver_flags = flags & (node->supported_write_flags | BLOCK_REQ_COMPRESSED);
+    block_activity_entry entry;
     int r;
 
     if (__builtin_expect(node->detect_zeroes != BLOCK_DETECT_ZEROES_OFF, false) &&
         node->driver->co_write_zeroes && iov_is_zero(iov)) {
         return co_write_found_zeroes(node, offset, iov.size, flags);
     }
-    if (__builtin_expect(node->limits.request_alignment > 1 || node->limits.max_transfer, false)) {
-        r = block_co_pwritev_aligned(node, offset, iov, driver_flags);
-    } else {
-        r = block_co_driver_write(node, offset, iov, driver_flags);
+    r = co_enter_activity(node, offset, iov.size, flags, &entry);
+    if (__builtin_expect(r < 0, false)) {
+        return r;
     }
-    account_change(node, offset, iov.size, r, flags);
-    if (r == 0 && (flags & BLOCK_REQ_FUA) && !(driver_flags & BLOCK_REQ_FUA)) {
+    r = co_write_and_account(node, offset, iov, flags, driver_flags);
+    leave_activity(node, entry, offset, iov.size);
+    if (__builtin_expect(flags & ~driver_flags & BLOCK_REQ_FUA, false) && r == 0) {
         r = co_flush_node(node);
     }
     return r;
@@ -415,15 +476,21 @@ static int co_zero_node(struct block_node *node, uint64_t offset, uint64_t lengt
 /* The range is within bounds, and permitted. */
 static int co_zero_range(struct block_node *node, uint64_t offset, uint64_t length, unsigned flags)
 {
+    block_activity_entry entry;
     int r;
 
     if (!node->discard_unmap) {
         flags &= ~BLOCK_REQ_MAY_UNMAP;
     }
+    r = co_enter_activity(node, offset, length, flags, &entry);
+    if (r < 0) {
+        return r;
+    }
     block_co_gate_event(node, BLOCK_EVENT_PWRITEV_ZERO);
     r = co_zero_node(node, offset, length, flags);
     block_co_gate_event(node, BLOCK_EVENT_PWRITEV_DONE);
     account_change(node, offset, length, r, flags);
+    leave_activity(node, entry, offset, length);
     if (r == 0 && (flags & BLOCK_REQ_FUA)) {
         r = co_flush_node(node);
     }
@@ -464,6 +531,20 @@ static bool may_copy(const struct block_node *node, uint64_t offset, uint64_t le
            is_aligned(offset, unit) && is_aligned(length, unit);
 }
 
+static int co_copy_range(struct block_node *node, uint64_t offset, struct block_node *source,
+                         uint64_t source_offset, uint64_t length, unsigned flags)
+{
+    block_activity_entry entry;
+    int r = co_enter_activity(node, offset, length, flags, &entry);
+
+    if (r == 0) {
+        r = node->driver->co_copy_from(node, offset, source, source_offset, length);
+        account_change(node, offset, length, r, flags);
+        leave_activity(node, entry, offset, length);
+    }
+    return r;
+}
+
 int block_co_copy_from(struct block_edge *edge, uint64_t offset, struct block_node *source,
                        uint64_t source_offset, uint64_t length, unsigned flags)
 {
@@ -482,9 +563,8 @@ int block_co_copy_from(struct block_edge *edge, uint64_t offset, struct block_no
     if (r == 0 && length > 0) {
         watch_threshold(node, offset, length);
         r = may_copy(node, offset, length)
-                ? node->driver->co_copy_from(node, offset, source, source_offset, length)
+                ? co_copy_range(node, offset, source, source_offset, length, flags)
                 : -ENOTSUP;
-        account_change(node, offset, length, r, flags);
     }
     if (r == 0 && (flags & BLOCK_REQ_FUA)) {
         r = co_flush_node(node);
@@ -542,12 +622,30 @@ static int co_discard_node(struct block_node *node, uint64_t offset, uint64_t le
     return r < 0 ? r : co_discard_rest(node, last, end);
 }
 
+static int co_discard_range(struct block_node *node, uint64_t offset, uint64_t length)
+{
+    block_activity_entry entry;
+    uint64_t size;
+    int r = co_enter_activity(node, offset, length, 0, &entry);
+
+    if (r < 0) {
+        return r;
+    }
+    r = co_discard_node(node, offset, length);
+    /*
+     * A discard never extends a node, though a format may discard a cluster that crosses the end.
+     */
+    size = block_node_size(node);
+    account_change(node, offset, MIN(length, size - MIN(offset, size)), r, 0);
+    leave_activity(node, entry, offset, length);
+    return r;
+}
+
 int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)
 {
     struct block_node *node;
     struct range_entry serial;
     struct block_op op;
-    uint64_t size;
     unsigned index;
     int r;
 
@@ -559,13 +657,7 @@ int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)
     r = check_write(edge, offset, length, 0);
     op.invalid = r < 0;
     if (r == 0 && length > 0 && node->driver->co_discard && node->discard_unmap) {
-        r = co_discard_node(node, offset, length);
-        /*
-         * A discard never extends a node, though a format may discard a cluster that crosses the
-         * end.
-         */
-        size = block_node_size(node);
-        account_change(node, offset, MIN(length, size - MIN(offset, size)), r, 0);
+        r = co_discard_range(node, offset, length);
     }
     block_op_end(&op, BLOCK_OP_DISCARD, offset, length, r);
     trace_block_discard_end(node->name, offset, length, r);

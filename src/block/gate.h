@@ -39,6 +39,27 @@ enum block_req_flags {
 int block_co_preadv(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags);
 int block_co_pread(struct block_edge *edge, uint64_t offset, void *buf, size_t size);
 
+/* Where block_co_read_pages() puts pages. */
+struct block_page_sink {
+    /*
+     * Take references to the pages of the page cache of `fd`, a file that can be spliced: bytes
+     * [offset, offset + length). They are there: this does not wait for storage, and must not
+     * yield. 0; -ENOTSUP: not all could be taken.
+     */
+    int (*take)(struct block_page_sink *sink, int fd, uint64_t offset, uint64_t length);
+};
+
+/*
+ * Read [offset, offset + length) without a copy, for a reader who may see changes that others make
+ * before it has looked: references to the pages go to the sink, in order. What is written to the
+ * same place later may be seen through them, but never the contents of another place: a format does
+ * not use space again while they are in its pages. -ENOTSUP: use block_co_preadv(): the data are
+ * not in the page cache, not plainly in a file, or their constancy was promised; the sink may have
+ * taken a part. Does not wait for storage, except for metadata.
+ */
+int block_co_read_pages(struct block_edge *edge, uint64_t offset, uint64_t length,
+                        struct block_page_sink *sink);
+
 /* Write. The memory must not change until the call returns. */
 int block_co_pwritev(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags);
 int block_co_pwrite(struct block_edge *edge, uint64_t offset, const void *buf, size_t size,
@@ -113,6 +134,24 @@ int block_co_is_allocated(struct block_edge *edge, uint64_t offset, uint64_t len
                           bool *ret_allocated, uint64_t *ret_length);
 int block_co_depth(struct block_edge *edge, uint64_t offset, uint64_t length, int *ret_depth,
                    uint64_t *ret_length);
+
+/* Neighbouring bytes of a disk that are alike, as a reader of the whole chain sees them. */
+struct block_run {
+    uint64_t length; /* > 0 */
+    unsigned flags;  /* of enum block_status_flags: DATA, ZERO and ALLOCATED, no other */
+    int depth;       /* as *ret_depth of block_co_status_above() */
+};
+
+/*
+ * As block_co_status_above() for the whole chain, for many areas in one call: *ret_count of them,
+ * at most `max`, which follow each other from `offset` on, for at most `length` bytes. None: at or
+ * beyond the end. Neighbours may be alike. `contents`: what the flags say is wanted, not only where
+ * layers are allocated; without it no file is asked for holes.
+ *
+ * One call does a bounded amount of work, however long the areas are, and need not yield.
+ */
+int block_co_status_runs(struct block_edge *edge, bool contents, uint64_t offset, uint64_t length,
+                         struct block_run *ret_runs, unsigned max, unsigned *ret_count);
 
 /* --- size ------------------------------------------------------------------------------------- */
 

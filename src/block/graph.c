@@ -150,31 +150,6 @@ struct list *block_change_moves(void)
 
 int block_co_settle_at(struct block_node *node, struct error *err)
 {
-    node->perm_touched = true;
+    block_perm_touch(node);
     return block_co_change_settle(err);
-}
-
-bool block_node_reaches(struct block_node *from, const struct block_node *to)
-{
-    static unsigned mark;
-    struct block_node *node, **end = &from->reach_next;
-    struct block_edge *edge;
-
-    mark++;
-    from->reach_mark = mark;
-    from->reach_next = NULL;
-    for (node = from; node; node = node->reach_next) {
-        if (node == to) {
-            return true;
-        }
-        LIST_FOREACH (edge, &node->children, sibling) {
-            if (edge->node->reach_mark != mark) {
-                edge->node->reach_mark = mark;
-                edge->node->reach_next = NULL;
-                *end = edge->node;
-                end = &edge->node->reach_next;
-            }
-        }
-    }
-    return false;
 }

@@ -48,7 +48,7 @@ static void set_state(const struct block_hand_over *s, bool handed_over)
 {
     for (size_t i = 0; i < s->count; i++) {
         s->nodes[i]->handed_over = handed_over;
-        s->nodes[i]->perm_touched = true;
+        block_perm_touch(s->nodes[i]);
     }
 }
 

@@ -17,8 +17,6 @@ struct inflight_counter {
 
 struct block_root {
     struct block_edge edge;
-    /* In the list of all roots. */
-    struct list link;
     /* Of the block layer itself (probing, creation): its I/O runs inside drained sections. */
     bool exempt;
     /* block_co_root_settle() has begun: quiesced for good. */
@@ -33,9 +31,12 @@ struct block_root {
     const struct block_root_ops *ops;
     void *ops_arg;
 
+    /* In the list of those that are quiesced; drain.c. */
+    struct list quiet;
     /* Scratch of drain.c. */
-    bool want_quiesced;
-    unsigned drain_mark;
+    unsigned wanted_round;
+    struct list wanted;
+    struct block_root *drain_next;
 
     /*
      * The drainer sets this and then sums the counters; a request increments, then looks at this.
@@ -49,6 +50,18 @@ struct block_root {
     struct co *drainer;
     struct inflight_counter inflight[REACTOR_MAX];
 };
+
+/* --- status.c, status_runs.c: any reactor; they yield --- */
+
+/*
+ * Status of one node at `offset`; `contents`: files below are asked about zeroes. Length 0 and EOF
+ * at or beyond the end.
+ */
+int block_co_node_status(struct block_node *node, uint64_t offset, uint64_t length, bool contents,
+                         struct block_status *ret_status);
+/* As block_co_status_runs(), below the end of `node`, whose requests are counted already. */
+int block_co_chain_runs(struct block_node *node, bool contents, uint64_t offset, uint64_t length,
+                        struct block_run *ret_runs, unsigned max, unsigned *ret_count);
 
 /* --- drain.c: any reactor --- */
 
@@ -84,8 +97,10 @@ static inline void block_root_leave(struct block_root *root, unsigned index)
 
 /* --- node.c: main reactor only --- */
 
-/* struct block_node, public ones, and hidden ones; struct block_root. */
-extern struct list block_all_nodes, block_hidden_nodes, block_all_roots;
+/* struct block_node: public ones, and hidden ones. */
+extern struct list block_all_nodes, block_hidden_nodes;
+/* All nodes that have a name and do not end, by `by_name`. */
+extern struct name_index block_node_names;
 /* Free a node that has no edges, and whose driver is closed. */
 void block_node_free(struct block_node *node);
 
@@ -101,6 +116,8 @@ int block_refuse_driver(const char *name, struct error *err);
 
 /* A format or filter without a filename gets that of the node below. */
 void block_inherit_filename(struct block_node *node);
+/* full_name.c: the image of `node` names this backing file; NULL: none. The text is copied. */
+void block_set_auto_backing(struct block_node *node, const char *filename);
 
 /* Generic options: how a node is used. `detect_zeroes` is an enum block_detect_zeroes. */
 struct block_use {
@@ -134,17 +151,9 @@ void block_note_heir(struct block_node *parent, struct block_node *child, unsign
 void block_inherit_use(const struct block_node *parent, const struct block_use *use,
                        struct options *child, unsigned role);
 
-/* --- size.c --- */
-/* Report the size of a drained node to the owners of roots and the filters above. */
-void block_report_size(struct block_node *node);
-
 /* --- close.c --- */
 /* Complete an image that nobody writes to: see block_co_inactivate(), which drains it first. */
 int block_co_complete(struct block_node *node, struct error *err);
-
-/* --- edge.c --- */
-/* As block_co_edge_move(), to a node of any size. */
-int block_co_edge_point(struct block_edge *edge, struct block_node *node, struct error *err);
 
 /* --- pass_through.c --- */
 /* Whether the node, a filter, always has the size of the child at that edge. */
@@ -189,6 +198,18 @@ int block_co_bitmap_will_change(struct block_bitmap *b, struct error *err);
  * mark, so mark them again. If that fails, the bits are stored in any case when the node is closed.
  */
 void block_co_bitmap_mark_again(struct block_bitmap *b);
+/*
+ * A change that can't be taken back was made: with an activity log, commit it now or at the end of
+ * the transaction. If that fails, closing the node stores it.
+ */
+void block_co_bitmap_changed(struct block_bitmap *b);
+
+/* --- bitmap_commits.c --- */
+/*
+ * A bitmap of the node has changed: true if the calling coroutine makes that stable later. Does not
+ * yield.
+ */
+bool block_bitmap_defer_commit(struct block_node *node);
 
 /* --- bitmap_list.c --- */
 /* A bitmap that is not in the list yet; `bits` is consumed on success. NULL: no memory. */
@@ -196,6 +217,28 @@ struct block_bitmap *block_bitmap_new(struct block_node *node, const char *name,
                                       struct dirty_bitmap *bits, uint32_t granularity);
 /* NULL is fine. */
 void block_bitmap_free(struct block_bitmap *b);
+/*
+ * `successor` records in place of `b`, and is borrowed; NULL: `b` itself does. The node is drained.
+ * Does not yield.
+ */
+void block_bitmap_set_successor(struct block_bitmap *b, struct block_bitmap *successor);
+
+/*
+ * Whether nothing has to be marked for [offset, offset + length): no bitmap, or a single one that
+ * is known to have it set. False says nothing.
+ */
+static inline bool block_bitmaps_are_marked(const struct block_node *node, uint64_t offset,
+                                            uint64_t length)
+{
+    const struct list *first = node->bitmaps.next;
+    const struct block_bitmap *b = container_of(first, struct block_bitmap, link);
+
+    if (__builtin_expect(first == &node->bitmaps, true)) {
+        return true;
+    }
+    return first->next == &node->bitmaps && b->recorder &&
+           dirty_bitmap_is_known_set(b->recorder, offset, length);
+}
 
 /* --- graph.c --- */
 /*
@@ -215,12 +258,16 @@ struct list *block_change_moves(void);
 /* The edges at `node` have changed: settle the change. Errors of perm.c. Yields. */
 int block_co_settle_at(struct block_node *node, struct error *err);
 
-/* --- node.c: called by graph.c --- */
+/* --- serialise.c: called by graph.c --- */
 
 /* After a graph change: which nodes serialise now. Does not yield. */
 void block_update_serialising(void);
 
-/* --- perm.c: called by graph.c --- */
+/* --- perm.c --- */
+
+/* A node without parents ends: no change works out its permissions any more. */
+void block_perm_forget(struct block_node *node);
+/* The next two are called by graph.c. */
 
 /*
  * Work out the permissions of the change, and put them in force; on failure the old ones stay.

@@ -11,7 +11,7 @@
 
 struct list block_all_nodes = LIST_INIT(block_all_nodes);
 struct list block_hidden_nodes = LIST_INIT(block_hidden_nodes);
-struct list block_all_roots = LIST_INIT(block_all_roots);
+struct name_index block_node_names;
 
 const char *block_perm_names(unsigned perm, char *buf, size_t buf_size)
 {
@@ -62,6 +62,16 @@ const struct block_driver *block_node_driver(const struct block_node *node)
 uint64_t block_node_size(const struct block_node *node)
 {
     return atomic_load_explicit(&node->size, memory_order_relaxed);
+}
+
+bool block_node_failure_reported(const struct block_node *node)
+{
+    return node->close_reported;
+}
+
+uint64_t block_node_write_generation(const struct block_node *node)
+{
+    return atomic_load(&node->write_generation);
 }
 
 void block_node_set_size(struct block_node *node, uint64_t size)
@@ -133,45 +143,6 @@ void block_node_set_iothread(struct block_node *node, struct user_object *object
 {
     user_object_unref(node->iothread);
     node->iothread = object ? user_object_ref(user_object_id(object)) : NULL;
-}
-
-/* Of how many nodes reads may exclude changes. Main reactor. */
-static unsigned serial_nodes;
-
-/* Nodes that stay as they are need not be drained: nothing of them is written. */
-static void update_serialising(struct block_node *node)
-{
-    bool on = node->serial_disk && block_node_reaches(node, node->serial_disk);
-
-    if (on == node->serialises) {
-        return;
-    }
-    if (on) {
-        range_lock_init(&node->serial);
-    } else {
-        range_lock_destroy(&node->serial);
-    }
-    node->serialises = on;
-}
-
-void block_node_set_serialising(struct block_node *node, const struct block_node *disk)
-{
-    serial_nodes += disk && !node->serial_disk;
-    serial_nodes -= !disk && node->serial_disk;
-    node->serial_disk = disk;
-    update_serialising(node);
-}
-
-void block_update_serialising(void)
-{
-    struct block_node *node;
-
-    if (serial_nodes == 0) {
-        return;
-    }
-    LIST_FOREACH (node, &block_all_nodes, link) {
-        update_serialising(node);
-    }
 }
 
 bool block_node_is_monitor_owned(const struct block_node *node)
@@ -271,14 +242,13 @@ struct block_node *block_node_ref(struct block_node *node)
 }
 
 /* Nodes that were opened for `node` may live longer. */
-static void forget_heirs(struct list *nodes, const struct block_node *node)
+static void forget_heirs(struct block_node *node)
 {
-    struct block_node *n;
+    while (!list_is_empty(&node->heirs)) {
+        struct block_node *heir = LIST_FIRST(&node->heirs, struct block_node, heir);
 
-    LIST_FOREACH (n, nodes, link) {
-        if (n->inherits_from == node) {
-            n->inherits_from = NULL;
-        }
+        list_remove(&heir->heir);
+        heir->inherits_from = NULL;
     }
 }
 
@@ -286,13 +256,21 @@ void block_node_free(struct block_node *node)
 {
     block_node_set_iothread(node, NULL);
     list_remove(&node->link);
-    forget_heirs(&block_all_nodes, node);
-    forget_heirs(&block_hidden_nodes, node);
+    list_remove(&node->touched);
+    list_remove(&node->over_set);
+    list_remove(&node->drained);
+    list_remove(&node->quiet);
+    list_remove(&node->heir);
+    list_remove(&node->publication);
+    forget_heirs(node);
+    name_index_remove(&block_node_names, &node->by_name);
     range_lock_destroy(&node->rmw);
     counters_release(&node->counters);
+    latency_set_destroy(&node->latencies);
     json_object_put(node->options);
     free(node->opaque);
     free(node->filename);
+    free(node->auto_backing);
     free(node->name);
     free(node);
 }

@@ -48,6 +48,8 @@ enum block_driver_trait {
     BLOCK_DRIVER_ZERO_BEYOND_EOF = 1 << 5,
     /* What was never written to its new images does not read as zeroes. */
     BLOCK_DRIVER_NOISE_WHEN_NEW = 1 << 7,
+    /* It stores data compressed where that is asked for. */
+    BLOCK_DRIVER_COMPRESSES = 1 << 8,
 };
 
 /*
@@ -65,7 +67,7 @@ const struct block_driver *block_driver_of_filename(const char *filename);
 /* Iterate: NULL begins, NULL ends. */
 const struct block_driver *block_next_driver(const struct block_driver *d);
 const char *block_driver_name(const struct block_driver *d);
-/* Whether it can open images; false for formats that are known only so that they can be refused. */
+/* Whether users can open images with it; not if it is known only to be refused, or is of jobs. */
 bool block_driver_is_usable(const struct block_driver *d);
 /* Bits of enum block_driver_trait. */
 unsigned block_driver_traits(const struct block_driver *d);
@@ -108,11 +110,21 @@ const char *block_node_filename(const struct block_node *node);
  */
 char *block_node_full_filename(const struct block_node *node);
 /*
+ * The same for an image that gets it as the name of its backing file: without filters between
+ * images, and with the backing image only if the image names another file. Looks files up.
+ */
+char *block_node_filename_to_record(const struct block_node *node);
+/*
  * Path or URI of a backing file that the image of `node` calls `name`; the caller frees the string.
  * NULL: no memory, or a relative name of an image that has no directory (an image in several
  * files).
  */
 char *block_node_resolve_backing(const struct block_node *node, const char *name);
+/*
+ * The backing file that the image of `node` records is that of `backing`: the full filename of
+ * `node` does not have to say so. Without memory it will.
+ */
+void block_note_recorded_backing(struct block_node *node, const struct block_node *backing);
 /* Whether a backing file name that an image records is relative to the directory of the image. */
 bool block_is_relative(const char *name);
 /*
@@ -182,6 +194,10 @@ const struct block_limits *block_node_limits(const struct block_node *node);
 struct block_node_settings block_node_settings(const struct block_node *node);
 /* Bytes. Any thread. */
 uint64_t block_node_size(const struct block_node *node);
+/* A number that grows with each write to the node, and each change of its size. Any thread. */
+uint64_t block_node_write_generation(const struct block_node *node);
+/* Whether it was reported already that the node could not be completed. Main reactor. */
+bool block_node_failure_reported(const struct block_node *node);
 bool block_node_is_read_only(const struct block_node *node);
 /* The options that the node was opened with. */
 struct json_object *block_node_options(const struct block_node *node);
@@ -223,6 +239,12 @@ struct block_node *block_node_skip_filters(struct block_node *node);
 struct block_node *block_node_backing(struct block_node *node);
 /* Whether `to` is `from`, or below it. */
 bool block_node_reaches(struct block_node *from, const struct block_node *to);
+/*
+ * Call `fn` for the public nodes at and below one, each once, parents before their children. `fn`
+ * may neither change the graph, nor call this or block_node_reaches(), nor yield.
+ */
+typedef void block_node_fn(struct block_node *node, void *arg);
+void block_node_foreach_below(struct block_node *from, block_node_fn *fn, void *arg);
 /* Whether any edge points to the node. */
 bool block_node_in_use(const struct block_node *node);
 /*

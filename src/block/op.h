@@ -18,8 +18,11 @@
 /* The counters of a node on one reactor. */
 struct block_node_shard {
     struct counter values[BLOCK_STATS];
-    /* Operations begun: when the latest was timed, and when the next will be. */
-    uint64_t timed, next_timed;
+    /* Operations begun: when the latest was timed, and when the next will be (0: at once). */
+    uint64_t timed;
+    _Atomic uint64_t next_timed; /* any thread may set it to 0 */
+    /* Where those that are timed are counted; NULL: nowhere. */
+    struct latency_set *latencies;
 };
 
 /* How an operation is timed. */
@@ -38,7 +41,7 @@ struct block_op {
 };
 
 /* stats.c: the rare parts. */
-struct block_op_clock block_op_start_clock(struct block_node_shard *shard);
+struct block_op_clock block_op_start_clock(struct block_node *node, struct block_node_shard *shard);
 void block_op_stop_clock(struct block_node_shard *shard, struct block_op_clock clock,
                          enum block_op_type type);
 
@@ -52,8 +55,10 @@ static inline void block_op_begin(struct block_op *op, struct block_node *node, 
     op->invalid = false;
     op->clock = (struct block_op_clock){0};
     counter_add(begun, 1);
-    if (__builtin_expect(counter_read(begun) >= shard->next_timed, 0)) {
-        op->clock = block_op_start_clock(shard);
+    if (__builtin_expect(counter_read(begun) >=
+                             atomic_load_explicit(&shard->next_timed, memory_order_relaxed),
+                         0)) {
+        op->clock = block_op_start_clock(node, shard);
     }
 }
 

@@ -35,27 +35,16 @@ static bool name_is_well_formed(const char *name)
     return true;
 }
 
-static bool is_named(struct list *nodes, const char *name)
-{
-    struct block_node *node;
-
-    LIST_FOREACH (node, nodes, link) {
-        if (node->name && strcmp(node->name, name) == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /* Names of hidden nodes of any coroutine are taken too. */
 static bool name_is_taken(const char *name)
 {
-    return is_named(&block_all_nodes, name) || is_named(&block_hidden_nodes, name);
+    return name_index_find(&block_node_names, name);
 }
 
 char *block_generated_node_name(void)
 {
-    static unsigned serial;
+    /* Three digits: scripts tell these names from others by that. */
+    static unsigned serial = 100;
     char *name;
 
     return asprintf(&name, "#block%u", serial++) < 0 ? NULL : name;
@@ -71,10 +60,7 @@ static int take_node_name(struct block_node *node, struct options *opts, struct 
     }
     if (name) {
         if (!name_is_well_formed(name)) {
-            return error_set(err, EINVAL,
-                             "Invalid node-name: '%s' (a letter, then letters, digits, '-', '.' or "
-                             "'_')",
-                             name);
+            return error_set(err, EINVAL, "Invalid node-name: '%s'", name);
         }
         if (strlen(name) > NODE_NAME_MAX) {
             return error_set(err, EINVAL, "Node name too long: '%s' has more than %d characters",
@@ -90,106 +76,14 @@ static int take_node_name(struct block_node *node, struct options *opts, struct 
     } else {
         node->name = block_generated_node_name();
     }
-    return node->name ? 0 : error_out_of_memory(err);
+    if (!node->name) {
+        return error_out_of_memory(err);
+    }
+    name_index_add(&block_node_names, &node->by_name, node->name);
+    return 0;
 }
 
 /* --- generic options ------------------------------------------------------------------------- */
-
-/* Messages name the option in full: "cache.NAME". */
-static int take_cache_flag(struct options *cache, const char *name, bool *ret_flag,
-                           struct error *err)
-{
-    bool has_path = options_are_arguments(cache);
-    int r = options_take_bool(cache, name, false, ret_flag, has_path ? err : NULL);
-
-    if (r < 0 && !has_path) {
-        error_set(err, -r, "Parameter 'cache.%s' expects 'on' or 'off'", name);
-    }
-    return r;
-}
-
-static int take_cache_options(struct options *opts, struct block_use *use, struct error *err)
-{
-    AUTO_OPTIONS struct options *cache = NULL;
-    AUTO_FREE char *wrong = NULL;
-    int r = options_take_child(opts, "cache", &cache, &wrong, err);
-
-    if (r < 0) {
-        return r;
-    }
-    if (wrong) {
-        return error_set(err, EINVAL,
-                         "cache expects the options cache.direct and cache.no-flush; "
-                         "found '%s'",
-                         wrong);
-    }
-    if (!cache) {
-        return 0;
-    }
-    if ((r = take_cache_flag(cache, "direct", &use->cache_direct, err)) < 0 ||
-        (r = take_cache_flag(cache, "no-flush", &use->cache_no_flush, err)) < 0) {
-        return r;
-    }
-    if (!options_is_empty(cache)) {
-        /* Refused with the options that the driver does not know. */
-        options_set_child(opts, "cache", TAKE_PTR(cache));
-    }
-    return 0;
-}
-
-int block_take_use(struct options *opts, unsigned flags, struct block_use *ret_use,
-                   struct error *err)
-{
-    static const char *const discard_names[] = {"ignore", "unmap", "off", "on", NULL};
-    static const char *const detect_names[] = {"off", "on", "unmap", NULL};
-    struct block_use use = {0};
-    int discard, r;
-
-    if ((r = options_take_bool(opts, "read-only", !(flags & BLOCK_OPEN_RDWR), &use.read_only,
-                               err)) < 0 ||
-        (r = options_take_bool(opts, "auto-read-only", false, &use.auto_read_only, err)) < 0 ||
-        (r = options_take_bool(opts, "force-share", flags & BLOCK_OPEN_FORCE_SHARE,
-                               &use.force_share, err)) < 0 ||
-        (r = options_take_enum(opts, "discard", discard_names, 0, &discard, err)) < 0 ||
-        (r = options_take_enum(opts, "detect-zeroes", detect_names, 0, &use.detect_zeroes, err)) <
-            0 ||
-        (r = take_cache_options(opts, &use, err)) < 0) {
-        return r;
-    }
-    use.discard_unmap = discard & 1;
-    if (use.detect_zeroes == BLOCK_DETECT_ZEROES_UNMAP && !use.discard_unmap) {
-        return error_set(err, EINVAL,
-                         "setting detect-zeroes to unmap is not allowed without setting discard "
-                         "operation to unmap");
-    }
-    if (use.force_share && !use.read_only) {
-        return error_set(err, EINVAL, "force-share=on can only be used with read-only images");
-    }
-    *ret_use = use;
-    return 0;
-}
-
-struct block_use block_get_use(const struct block_node *node)
-{
-    return (struct block_use){.read_only = node->read_only,
-                              .auto_read_only = node->auto_read_only,
-                              .force_share = node->force_share,
-                              .cache_direct = node->cache_direct,
-                              .cache_no_flush = node->cache_no_flush,
-                              .discard_unmap = node->discard_unmap,
-                              .detect_zeroes = node->detect_zeroes};
-}
-
-void block_set_use(struct block_node *node, const struct block_use *use)
-{
-    node->read_only = use->read_only;
-    node->auto_read_only = use->auto_read_only;
-    node->force_share = use->force_share;
-    node->cache_direct = use->cache_direct;
-    node->cache_no_flush = use->cache_no_flush;
-    node->discard_unmap = use->discard_unmap;
-    node->detect_zeroes = use->detect_zeroes;
-}
 
 static int take_generic_options(struct block_node *node, struct options *opts, unsigned flags,
                                 struct error *err)
@@ -224,6 +118,7 @@ static struct block_node *node_new(const struct block_driver *driver, unsigned f
     node->driver = driver;
     node->open_flags = flags;
     counters_init(&node->counters, sizeof(struct block_node_shard));
+    latency_set_init(&node->latencies);
     node->refcount = 1;
     node->limits.request_alignment = 1;
     node->limits.memory_alignment = 1;
@@ -235,6 +130,14 @@ static struct block_node *node_new(const struct block_driver *driver, unsigned f
     list_init(&node->parents);
     list_init(&node->bitmaps);
     list_init(&node->left);
+    list_init(&node->published);
+    list_init(&node->publication);
+    list_init(&node->heirs);
+    list_init(&node->heir);
+    list_init(&node->drained);
+    list_init(&node->touched);
+    list_init(&node->over_set);
+    list_init(&node->quiet);
     range_lock_init(&node->rmw);
     range_lock_let_pass(&node->rmw, RMW_PASSES);
     list_append(&block_hidden_nodes, &node->link);
@@ -372,7 +275,7 @@ static struct block_node *next_to_publish(struct block_node *node)
 static void make_public(struct block_node *node)
 {
     node->opener = NULL;
-    node->perm_touched = true;
+    block_perm_touch(node);
     list_remove(&node->link);
     list_append(&block_all_nodes, &node->link);
 }
@@ -380,23 +283,42 @@ static void make_public(struct block_node *node)
 static void hide(struct block_node *node)
 {
     node->opener = co_task();
-    node->perm_touched = true;
+    block_perm_touch(node);
     list_remove(&node->link);
     list_append(&block_hidden_nodes, &node->link);
 }
 
 void block_unpublish(struct block_node *node)
 {
-    struct list *l, *prev;
+    /* Parents before their children. */
+    while (!list_is_empty(&node->published)) {
+        struct block_node *n = container_of(node->published.prev, struct block_node, publication);
 
-    for (l = block_all_nodes.prev; l != &block_all_nodes; l = prev) {
-        struct block_node *n = container_of(l, struct block_node, link);
+        list_remove(&n->publication);
+        n->published_with = NULL;
+        hide(n);
+    }
+}
 
-        prev = l->prev;
-        if (n->published_with == node) {
-            n->published_with = NULL;
-            hide(n);
+/* Nodes below one another, without backing images, that are put in order. */
+#define ORDER_DEPTH_MAX 16u
+
+/*
+ * Those that are new in the list of nodes are in QEMU's order, which management sees: what an image
+ * is stored in, the image, its backing image likewise.
+ */
+static void put_in_order(struct block_node *n, const struct block_node *top, unsigned depth)
+{
+    const struct block_edge *edge;
+
+    for (; n && n->published_with == top; n = n->backing ? n->backing->node : NULL) {
+        LIST_FOREACH (edge, &n->children, sibling) {
+            if (edge != n->backing && depth > 0) {
+                put_in_order(edge->node, top, depth - 1);
+            }
         }
+        list_remove(&n->link);
+        list_append(&block_all_nodes, &n->link);
     }
 }
 
@@ -410,6 +332,7 @@ int block_co_publish(struct block_node *node, struct error *err)
         r = n->driver->co_begin ? n->driver->co_begin(n, err) : 0;
         if (r == 0) {
             n->published_with = node;
+            list_append(&node->published, &n->publication);
             make_public(n);
         }
     }
@@ -417,6 +340,8 @@ int block_co_publish(struct block_node *node, struct error *err)
     if (r < 0) {
         block_unpublish(node);
         (void)block_co_change_settle(NULL);
+    } else {
+        put_in_order(node, node, ORDER_DEPTH_MAX);
     }
     block_co_change_end();
     return r;

@@ -111,7 +111,7 @@ static const struct schema_variant *get_driver_options(void)
         return variants;
     }
     while ((d = block_next_driver(d))) {
-        if (d->co_open && !d->is_internal && block_driver_is_usable(d)) {
+        if (d->co_open && block_driver_is_usable(d)) {
             variants[count++] =
                 (struct schema_variant){d->name, d->options ? d->options : &undescribed};
         }

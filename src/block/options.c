@@ -5,12 +5,15 @@
  */
 #include "block/options.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/checked.h"
+#include "base/json_string.h"
+#include "base/secret_memory.h"
 #include "base/size.h"
 #include "base/strbuf.h"
 #include "block/options_tree.h"
@@ -67,7 +70,7 @@ struct json_object *options_to_json(const struct options *o)
 {
     struct json_object *copy = NULL;
 
-    if (!options_usable(o) || json_object_deep_copy(o->root, &copy, NULL) < 0) {
+    if (!options_usable(o) || json_copy(o->root, &copy) < 0) {
         return NULL;
     }
     return copy;
@@ -261,6 +264,44 @@ int options_take_str(struct options *o, const char *key, char **ret_text, struct
         if (!copy) {
             return options_no_memory(err);
         }
+        options_drop(o, key);
+    }
+    *ret_text = copy;
+    return 0;
+}
+
+void options_wipe_str(struct options *o, const char *key)
+{
+    struct json_object *value;
+
+    if (options_usable(o) && json_object_object_get_ex(o->root, key, &value) &&
+        json_object_is_type(value, json_type_string)) {
+        explicit_bzero((char *)(uintptr_t)json_object_get_string(value),
+                       (size_t)json_object_get_string_len(value));
+    }
+}
+
+int options_take_secret(struct options *o, const char *key, char **ret_text, struct error *err)
+{
+    struct json_object *value;
+    char *copy = NULL;
+    int r = peek(o, key, &value, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (r > 0) {
+        size_t size = (size_t)json_object_get_string_len(value);
+
+        if (!json_object_is_type(value, json_type_string)) {
+            return wrong_value(o, key, "string", "a string", value, err);
+        }
+        copy = secret_alloc(size + 1);
+        if (!copy) {
+            return options_no_memory(err);
+        }
+        memcpy(copy, json_object_get_string(value), size);
+        options_wipe_str(o, key);
         options_drop(o, key);
     }
     *ret_text = copy;
@@ -545,6 +586,34 @@ int options_missing(const struct options *o, const char *key, struct error *err)
 {
     return error_set(err, EINVAL, "Parameter '%s%s' is missing", o && o->prefix ? o->prefix : "",
                      key);
+}
+
+int options_no_child(const struct options *o, const char *name, struct error *err)
+{
+    return o->is_arguments
+               ? options_missing(o, name, err)
+               : error_set(err, EINVAL, "A block device must be specified for \"%s\"", name);
+}
+
+int options_no_filename(const struct options *o, const char *driver, struct error *err)
+{
+    return o->is_arguments
+               ? options_missing(o, "filename", err)
+               : error_set(err, EINVAL, "The '%s' block driver requires a file name", driver);
+}
+
+int options_check_identifier(const char *key, const char *id, struct error *err)
+{
+    static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+                                  "-._";
+
+    if (isalpha((unsigned char)id[0]) && !id[strspn(id, letters)]) {
+        return 0;
+    }
+    error_set(err, EINVAL, "Parameter '%s' expects an identifier", key);
+    error_hint(err, "Identifiers consist of letters, digits, '-', '.', '_', starting with a "
+                    "letter.");
+    return -EINVAL;
 }
 
 int options_check_empty(const struct options *o, const char *what, struct error *err)

@@ -97,11 +97,22 @@ void options_default_str(struct options *o, const char *key, const char *value);
 void options_default_bool(struct options *o, const char *key, bool value);
 
 /*
+ * Overwrite the text of a value with zeroes, in place, also for those who share it, as the message
+ * that the options came in. The key stays. Nothing if there is no such text.
+ */
+void options_wipe_str(struct options *o, const char *key);
+
+/*
  * Take: the output gets the value, or the default where the key is absent, and the key is removed.
  * -EINVAL with a sentence that names key, expectation and value when it has the wrong type or form.
  */
 int options_take_str(struct options *o, const char *key,
                      char **ret_text /* owned by the caller; NULL if absent */, struct error *err);
+/*
+ * Likewise; the text is in secret memory, for secret_free(), and options_wipe_str() was called for
+ * the value.
+ */
+int options_take_secret(struct options *o, const char *key, char **ret_text, struct error *err);
 /*
  * Likewise; a number is taken as its text, as QEMU does for options that are older than their
  * types.
@@ -135,6 +146,16 @@ int options_wrong_choice(const struct options *o, const char *key, const char *v
                          struct error *err);
 /* -EINVAL: a mandatory option is missing. */
 int options_missing(const struct options *o, const char *key, struct error *err);
+/* Likewise for the child `name` of a node, in the words that QEMU has for texts and arguments. */
+int options_no_child(const struct options *o, const char *name, struct error *err);
+/* Likewise for the name of the file that `driver` opens. */
+int options_no_filename(const struct options *o, const char *driver, struct error *err);
+
+/*
+ * -EINVAL, with a hint: `id`, the value of the option `key`, is none of the names that users give
+ * to objects: a letter, then letters, digits, '-', '.' and '_'.
+ */
+int options_check_identifier(const char *key, const char *id, struct error *err);
 
 /* -EINVAL if an option is left: "<what> does not support the option '<key>'". */
 int options_check_empty(const struct options *o, const char *what, struct error *err);

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/json_read.h"
+#include "base/json_string.h"
 #include "base/strbuf.h"
 #include "block/options_tree.h"
 
@@ -237,7 +238,7 @@ static int import_value(struct json_object *value, int depth, struct json_object
     default:
         break;
     }
-    return json_object_deep_copy(value, ret_json, NULL) < 0 ? options_no_memory(err) : 0;
+    return json_copy(value, ret_json) < 0 ? options_no_memory(err) : 0;
 }
 
 int options_from_json(struct json_object *object, struct options **ret_options, struct error *err)
@@ -302,7 +303,7 @@ static int parse_pairs(const char *text, const char *implied_key, struct json_ob
 
     while (*p) {
         STRBUF_AUTO(key);
-        STRBUF_AUTO(value);
+        STRBUF_SECRET_AUTO(value);
         size_t len = strcspn(p, "=,");
         struct json_object *string;
         int r;
@@ -318,7 +319,7 @@ static int parse_pairs(const char *text, const char *implied_key, struct json_ob
             strbuf_puts(&value, "on");
             p += len + (p[len] == ',');
         }
-        string = json_object_new_string(strbuf_str(&value));
+        string = json_string_new(strbuf_str(&value), value.len);
         if (!string || key.failed || value.failed) {
             json_object_put(string);
             return options_no_memory(err);

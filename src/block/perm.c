@@ -18,9 +18,39 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/checked.h"
+#include "block/device.h"
 #include "block/internal.h"
+
+/* Nodes at and below which permissions have to be worked out, by `touched`. */
+static struct list touched_nodes = LIST_INIT(touched_nodes);
+/* Nodes whose drivers may have been called with more than is in force, by `over_set`. */
+static struct list over_set_nodes = LIST_INIT(over_set_nodes);
+
+static void note_over_set(struct block_node *node)
+{
+    if (list_is_empty(&node->over_set)) {
+        list_append(&over_set_nodes, &node->over_set);
+    }
+}
+
+void block_perm_touch(struct block_node *node)
+{
+    if (!node->retired) {
+        list_remove(&node->touched);
+        list_append(&touched_nodes, &node->touched);
+        note_over_set(node);
+    }
+}
+
+void block_perm_forget(struct block_node *node)
+{
+    node->retired = true;
+    list_remove(&node->touched);
+    list_remove(&node->over_set);
+}
 
 /*
  * The union of what the parents will use, and the intersection of what they will share; with
@@ -119,15 +149,44 @@ void block_default_child_perm(struct block_node *node, struct block_edge *edge,
 void block_node_leave_for_below(struct block_node *node)
 {
     node->left_for_below = true;
-    node->perm_touched = true;
+    block_perm_touch(node);
+}
+
+/* Bytes for the name of a user in a sentence. */
+#define USER_TEXT 160
+
+static bool uses_qemu_names;
+
+void block_use_qemu_names(bool use)
+{
+    uses_qemu_names = use;
 }
 
 /* --- conflicts ------------------------------------------------------------------------------- */
 
+static bool is_export(const char *user)
+{
+    return strstr(user, " export '");
+}
+
+/* A user that is no node. QEMU names devices and jobs only. */
+static void describe_root(const struct block_edge *edge, char *buf, size_t size)
+{
+    if (block_device_find(edge->name) || edge->name[0] == '/') {
+        snprintf(buf, size, "block device '%s'", edge->name);
+    } else {
+        snprintf(buf, size, "%s",
+                 uses_qemu_names && is_export(edge->name) ? "an unnamed block device" : edge->name);
+    }
+}
+
 static void describe(const struct block_edge *edge, char *buf, size_t size)
 {
     if (edge->root) {
-        snprintf(buf, size, "%s", edge->name);
+        char user[USER_TEXT];
+
+        describe_root(edge, user, sizeof(user));
+        snprintf(buf, size, "%s (uses node '%s' as 'root' child)", user, edge->node->name);
     } else {
         snprintf(buf, size, "node '%s' (uses node '%s' as '%s' child)", edge->parent->name,
                  edge->node->name, edge->name);
@@ -137,14 +196,14 @@ static void describe(const struct block_edge *edge, char *buf, size_t size)
 static int conflict(const struct block_node *node, const struct block_edge *a,
                     const struct block_edge *b, struct error *err)
 {
-    char user_a[160], user_b[160], names[64];
+    char user_a[2 * USER_TEXT], user_b[2 * USER_TEXT], names[64];
 
     describe(a, user_a, sizeof(user_a));
     describe(b, user_b, sizeof(user_b));
     return error_set(
         err, EPERM,
         "Permission conflict on node '%s': permissions '%s' are both required by %s and "
-        "unshared by %s",
+        "unshared by %s.",
         node->name, block_perm_names(a->next_perm & ~b->next_shared, names, sizeof(names)), user_a,
         user_b);
 }
@@ -228,17 +287,6 @@ static void add_once(struct chain *c, struct block_node *node, unsigned mark)
     }
 }
 
-static void add_touched(struct chain *c, struct list *nodes, unsigned mark)
-{
-    struct block_node *node;
-
-    LIST_FOREACH (node, nodes, link) {
-        if (node->perm_touched) {
-            add_once(c, node, mark);
-        }
-    }
-}
-
 /* All nodes that the touched nodes reach, each once, parents before their children. */
 static struct block_node *collect(void)
 {
@@ -249,8 +297,9 @@ static struct block_node *collect(void)
 
     mark++;
     chain_init(&reached);
-    add_touched(&reached, &block_all_nodes, mark);
-    add_touched(&reached, &block_hidden_nodes, mark);
+    LIST_FOREACH (node, &touched_nodes, touched) {
+        add_once(&reached, node, mark);
+    }
     for (node = reached.first; node; node = node->perm_next) {
         LIST_FOREACH (edge, &node->children, sibling) {
             add_once(&reached, edge->node, mark);
@@ -390,7 +439,10 @@ static void apply(struct block_node *first, bool ok)
                 edge->next_shared = edge->shared;
             }
         }
-        node->perm_touched = node->perm_touched && !ok;
+        if (ok) {
+            list_remove(&node->touched);
+        }
+        note_over_set(node);
     }
 }
 
@@ -404,29 +456,15 @@ int block_co_perm_settle(struct error *err)
     return r;
 }
 
-/* The next node whose driver was called with more than is in force. */
-static struct block_node *find_over_set(struct list *nodes, unsigned *ret_perm,
-                                        unsigned *ret_shared)
-{
-    struct block_node *node;
-
-    LIST_FOREACH (node, nodes, link) {
-        cumulative_in_force(node, ret_perm, ret_shared);
-        if (*ret_perm != node->set_perm || *ret_shared != node->set_shared) {
-            return node;
-        }
-    }
-    return NULL;
-}
-
 void block_co_perm_release(void)
 {
-    struct block_node *node;
-    unsigned perm, shared;
+    while (!list_is_empty(&over_set_nodes)) {
+        struct block_node *node = LIST_FIRST(&over_set_nodes, struct block_node, over_set);
+        unsigned perm, shared;
 
-    while ((node = find_over_set(&block_all_nodes, &perm, &shared)) ||
-           (node = find_over_set(&block_hidden_nodes, &perm, &shared))) {
-        /* Giving up should not fail; the result is not looked at, so that this ends. */
+        list_remove(&node->over_set);
+        cumulative_in_force(node, &perm, &shared);
+        /* Giving up should not fail; the result is not looked at. */
         co_driver_set_perm(node, perm, shared, NULL);
         node->set_perm = perm;
         node->set_shared = shared;

@@ -180,7 +180,7 @@ static int co_apply_reopen(struct reopen_entry *e, struct error *err)
 
     e->old_size = block_node_size(node);
     block_set_use(node, &e->next);
-    node->perm_touched = true;
+    block_perm_touch(node);
     e->applied = true;
     e->linked = true;
     r = co_put_children(e, false, err);
@@ -287,7 +287,7 @@ void block_co_reopen_abort(struct block_reopen *plan)
         }
         if (e->applied) {
             block_set_use(e->node, &e->was);
-            e->node->perm_touched = true;
+            block_perm_touch(e->node);
         }
     }
 }

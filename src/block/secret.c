@@ -16,13 +16,14 @@
 #include "base/base64.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/secret_memory.h"
 #include "block/user_object.h"
 #include "schema/define.h"
 
 #define SECRET_MAX (64 * KiB)
 
 struct secret {
-    char *bytes; /* owned; followed by a NUL */
+    char *bytes; /* owned, secret memory; followed by a NUL */
     size_t size;
 };
 
@@ -30,9 +31,8 @@ static void secret_destroy(void *data)
 {
     struct secret *s = data;
 
-    if (s && s->bytes) {
-        explicit_bzero(s->bytes, s->size);
-        free(s->bytes);
+    if (s) {
+        secret_free(s->bytes);
     }
     free(s);
 }
@@ -40,7 +40,7 @@ static void secret_destroy(void *data)
 static int read_secret_file(const char *path, char **ret_text, size_t *ret_size, struct error *err)
 {
     AUTO_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
-    AUTO_FREE char *bytes = malloc(SECRET_MAX + 1);
+    AUTO_SECRET char *bytes = secret_alloc(SECRET_MAX + 1);
     size_t size = 0;
     ssize_t n = 1;
 
@@ -147,8 +147,7 @@ static int decrypt_secret(struct secret *s, const struct protection *p, struct e
     r = secret_get(p->keyid, &key, &key_size, err);
     if (r == 0) {
         r = decrypt_with(s, key, key_size, p->iv, err);
-        explicit_bzero(key, key_size);
-        free(key);
+        secret_free(key);
     }
     return r;
 }
@@ -183,8 +182,9 @@ static int secret_new(struct options *opts, load_fn *load, void **ret_data, stru
 
 static int load_given(struct options *opts, struct secret *s, struct error *err)
 {
-    AUTO_FREE char *data = NULL, *file = NULL;
-    int r = options_take_str(opts, "data", &data, err);
+    AUTO_SECRET char *data = NULL;
+    AUTO_FREE char *file = NULL;
+    int r = options_take_secret(opts, "data", &data, err);
 
     UNLESS_FAILED(r, options_take_str(opts, "file", &file, err));
     if (r < 0) {
@@ -238,7 +238,7 @@ static int load_from_kernel(struct options *opts, struct secret *s, struct error
                          text ? "Parameter 'serial' expects the number of a key"
                               : "'serial' parameter must be provided");
     }
-    s->bytes = malloc(SECRET_MAX + 1);
+    s->bytes = secret_alloc(SECRET_MAX + 1);
     if (!s->bytes) {
         return error_out_of_memory(err);
     }
@@ -273,6 +273,7 @@ OBJECT(secret_keyring_properties, "SecretKeyringProperties", COMMON_PROPERTIES,
 static const struct user_object_type secret_type = {
     .name = "secret",
     .create = secret_create,
+    .reads_files = true,
     .destroy = secret_destroy,
     .parent = "secret_common",
     .properties = &secret_properties,
@@ -309,7 +310,7 @@ int secret_get(const char *id, char **ret_text, size_t *ret_size, struct error *
         return error_set(err, EINVAL, "Object with id '%s' is not a secret", id);
     }
     s = user_object_data(o);
-    copy = malloc(s->size + 1);
+    copy = secret_alloc(s->size + 1);
     if (copy) {
         memcpy(copy, s->bytes, s->size + 1);
         *ret_text = copy;

@@ -2,6 +2,7 @@
 /* Changes of the size of a node, and who has to follow. */
 #include <errno.h>
 
+#include "base/checked.h"
 #include "block/control.h"
 #include "block/device.h"
 #include "block/internal.h"
@@ -10,6 +11,30 @@
 bool block_node_has_size_of(const struct block_node *node, const struct block_edge *child)
 {
     return node->filtered == child && node->driver->passes_size;
+}
+
+uint64_t block_node_greatest_size(const struct block_node *node)
+{
+    uint64_t known = node->driver->greatest_size ? node->driver->greatest_size(node) : 0;
+
+    return MAX(known, block_node_size(node));
+}
+
+uint64_t block_node_greatest_size_of_chain(const struct block_node *node)
+{
+    uint64_t greatest = 0;
+
+    for (; node; node = block_node_filter_or_backing(node)) {
+        greatest = MAX(greatest, block_node_greatest_size(node));
+    }
+    return greatest;
+}
+
+void block_node_remember_size(struct block_node *node, uint64_t size)
+{
+    if (node->driver->remember_size) {
+        node->driver->remember_size(node, size);
+    }
 }
 
 int block_node_check_resize(const struct block_node *node, struct error *err)
@@ -66,8 +91,7 @@ int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_preallo
                          block_node_display_name(node));
     }
     if (!node->driver->co_truncate) {
-        return error_set(err, ENOTSUP, "Image format driver '%s' does not support resize",
-                         node->driver->name);
+        return error_set(err, ENOTSUP, "Image format driver does not support resize");
     }
     if (size > INT64_MAX) {
         return error_set(err, EFBIG, "The size %llu is over the limit of 2^63 - 1 bytes",

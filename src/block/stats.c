@@ -40,13 +40,26 @@ const struct stat_desc block_node_stats[] = {
     [BLOCK_STATS] = {.name = NULL},
 };
 
-struct block_op_clock block_op_start_clock(struct block_node_shard *shard)
+/* Kinds of histograms; LATENCY_KINDS: in none. */
+static const enum latency_kind latency_kinds[BLOCK_OP_TYPES] = {
+    [BLOCK_OP_READ] = LATENCY_READ,    [BLOCK_OP_WRITE] = LATENCY_WRITE,
+    [BLOCK_OP_ZEROES] = LATENCY_WRITE, [BLOCK_OP_DISCARD] = LATENCY_KINDS,
+    [BLOCK_OP_FLUSH] = LATENCY_FLUSH,
+};
+
+struct block_op_clock block_op_start_clock(struct block_node *node, struct block_node_shard *shard)
 {
     uint64_t begun = counter_read(&shard->values[BLOCK_STAT_BEGUN]);
     struct block_op_clock clock = {.begin_ns = loop_now_ns(), .weight = begun - shard->timed};
 
     shard->timed = begun;
-    shard->next_timed = begun + PERIOD;
+    atomic_store(&shard->next_timed, begun + PERIOD);
+    shard->latencies = NULL;
+    /* After the store above, in one order for all: block_node_latencies_changed() stores later. */
+    if (atomic_load(&node->latencies.is_used)) {
+        shard->latencies = &node->latencies;
+        atomic_store(&shard->next_timed, 0);
+    }
     return clock;
 }
 
@@ -56,9 +69,28 @@ void block_op_stop_clock(struct block_node_shard *shard, struct block_op_clock c
     int64_t ns = loop_now_ns() - clock.begin_ns;
 
     if (ns >= SHORT_NS) {
-        shard->next_timed = 0;
+        atomic_store(&shard->next_timed, 0);
+    }
+    if (shard->latencies && latency_kinds[type] < LATENCY_KINDS) {
+        latency_set_add(shard->latencies, latency_kinds[type], ns);
     }
     counter_add(&shard->values[BLOCK_STAT(type, BLOCK_OP_TIME)], (uint64_t)ns * clock.weight);
+}
+
+struct latency_set *block_node_latencies(struct block_node *node)
+{
+    return &node->latencies;
+}
+
+void block_node_latencies_changed(struct block_node *node)
+{
+    for (unsigned i = 0; i < COUNTERS_SHARDS; i++) {
+        struct block_node_shard *shard = atomic_load(&node->counters.shards[i]);
+
+        if (shard) {
+            atomic_store(&shard->next_timed, 0);
+        }
+    }
 }
 
 /* Those that have begun and are not counted as ended. A shard may be read between the two. */
@@ -78,6 +110,11 @@ void block_node_read_stats(struct block_node *node, uint64_t *ret_values)
 {
     counters_read(&node->counters, block_node_stats, ret_values);
     ret_values[BLOCK_STAT_IN_FLIGHT] = count_in_flight(ret_values);
+}
+
+const struct stat_desc *block_driver_stats(const struct block_driver *driver)
+{
+    return driver->stats;
 }
 
 const struct stat_desc *block_node_driver_stats(const struct block_node *node)

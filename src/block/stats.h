@@ -59,10 +59,21 @@ extern const struct stat_desc block_node_stats[];
 /* Fill BLOCK_STATS values. */
 void block_node_read_stats(struct block_node *node, uint64_t *ret_values);
 
+/*
+ * Histograms of the node's operations with a user's boundaries (base/latency.h): reads, writes with
+ * those of zeroes, and flushes, refused and failed ones too. While there are any, each operation is
+ * timed. None at first. They live as long as the node. Main reactor.
+ */
+struct latency_set *block_node_latencies(struct block_node *node);
+/* To be called after they were made, so that operations are timed from now on. */
+void block_node_latencies_changed(struct block_node *node);
+
 /* Most rows of the table of a driver. */
 #define BLOCK_DRIVER_STATS_MAX 32
 
-/* The table of the figures that the node's driver counts; NULL: none. */
+/* The table of the figures that a driver counts; NULL: none. */
+const struct stat_desc *block_driver_stats(const struct block_driver *driver);
+/* The same of the node's driver; NULL also for a node that is not open. */
 const struct stat_desc *block_node_driver_stats(const struct block_node *node);
 /* Fill a value for each row of that table. */
 void block_node_read_driver_stats(struct block_node *node, uint64_t *ret_values);

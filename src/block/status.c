@@ -186,55 +186,74 @@ static struct block_node *find_serialising(struct block_node *node)
     return node;
 }
 
-/* What is found in one layer has to be true until the layers below have been asked as well. */
-static int co_serialised_chain_status(struct block_node *node, struct block_node *base,
-                                      uint64_t offset, uint64_t length, enum question question,
-                                      struct block_status *ret_status, int *ret_depth)
-{
-    struct block_node *serialising = find_serialising(node);
+/* The status of a chain while it is asked for. */
+struct chain_query {
+    struct block_edge *edge;
+    unsigned index;
+    struct block_node *serialising; /* locked by `entry`; NULL: none */
     struct range_entry entry;
-    int r;
+};
 
-    if (serialising) {
-        co_range_lock(&serialising->serial, &entry, offset, length, false);
+/*
+ * What is found in one layer has to be true until the layers below have been asked as well. Returns
+ * the bytes that may be asked for, at most `length`: 0 at or beyond the end; or -EPERM.
+ */
+static int64_t co_begin_query(struct chain_query *q, struct block_edge *edge, uint64_t offset,
+                              uint64_t length)
+{
+    uint64_t size;
+
+    *q = (struct chain_query){.edge = edge, .index = counters_index()};
+    if (edge->root) {
+        block_co_root_enter(edge->root, q->index);
     }
-    r = co_chain_status(node, base, offset, length, question, ret_status, ret_depth);
-    if (serialising) {
-        range_unlock(&serialising->serial, &entry);
+    size = block_node_size(edge->node);
+    if (edge->root && edge->node->handed_over) {
+        return -EPERM; /* as in co_edge_status() */
     }
-    return r;
+    if (offset >= size) {
+        return 0;
+    }
+    length = MIN(length, size - offset);
+    q->serialising = find_serialising(edge->node);
+    if (q->serialising) {
+        co_range_lock(&q->serialising->serial, &q->entry, offset, length, false);
+    }
+    return (int64_t)length;
+}
+
+static void end_query(struct chain_query *q)
+{
+    if (q->serialising) {
+        range_unlock(&q->serialising->serial, &q->entry);
+    }
+    if (q->edge->root) {
+        block_root_leave(q->edge->root, q->index);
+    }
 }
 
 static int co_edge_chain_status(struct block_edge *edge, struct block_node *base, uint64_t offset,
                                 uint64_t length, enum question question,
                                 struct block_status *ret_status, int *ret_depth)
 {
-    unsigned index = counters_index();
-    uint64_t size;
-    int r = 0;
+    struct chain_query q;
+    int64_t below_end = co_begin_query(&q, edge, offset, length);
+    int r = below_end < 0 ? (int)below_end : 0;
 
-    if (edge->root) {
-        block_co_root_enter(edge->root, index);
-    }
-    size = block_node_size(edge->node);
-    if (edge->root && edge->node->handed_over) {
-        r = -EPERM; /* as in co_edge_status() */
-    } else if (offset >= size) {
+    if (below_end == 0) {
         *ret_status = (struct block_status){.flags = BLOCK_STATUS_EOF};
         if (ret_depth) {
             *ret_depth = 0;
         }
-    } else {
-        length = MIN(length, size - offset);
-        r = co_serialised_chain_status(edge->node, base, offset, length, question, ret_status,
-                                       ret_depth);
+    } else if (below_end > 0) {
+        r = co_chain_status(edge->node, base, offset, (uint64_t)below_end, question, ret_status,
+                            ret_depth);
         /* EOF is about the end of the top node. */
         ret_status->flags &= ~BLOCK_STATUS_EOF;
-        ret_status->flags |= offset + ret_status->length == size ? BLOCK_STATUS_EOF : 0;
+        ret_status->flags |=
+            offset + ret_status->length == block_node_size(edge->node) ? BLOCK_STATUS_EOF : 0;
     }
-    if (edge->root) {
-        block_root_leave(edge->root, index);
-    }
+    end_query(&q);
     return r;
 }
 
@@ -242,6 +261,28 @@ int block_co_status_above(struct block_edge *edge, struct block_node *base, uint
                           uint64_t length, struct block_status *ret_status, int *ret_depth)
 {
     return co_edge_chain_status(edge, base, offset, length, ASK_CONTENTS, ret_status, ret_depth);
+}
+
+int block_co_node_status(struct block_node *node, uint64_t offset, uint64_t length, bool contents,
+                         struct block_status *ret_status)
+{
+    return co_node_status(node, offset, length, contents ? ASK_CONTENTS : ASK_LAYERS, ret_status);
+}
+
+int block_co_status_runs(struct block_edge *edge, bool contents, uint64_t offset, uint64_t length,
+                         struct block_run *ret_runs, unsigned max, unsigned *ret_count)
+{
+    struct chain_query q;
+    int64_t below_end = co_begin_query(&q, edge, offset, length);
+    int r = below_end < 0 ? (int)below_end : 0;
+
+    *ret_count = 0;
+    if (below_end > 0) {
+        r = block_co_chain_runs(edge->node, contents, offset, (uint64_t)below_end, ret_runs, max,
+                                ret_count);
+    }
+    end_query(&q);
+    return r;
 }
 
 int block_co_depth(struct block_edge *edge, uint64_t offset, uint64_t length, int *ret_depth,

@@ -4,11 +4,14 @@
 #include <assert.h>
 #include <ctype.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/cleanup.h"
 #include "base/list.h"
+#include "block/control_lock.h"
+#include "loop/loop.h"
 #include "schema/define.h"
 
 #define TYPES_MAX 32
@@ -26,6 +29,23 @@ struct user_object {
 static const struct user_object_type *types[TYPES_MAX];
 static size_t type_count;
 static struct list objects = LIST_INIT(objects);
+/*
+ * Guards changes of `objects`, and all `users`: create() of an object that reads files looks for
+ * others on another thread.
+ */
+static pthread_mutex_t objects_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* An object that is being made. Its id is taken, but nobody finds it. */
+struct making {
+    struct list link; /* in `being_made` */
+    const struct user_object_type *type;
+    char *id;
+    struct options *opts;
+    void *data;
+    struct error *err;
+};
+
+static struct list being_made = LIST_INIT(being_made);
 
 void user_object_register_type(const struct user_object_type *type)
 {
@@ -102,6 +122,29 @@ const struct schema_type user_object_options_type = {
     .get_case_help = get_object_type_help,
 };
 
+static void wipe_text(struct json_object *value)
+{
+    if (json_object_is_type(value, json_type_string)) {
+        explicit_bzero((char *)(uintptr_t)json_object_get_string(value),
+                       (size_t)json_object_get_string_len(value));
+    }
+}
+
+static void wipe_values(struct options *opts, const char *const *names)
+{
+    for (; names && *names; names++) {
+        options_wipe_str(opts, *names);
+    }
+}
+
+/* Before they are freed: values that no type of objects shows are passwords. */
+static void wipe_hidden_values(struct options *opts)
+{
+    for (size_t i = 0; i < type_count; i++) {
+        wipe_values(opts, types[i]->hidden);
+    }
+}
+
 /* Check the options, and give them their types. `opts` is replaced. */
 static int check_types(struct options **opts, struct error *err)
 {
@@ -112,8 +155,9 @@ static int check_types(struct options **opts, struct error *err)
                  : error_out_of_memory(err);
 
     UNLESS_FAILED(r, options_from_arguments(args, &checked, err));
-    json_object_put(args);
+    json_object_put(args); /* what it has is in `checked`, too */
     if (r >= 0) {
+        wipe_hidden_values(*opts);
         options_free(*opts);
         *opts = checked;
     }
@@ -144,17 +188,16 @@ static struct user_object *find_object(const char *id)
     return NULL;
 }
 
-static bool is_identifier(const char *id)
+static bool id_is_taken(const char *id)
 {
-    if (!isalpha((unsigned char)id[0])) {
-        return false;
-    }
-    for (const char *p = id; *p; p++) {
-        if (!isalnum((unsigned char)*p) && !strchr("-._", *p)) {
-            return false;
+    struct making *m;
+
+    LIST_FOREACH (m, &being_made, link) {
+        if (strcmp(m->id, id) == 0) {
+            return true;
         }
     }
-    return true;
+    return find_object(id);
 }
 
 /* Take and check the type and the id. */
@@ -177,14 +220,10 @@ static int take_head(struct options *opts, const struct user_object_type **ret_t
     if (!*ret_type) {
         return error_set(err, EINVAL, "Parameter 'qom-type' does not accept value '%s'", type);
     }
-    if (!is_identifier(id)) {
-        int code = error_set(err, EINVAL, "Parameter 'id' expects an identifier");
-
-        error_hint(err, "Identifiers consist of letters, digits, '-', '.', '_', starting with a "
-                        "letter.");
-        return code;
+    if (options_check_identifier("id", id, err) < 0) {
+        return -EINVAL;
     }
-    if (find_object(id)) {
+    if (id_is_taken(id)) {
         return error_set(err, EEXIST,
                          "attempt to add duplicate property '%s' to object (type 'container')", id);
     }
@@ -224,49 +263,108 @@ static struct json_object *shown_values(const struct user_object_type *type,
     struct json_object *values = options_to_json(opts);
 
     for (const char *const *h = type->hidden; h && *h; h++) {
+        wipe_text(json_object_object_get(values, *h));
         json_object_object_del(values, *h);
     }
     return values;
 }
 
-int user_object_add(struct options *opts_, struct error *err)
+static int run_create(void *arg)
 {
-    AUTO_OPTIONS struct options *opts = opts_;
-    const struct user_object_type *type = NULL;
-    AUTO_FREE char *id = NULL;
-    struct user_object *o;
-    struct json_object *values;
-    void *data = NULL;
-    int r = check_types(&opts, err);
+    struct making *m = arg;
 
-    UNLESS_FAILED(r, take_head(opts, &type, &id, err));
-    if (r < 0 || !type) {
-        return r;
+    return m->type->create(m->id, m->opts, &m->data, m->err);
+}
+
+/* While files are read, which may hang, other commands go on. */
+static int co_run_create(void *arg)
+{
+    struct making *m = arg;
+    bool held;
+    int r;
+
+    if (!m->type->reads_files) {
+        return run_create(m);
     }
-    values = shown_values(type, opts);
-    r = type->create(id, opts, &data, err);
-    if (r < 0) {
-        json_object_put(values);
-        return r;
-    }
-    r = check_taken(opts, err);
-    o = r < 0 ? NULL : calloc(1, sizeof(*o));
+    held = block_control_pause();
+    r = loop_co_offload(run_create, m);
+    block_co_control_resume(held);
+    return r;
+}
+
+/* The object of what create() has made; takes `values`, and the id. */
+static int enter_made(struct making *m, struct json_object *values, struct error *err)
+{
+    int r = check_taken(m->opts, err);
+    struct user_object *o = r < 0 ? NULL : calloc(1, sizeof(*o));
+
     if (!o) {
         json_object_put(values);
-        type->destroy(data);
+        m->type->destroy(m->data);
         return r < 0 ? r : error_out_of_memory(err);
     }
     o->values = values;
-    o->type = type;
-    o->id = TAKE_PTR(id);
-    o->data = data;
+    o->type = m->type;
+    o->id = TAKE_PTR(m->id);
+    o->data = m->data;
+    pthread_mutex_lock(&objects_lock);
     list_append(&objects, &o->link);
+    pthread_mutex_unlock(&objects_lock);
     return 0;
+}
+
+/* `create`: run_create() or co_run_create(). */
+static int add_made_by(int (*create)(void *arg), struct options *opts_, struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = opts_;
+    struct making m = {.err = err};
+    struct json_object *values;
+    int r = check_types(&opts, err);
+
+    UNLESS_FAILED(r, take_head(opts, &m.type, &m.id, err));
+    if (r < 0 || !m.type) {
+        return r;
+    }
+    m.opts = opts;
+    values = shown_values(m.type, opts);
+    list_append(&being_made, &m.link);
+    r = create(&m);
+    list_remove(&m.link);
+    if (r < 0) {
+        json_object_put(values);
+    } else {
+        r = enter_made(&m, values, err);
+    }
+    free(m.id);
+    return r;
+}
+
+int user_object_add(struct options *opts, struct error *err)
+{
+    return add_made_by(run_create, opts, err);
+}
+
+int user_object_co_add(struct options *opts, struct error *err)
+{
+    return add_made_by(co_run_create, opts, err);
+}
+
+/* -EBUSY, and it stays in the list, while somebody uses it. */
+static int leave_list(struct user_object *o)
+{
+    int r;
+
+    pthread_mutex_lock(&objects_lock);
+    r = o->users > 0 ? -EBUSY : 0;
+    if (r == 0) {
+        list_remove(&o->link);
+    }
+    pthread_mutex_unlock(&objects_lock);
+    return r;
 }
 
 static void destroy(struct user_object *o)
 {
-    list_remove(&o->link);
     o->type->destroy(o->data);
     json_object_put(o->values);
     free(o->id);
@@ -280,7 +378,7 @@ int user_object_del(const char *id, struct error *err)
     if (!o) {
         return error_set(err, ENOENT, "object '%s' not found", id);
     }
-    if (o->users > 0) {
+    if (leave_list(o) < 0) {
         return error_set(err, EBUSY, "object '%s' is in use, can not be deleted", id);
     }
     destroy(o);
@@ -289,18 +387,30 @@ int user_object_del(const char *id, struct error *err)
 
 struct user_object *user_object_ref(const char *id)
 {
-    struct user_object *o = find_object(id);
+    struct user_object *o;
 
+    pthread_mutex_lock(&objects_lock);
+    o = find_object(id);
     if (o) {
         o->users++;
     }
+    pthread_mutex_unlock(&objects_lock);
     return o;
+}
+
+void user_object_hold(struct user_object *o)
+{
+    pthread_mutex_lock(&objects_lock);
+    o->users++;
+    pthread_mutex_unlock(&objects_lock);
 }
 
 void user_object_unref(struct user_object *o)
 {
     if (o) {
+        pthread_mutex_lock(&objects_lock);
         o->users--;
+        pthread_mutex_unlock(&objects_lock);
     }
 }
 
@@ -422,6 +532,9 @@ int user_object_set(struct user_object *o, const char *name, struct json_object 
 void user_objects_release(void)
 {
     while (!list_is_empty(&objects)) {
-        destroy(container_of(objects.prev, struct user_object, link));
+        struct user_object *o = container_of(objects.prev, struct user_object, link);
+
+        list_remove(&o->link);
+        destroy(o);
     }
 }

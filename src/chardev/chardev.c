@@ -21,29 +21,6 @@ static const struct chardev_ops *const types[] = {
     &chardev_ringbuf_ops, &chardev_socket_ops, &chardev_stdio_ops,
 };
 
-/* --- members of JSON -------------------------------------------------------------------------- */
-
-const char *chardev_text(struct json_object *data, const char *name)
-{
-    struct json_object *value;
-
-    return json_object_object_get_ex(data, name, &value) ? json_object_get_string(value) : NULL;
-}
-
-bool chardev_flag(struct json_object *data, const char *name, bool dflt)
-{
-    struct json_object *value;
-
-    return json_object_object_get_ex(data, name, &value) ? json_object_get_boolean(value) : dflt;
-}
-
-int64_t chardev_number(struct json_object *data, const char *name, int64_t dflt)
-{
-    struct json_object *value;
-
-    return json_object_object_get_ex(data, name, &value) ? json_object_get_int64(value) : dflt;
-}
-
 /* --- making and finding ----------------------------------------------------------------------- */
 
 struct chardev *chardev_find(const char *id)
@@ -68,6 +45,16 @@ struct chardev *chardev_next(const struct chardev *c)
 const char *chardev_id(const struct chardev *c)
 {
     return c->id;
+}
+
+const char *chardev_type(const struct chardev *c)
+{
+    return c->ops->name;
+}
+
+bool chardev_has_client(const struct chardev *c)
+{
+    return c->clients > 0;
 }
 
 bool chardev_is_opening(const struct chardev *c)
@@ -117,15 +104,6 @@ static int open_log(struct chardev *c, struct json_object *data, struct error *e
     return c->log_fd < 0 ? error_set_errno(err, errno, "Could not create '%s'", path) : 0;
 }
 
-static bool is_chardev_identifier(const char *id)
-{
-    size_t length = strlen(id);
-
-    return isalpha((unsigned char)id[0]) &&
-           strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._") ==
-               length;
-}
-
 int chardev_co_new(const char *id, struct json_object *backend, struct chardev **ret_chardev,
                    struct error *err)
 {
@@ -137,10 +115,7 @@ int chardev_co_new(const char *id, struct json_object *backend, struct chardev *
     if (chardev_find(id)) {
         return error_set(err, EEXIST, "Chardev with id '%s' already exists", id);
     }
-    if (!is_chardev_identifier(id)) {
-        error_set(err, EINVAL, "Parameter 'id' expects an identifier");
-        error_hint(err, "Identifiers consist of letters, digits, '-', '.', '_', starting with a "
-                        "letter.");
+    if (options_check_identifier("id", id, err) < 0) {
         return -EINVAL;
     }
     if (!ops) {
@@ -167,24 +142,6 @@ int chardev_co_new(const char *id, struct json_object *backend, struct chardev *
     c->opening = false;
     *ret_chardev = c;
     return 0;
-}
-
-/* --- coroutines ------------------------------------------------------------------------------- */
-
-int chardev_spawn(struct chardev *c, void (*entry)(void *c), struct error *err)
-{
-    int r = reactor_spawn(reactor_main(), entry, c);
-
-    if (r < 0) {
-        return error_set_errno(err, -r, "chardev '%s' cannot be served", c->id);
-    }
-    c->running++;
-    return 0;
-}
-
-void chardev_ran(struct chardev *c)
-{
-    c->running--;
 }
 
 static void stop_chardev(struct chardev *c)
@@ -231,39 +188,6 @@ int chardev_attach(const char *id, chardev_begin *begin, void *arg, struct error
 bool chardev_has_user(const struct chardev *c)
 {
     return c->begin;
-}
-
-int chardev_begin_client(struct chardev *c, int fd, struct error *err)
-{
-    int r;
-
-    c->clients++;
-    r = c->begin(c, fd, c->arg, err);
-    c->clients -= r < 0;
-    return r < 0 ? r : 0;
-}
-
-void chardev_client_left(struct chardev *c, int fd)
-{
-    struct co *waiter = c->waiter;
-
-    if (c->ops->left) {
-        c->ops->left(c, fd);
-    }
-
-    c->clients--;
-    if (c->clients == 0 && waiter) {
-        c->waiter = NULL;
-        co_wake(waiter);
-    }
-}
-
-void chardev_co_wait_left(struct chardev *c)
-{
-    if (c->clients > 0) {
-        c->waiter = co_self();
-        co_suspend();
-    }
 }
 
 /* --- the end ---------------------------------------------------------------------------------- */

@@ -3,7 +3,7 @@
  * Character devices: places where monitors, and others that talk by bytes, meet their clients.
  * Main reactor only; functions with `co_` in their name yield.
  *
- *    --chardev (command_line.c) -> +                          +-> socket.c, socket_clients.c
+ *    --chardev (command_line.c) -> +                          +-> socket.c (_clients, _talk)
  *                                  | ChardevBackend (types.c) +-> plain.c: null, file, pipe, stdio
  *    chardev-add ----------------> +        (chardev.c)       +-> pty.c, ringbuf.c
  *
@@ -54,6 +54,10 @@ struct chardev *chardev_find(const char *id);
 /* Iterate over all chardevs, the oldest first: NULL begins, NULL ends. */
 struct chardev *chardev_next(const struct chardev *c);
 const char *chardev_id(const struct chardev *c);
+/* The type of its back end: "socket". */
+const char *chardev_type(const struct chardev *c);
+/* Whether a client talks to its user. */
+bool chardev_has_client(const struct chardev *c);
 /* Whether chardev_co_new() still works on it. */
 bool chardev_is_opening(const struct chardev *c);
 /* What query-chardev shows; owned by the caller. NULL without memory. */

@@ -44,6 +44,8 @@ struct chardev {
 extern const struct chardev_ops chardev_socket_ops, chardev_null_ops, chardev_file_ops,
     chardev_pipe_ops, chardev_stdio_ops, chardev_pty_ops, chardev_ringbuf_ops;
 
+/* --- service.c -------------------------------------------------------------------------------- */
+
 /* Run `entry(c)` as a coroutine that calls chardev_ran() at its end. */
 int chardev_spawn(struct chardev *c, void (*entry)(void *c), struct error *err);
 void chardev_ran(struct chardev *c);
@@ -60,14 +62,17 @@ int64_t chardev_number(struct json_object *data, const char *name, int64_t dflt)
 
 /* --- pump.c ----------------------------------------------------------------------------------- */
 
+/* Keep output of the user. Does not yield. */
+typedef void chardev_keep(struct chardev *c, const char *data, size_t size);
+
 /* The client's end of a talk that is carried. All are borrowed. */
 struct chardev_ends {
     int in;                  /* where input comes from; -1: there is none */
-    int out;                 /* where output goes; -1: nowhere, or into `ring` */
+    int out;                 /* where output goes; -1: nowhere */
     bool is_socket;          /* `in` and `out` are one socket */
     bool out_blocks;         /* `out` is a file, which can't be waited for */
     struct tls_session *tls; /* over `in` and `out`; NULL: none */
-    struct chardev *ring;    /* output goes there, too; NULL: nowhere */
+    chardev_keep *keep;      /* gets the output, too; NULL: nobody does */
     int near;                /* set by chardev_co_carry(): our end of the pair; -1 outside */
 };
 
@@ -77,12 +82,10 @@ struct chardev_ends {
  */
 int chardev_co_carry(struct chardev *c, struct chardev_ends *ends, struct error *err);
 
-/* Take the output that has been sent so far, and is not yet carried, into the ring. */
-void chardev_catch_up(struct chardev_ends *ends);
+/* Give `keep` the output that has been sent so far and is not yet carried. */
+void chardev_catch_up(struct chardev *c, struct chardev_ends *ends);
 
-/*
- * --- socket.c, socket_clients.c ------------------------------------------------------------------
- */
+/* --- socket.c, socket_clients.c, socket_talk.c ------------------------------------------------ */
 
 struct socket_chardev {
     struct chardev base;
@@ -105,5 +108,7 @@ void chardev_socket_stop(struct chardev *c);
  * the user has the socket itself, and this returns at once. 0, or why the talk did not begin.
  */
 int chardev_socket_co_talk(struct socket_chardev *s, int fd, struct error *err);
+/* The talk on `fd` has ended: query-chardev shows it no longer. */
+void chardev_socket_forget(struct chardev *c, int fd);
 
 #endif

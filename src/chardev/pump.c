@@ -6,7 +6,7 @@
  *     client --- in --> co_carry_input  ---+
  *                                          near === user
  *     client <-- out -- co_carry_output ---+
- *                log, ring <--+
+ *                log, keep <--+
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -116,8 +116,8 @@ static int co_put_out(const struct carrying *k, const char *data, size_t size)
     if (k->c->log_fd >= 0) {
         co_write_to_backend(k->c->log_fd, data, size);
     }
-    if (e->ring) {
-        chardev_ringbuf_write(e->ring, data, size);
+    if (e->keep) {
+        e->keep(k->c, data, size);
     }
     if (e->tls) {
         return co_send_tls(e->tls, data, size);
@@ -160,13 +160,13 @@ static void co_carry_output(void *arg)
     co_group_done(&k->outputs);
 }
 
-void chardev_catch_up(struct chardev_ends *ends)
+void chardev_catch_up(struct chardev *c, struct chardev_ends *ends)
 {
     char buf[CARRY_SIZE];
     ssize_t n;
 
     while (ends->near >= 0 && (n = recv(ends->near, buf, sizeof(buf), MSG_DONTWAIT)) > 0) {
-        chardev_ringbuf_write(ends->ring, buf, (size_t)n);
+        ends->keep(c, buf, (size_t)n);
     }
 }
 
@@ -209,7 +209,10 @@ static void co_carry_input(struct carrying *k)
     ssize_t n;
 
     while (buf && (n = co_get_input(k, buf, CARRY_SIZE)) > 0) {
-        if (co_send_socket(k->ends->near, buf, (size_t)n) < 0) {
+        bool sent = co_send_socket(k->ends->near, buf, (size_t)n) == 0;
+
+        explicit_bzero(buf, (size_t)n); /* messages have passwords */
+        if (!sent) {
             break;
         }
     }

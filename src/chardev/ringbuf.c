@@ -50,7 +50,7 @@ size_t chardev_ringbuf_read(struct chardev *c, char *buf, size_t size)
     struct ringbuf_chardev *r = ringbuf(c);
     size_t count = 0;
 
-    chardev_catch_up(&r->ends);
+    chardev_catch_up(c, &r->ends);
     while (count < size && r->consumed < r->produced) {
         buf[count++] = r->bytes[r->consumed++ & (r->size - 1)];
     }
@@ -62,7 +62,7 @@ static int co_open_ringbuf(struct chardev *c, struct json_object *data, struct e
     struct ringbuf_chardev *r = ringbuf(c);
     int64_t size = chardev_number(data, "size", DEFAULT_SIZE);
 
-    r->ends = (struct chardev_ends){.in = -1, .out = -1, .ring = c, .near = -1};
+    r->ends = (struct chardev_ends){.in = -1, .out = -1, .keep = chardev_ringbuf_write, .near = -1};
     if (size <= 0 || !is_power_of_2((uint64_t)size)) {
         return error_set(err, EINVAL, "size of ringbuf chardev must be power of two");
     }

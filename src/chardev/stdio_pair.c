@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -40,15 +41,18 @@ static bool write_stream(int fd, const char *data, ssize_t size)
     return true;
 }
 
-/* Copy until the end of the stream or an error. */
+/* Copy until the end of the stream or an error. Messages have passwords: no copy stays. */
 static void carry(int from, int to)
 {
     char buf[4096];
-    ssize_t n;
+    bool going = true;
 
-    do {
-        n = read(from, buf, sizeof(buf));
-    } while ((n < 0 && errno == EINTR) || (n > 0 && write_stream(to, buf, n)));
+    while (going) {
+        ssize_t n = read(from, buf, sizeof(buf));
+
+        going = n > 0 ? write_stream(to, buf, n) : n < 0 && errno == EINTR;
+        explicit_bzero(buf, sizeof(buf));
+    }
 }
 
 /* Take bytes off a socket that are known to be there. */

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "cli/object_help.h"
 
 #define ARGS_MAX 64
 /* getopt's return values for long options without a letter begin here. */
@@ -16,6 +17,15 @@
 /* Where --help describes an option, in columns from the left. */
 #define HELP_COLUMN 33
 #define TRY_HELP "Try '%s%s%s --help' for more info"
+#define TRY_HELP_NBD "Try `%s --help' for more information."
+
+/* --help of a sub-command prints one line. */
+static bool only_synopsis;
+
+void cli_args_set_only_synopsis(bool only)
+{
+    only_synopsis = only;
+}
 
 void cli_items_clear(struct cli_items *items)
 {
@@ -39,7 +49,7 @@ bool cli_items_append(struct cli_items *items, const char *name, const char *val
 
 static bool takes_value(const struct cli_arg *a)
 {
-    return a->kind == CLI_VALUE || a->kind == CLI_REPEAT;
+    return a->kind == CLI_VALUE || a->kind == CLI_REPEAT || a->kind == CLI_OBJECT;
 }
 
 static bool is_end(const struct cli_arg *a)
@@ -54,6 +64,10 @@ int cli_usage_error(struct error *err, const struct cli_usage *usage, const char
     va_start(ap, fmt);
     error_vset(err, EINVAL, fmt, ap);
     va_end(ap);
+    if (usage->like_qemu_nbd && cli_is_compat()) {
+        error_hint(err, TRY_HELP_NBD, cli_program());
+        return -EINVAL;
+    }
     error_hint(err, TRY_HELP, cli_program(), usage->command ? " " : "", usage->command ?: "");
     return -EINVAL;
 }
@@ -71,11 +85,15 @@ static void print_bad_option(const struct cli_usage *usage, bool lacks_value, co
     } else if (lacks_value) {
         fprintf(stderr, "option requires an argument -- '%c'\n", optopt);
     } else if (optopt == 0) {
-        fprintf(stderr, "unrecognized option '%.*s'\n", name_length, word);
+        fprintf(stderr, "unrecognized option '%s'\n", word);
     } else if (is_long) {
         fprintf(stderr, "option '%.*s' doesn't allow an argument\n", name_length, word);
     } else {
         fprintf(stderr, "invalid option -- '%c'\n", optopt);
+    }
+    if (usage->like_qemu_nbd && cli_is_compat()) {
+        fprintf(stderr, "%s: " TRY_HELP_NBD "\n", cli_program(), cli_program());
+        return;
     }
     fprintf(stderr, TRY_HELP "\n", cli_program(), usage->command ? " " : "", usage->command ?: "");
 }
@@ -126,11 +144,38 @@ static void print_examples(const struct cli_usage *usage)
     }
 }
 
+/*
+ * Print " [-U] [-f FMT] [--output=FORM] FILENAME" on the same line: programs search the help of
+ * QEMU's tools for such words to learn which options there are.
+ */
+static void print_synopsis(const struct cli_arg *args, const struct cli_usage *usage)
+{
+    for (const struct cli_arg *a = args; !is_end(a); a++) {
+        const char *value = takes_value(a) ? a->value : "";
+
+        if (a->help && a->letter) {
+            printf(" [-%c%s%s]", a->letter, *value ? " " : "", value);
+        } else if (a->help) {
+            printf(" [--%s%s%s]", a->name, *value ? "=" : "", value);
+        }
+    }
+    printf("%s%s\n", *usage->synopsis ? " " : "", usage->synopsis);
+}
+
 static void print_usage(const struct cli_arg *args, const struct cli_usage *usage)
 {
-    printf("usage: %s%s%s [options]%s%s\n\n%s\n\noptions:\n", cli_program(),
-           usage->command ? " " : "", usage->command ?: "", *usage->synopsis ? " " : "",
-           usage->synopsis, usage->about);
+    if (only_synopsis) {
+        printf("  %s", usage->command);
+        print_synopsis(args, usage);
+        return;
+    }
+    printf("usage: %s%s%s", cli_program(), usage->command ? " " : "", usage->command ?: "");
+    if (cli_is_compat() && usage->command) {
+        print_synopsis(args, usage);
+    } else {
+        printf(" [options]%s%s\n", *usage->synopsis ? " " : "", usage->synopsis);
+    }
+    printf("\n%s\n\noptions:\n", usage->about);
     for (const struct cli_arg *a = args; !is_end(a); a++) {
         if (a->help) {
             print_arg(a);
@@ -192,10 +237,18 @@ static bool apply_arg(const struct cli_arg *a, const char *value)
         *(const char **)a->target = value;
         return true;
     case CLI_REPEAT:
+    case CLI_OBJECT:
     case CLI_ACTION:
         return cli_items_append(a->target, a->name, takes_value(a) ? value : NULL);
     }
     return false;
+}
+
+/* Objects before it would be made first, and may be wrong. */
+static bool asks_for_object_help(const struct cli_arg *a, const char *value)
+{
+    return a->kind == CLI_OBJECT && ((const struct cli_items *)a->target)->count == 0 &&
+           cli_asks_for_help(value);
 }
 
 int cli_args_parse(const struct cli_arg *args, const struct cli_usage *usage, int argc, char **argv)
@@ -219,6 +272,11 @@ int cli_args_parse(const struct cli_arg *args, const struct cli_usage *usage, in
             return CLI_ARGS_BAD;
         }
         a = find_arg(args, c);
+        if (a && asks_for_object_help(a, optarg)) {
+            cli_register_drivers();
+            cli_print_object_help(optarg);
+            return CLI_ARGS_HELP;
+        }
         if (!a || !apply_arg(a, optarg)) {
             return CLI_ARGS_BAD;
         }

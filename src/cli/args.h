@@ -40,6 +40,8 @@ enum cli_arg_kind {
     CLI_VALUE,
     /* A value; target: struct cli_items, appended. */
     CLI_REPEAT,
+    /* Likewise, of an object; help of the first one is printed at once, whatever else there is. */
+    CLI_OBJECT,
     /* No value; target: struct cli_items, appended. */
     CLI_ACTION,
 };
@@ -60,6 +62,7 @@ struct cli_usage {
     const char *synopsis; /* the arguments that are not options */
     const char *about;    /* what it does, in some lines */
     const char *examples; /* lines; '@' begins one with the command; may be NULL */
+    bool like_qemu_nbd;   /* under QEMU's name an error refers to --help in the words of qemu-nbd */
 };
 
 /* Results of cli_args_parse() that are no index, and no errno either. */
@@ -77,6 +80,12 @@ enum cli_args_result {
 int cli_args_parse(const struct cli_arg *args, const struct cli_usage *usage, int argc,
                    char **argv);
 
+/*
+ * From now on --help of a sub-command prints one line, its name and arguments, indented by two
+ * spaces: the help of a whole face lists its commands so. False: as usual again.
+ */
+void cli_args_set_only_synopsis(bool only);
+
 /* Set an error about the command line, with a hint how to get help. Returns -EINVAL. */
 int cli_usage_error(struct error *err, const struct cli_usage *usage, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
@@ -91,7 +100,7 @@ int cli_usage_error(struct error *err, const struct cli_usage *usage, const char
 /* Another name or letter of an option, which --help does not show. */
 #define CLI_ARG_ALIAS(name, letter, kind, target) CLI_ARG(name, letter, kind, target, "", NULL)
 #define CLI_ARG_OBJECT(items)                                                                      \
-    CLI_ARG("object", 0, CLI_REPEAT, &(items), "DEF",                                              \
+    CLI_ARG("object", 0, CLI_OBJECT, &(items), "DEF",                                              \
             "an object that others refer to: TYPE,id=ID,...")
 #define CLI_ARG_IMAGE_OPTS(flag)                                                                   \
     CLI_ARG("image-opts", 0, CLI_FLAG, &(flag), NULL,                                              \

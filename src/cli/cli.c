@@ -2,19 +2,27 @@
 #include "cli/cli.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/checked.h"
 #include "base/log.h"
 #include "base/size.h"
+#include "block/block.h"
 #include "block/user_object.h"
+#include "blockmap/other_files.h"
 #include "cli/args.h"
+#include "cli/object_help.h"
 #include "export/nbd_server.h"
 #include "loop/loop.h"
+#include "qcow2/qcow2.h"
+#include "qmp/commands.h"
+#include "ssh/tunnel.h"
 
 /* The release of QEMU whose tools' grammar and output these faces follow. */
 #define QEMU_VERSION "10.0.50"
@@ -43,9 +51,11 @@ void cli_print_version(void)
 {
     if (compat) {
         /* Programs parse these lines, and QEMU's are not alike. */
+        bool emulator = strncmp(program, "qemu-system-", strlen("qemu-system-")) == 0;
         const char *word = strcmp(program, "qemu-nbd") == 0 ? "" : "version ";
 
-        printf("%s %s" QEMU_VERSION " (Tidemark " TIDEMARK_VERSION ")\n", program, word);
+        printf("%s %s" QEMU_VERSION " (Tidemark " TIDEMARK_VERSION ")\n",
+               emulator ? "QEMU emulator" : program, word);
     } else {
         printf("tidemark " TIDEMARK_VERSION "\n");
     }
@@ -128,16 +138,6 @@ static bool is_negative_number(const char *text)
 
 int cli_size(const char *text, uint64_t *ret_bytes)
 {
-    const char *dot = strchr(text, '.');
-    const char *end = dot ? dot + 1 + strspn(dot + 1, "0") : text;
-    char whole[32];
-
-    /* A fraction of zero: size_parse() takes fractions of larger units only. */
-    if (dot && end > dot + 1 && (*end == '\0' || strcasecmp(end, "b") == 0) &&
-        (size_t)(dot - text) < sizeof(whole)) {
-        snprintf(whole, sizeof(whole), "%.*s", (int)(dot - text), text);
-        text = whole;
-    }
     return size_parse(text, "size", ret_bytes, NULL);
 }
 
@@ -199,15 +199,50 @@ int cli_parse_output(const char *text, bool *ret_json, struct error *err)
 int cli_add_objects(const struct cli_items *objects, struct error *err)
 {
     for (size_t i = 0; i < objects->count; i++) {
+        const char *value = objects->item[i].value;
         struct options *opts;
-        int r = options_parse(objects->item[i].value, "qom-type", &opts, err);
+        int r;
 
+        if (cli_asks_for_help(value)) {
+            cli_print_object_help(value);
+            return CLI_ARGS_HELP;
+        }
+        r = options_parse(value, "qom-type", &opts, err);
         UNLESS_FAILED(r, user_object_add(opts, err));
+        cli_hide_secret(objects->item[i].value);
         if (r < 0) {
             return r;
         }
     }
     return 0;
+}
+
+/* Up to a comma that is not doubled. */
+static size_t keyval_length(const char *value)
+{
+    size_t n = 0;
+
+    while (value[n] && (value[n] != ',' || value[n + 1] == ',')) {
+        n += value[n] == ',' ? 2 : 1;
+    }
+    return n;
+}
+
+void cli_hide_secret(const char *object)
+{
+    static const char key[] = "data=";
+    char *at = (char *)(uintptr_t)object;
+
+    if (object[0] == '{') {
+        if (strstr(object, "data")) {
+            memset(at + 1, 'x', strlen(at + 1));
+        }
+        return;
+    }
+    while ((at = strstr(at, key))) {
+        at += strlen(key);
+        memset(at, 'x', keyval_length(at));
+    }
 }
 
 struct cli_run_state {
@@ -225,6 +260,37 @@ static void co_run_main(void *arg)
     run->status = cli_exit_status(result, &err);
 }
 
+/* Programs that are called by the names of QEMU's do by default what those do. */
+static void choose_defaults(void)
+{
+    bool as_qemu = cli_is_compat();
+
+    export_nbd_offer_merged(!as_qemu);
+    qmp_show_own_members(!as_qemu);
+    block_use_qemu_names(as_qemu);
+    other_files_set_default(as_qemu ? OTHER_FILES_DIRECTORY : OTHER_FILES_NONE);
+    if (as_qemu) {
+        qcow2_durable_bitmaps_off_by_default();
+    }
+}
+
+/*
+ * Whether lost output is an error. Under QEMU's names a reader that has gone ("| grep -q"), or a
+ * standard output that was closed, is none: scripts check the status of every program of a pipe.
+ * A closed one is open for reading only by now.
+ */
+static bool output_counts(void)
+{
+    int flags = fcntl(STDOUT_FILENO, F_GETFL);
+    struct stat st;
+
+    if (!compat) {
+        return true;
+    }
+    return flags >= 0 && (flags & O_ACCMODE) != O_RDONLY && fstat(STDOUT_FILENO, &st) == 0 &&
+           !S_ISFIFO(st.st_mode) && !S_ISSOCK(st.st_mode);
+}
+
 int cli_run_with(int (*co_main)(void *arg, struct error *err), void *arg)
 {
     ERROR_AUTO(err);
@@ -235,14 +301,15 @@ int cli_run_with(int (*co_main)(void *arg, struct error *err), void *arg)
         return cli_report(&err);
     }
     cli_register_drivers();
-    export_nbd_offer_merged(!cli_is_compat());
+    choose_defaults();
     r = reactor_run_until_done(co_run_main, &run);
     if (r < 0) {
         run.status = cli_fail("Could not start: %s", strerror(-r));
     }
     user_objects_release();
     reactor_exit_main();
-    if (fflush(stdout) != 0 || ferror(stdout)) {
+    ssh_tunnels_end();
+    if ((fflush(stdout) != 0 || ferror(stdout)) && output_counts()) {
         run.status = run.status ? run.status : cli_fail("Could not write to standard output");
     }
     return run.status;

@@ -23,8 +23,18 @@ int cli_daemon_main(int argc, char **argv);
 int cli_backup_main(int argc, char **argv);
 int cli_backups_main(int argc, char **argv);
 int cli_restore_main(int argc, char **argv);
+int cli_sets_main(int argc, char **argv);
 int cli_verify_main(int argc, char **argv);
+int cli_prune_main(int argc, char **argv);
+int cli_copy_main(int argc, char **argv);
+int cli_serve_main(int argc, char **argv);
+int cli_mount_main(int argc, char **argv);
+int cli_files_main(int argc, char **argv);
+int cli_audit_main(int argc, char **argv);
+int cli_metrics_main(int argc, char **argv);
+int cli_test_restore_main(int argc, char **argv);
 int cli_repair_main(int argc, char **argv);
+int cli_track_main(int argc, char **argv);
 
 /* --- the name of the program ------------------------------------------------------------------ */
 
@@ -53,7 +63,7 @@ void cli_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 /* --- values ----------------------------------------------------------------------------------- */
 
-/* As size_parse(), without a sentence; takes "1024.0" and "1024.0b", too. -EINVAL, -ERANGE. */
+/* As size_parse(), without a sentence. -EINVAL, -ERANGE. */
 int cli_size(const char *text, uint64_t *ret_bytes);
 /*
  * Parse a size in bytes within [min, max]. `name` names the value in the error ("image size").
@@ -75,10 +85,17 @@ int cli_parse_output(const char *text, bool *ret_json, struct error *err);
 /* --- running ---------------------------------------------------------------------------------- */
 
 struct cli_items;
-/* Make the objects that --object options describe. They live until cli_run() ends. */
+/* Make the objects of --object options, until cli_run() ends. CLI_ARGS_HELP: help was printed. */
 int cli_add_objects(const struct cli_items *objects, struct error *err);
 
-/* Register all drivers and types of objects of the layers below. */
+/*
+ * The data of a secret in the value of --object, which is a part of the command line and has been
+ * read, is overwritten there, so that neither `ps` nor a core dump shows it. Of an object in JSON
+ * that has such a member nothing stays.
+ */
+void cli_hide_secret(const char *object);
+
+/* Register all drivers and types of objects of the layers below, once. */
 void cli_register_drivers(void);
 
 /*

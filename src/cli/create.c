@@ -13,56 +13,75 @@
 #include "cli/image.h"
 
 /*
- * The order in which qemu-img prints options, and the values it prints for those not given. Options
- * that are not listed come last.
+ * The order in which qemu-img prints options, and the values it prints for those not given. The
+ * first row counts that is of any format (NULL) or of this one. Options that are not listed come
+ * last.
  */
 struct shown_option {
     const char *name;
-    const char *qcow2_default;
+    const char *format;
+    const char *printed_default;
 };
 
 static const struct shown_option shown_order[] = {
-    {"encryption", NULL},
-    {"encrypt.format", NULL},
-    {"encrypt.key-secret", NULL},
-    {"encrypt.cipher-alg", NULL},
-    {"encrypt.cipher-mode", NULL},
-    {"encrypt.ivgen-alg", NULL},
-    {"encrypt.ivgen-hash-alg", NULL},
-    {"encrypt.hash-alg", NULL},
-    {"encrypt.iter-time", NULL},
-    {"cluster_size", "65536"},
-    {"extended_l2", "off"},
-    {"preallocation", NULL},
-    {"compression_type", "zlib"},
-    {"size", NULL},
-    {"compat", NULL},
-    {"backing_file", NULL},
-    {"backing_fmt", NULL},
-    {"data_file", NULL},
-    {"data_file_raw", NULL},
-    {"lazy_refcounts", "off"},
-    {"refcount_bits", "16"},
-    {"key-secret", NULL},
-    {"cipher-alg", NULL},
-    {"cipher-mode", NULL},
-    {"ivgen-alg", NULL},
-    {"ivgen-hash-alg", NULL},
-    {"hash-alg", NULL},
-    {"iter-time", NULL},
-    {"detached-header", NULL},
+    {"encryption", NULL, NULL},
+    {"encrypt.format", NULL, NULL},
+    {"encrypt.key-secret", NULL, NULL},
+    {"encrypt.cipher-alg", NULL, NULL},
+    {"encrypt.cipher-mode", NULL, NULL},
+    {"encrypt.ivgen-alg", NULL, NULL},
+    {"encrypt.ivgen-hash-alg", NULL, NULL},
+    {"encrypt.hash-alg", NULL, NULL},
+    {"encrypt.iter-time", NULL, NULL},
+    {"cluster_size", "qcow2", "65536"},
+    {"extended_l2", "qcow2", "off"},
+    {"preallocation", "qcow2", NULL},
+    {"compression_type", "qcow2", "zlib"},
+    {"size", NULL, NULL},
+    {"compat", NULL, NULL},
+    {"adapter_type", NULL, NULL},
+    {"backing_file", NULL, NULL},
+    {"backing_fmt", NULL, NULL},
+    {"data_file", NULL, NULL},
+    {"data_file_raw", NULL, NULL},
+    {"lazy_refcounts", "qcow2", "off"},
+    {"refcount_bits", "qcow2", "16"},
+    {"compat6", "vmdk", "off"},
+    {"hwversion", "vmdk", "undefined"},
+    {"toolsversion", NULL, NULL},
+    {"log_size", "vhdx", "1048576"},
+    {"block_size", "vhdx", "0"},
+    {"static", "vdi", "off"},
+    {"subformat", NULL, NULL},
+    {"block_state_zero", NULL, NULL},
+    {"force_size", NULL, NULL},
+    {"zeroed_grain", NULL, NULL},
+    {"key-secret", NULL, NULL},
+    {"cipher-alg", NULL, NULL},
+    {"cipher-mode", NULL, NULL},
+    {"ivgen-alg", NULL, NULL},
+    {"ivgen-hash-alg", NULL, NULL},
+    {"hash-alg", NULL, NULL},
+    {"iter-time", NULL, NULL},
+    {"detached-header", NULL, NULL},
+    {"nocow", NULL, NULL},
+    {"preallocation", NULL, NULL},
+    {"extent_size_hint", NULL, NULL},
 };
 
 /* --- the Formatting line ---------------------------------------------------------------------- */
 
-static bool is_in_shown_order(const char *name)
+/* The row of an option, NULL if there is none. */
+static const struct shown_option *find_shown(const char *name, const char *format)
 {
     for (size_t i = 0; i < ARRAY_SIZE(shown_order); i++) {
-        if (strcmp(shown_order[i].name, name) == 0) {
-            return true;
+        const struct shown_option *o = &shown_order[i];
+
+        if (strcmp(o->name, name) == 0 && (!o->format || strcmp(o->format, format) == 0)) {
+            return o;
         }
     }
-    return false;
+    return NULL;
 }
 
 /* Print an option as -o takes it: commas doubled. */
@@ -76,21 +95,21 @@ static void print_creation_option(const char *name, const char *value)
 
 static void print_formatting(const struct cli_new_image *image, const struct creation_options *set)
 {
-    bool is_qcow2 = strcmp(image->format, "qcow2") == 0;
-
     printf("Formatting '%s', fmt=%s", image->filename, image->format);
     for (size_t i = 0; i < ARRAY_SIZE(shown_order); i++) {
-        const char *value = creation_options_get(set, shown_order[i].name);
+        const struct shown_option *o = &shown_order[i];
+        const char *value = creation_options_get(set, o->name);
 
-        if (!value && is_qcow2) {
-            value = shown_order[i].qcow2_default;
+        if (find_shown(o->name, image->format) != o) {
+            continue;
         }
+        value = value ? value : o->printed_default;
         if (value) {
-            print_creation_option(shown_order[i].name, value);
+            print_creation_option(o->name, value);
         }
     }
     for (size_t i = 0; i < set->count; i++) {
-        if (!is_in_shown_order(set->entry[i].name)) {
+        if (!find_shown(set->entry[i].name, image->format)) {
             print_creation_option(set->entry[i].name, set->entry[i].value);
         }
     }
@@ -274,9 +293,15 @@ int cli_co_create(const struct cli_new_image *image, struct error *err)
         print_formatting(image, &set);
     }
     r = block_co_create_image(image->format, image->filename, size, to_options(&set), err);
+    if (r == -EFBIG && image->announce && strcmp(image->format, "raw") == 0) {
+        error_clear(err);
+        error_set(err, EFBIG, "The image size is too large for file format 'raw'");
+    }
     if (r < 0) {
         if (image->converts) {
             error_prepend(err, "error while converting %s: ", image->format);
+        } else if (!image->announce) {
+            error_prepend(err, "error while creating output image: ");
         }
         error_prepend(err, "%s: ", image->filename);
     }

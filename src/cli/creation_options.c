@@ -112,6 +112,7 @@ static int parse_list(struct creation_options *o, const char *text, struct error
     while (cursor) {
         AUTO_FREE char *element = next_element(&cursor);
         char *equals = element ? strchr(element, '=') : NULL;
+        bool negated;
         int r;
 
         if (!element) {
@@ -120,7 +121,12 @@ static int parse_list(struct creation_options *o, const char *text, struct error
         if (equals) {
             *equals = '\0';
         }
-        r = creation_options_set(o, element, equals ? equals + 1 : "on", err);
+        negated = !equals && strncmp(element, "no", 2) == 0;
+        r = creation_options_set(o, element + (negated ? 2 : 0),
+                                 equals    ? equals + 1
+                                 : negated ? "off"
+                                           : "on",
+                                 err);
         if (r < 0) {
             return r;
         }
@@ -308,7 +314,7 @@ static const char *why_not_creatable(const struct block_driver *driver)
     for (size_t i = 0; i < ARRAY_SIZE(read_only); i++) {
         foreign = foreign && strcmp(block_driver_name(driver), read_only[i]) != 0;
     }
-    return foreign ? "The format '%s' is not supported: choose raw or qcow2"
+    return foreign ? "The format '%s' is not supported: choose one that 'img --help' lists"
                    : "Format driver '%s' does not support image creation";
 }
 

@@ -125,6 +125,10 @@ static int co_add_root(const struct cli_image *image, unsigned flags, struct cli
     unsigned shared = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED;
     int r;
 
+    /* Formats with metadata still let nobody write below them. */
+    if (!(flags & BLOCK_OPEN_RDWR) && !image->alone) {
+        shared = BLOCK_PERM_ALL;
+    }
     if (flags & BLOCK_OPEN_RDWR) {
         perm |= BLOCK_PERM_WRITE;
     }

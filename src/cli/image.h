@@ -31,6 +31,7 @@ struct cli_image {
     /* Show this internal snapshot: an ID or name, or snapshot.id=...; NULL: none. */
     const char *snapshot;
     bool copy_on_read;
+    bool alone;                /* nobody may write to it while it is read */
     bool overlay;              /* writes go to a temporary file and are lost */
     const char *extra_options; /* text of more options for the node; NULL: none */
 };

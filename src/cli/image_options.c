@@ -203,6 +203,13 @@ static int parse_given_options(const struct cli_image *image, struct options **r
         const char *text = image->image_opts ? image->name : image->name + strlen(JSON_PREFIX);
 
         r = options_parse(text, NULL, &opts, err);
+        if (r < 0 && !image->image_opts) {
+            error_prepend(err, "Could not parse the JSON options: ");
+        }
+        if (r == 0 && image->format && !image->image_opts) {
+            /* A format that is named next to the filename is the one that counts. */
+            options_set_str(opts, "driver", image->format);
+        }
     } else {
         opts = options_new();
         r = opts ? 0 : error_out_of_memory(err);

@@ -28,14 +28,34 @@ static const struct face faces[] = {
      "scripted reads and writes on one image, for tests and repair (as qemu-io)"},
     {"nbd", "tidemark nbd", "qemu-nbd", cli_nbd_main,
      "serve one image over NBD, or list a server's exports (as qemu-nbd)"},
+    {"track", "tidemark track", NULL, cli_track_main,
+     "serve a raw file or device as it is, with bitmaps of what changes"},
     {"backup", "tidemark backup", NULL, cli_backup_main,
      "back up a disk of a running daemon, incrementally where possible"},
     {"backups", "tidemark backups", NULL, cli_backups_main, "list the backups in a directory"},
     {"restore", "tidemark restore", NULL, cli_restore_main,
      "write a disk as it was at the time of a backup"},
+    {"serve", "tidemark serve", NULL, cli_serve_main,
+     "serve a disk as it was at the time of a backup over NBD, at once"},
+    {"mount", "tidemark mount", NULL, cli_mount_main,
+     "show backups as files: each point in time, verified, to look into"},
+    {"files", "tidemark files", NULL, cli_files_main,
+     "list and take files out of the file systems of a backup"},
+    {"sets", "tidemark sets", NULL, cli_sets_main,
+     "list and restore backups of several disks at one moment"},
     {"verify", "tidemark verify", NULL, cli_verify_main, "check that backups can be restored"},
+    {"prune", "tidemark prune", NULL, cli_prune_main,
+     "remove backups by rules; what later ones need of them is kept"},
+    {"copy", "tidemark copy", NULL, cli_copy_main,
+     "copy the backups of a directory to another one, incrementally"},
+    {"audit", "tidemark audit", NULL, cli_audit_main,
+     "find changes of a disk that its bitmap missed"},
+    {"test-restore", "tidemark test-restore", NULL, cli_test_restore_main,
+     "prove a backup by restoring it, and looking at its file systems"},
+    {"metrics", "tidemark metrics", NULL, cli_metrics_main,
+     "figures of directories of backups, for Prometheus"},
     {"repair", "tidemark repair", NULL, cli_repair_main,
-     "write the description of a directory of backups again"},
+     "make again what is lost in a directory of backups"},
 };
 
 static void print_faces(void)
@@ -49,7 +69,7 @@ static void print_faces(void)
            "\n"
            "faces:\n");
     for (size_t i = 0; i < ARRAY_SIZE(faces); i++) {
-        printf("  %-9s %s\n", faces[i].name, faces[i].about);
+        printf("  %-12s %s\n", faces[i].name, faces[i].about);
     }
     printf("\n"
            "examples:\n"

@@ -37,13 +37,17 @@ static char *make_temporary_file(struct error *err)
 static struct options *overlay_options(const char *path, struct block_node *below)
 {
     struct options *opts = options_new();
-    struct options *file = options_new();
+    struct options *file = options_new(), *cache = options_new();
 
-    if (!opts || !file) {
+    if (!opts || !file || !cache) {
         options_free(opts);
         options_free(file);
+        options_free(cache);
         return NULL;
     }
+    /* The file vanishes with the program: nothing has to be on stable storage. */
+    options_set_bool(cache, "no-flush", true);
+    options_set_child(opts, "cache", cache);
     options_set_str(file, "driver", "file");
     options_set_str(file, "filename", path);
     options_set_str(opts, "driver", "qcow2");

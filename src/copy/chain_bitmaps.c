@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/checked.h"
 #include "base/log.h"
 #include "block/bitmaps.h"
 #include "block/control.h"
@@ -95,6 +96,7 @@ int chain_bitmaps_co_collect(struct chain_bitmaps *c, struct block_node *node, i
     const char *from = block_node_display_name(node);
     struct block_bitmap *b = NULL;
 
+    c->greatest = MAX(c->greatest, block_node_greatest_size(node));
     while ((b = block_bitmap_next(node, b))) {
         int r;
 
@@ -218,12 +220,14 @@ static int co_store_bitmap(const struct chain_bitmaps *c, const struct chain_bit
 
 int chain_bitmaps_co_store(const struct chain_bitmaps *c, struct block_node *to, struct error *err)
 {
-    for (size_t i = 0; i < c->count; i++) {
-        int r = co_store_bitmap(c, &c->list[i], to, err);
+    struct block_bitmap_commits commits;
+    int r = 0;
 
-        if (r < 0) {
-            return r;
-        }
+    block_node_remember_size(to, c->greatest);
+    /* All at once: no crash finds a bitmap that has only some of its bits. */
+    block_bitmap_commits_begin(&commits);
+    for (size_t i = 0; i < c->count && r == 0; i++) {
+        r = co_store_bitmap(c, &c->list[i], to, err);
     }
-    return 0;
+    return block_co_bitmap_commits_finish(&commits, r, err);
 }

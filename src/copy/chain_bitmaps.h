@@ -26,6 +26,8 @@ struct chain_bitmap;
 struct chain_bitmaps {
     struct chain_bitmap *list; /* owned; one per bitmap and image */
     size_t count;
+    /* The greatest size that the images know of, in bytes. */
+    uint64_t greatest;
     /* Set it before the first collect: bitmaps that are not persistent count too. */
     bool all;
 };

@@ -12,6 +12,7 @@
 #include "base/latency.h"
 #include "base/list.h"
 #include "base/log.h"
+#include "base/name_index.h"
 #include "block/control_lock.h"
 #include "block/user_object.h"
 #include "export/export_type.h"
@@ -26,6 +27,7 @@ enum {
 struct export
 {
     struct list link; /* in `exports`, once it is prepared */
+    struct name_entry by_id;
     char *id;
     char *user; /* for messages: "NBD export 'disk'" */
     const struct export_type *type;
@@ -51,6 +53,7 @@ struct gone_waiter {
 static const struct export_type *types[EXPORT_TYPES_MAX];
 static size_t type_count;
 static struct list exports = LIST_INIT(exports);
+static struct name_index export_ids; /* of those in `exports` */
 static void (*event_fn)(enum export_event event, const char *id, void *arg);
 static void *event_arg;
 
@@ -96,14 +99,9 @@ static const struct export_type *find_export_type(const char *name)
 
 static struct export *find_export(const char *id)
 {
-    struct export *e;
+    struct name_entry *entry = name_index_find(&export_ids, id);
 
-    LIST_FOREACH (e, &exports, link) {
-        if (strcmp(e->id, id) == 0) {
-            return e;
-        }
-    }
-    return NULL;
+    return entry ? container_of(entry, struct export, by_id) : NULL;
 }
 
 /* An id as QEMU wants it. */
@@ -234,7 +232,7 @@ static void co_release_export(struct export *e)
         co_settle_exported(e);
     }
     if (e->state) {
-        e->type->free(e->state);
+        e->type->co_free(e->state);
     }
     for (size_t i = 0; i < e->root_count; i++) {
         block_co_root_release(e->roots[i]);
@@ -361,6 +359,7 @@ int export_co_prepare(const struct export_config *config, struct export **ret_ex
     }
     e->reactor_object = config->reactor_object;
     list_append(&exports, &e->link);
+    name_index_add(&export_ids, &e->by_id, e->id);
     *ret_export = e;
     return 0;
 }
@@ -374,6 +373,7 @@ void export_publish(struct export *e)
 void export_co_discard(struct export *e)
 {
     list_remove(&e->link);
+    name_index_remove(&export_ids, &e->by_id);
     co_release_export(e);
 }
 
@@ -431,6 +431,7 @@ static void co_tear_down(void *arg)
     co_settle_exported(e);
     block_co_control_lock();
     list_remove(&e->link);
+    name_index_remove(&export_ids, &e->by_id);
     list_splice(&waiters, &e->waiters);
     id = TAKE_PTR(e->id);
     nodes = hold_nodes(e);
@@ -574,6 +575,7 @@ static void fill_info(struct export *e, struct export_info *ret_info)
         .latencies = &e->latencies,
         .stats = e->type->stats,
         .client_stats = e->type->client_stats,
+        .stats_group = e->type->stats_group,
     };
 }
 

@@ -116,6 +116,8 @@ struct export_info {
     struct latency_set *latencies;
     /* Tables of what it counts, and of what each client of it counts; NULL: nothing. */
     const struct stat_desc *stats, *client_stats;
+    /* What the metrics of `stats` are named by. */
+    const char *stats_group;
 };
 
 /* Fill *ret_info. False if there is no export of that id. */
@@ -153,10 +155,9 @@ enum export_event {
 
 /* A request of a client failed in the node, or below. */
 struct export_io_error {
-    const char *id;        /* of the export */
-    const char *node_name; /* that it exports; NULL: the export has ended */
-    const char *request;   /* "read", "write", "write-zeroes", "discard", "flush" */
-    bool is_write;         /* all but reads */
+    const char *id;      /* of the export, which may have ended */
+    const char *request; /* "read", "write", "write-zeroes", "discard", "flush" */
+    bool is_write;       /* all but reads */
     uint64_t offset, length;
     int error; /* positive errno */
     /* Requests of the export that have failed so far, this one included. */

@@ -3,7 +3,7 @@
  * What a type of exports provides ("nbd"; later others): a table of operations. export.c calls them
  * and knows no more of a type. It owns the id, the roots on the nodes, and the order of the steps:
  *
- *   parse --> co_prepare --> publish --> stop_accepting --> co_disconnect --> free
+ *   parse --> co_prepare --> publish --> stop_accepting --> co_disconnect --> co_free
  *     |            |                                                           ^
  *     +------------+----------- failed, or taken back by a transaction --------+
  *
@@ -21,7 +21,7 @@
 #include "export/export.h"
 #include "schema/schema.h"
 
-/* What export.c has made ready when it calls co_prepare(). Valid until free(). */
+/* What export.c has made ready when it calls co_prepare(). Valid until co_free(). */
 struct export_access {
     struct export *export;
     /* On the exported node, with the permissions that were asked for. I/O goes through its edge. */
@@ -72,7 +72,7 @@ struct export_type {
     /*
      * Take everything that can fail: names, memory, threads, further nodes (export_co_attach()).
      * No client is let in yet. Nodes may be drained meanwhile, so no I/O. 0 or -errno with `err`
-     * set; free() follows then, too.
+     * set; co_free() follows then, too.
      */
     int (*co_prepare)(void *state, const struct export_access *access, struct error *err);
     /* Let clients in. Cannot fail: a transaction may have committed other actions already. */
@@ -85,7 +85,7 @@ struct export_type {
      */
     void (*co_disconnect)(void *state);
     /* Release the state, at any point before publish() or after co_disconnect(). */
-    void (*free)(void *state);
+    void (*co_free)(void *state);
 
     /* Clients now: while there are any, a deletion in mode "safe" is refused. */
     size_t (*client_count)(const void *state);
@@ -97,6 +97,8 @@ struct export_type {
      * histograms read_latency, write_latency, zap_latency, flush_latency.
      */
     const struct stat_desc *stats, *client_stats;
+    /* What the metrics of that table are named by; one for each table: "export". */
+    const char *stats_group;
     /* Fill a value for each place in `stats`. The export is prepared. */
     void (*read_stats)(const void *state, uint64_t *ret_values);
     /* Call `fn` for each client. */
@@ -130,7 +132,7 @@ const struct export_type *export_type_at(size_t index);
 
 /*
  * Attach to one more node, such as the owner of a bitmap, from co_prepare(). The root is released
- * with the export, after free(). Errors as those of block_co_root_new(), or -ENOMEM. Yields.
+ * with the export, after co_free(). Errors as those of block_co_root_new(), or -ENOMEM. Yields.
  */
 int export_co_attach(struct export *e, struct block_node *node, unsigned perm, unsigned shared,
                      struct block_root **ret_root, struct error *err);

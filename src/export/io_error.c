@@ -43,7 +43,6 @@ static void co_report_io_error(void *arg)
 {
     struct export_io_errors *errors = arg;
     struct export_io_error e = {.id = errors->id};
-    struct export_info info;
 
     pthread_mutex_lock(&errors->guard);
     errors->on_the_way = false;
@@ -54,7 +53,6 @@ static void co_report_io_error(void *arg)
     e.count = errors->count;
     pthread_mutex_unlock(&errors->guard);
     e.is_write = strcmp(e.request, "read") != 0;
-    e.node_name = export_find(errors->id, &info) ? block_node_name(info.node) : NULL;
     if (listener) {
         listener(&e);
     }

@@ -11,19 +11,24 @@
 #include "nbd/server.h"
 #include "nbd/stats.h"
 #include "schema/define.h"
+#include "tls/tls.h"
 
 /* The state of an export. */
 struct nbd_state {
     char *name;
     char *description; /* NULL: none */
     bool allocation_depth, merged;
+    uint64_t max_clients;             /* 0: no limit */
+    bool is_default;                  /* for clients that name none */
     bool lease;                       /* the exported view goes with its last client */
     struct export *export;            /* that this is the state of */
     struct json_object *wanted;       /* reference to the list of bitmaps; NULL: none */
     struct block_bitmap **bitmaps;    /* each taken (busy) */
     struct block_root **bitmap_roots; /* for each, the one on its node */
     size_t bitmap_count;
-    struct nbd_export *nbd; /* NULL: not prepared yet */
+    char *authz_id;          /* of x-tls-authz; NULL: all clients may use it */
+    struct tls_authz *authz; /* reference; NULL: none */
+    struct nbd_export *nbd;  /* NULL: not prepared yet */
 };
 
 /* Of the option x-merged. */
@@ -46,6 +51,8 @@ static void nbd_state_free(void *state)
     for (size_t i = 0; i < s->bitmap_count; i++) {
         block_bitmap_give(s->bitmaps[i]);
     }
+    tls_authz_unref(s->authz);
+    free(s->authz_id);
     free(s->bitmaps);
     free(s->bitmap_roots);
     json_object_put(s->wanted);
@@ -61,6 +68,12 @@ OBJECT(nbd_options, "BlockExportOptionsNbd",
            .help = "clients can read them, as qemu:dirty-bitmap:NAME"),
        OPT("allocation-depth", schema_bool, .dflt = "false",
            .help = "clients can read in which image of the chain data are"),
+       OPT("x-default", schema_bool, .dflt = "false", UNSTABLE,
+           .help = "clients that ask for the name \"\" get this export"),
+       OPT("x-max-connections", schema_uint32, .dflt = "0", UNSTABLE,
+           .help = "clients of this export at a time; 0: no limit of its own"),
+       OPT("x-tls-authz", schema_str, UNSTABLE,
+           .help = "id of an authz object: only clients that it allows see and use the export"),
        OPT("x-lease", schema_bool, .dflt = "false", UNSTABLE,
            .help = "the export, and the view that it shows, go with the last client"),
        OPT("x-merged", schema_bool, .dflt = "true; with the names of QEMU's programs false",
@@ -74,6 +87,10 @@ static int take_nbd_options(struct nbd_state *s, const struct export_config *con
 
     UNLESS_FAILED(r, options_take_str(opts, "description", &s->description, err));
     UNLESS_FAILED(r, options_take_bool(opts, "allocation-depth", false, &s->allocation_depth, err));
+    UNLESS_FAILED(r, options_take_bool(opts, "x-default", false, &s->is_default, err));
+    UNLESS_FAILED(
+        r, options_take_uint(opts, "x-max-connections", 0, UINT32_MAX, &s->max_clients, err));
+    UNLESS_FAILED(r, options_take_str(opts, "x-tls-authz", &s->authz_id, err));
     UNLESS_FAILED(r, options_take_bool(opts, "x-lease", false, &s->lease, err));
     UNLESS_FAILED(r, options_take_bool(opts, "x-merged", merged_default, &s->merged, err));
     UNLESS_FAILED(r, options_take_list(opts, "bitmaps", &s->wanted, err));
@@ -235,6 +252,20 @@ static void nbd_request_failed(void *arg, const char *request, uint64_t offset, 
     export_note_io_error(((struct nbd_state *)arg)->export, request, offset, length, error);
 }
 
+/* x-tls-authz: the server has to know who its clients are. */
+static int take_authz(struct nbd_state *s, struct error *err)
+{
+    if (!s->authz_id) {
+        return 0;
+    }
+    if (!export_nbd_server_identifies_clients()) {
+        return error_set(err, EINVAL,
+                         "x-tls-authz needs an NBD server with TLS credentials by which clients "
+                         "identify themselves");
+    }
+    return tls_authz_ref(s->authz_id, &s->authz, err);
+}
+
 static int nbd_co_prepare(void *state, const struct export_access *access, struct error *err)
 {
     struct nbd_state *s = state;
@@ -246,6 +277,8 @@ static int nbd_co_prepare(void *state, const struct export_access *access, struc
         .writethrough = access->writethrough,
         .allocation_depth = s->allocation_depth,
         .merged = s->merged,
+        .max_clients = (unsigned)s->max_clients,
+        .is_default = s->is_default,
         .reactor = access->reactor,
         .latencies = access->latencies,
         .on_unused = s->lease ? nbd_unused : NULL,
@@ -261,8 +294,8 @@ static int nbd_co_prepare(void *state, const struct export_access *access, struc
                          "is not",
                          block_node_name(block_root_node(access->root)));
     }
-    r = co_take_bitmaps(s, access, err);
-
+    r = take_authz(s, err);
+    UNLESS_FAILED(r, co_take_bitmaps(s, access, err));
     if (r < 0) {
         return r;
     }
@@ -270,6 +303,7 @@ static int nbd_co_prepare(void *state, const struct export_access *access, struc
     if (!export_nbd_server()) {
         return error_set(err, EINVAL, "NBD server not running");
     }
+    config.authz = s->authz;
     config.bitmaps = s->bitmaps;
     config.bitmap_roots = s->bitmap_roots;
     config.bitmap_count = s->bitmap_count;
@@ -347,9 +381,10 @@ static const struct export_type nbd_type = {
     .publish = nbd_publish,
     .stop_accepting = nbd_stop_accepting,
     .co_disconnect = nbd_co_disconnect,
-    .free = nbd_state_free,
+    .co_free = nbd_state_free,
     .client_count = nbd_client_count,
     .stats = nbd_stats,
+    .stats_group = "export",
     .client_stats = nbd_stats,
     .read_stats = nbd_read_stats,
     .foreach_client = nbd_foreach_client,

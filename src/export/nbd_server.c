@@ -48,6 +48,11 @@ bool export_nbd_server_is_running(void)
     return state.server != NULL;
 }
 
+bool export_nbd_server_identifies_clients(void)
+{
+    return state.creds && tls_creds_identify_peer(state.creds);
+}
+
 unsigned export_nbd_server_port(void)
 {
     return state.port;
@@ -78,6 +83,7 @@ static int co_start_nbd_server(const struct export_nbd_server_config *config, st
 {
     struct nbd_server_config sc = {
         .max_connections = config->max_connections,
+        .max_per_address = config->max_per_address,
         .handshake_seconds = config->handshake_max_seconds,
         .tls_creds = state.creds,
         .tls_authz = state.authz,

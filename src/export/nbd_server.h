@@ -45,6 +45,8 @@ struct export_nbd_server_config {
     int listen_fd;
     /* Further clients wait in the backlog; 0: no limit. */
     unsigned max_connections;
+    /* As struct nbd_server_config has it. */
+    unsigned max_per_address;
     /* Let no client in before export_nbd_server_let_in(). */
     bool hold;
     /* A handshake that takes longer is dropped; 0: no limit. */
@@ -98,6 +100,8 @@ void export_nbd_server_keep_file(void);
 
 /* Also while the server stops. */
 bool export_nbd_server_is_running(void);
+/* Whether it knows who its clients are: their certificates, or the names of their keys. */
+bool export_nbd_server_identifies_clients(void);
 /* The TCP port that the server listens on; 0: a unix socket, or no server. */
 unsigned export_nbd_server_port(void);
 /* Connections now, in any phase. */

@@ -22,7 +22,10 @@ const struct block_driver file_driver = {
     .co_reopen_abort = posix_file_co_reopen_abort,
     .co_reload = posix_file_co_reload,
     .co_set_perm = posix_file_co_set_perm,
+    .lasting_name = posix_file_lasting_name,
+    .co_read_other = posix_file_co_read_other,
     .co_create = posix_file_co_create,
+    .co_remove = posix_file_co_remove,
     .create_options = posix_file_create_options,
     .create_type = &posix_file_create_type,
     .co_allocated_size = posix_file_co_allocated_size,
@@ -31,6 +34,7 @@ const struct block_driver file_driver = {
     .co_truncate = posix_file_co_truncate,
     .co_extend = posix_file_co_extend,
     .co_preadv = posix_file_co_preadv,
+    .co_read_pages = posix_file_co_read_pages,
     .co_pwritev = posix_file_co_pwritev,
     .co_copy_from = posix_file_co_copy_from,
     .co_write_zeroes = posix_file_co_write_zeroes,
@@ -51,13 +55,14 @@ const struct block_driver file_driver = {
     .co_reopen_commit = posix_file_co_reopen_commit,                                               \
     .co_reopen_abort = posix_file_co_reopen_abort, .co_reload = posix_file_co_reload,              \
     .co_close = posix_file_co_close, .co_set_perm = posix_file_co_set_perm,                        \
+    .lasting_name = posix_file_lasting_name, .co_read_other = posix_file_co_read_other,            \
     .co_create = posix_file_co_create, .create_options = posix_file_create_options,                \
     .co_allocated_size = posix_file_co_allocated_size,                                             \
     .co_specific_info = posix_file_co_specific_info, .co_truncate = posix_file_co_truncate_device, \
     .co_preadv = posix_file_co_preadv, .co_copy_from = posix_file_co_copy_from,                    \
-    .co_pwritev = posix_file_co_pwritev, .co_write_zeroes = posix_file_co_zero_device,             \
-    .co_discard = posix_file_co_discard_device, .co_flush = posix_file_co_flush,                   \
-    .co_status = posix_file_co_status
+    .co_read_pages = posix_file_co_read_pages, .co_pwritev = posix_file_co_pwritev,                \
+    .co_write_zeroes = posix_file_co_zero_device, .co_discard = posix_file_co_discard_device,      \
+    .co_flush = posix_file_co_flush, .co_status = posix_file_co_status
 
 const struct block_driver host_device_driver = {
     .name = "host_device",

@@ -50,10 +50,6 @@ FOREIGN(dmg, "dmg")
 FOREIGN(parallels, "parallels")
 FOREIGN(qcow1, "qcow")
 FOREIGN(qed, "qed")
-FOREIGN(vdi, "vdi")
-FOREIGN(vhdx, "vhdx")
-FOREIGN(vmdk, "vmdk")
-FOREIGN(vpc, "vpc")
 
 static const struct signature signatures[] = {
     {&cloop_driver, 0, 23, "#!/bin/sh\n#V2.0 Format\n"},
@@ -62,12 +58,6 @@ static const struct signature signatures[] = {
     {&parallels_driver, 0, 16, "WithouFreSpacExt"},
     {&qcow1_driver, 0, 8, "QFI\xfb\0\0\0\1"},
     {&qed_driver, 0, 4, "QED"},
-    {&vdi_driver, 64, 4, "\x7f\x10\xda\xbe"},
-    {&vhdx_driver, 0, 8, "vhdxfile"},
-    {&vmdk_driver, 0, 4, "KDMV"},
-    {&vmdk_driver, 0, 4, "COWD"},
-    {&vmdk_driver, 0, 21, "# Disk DescriptorFile"},
-    {&vpc_driver, 0, 8, "conectix"},
 };
 
 static int foreign_probe(const struct block_driver *driver, const uint8_t *head, size_t size)

@@ -44,6 +44,7 @@ static int null_co_open(struct block_node *node, struct options *opts, struct er
     uint64_t size;
     int r;
 
+    node->beyond_filename = options_has(opts, "size") || options_has(opts, "read-zeroes");
     if ((r = options_take_size(opts, "size", NULL_SIZE_DEFAULT, &size, err)) < 0 ||
         (r = options_take_uint(opts, "latency-ns", 0, INT64_MAX, &d->latency_ns, err)) < 0 ||
         (r = options_take_bool(opts, "read-zeroes", false, &d->read_zeroes, err)) < 0) {

@@ -161,9 +161,7 @@ static int co_prepare_device(const struct create_call *c, uint64_t size, int pre
                          c->path);
     }
     if (device_size < size) {
-        return error_set(err, ENOSPC,
-                         "Device '%s' has %" PRIu64 " bytes, but %" PRIu64 " are needed", c->path,
-                         device_size, size);
+        return error_set(err, ENOSPC, "Cannot grow device files");
     }
     if (device_size >= sizeof(zeroes)) {
         n = loop_co_pwritev(c->fd, &vec, 1, 0, 0);
@@ -195,17 +193,37 @@ static int co_prepare_file(struct create_call *c, uint64_t size, int prealloc, s
                                   : co_prepare_device(c, size, prealloc, err);
 }
 
+static const char *path_of(const char *filename)
+{
+    return block_driver_of_filename(filename) ? strchr(filename, ':') + 1 : filename;
+}
+
+static int remove_regular(void *arg)
+{
+    const char *path = arg;
+    struct stat st;
+
+    if (stat(path, &st) < 0) {
+        return -errno;
+    }
+    if (!S_ISREG(st.st_mode)) {
+        return -EINVAL;
+    }
+    return unlink(path) < 0 ? -errno : 0;
+}
+
+int posix_file_co_remove(const char *filename)
+{
+    return loop_co_brief(remove_regular, (void *)(uintptr_t)path_of(filename));
+}
+
 int posix_file_co_create(const char *filename, uint64_t size, struct options *opts,
                          struct error *err)
 {
     struct create_options o;
-    struct create_call c = {.path = filename, .err = err};
-    int r;
+    struct create_call c = {.path = path_of(filename), .err = err};
+    int r = take_create_options(opts, &o, err);
 
-    if (block_driver_of_filename(filename)) {
-        c.path = strchr(filename, ':') + 1;
-    }
-    r = take_create_options(opts, &o, err);
     if (r < 0) {
         return r;
     }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Internal to the drivers `file`, `host_device` and `host_cdrom`. Reading order: posix_open.c,
- * posix_calls.c, posix_io.c, posix_status.c, posix_space.c (zeroes, discard, size), punch.c,
- * posix_create.c.
+ * posix_calls.c, posix_io.c, posix_pages.c, posix_status.c, posix_space.c (zeroes, discard, size),
+ * punch.c, posix_create.c, posix_other.c.
  *
  * * Functions with `co_` in their name run in a coroutine and may yield; the others do not yield.
  */
@@ -85,6 +85,10 @@ struct posix_file {
     atomic_bool no_zero_range;
     atomic_bool no_punch_hole;
     atomic_bool no_allocate;
+    /* Whether the kernel tells which pages are in memory: 1, -1: no, 0: not known yet. */
+    atomic_int sees_residency;
+    /* Whether it can make holes, so that a place gets other pages: likewise. */
+    atomic_int detaches;
 };
 
 /* Disks have whole sectors. */
@@ -120,7 +124,7 @@ int posix_file_co_reload(struct block_node *node, struct error *err);
 /*
  * The limits of a descriptor that is opened with O_DIRECT, or not. 0, or -errno of asking a device.
  */
-int posix_file_co_limits(int fd, bool is_device, bool direct, struct posix_limits *ret);
+int posix_file_co_limits(int fd, bool is_device, bool direct, struct posix_limits *ret_limits);
 /* Those that are in force. */
 struct posix_limits posix_file_get_limits(const struct block_node *node);
 void posix_file_set_limits(struct block_node *node, const struct posix_limits *limits);
@@ -181,6 +185,12 @@ int posix_file_co_copy_from(struct block_node *node, uint64_t offset, struct blo
                             uint64_t source_offset, uint64_t length);
 int posix_file_co_flush(struct block_node *node);
 
+/* --- posix_pages.c */
+
+/* A function of struct block_driver. */
+int posix_file_co_read_pages(struct block_node *node, uint64_t offset, uint64_t length,
+                             struct block_page_sink *sink);
+
 /* --- posix_status.c */
 
 /* Nothing is known at first. */
@@ -215,6 +225,13 @@ struct json_object *posix_file_co_specific_info(struct block_node *node);
 int posix_file_co_resize(int fd, const char *name, uint64_t size, enum block_prealloc prealloc,
                          struct error *err);
 
+/* --- posix_other.c */
+
+/* Functions of struct block_driver. */
+char *posix_file_lasting_name(const struct block_node *node);
+int posix_file_co_read_other(struct block_node *node, const char *name, unsigned place, void *buf,
+                             size_t *size);
+
 /* --- posix_create.c */
 
 /* The options of posix_file_co_create(), for help and checks. */
@@ -227,5 +244,7 @@ extern const struct block_option_desc posix_file_create_options[];
  */
 int posix_file_co_create(const char *filename, uint64_t size, struct options *opts,
                          struct error *err);
+/* Of struct block_driver. -EINVAL: it is no regular file. */
+int posix_file_co_remove(const char *filename);
 
 #endif

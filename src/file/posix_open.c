@@ -3,10 +3,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -25,6 +27,7 @@ struct open_options {
     char *filename;
     int locking;
     bool native_aio, drop_cache;
+    uint64_t temporary; /* bytes; 0: it is a file that exists */
 };
 
 /* --- options */
@@ -44,7 +47,10 @@ const struct schema_type posix_file_options = {
             .help = "no effect: what a turn of the reactor has gathered is submitted together"),
         OPT("drop-cache", schema_bool, .dflt = "true",
             .help = "drop the pages of the host when the node becomes active"),
-        OPT("x-check-cache-dropped", schema_bool, .dflt = "false", UNSTABLE, .help = "no effect")),
+        OPT("x-check-cache-dropped", schema_bool, .dflt = "false", UNSTABLE, .help = "no effect"),
+        OPT("x-temporary", schema_size,
+            .help = "`filename` is a directory, in which a file of this size is made, without a "
+                    "name: it is gone when the node is")),
     FEATURES("dynamic-auto-read-only"),
 };
 
@@ -60,8 +66,8 @@ int posix_file_parse_filename(const char *filename, struct options *opts, struct
     return 0;
 }
 
-static int take_open_options(struct options *opts, struct open_options *ret_options,
-                             struct error *err)
+static int take_open_options(const char *driver, struct options *opts,
+                             struct open_options *ret_options, struct error *err)
 {
     static const char *const locking_names[] = {"auto", "on", "off", NULL};
     static const char *const aio_names[] = {"threads", "native", "io_uring", NULL};
@@ -76,12 +82,14 @@ static int take_open_options(struct options *opts, struct open_options *ret_opti
         (r = options_take_enum(opts, "aio", aio_names, 0, &aio, err)) < 0 ||
         (r = options_take_bool(opts, "drop-cache", true, &ret_options->drop_cache, err)) < 0 ||
         (r = options_take_uint(opts, "aio-max-batch", 0, INT64_MAX, &batch, err)) < 0 ||
-        (r = options_take_bool(opts, "x-check-cache-dropped", false, &ignored, err)) < 0) {
+        (r = options_take_bool(opts, "x-check-cache-dropped", false, &ignored, err)) < 0 ||
+        (r = options_take_uint(opts, "x-temporary", 0, INT64_MAX, &ret_options->temporary, err)) <
+            0) {
         return r;
     }
     ret_options->native_aio = strcmp(aio_names[aio], "native") == 0;
     if (!ret_options->filename || !ret_options->filename[0]) {
-        return options_missing(opts, "filename", err);
+        return options_no_filename(opts, driver, err);
     }
     return 0;
 }
@@ -92,6 +100,7 @@ static int take_open_options(struct options *opts, struct open_options *ret_opti
 struct open_call {
     const char *filename;
     bool writable, may_fall_back, direct;
+    uint64_t temporary; /* bytes; 0: not to be made */
     int fd;
     /* opened for reading only, since writing is not permitted */
     bool fell_back;
@@ -112,11 +121,43 @@ static bool is_refusal_to_write(int errnum)
     return errnum == EACCES || errnum == EROFS || errnum == EPERM;
 }
 
+/* A new file without a name in the directory c->filename. The descriptor or -errno. */
+static int make_temporary_file(const struct open_call *c)
+{
+    int fd = open(c->filename, open_flags(c, true) | O_TMPFILE | O_EXCL, 0600);
+
+    if (fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR)) {
+        AUTO_FREE char *path = NULL;
+
+        if (asprintf(&path, "%s/.tidemark-XXXXXX", c->filename) < 0) {
+            path = NULL;
+            return -ENOMEM;
+        }
+        fd = mkostemp(path, open_flags(c, true) & ~O_ACCMODE);
+        if (fd >= 0) {
+            unlink(path);
+        }
+    }
+    if (fd < 0) {
+        return -errno;
+    }
+    if (ftruncate(fd, (off_t)c->temporary) < 0) {
+        int saved = errno;
+
+        close(fd);
+        return -saved;
+    }
+    return fd;
+}
+
 /* As open(2), also for the paths of descriptor sets. The descriptor or -errno. */
 static int open_path(const struct open_call *c, bool writable, struct error *err)
 {
     int fd;
 
+    if (c->temporary) {
+        return writable ? make_temporary_file(c) : -EROFS;
+    }
     if (fdset_is_path(c->filename)) {
         return fdset_open(c->filename, open_flags(c, writable), err);
     }
@@ -163,15 +204,17 @@ static int check_file_kind(const char *driver, const char *filename, mode_t mode
                      is_device ? "either a character or block device" : "a regular file");
 }
 
-static int co_open_fd(struct block_node *node, const char *filename, bool is_device,
+static int co_open_fd(struct block_node *node, const struct open_options *o, bool is_device,
                       struct error *err)
 {
     struct posix_file *f = node->opaque;
+    const char *filename = o->filename;
     struct open_call c = {
         .filename = filename,
         .writable = !node->read_only,
         .may_fall_back = node->auto_read_only,
         .direct = node->cache_direct,
+        .temporary = o->temporary,
         .err = err,
     };
     int r = loop_co_brief(open_file_blocking, &c);
@@ -268,12 +311,12 @@ static int query_direct_limits(void *arg)
     return 0;
 }
 
-int posix_file_co_limits(int fd, bool is_device, bool direct, struct posix_limits *ret)
+int posix_file_co_limits(int fd, bool is_device, bool direct, struct posix_limits *ret_limits)
 {
     struct limits_query q = {.fd = fd, .is_device = is_device, .limits = {1, 1, 0}};
     int r = direct ? loop_co_brief(query_direct_limits, &q) : 0;
 
-    *ret = q.limits;
+    *ret_limits = q.limits;
     return r;
 }
 
@@ -444,7 +487,7 @@ static int co_open_file(struct block_node *node, struct options *opts, bool is_d
 {
     struct posix_file *f = node->opaque;
     struct open_options o = {0};
-    int r = take_open_options(opts, &o, err);
+    int r = take_open_options(block_node_format(node), opts, &o, err);
 
     f->fd = f->other_fd = -1;
     if (r >= 0 && o.native_aio && !node->cache_direct) {
@@ -452,7 +495,7 @@ static int co_open_file(struct block_node *node, struct options *opts, bool is_d
         r = posix_file_refuse_native_aio(err);
     }
     if (r >= 0) {
-        r = co_open_fd(node, o.filename, is_device, err);
+        r = co_open_fd(node, &o, is_device, err);
     }
     if (r >= 0) {
         r = co_set_limits(node, o.filename, err);

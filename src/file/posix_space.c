@@ -287,7 +287,7 @@ int posix_file_co_resize(int fd, const char *name, uint64_t size, enum block_pre
         return error_set_errno(err, -r, "Could not get the size of '%s'", name);
     }
     if (prealloc == BLOCK_PREALLOC_METADATA) {
-        return error_set(err, ENOTSUP, "Unsupported preallocation mode 'metadata' for '%s'", name);
+        return error_set(err, ENOTSUP, "Unsupported preallocation mode: metadata");
     }
     if (prealloc != BLOCK_PREALLOC_OFF && size < old_size) {
         return error_set(err, EINVAL, "Preallocation does not apply: '%s' becomes smaller", name);
@@ -305,7 +305,7 @@ int posix_file_co_resize(int fd, const char *name, uint64_t size, enum block_pre
     }
     r = co_ftruncate(fd, size);
     if (r < 0) {
-        return error_set_errno(err, -r, "Could not resize '%s' to %" PRIu64 " bytes", name, size);
+        return error_set_errno(err, -r, "Could not resize file");
     }
     return 0;
 }

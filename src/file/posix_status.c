@@ -34,13 +34,13 @@ void status_cache_destroy(struct status_cache *c)
 }
 
 /*
- * The kind and the end of the extent at `offset`. A hole at the end of the file, and everything
- * past the end, is a hole without end (UINT64_MAX). 0, or -errno if the file system does not report
- * extents.
+ * The kind and the end of the extent at `offset`; `begins_data`: a search has just found that data
+ * begin there. A hole at the end of the file, and everything past the end, is a hole without end
+ * (UINT64_MAX). 0, or -errno if the file system does not report extents.
  */
-static int seek_extent(int fd, uint64_t offset, bool *ret_data, uint64_t *ret_end)
+static int seek_extent(int fd, uint64_t offset, bool begins_data, bool *ret_data, uint64_t *ret_end)
 {
-    off_t data = lseek(fd, (off_t)offset, SEEK_DATA);
+    off_t data = begins_data ? (off_t)offset : lseek(fd, (off_t)offset, SEEK_DATA);
     off_t hole;
 
     if (data < 0) {
@@ -55,7 +55,7 @@ static int seek_extent(int fd, uint64_t offset, bool *ret_data, uint64_t *ret_en
     }
     hole = lseek(fd, (off_t)offset, SEEK_HOLE);
     if (hole < 0 || (uint64_t)hole <= offset) {
-        /* The file was truncated since the first call. */
+        /* The file has changed since the search for data. */
         *ret_data = false;
         *ret_end = UINT64_MAX;
         return hole < 0 && errno != ENXIO ? -errno : 0;
@@ -69,12 +69,13 @@ static int seek_blocking(void *arg)
 {
     struct seek_call *c = arg;
     uint64_t at = c->start;
+    bool after_hole = false;
 
     c->count = 0;
     while (c->count < STATUS_CACHE_EXTENTS && at < c->stop) {
         bool data;
         uint64_t end;
-        int r = seek_extent(c->fd, at, &data, &end);
+        int r = seek_extent(c->fd, at, after_hole, &data, &end);
 
         if (r < 0) {
             return c->count > 0 ? 0 : r;
@@ -87,6 +88,7 @@ static int seek_blocking(void *arg)
         }
         c->ends[c->count++] = end;
         at = end;
+        after_hole = !data;
     }
     return 0;
 }

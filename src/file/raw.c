@@ -283,6 +283,14 @@ static int raw_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_
     return block_co_write_zeroes(node->file, d->offset + offset, length, flags);
 }
 
+static int raw_co_read_pages(struct block_node *node, uint64_t offset, uint64_t length,
+                             struct block_page_sink *sink)
+{
+    const struct raw_disk *d = node->opaque;
+
+    return block_co_read_pages(node->file, d->offset + offset, length, sink);
+}
+
 static int raw_co_copy_from(struct block_node *node, uint64_t offset, struct block_node *source,
                             uint64_t source_offset, uint64_t length)
 {
@@ -408,6 +416,7 @@ const struct block_driver raw_driver = {
     .co_pwritev = raw_co_pwritev,
     .co_write_zeroes = raw_co_write_zeroes,
     .co_copy_from = raw_co_copy_from,
+    .co_read_pages = raw_co_read_pages,
     .co_discard = raw_co_discard,
     .co_status = raw_co_status,
     .co_preadv_snapshot = raw_co_preadv_snapshot,

@@ -16,6 +16,7 @@
 #include "base/cleanup.h"
 #include "co/co.h"
 #include "filter/filter.h"
+#include "loop/loop.h"
 #include "schema/define.h"
 
 #define SCHEME "blkdebug:"
@@ -345,13 +346,14 @@ static void fault_co_close(struct block_node *node)
 
 static int co_check_fault(struct fault *s, enum fault_iotype type, uint64_t offset, uint64_t length)
 {
-    bool immediately = false;
-    int r = fault_rules_check(&s->rules, type, offset, length, &immediately);
+    struct fault_effect effect = fault_rules_check(&s->rules, type, offset, length);
 
-    if (r < 0 && !immediately) {
+    if (effect.delay_ns > 0) {
+        loop_co_sleep((int64_t)effect.delay_ns);
+    } else if (effect.r < 0 && !effect.immediately) {
         co_reschedule();
     }
-    return r;
+    return effect.r;
 }
 
 static int fault_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)

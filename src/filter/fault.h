@@ -38,39 +38,14 @@ enum fault_iotype {
     FAULT_IO_COUNT
 };
 
-/* The iotypes of a rule that names none. */
-#define FAULT_IO_DEFAULT_MASK                                                                      \
-    (1u << FAULT_IO_READ | 1u << FAULT_IO_WRITE | 1u << FAULT_IO_WRITE_ZEROES |                    \
-     1u << FAULT_IO_DISCARD | 1u << FAULT_IO_FLUSH)
-
 /* The options inject-error and set-state: lists of rules. */
 extern const struct schema_type fault_inject_type, fault_set_state_type;
 
-enum fault_action { FAULT_INJECT_ERROR, FAULT_SET_STATE, FAULT_BREAK };
-
-struct fault_rule {
-    struct list link;        /* in fault_rules.rules */
-    struct list active_link; /* in fault_rules.active, or unlinked */
-    enum fault_action action;
-    int event;      /* enum block_event */
-    uint32_t state; /* 0: any */
-    /* FAULT_INJECT_ERROR */
-    unsigned iotypes; /* bit mask */
-    int errnum;       /* 0: the requests that match succeed, whatever other rules say */
-    int64_t offset;   /* bytes; -1: any */
-    bool once;
-    bool immediately; /* fail without yielding first */
-    /* FAULT_SET_STATE */
-    uint32_t new_state;
-    /* FAULT_BREAK */
-    char *tag; /* owned */
-};
-
 struct fault_rules {
     pthread_mutex_t lock; /* guards the following members */
-    struct list rules;
-    struct list active; /* newest first */
-    struct list held;   /* requests at breakpoints */
+    struct list rules;    /* of struct fault_rule */
+    struct list active;   /* newest first */
+    struct list held;     /* requests at breakpoints */
     uint32_t state;
 };
 
@@ -89,9 +64,15 @@ int fault_rules_load(struct fault_rules *r, const char *filename, struct error *
 
 /* An event occurs. In a coroutine; yields while a breakpoint holds it. */
 void fault_rules_co_event(struct fault_rules *r, int event);
-/* 0, or -errno of the rule that applies. length 0: only rules without a sector apply. */
-int fault_rules_check(struct fault_rules *r, enum fault_iotype type, uint64_t offset,
-                      uint64_t length, bool *ret_immediately);
+/* What a rule does to a request. */
+struct fault_effect {
+    int r; /* 0, or -errno */
+    bool immediately;
+    uint64_t delay_ns; /* the request takes that long, or longer */
+};
+/* Of the rule that applies; {0}: none does. length 0: only rules without a sector apply. */
+struct fault_effect fault_rules_check(struct fault_rules *r, enum fault_iotype type,
+                                      uint64_t offset, uint64_t length);
 
 /* Set a breakpoint: hold the request in which `event` occurs next. -ENOMEM */
 int fault_rules_break(struct fault_rules *r, int event, const char *tag);

@@ -14,6 +14,32 @@
 #define SECTOR_SIZE 512
 #define ERRNO_MAX 4095u
 
+/* The iotypes of a rule that names none. */
+#define FAULT_IO_DEFAULT_MASK                                                                      \
+    (1u << FAULT_IO_READ | 1u << FAULT_IO_WRITE | 1u << FAULT_IO_WRITE_ZEROES |                    \
+     1u << FAULT_IO_DISCARD | 1u << FAULT_IO_FLUSH)
+
+enum fault_action { FAULT_INJECT_ERROR, FAULT_SET_STATE, FAULT_BREAK };
+
+struct fault_rule {
+    struct list link;        /* in fault_rules.rules */
+    struct list active_link; /* in fault_rules.active, or unlinked */
+    enum fault_action action;
+    int event;      /* enum block_event */
+    uint32_t state; /* 0: any */
+    /* FAULT_INJECT_ERROR */
+    unsigned iotypes;  /* bit mask */
+    int errnum;        /* 0: the requests that match succeed, whatever other rules say */
+    uint64_t delay_ns; /* that they take */
+    int64_t offset;    /* bytes; -1: any */
+    bool once;
+    bool immediately; /* fail without yielding first */
+    /* FAULT_SET_STATE */
+    uint32_t new_state;
+    /* FAULT_BREAK */
+    char *tag; /* owned */
+};
+
 static const char *const iotype_names[] = {
     "read", "write", "write-zeroes", "discard", "flush", "block-status", NULL};
 
@@ -25,6 +51,8 @@ OBJECT(inject_type, "BlkdebugInjectErrorOptions",
            .help = "the state in which it applies; 0: all"),
        OPT("iotype", iotype_type, .help = "default: read, write, write-zeroes, discard, flush"),
        OPT("errno", schema_int, .dflt = "5", .max = ERRNO_MAX, .help = "the error, as on Linux"),
+       OPT("delay-ns", schema_int, .dflt = "0", .max = INT64_MAX,
+           .help = "how long the request takes; with errno 0 it succeeds then"),
        OPT("sector", schema_int, .dflt = "-1", .help = "of 512 bytes; -1: all"),
        OPT("once", schema_bool, .dflt = "false", .help = "one error, then the rule is gone"),
        OPT("immediately", schema_bool, .dflt = "false",
@@ -154,6 +182,7 @@ static int take_inject(struct fault_rule *rule, struct options *opts, struct err
     int r;
 
     r = take_number(opts, "errno", EIO, ERRNO_MAX, &errnum, err);
+    UNLESS_FAILED(r, options_take_uint(opts, "delay-ns", 0, INT64_MAX, &rule->delay_ns, err));
     UNLESS_FAILED(r, take_sector(opts, &rule->offset, err));
     UNLESS_FAILED(r, take_iotypes(opts, &rule->iotypes, err));
     UNLESS_FAILED(r, options_take_bool(opts, "once", false, &rule->once, err));
@@ -388,23 +417,23 @@ static bool rule_covers(const struct fault_rule *rule, enum fault_iotype type, u
                                 (uint64_t)rule->offset - offset < length);
 }
 
-int fault_rules_check(struct fault_rules *r, enum fault_iotype type, uint64_t offset,
-                      uint64_t length, bool *ret_immediately)
+struct fault_effect fault_rules_check(struct fault_rules *r, enum fault_iotype type,
+                                      uint64_t offset, uint64_t length)
 {
+    struct fault_effect effect = {0};
     struct fault_rule *rule;
-    int errnum = 0;
 
     pthread_mutex_lock(&r->lock);
     LIST_FOREACH (rule, &r->active, active_link) {
         if (rule_covers(rule, type, offset, length)) {
-            errnum = rule->errnum;
-            *ret_immediately = rule->immediately;
-            if (errnum && rule->once) {
+            effect = (struct fault_effect){
+                .r = -rule->errnum, .immediately = rule->immediately, .delay_ns = rule->delay_ns};
+            if ((rule->errnum || rule->delay_ns) && rule->once) {
                 rule_free(rule);
             }
             break;
         }
     }
     pthread_mutex_unlock(&r->lock);
-    return -errnum;
+    return effect;
 }

@@ -139,7 +139,7 @@ int mirror_top_co_open(const struct mirror_top_params *params, struct block_node
 void mirror_top_set_stopped(struct mirror_top *s, bool stopped)
 {
     s->stopped = stopped;
-    s->node->perm_touched = true;
+    block_perm_touch(s->node);
 }
 
 /*

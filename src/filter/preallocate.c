@@ -197,7 +197,7 @@ static int preallocate_co_set_perm(struct block_node *node, unsigned perm, unsig
             log_warning("node '%s' keeps the space that it has preallocated: %s", node->name,
                         error_message(&own));
         }
-        node->perm_touched = true; /* it needs less of the file at the next change */
+        block_perm_touch(node); /* it needs less of the file at the next change */
     }
     return 0;
 }

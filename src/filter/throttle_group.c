@@ -35,6 +35,7 @@ struct throttle_group {
     pthread_mutex_t lock;          /* guards all below that is not atomic */
     struct list link;              /* in all_groups */
     struct throttle_limits limits; /* main reactor; no lock */
+    int64_t (*clock)(void);        /* NULL: the one that all have */
     struct throttle_buckets buckets;
     /* A bit per direction: a limit concerns it. */
     atomic_uint limited;
@@ -51,15 +52,15 @@ static int64_t (*test_clock)(void);
 
 /* --- the clock -------------------------------------------------------------------------------- */
 
-static int64_t exact_now(void)
+static int64_t exact_now(const struct throttle_group *g)
 {
-    return test_clock ? test_clock() : loop_now_ns();
+    return g->clock ? g->clock() : test_clock ? test_clock() : loop_now_ns();
 }
 
 /* Not older than the present turn of the reactor, and almost free. In a coroutine. */
-static inline int64_t cheap_now(void)
+static inline int64_t cheap_now(const struct throttle_group *g)
 {
-    return __builtin_expect(test_clock != NULL, false) ? test_clock() : co_stall_clock();
+    return __builtin_expect(test_clock || g->clock, false) ? exact_now(g) : co_stall_clock();
 }
 
 void throttle_set_clock(int64_t (*now)(void))
@@ -127,7 +128,7 @@ static bool can_pass_locked(struct throttle_group *g, bool is_write, int64_t now
 /* Let pass what may. */
 static void let_pass_locked(struct throttle_group *g)
 {
-    int64_t now = exact_now();
+    int64_t now = exact_now(g);
 
     MUTEX_ASSERT_HELD(&g->lock);
     for (;;) {
@@ -152,7 +153,7 @@ static void let_pass_locked(struct throttle_group *g)
 /* When something that waits may pass. */
 static int64_t next_pass_locked(struct throttle_group *g)
 {
-    int64_t now = exact_now(), wait = INT64_MAX;
+    int64_t now = exact_now(g), wait = INT64_MAX;
 
     for (int i = 0; i < 2; i++) {
         if (!list_is_empty(&g->waiting[i])) {
@@ -183,7 +184,7 @@ static struct throttle_member *find_awaited_locked(struct throttle_group *g, int
     for (l = g->waiting[direction].next; l != &g->waiting[direction]; l = l->next) {
         struct throttle_member *m = container_of(l, struct throttle_member, in_turn[direction]);
 
-        if (block_node_is_awaited(m->node)) {
+        if (m->node && block_node_is_awaited(m->node)) {
             return m;
         }
     }
@@ -269,8 +270,8 @@ static void co_wait_release(struct throttle_member *m, bool is_write, uint64_t b
 
     loop_timer_init(&w.timer, on_timer);
     enqueue_locked(g, &w);
-    throttle_buckets_note_wait(&g->buckets, exact_now());
-    co_wait_begin(&note, "the limits of the node", m->node->name, -1);
+    throttle_buckets_note_wait(&g->buckets, exact_now(g));
+    co_wait_begin(&note, "the limits of the node", m->node ? m->node->name : "", -1);
     do {
         co_wait_turn_locked(g, &w);
         if (!w.passed && g->watcher == &w) {
@@ -291,8 +292,8 @@ static bool may_pass_locked(struct throttle_group *g, const struct throttle_memb
                             bool is_write)
 {
     return list_is_empty(&g->waiting[is_write]) &&
-           (throttle_buckets_wait(&g->buckets, is_write, cheap_now()) == 0 ||
-            throttle_buckets_wait(&g->buckets, is_write, exact_now()) == 0);
+           (throttle_buckets_wait(&g->buckets, is_write, cheap_now(g)) == 0 ||
+            throttle_buckets_wait(&g->buckets, is_write, exact_now(g)) == 0);
 }
 
 void throttle_co_pass(struct throttle_member *m, bool is_write, uint64_t bytes)
@@ -361,6 +362,19 @@ void throttle_clock_changed(void)
     }
 }
 
+int64_t throttle_clock_next(void)
+{
+    struct throttle_group *g;
+    int64_t next = INT64_MAX;
+
+    LIST_FOREACH (g, &all_groups, link) {
+        pthread_mutex_lock(&g->lock);
+        next = g->clock ? MIN(next, next_pass_locked(g)) : next;
+        pthread_mutex_unlock(&g->lock);
+    }
+    return next;
+}
+
 /* --- the object ------------------------------------------------------------------------------- */
 
 static void put_in_force(struct throttle_group *g, const struct throttle_limits *limits)
@@ -370,7 +384,7 @@ static void put_in_force(struct throttle_group *g, const struct throttle_limits 
     g->limits = *limits;
     pthread_mutex_lock(&g->lock);
     throttle_buckets_reclaim(&g->buckets);
-    throttle_buckets_set(&g->buckets, limits, exact_now());
+    throttle_buckets_set(&g->buckets, limits, exact_now(g));
     for (unsigned i = 0; i < 2; i++) {
         limited |= g->buckets.bytes[i] || g->buckets.requests[i] ? 1u << i : 0;
     }
@@ -383,10 +397,10 @@ static void put_in_force(struct throttle_group *g, const struct throttle_limits 
     pthread_mutex_unlock(&g->lock);
 }
 
-int throttle_group_set(struct throttle_group *g, struct json_object *limits, struct error *err)
+/* Change those of `next` that `limits` has. */
+static int read_limits(struct json_object *limits, struct throttle_limits *next, struct error *err)
 {
     AUTO_OPTIONS struct options *opts = NULL;
-    struct throttle_limits next = g->limits;
     struct json_object *arguments;
     int r;
 
@@ -400,11 +414,27 @@ int throttle_group_set(struct throttle_group *g, struct json_object *limits, str
     json_object_object_add(arguments, "limits", json_object_get(limits));
     r = options_from_arguments(arguments, &opts, err);
     json_object_put(arguments);
-    UNLESS_FAILED(r, throttle_limits_take(&next, opts, false, err));
+    UNLESS_FAILED(r, throttle_limits_take(next, opts, false, err));
+    return r;
+}
+
+int throttle_group_set(struct throttle_group *g, struct json_object *limits, struct error *err)
+{
+    struct throttle_limits next = g->limits;
+    int r = read_limits(limits, &next, err);
+
     if (r == 0) {
         put_in_force(g, &next);
     }
     return r;
+}
+
+int throttle_group_check(struct json_object *limits, struct error *err)
+{
+    struct throttle_limits next;
+
+    throttle_limits_init(&next);
+    return read_limits(limits, &next, err);
 }
 
 struct json_object *throttle_group_get(struct throttle_group *g)
@@ -412,13 +442,31 @@ struct json_object *throttle_group_get(struct throttle_group *g)
     return throttle_limits_to_json(&g->limits);
 }
 
-static void throttle_group_destroy(void *data)
+void throttle_group_free(struct throttle_group *g)
 {
-    struct throttle_group *g = data;
-
     list_remove(&g->link);
     pthread_mutex_destroy(&g->lock);
     free(g);
+}
+
+struct throttle_group *throttle_group_new(int64_t (*clock)(void))
+{
+    struct throttle_group *g = calloc(1, sizeof(*g));
+
+    if (g) {
+        g->clock = clock;
+        throttle_limits_init(&g->limits);
+        pthread_mutex_init(&g->lock, NULL);
+        list_init(&g->waiting[0]);
+        list_init(&g->waiting[1]);
+        list_append(&all_groups, &g->link);
+    }
+    return g;
+}
+
+static void throttle_group_destroy(void *data)
+{
+    throttle_group_free(data);
 }
 
 static int throttle_group_create(const char *id, struct options *opts, void **ret_data,
@@ -433,14 +481,10 @@ static int throttle_group_create(const char *id, struct options *opts, void **re
     if (r < 0) {
         return r;
     }
-    g = calloc(1, sizeof(*g));
+    g = throttle_group_new(NULL);
     if (!g) {
         return error_out_of_memory(err);
     }
-    pthread_mutex_init(&g->lock, NULL);
-    list_init(&g->waiting[0]);
-    list_init(&g->waiting[1]);
-    list_append(&all_groups, &g->link);
     put_in_force(g, &limits);
     *ret_data = g;
     return 0;

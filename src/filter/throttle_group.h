@@ -39,24 +39,33 @@ struct throttle_group *throttle_group_find(const char *id, struct user_object **
                                            struct error *err);
 
 /*
+ * A group without an object, and without limits; NULL: no memory. Free it when it has no members.
+ * `clock`: as throttle_set_clock() has it, for this group alone.
+ */
+struct throttle_group *throttle_group_new(int64_t (*clock)(void));
+void throttle_group_free(struct throttle_group *g);
+
+/*
  * Other limits for a group in use. `limits` is a ThrottleLimits of QEMU's schema; values that it
  * does not have stay. -EINVAL with a sentence: nothing has changed.
  */
 int throttle_group_set(struct throttle_group *g, struct json_object *limits, struct error *err);
+/* Whether a new group could have these limits: 0, or -EINVAL with a sentence. */
+int throttle_group_check(struct json_object *limits, struct error *err);
 /* The limits in force, by the same names; a new reference. */
 struct json_object *throttle_group_get(struct throttle_group *g);
 
-/* A node in a group. */
+/* A node in a group, or another user whose requests wait. */
 struct throttle_member {
     struct throttle_group *group;
-    struct block_node *node;
+    struct block_node *node; /* NULL: no node */
     /* Guarded by the group's lock from here on; by direction: reads, writes. */
     struct list queue[2];   /* of struct waiter, oldest first */
     struct list in_turn[2]; /* in group->waiting while the queue is not empty */
     bool hurried;
 };
 
-/* Make a node a member of a group. No request waits when it changes its group or leaves. */
+/* Make a node, or NULL, a member of a group. No request waits when it changes or leaves it. */
 void throttle_member_init(struct throttle_member *m, struct block_node *node,
                           struct throttle_group *group);
 void throttle_co_member_leave(struct throttle_member *m); /* yields */
@@ -81,5 +90,10 @@ void throttle_member_hurry(struct throttle_member *m, bool hurry);
  */
 void throttle_set_clock(int64_t (*now)(void));
 void throttle_clock_changed(void);
+/*
+ * How long it takes until something that waits may pass in a group with a clock of its own, by that
+ * clock; INT64_MAX: nothing waits.
+ */
+int64_t throttle_clock_next(void);
 
 #endif

@@ -37,19 +37,39 @@ struct sources {
     struct options *limits, *old_names;
 };
 
+/* The sentences that QEMU has for a negative value, `limit` being an average or a burst. */
+static int take_limit_number(struct options *opts, const char *key, bool limit, uint64_t *value,
+                             struct error *err)
+{
+    AUTO_FREE char *text = NULL;
+    int r = options_take_uint(opts, key, *value, UINT64_MAX, value, err);
+
+    if (r >= 0 || options_take_text(opts, key, &text, NULL) < 0 || !text || text[0] != '-') {
+        return r;
+    }
+    if (err) {
+        error_clear(err);
+    }
+    return limit && strncmp(key, "x-", 2) != 0
+               ? error_set(err, EINVAL, "bps/iops/max values must be within [0, %llu]",
+                           (unsigned long long)THROTTLE_VALUE_MAX)
+               : error_set(err, EINVAL, "Property values cannot be negative");
+}
+
 static int take_limit_value(const struct sources *from, const char *name, const char *suffix,
                             uint64_t *value, struct error *err)
 {
     char key[64], old_key[sizeof(key) + 2];
+    bool limit = suffix[0] == '\0' || strcmp(suffix, "-max") == 0;
     int r = 0;
 
     snprintf(key, sizeof(key), "%s%s", name, suffix);
     snprintf(old_key, sizeof(old_key), "x-%s", key);
     if (from->old_names) {
-        r = options_take_uint(from->old_names, old_key, *value, UINT64_MAX, value, err);
+        r = take_limit_number(from->old_names, old_key, limit, value, err);
     }
     if (from->limits) {
-        UNLESS_FAILED(r, options_take_uint(from->limits, key, *value, UINT64_MAX, value, err));
+        UNLESS_FAILED(r, take_limit_number(from->limits, key, limit, value, err));
     }
     return r;
 }
@@ -133,7 +153,7 @@ int throttle_limits_take(struct throttle_limits *l, struct options *opts, bool o
     for (int i = 0; i < THROTTLE_LIMITS; i++) {
         UNLESS_FAILED(r, take_rate_limit(&from, limit_names[i], &l->values[i], err));
     }
-    UNLESS_FAILED(r, take_limit_value(&from, "iops-size", "", &l->iops_size, err));
+    UNLESS_FAILED(r, take_limit_value(&from, "iops", "-size", &l->iops_size, err));
     if (limits) {
         UNLESS_FAILED(r, options_check_empty(limits, "throttle-group", err));
     }

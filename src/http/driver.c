@@ -19,6 +19,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/secret_memory.h"
 #include "base/log.h"
 #include "block/driver.h"
 #include "block/user_object.h"
@@ -80,14 +81,20 @@ OBJECT(https_options, "BlockdevOptionsCurlHttps", BASE_OPTIONS, COOKIE_OPTIONS,
 static int take_secret(struct options *opts, const char *key, char **ret_text, struct error *err)
 {
     AUTO_FREE char *id = NULL;
+    AUTO_SECRET char *text = NULL;
     size_t size;
     int r = options_take_str(opts, key, &id, err);
 
-    if (r == 0 && id) {
-        r = secret_get(id, ret_text, &size, err);
-        if (r == 0 && strlen(*ret_text) != size) {
-            r = error_set(err, EINVAL, "Data from secret %s have a NUL in them", id);
-        }
+    if (r < 0 || !id) {
+        return r;
+    }
+    r = secret_get(id, &text, &size, err);
+    if (r == 0 && strlen(text) != size) {
+        r = error_set(err, EINVAL, "Data from secret %s have a NUL in them", id);
+    }
+    if (r == 0) {
+        *ret_text = strdup(text);
+        r = *ret_text ? 0 : error_out_of_memory(err);
     }
     return r;
 }

@@ -118,13 +118,16 @@ static void co_take_filter_out(struct backup *b)
 static void backup_co_clean(struct job *job, void *state)
 {
     struct backup *b = state;
+    struct block_node *target;
 
     if (b->filter) {
         cbw_stop(b->cbw);
         co_take_filter_out(b);
     }
     block_co_unref(b->filter);
-    block_co_unref(b->target);
+    target = b->target;
+    b->target = NULL;
+    block_co_unref(target);
     block_co_unref(b->source);
     flush_behind_destroy(&b->flushes);
     dirty_bitmap_free(b->todo);
@@ -152,6 +155,11 @@ static const struct block_root *backup_reader(const void *state, const struct bl
     return node == b->source || node == b->filter ? b->root : NULL;
 }
 
+static struct block_node *backup_given_up(const void *state)
+{
+    return ((const struct backup *)state)->target;
+}
+
 static const struct job_driver backup_driver = {
     .type = "backup",
     .state_size = sizeof(struct backup),
@@ -162,6 +170,7 @@ static const struct job_driver backup_driver = {
     .co_abort = backup_co_abort,
     .co_clean = backup_co_clean,
     .cancelled = backup_cancelled,
+    .given_up = backup_given_up,
     .reader = backup_reader,
 };
 

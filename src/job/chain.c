@@ -94,7 +94,9 @@ struct block_node *chain_find(struct block_node *top, const char *name)
         struct block_node *image = block_node_skip_filters(next);
         AUTO_FREE char *there = block_node_resolve_backing(above, name);
 
-        if (strcmp(block_node_filename(image), name) == 0 ||
+        AUTO_FREE char *full = block_node_full_filename(image);
+
+        if (strcmp(block_node_filename(image), name) == 0 || (full && strcmp(full, name) == 0) ||
             (there && is_same_file(block_node_filename(image), there))) {
             return image;
         }
@@ -121,7 +123,7 @@ static char *relative_to(const struct block_node *overlay, const char *name)
 
 char *chain_backing_name(const struct block_node *overlay, const struct block_node *base)
 {
-    AUTO_FREE char *name = block_node_full_filename(base);
+    AUTO_FREE char *name = block_node_filename_to_record(base);
 
     return !name || !block_is_relative(name) ? TAKE_PTR(name) : relative_to(overlay, name);
 }
@@ -183,6 +185,9 @@ static int co_record(struct block_node *overlay, void *arg, struct error *err)
     UNLESS_FAILED(r, block_co_change_backing(
                          overlay, name,
                          to->base ? chain_backing_format(to->base, to->mask_protocol) : NULL, err));
+    if (r == 0 && to->base && !to->backing_file) {
+        block_note_recorded_backing(overlay, to->base);
+    }
     chain_co_end_writable(&w);
     if (r < 0) {
         error_prepend(

@@ -41,6 +41,7 @@ struct commit {
     struct block_node *top, *base; /* held by the job */
     struct block_node *filter;     /* a reference; NULL: not in the graph */
     struct block_root *root;       /* on the filter */
+    uint64_t end;                  /* bytes of the base that are written to, or left as they are */
     struct block_root *base_root;
     struct chain_guard guard;
     struct chain_writable writable; /* the base */
@@ -230,6 +231,38 @@ static int co_grow_base(struct commit *s, struct error *err)
                : 0;
 }
 
+/* The largest of the images that have `node` as their backing file. */
+static uint64_t size_of_overlays(const struct block_node *node)
+{
+    struct block_edge *edge = NULL;
+    uint64_t size = 0;
+
+    while ((edge = block_node_next_parent(node, edge))) {
+        const struct block_node *parent = block_edge_parent(edge);
+
+        if (parent) {
+            uint64_t of_parent = strcmp(block_edge_name(edge), "backing") == 0
+                                     ? block_node_size(parent)
+                                     : size_of_overlays(parent);
+
+            size = MAX(size, of_parent);
+        }
+    }
+    return size;
+}
+
+/*
+ * How much of the base has to be looked at: what the top has, and what an overlay shows past the
+ * end of the top. There the overlay has zeroes, where a larger base has data. What nobody sees
+ * stays.
+ */
+static uint64_t end_of_commit(const struct commit *s)
+{
+    uint64_t seen = MAX(block_node_size(s->top), size_of_overlays(s->filter));
+
+    return MIN(seen, block_node_size(s->base));
+}
+
 static int co_begin_commit(struct commit *s, struct error *err)
 {
     int r;
@@ -241,11 +274,12 @@ static int co_begin_commit(struct commit *s, struct error *err)
     if (r < 0) {
         return r;
     }
-    s->todo = dirty_bitmap_new(block_node_size(s->base), GRANULARITY);
+    s->end = end_of_commit(s);
+    s->todo = dirty_bitmap_new(s->end, GRANULARITY);
     if (!s->todo) {
         return error_out_of_memory(err);
     }
-    dirty_bitmap_set(s->todo, 0, block_node_size(s->base));
+    dirty_bitmap_set(s->todo, 0, s->end);
     return 0;
 }
 
@@ -270,7 +304,7 @@ static int commit_co_run(struct job *job, void *state, struct error *err)
     r = co_begin_commit(s, err);
     if (r == 0) {
         params.todo = s->todo;
-        job_progress_set_total(job, block_node_size(s->base));
+        job_progress_set_total(job, s->end);
         r = copy_loop_co_run(&params);
     }
     UNLESS_FAILED(r, flush_behind_co_flush(&s->flushes));
@@ -303,10 +337,51 @@ static int co_leave_graph(struct commit *s, struct error *err)
     return r;
 }
 
+/* A flush asks nobody if there is nothing to flush: read something of what the image lies in. */
+static int co_read_storage(struct block_node *node)
+{
+    struct block_edge *edge = NULL;
+    uint8_t header[512];
+    int r = 0;
+
+    while (r == 0 && (edge = block_node_next_child(node, edge))) {
+        if (strcmp(block_edge_name(edge), "backing") != 0 &&
+            block_node_size(block_edge_node(edge)) >= sizeof(header)) {
+            r = block_co_pread(edge, 0, header, sizeof(header));
+        }
+    }
+    return r;
+}
+
+/*
+ * Between the work and this moment the job may have waited for long, and the base may not answer
+ * any more: other commands go on while it is asked, and the job may be cancelled. The nodes below
+ * the base stay while the job holds it open for writing.
+ */
+static int co_ask_base(struct job *job, struct commit *s)
+{
+    bool held = block_control_pause();
+    int r = block_co_flush_node(s->base);
+
+    UNLESS_FAILED(r, co_read_storage(s->base));
+    block_co_control_resume(held);
+    return r < 0 ? r : job_begin_last_step(job) ? 0 : -ECANCELED;
+}
+
 static int commit_co_prepare(struct job *job, void *state, struct error *err)
 {
     struct commit *s = state;
-    int r = co_collect_commit_bitmaps(s, err);
+    int r = co_ask_base(job, s);
+
+    if (r < 0) {
+        return error_set(err, -r, "%s", strerror(-r));
+    }
+    r = end_of_commit(s) <= s->end
+            ? co_collect_commit_bitmaps(s, err)
+            : error_set(err, EBUSY,
+                        "The image above '%s' has become larger than what was "
+                        "committed",
+                        block_node_display_name(s->top));
 
     UNLESS_FAILED(r, chain_bitmaps_co_store(&s->bitmaps, block_node_skip_filters(s->base), err));
     UNLESS_FAILED(r, block_co_flush_node(s->base));
@@ -359,6 +434,7 @@ static const struct job_driver commit_driver = {
     .state_size = sizeof(struct commit),
     .block_job = true,
     .co_run = commit_co_run,
+    .cancels_prepare = true,
     .co_prepare = commit_co_prepare,
     .co_clean = commit_co_clean,
     .cancelled = commit_cancelled,

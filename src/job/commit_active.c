@@ -23,10 +23,11 @@ static int co_collect_active_bitmaps(struct active *a, struct error *err)
 {
     struct block_node *base = block_node_skip_filters(a->base);
     struct block_node *node = block_node_skip_filters(a->top);
+    uint64_t size = MAX(block_node_size(a->top), block_node_size(a->base));
     int r = 0;
 
     for (int depth = 1; r == 0 && node != base; depth++) {
-        r = chain_bitmaps_co_collect(&a->bitmaps, node, depth, block_node_size(a->top), err);
+        r = chain_bitmaps_co_collect(&a->bitmaps, node, depth, size, err);
         node = block_node_skip_filters(block_node_backing(node));
     }
     return r;

@@ -97,6 +97,25 @@ static struct job *alloc_job(const struct job_driver *driver, const struct job_c
     return job;
 }
 
+/* As in QEMU, where the speed is set last, a job with a speed that is wrong has been seen. */
+static int check_first_speed(const struct job_driver *driver, const struct job_config *config,
+                             struct error *err)
+{
+    struct job *job;
+
+    if (config->speed <= INT64_MAX) {
+        return 0;
+    }
+    job = alloc_job(driver, config);
+    if (!job) {
+        return error_out_of_memory(err);
+    }
+    job_enlist(job);
+    job_set_status(job, JOB_CREATED);
+    job_unlist(job);
+    return error_set(err, EINVAL, "Parameter 'speed' expects a non-negative value");
+}
+
 int job_new(const struct job_driver *driver, const struct job_config *config, struct job **ret_job,
             struct error *err)
 {
@@ -104,6 +123,7 @@ int job_new(const struct job_driver *driver, const struct job_config *config, st
     struct job *job;
     int r = check_new_id(config->id, err);
 
+    UNLESS_FAILED(r, check_first_speed(driver, config, err));
     if (r < 0) {
         return r;
     }

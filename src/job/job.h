@@ -21,7 +21,8 @@
  *        | co_txn_pend()
  *        v
  *      PENDING   until job_co_finalize(), or at once with auto-finalize
- *        | conclude_job(): co_prepare of all jobs, then co_commit and co_clean of each
+ *        | conclude_job(): co_prepare of all jobs, then co_commit and co_clean of each. One
+ *        | that waits in co_prepare for storage that hangs may be cancelled (`cancels_prepare`)
  *        v
  *      CONCLUDED -- job_dismiss(), or at once with auto-dismiss --> NULL
  *
@@ -109,7 +110,11 @@ struct job_driver {
      * fill `err`. Without the control lock.
      */
     int (*co_run)(struct job *job, void *state, struct error *err);
-    /* The last steps that may fail, of a job that has done its work. */
+    /*
+     * The last steps that may fail, of a job that has done its work. `cancels_prepare`: it can be
+     * cancelled until it calls job_begin_last_step(); -ECANCELED then.
+     */
+    bool cancels_prepare;
     int (*co_prepare)(struct job *job, void *state, struct error *err);
     /* The end of a job that succeeds, or that does not; can't fail. */
     void (*co_commit)(struct job *job, void *state);
@@ -125,6 +130,12 @@ struct job_driver {
     bool (*cancel_softly)(struct job *job, void *state);
     /* The job will be cancelled by force: end waits that job_wake() does not end. */
     void (*cancelled)(struct job *job, void *state);
+    /*
+     * Called again and again while a job that was cancelled by force does not end: the node whose
+     * requests hold it up, and which nobody needs any more; NULL: there is none. Its server is left
+     * if it does not answer (block_co_give_up()).
+     */
+    struct block_node *(*given_up)(const void *state);
     /* The verb change. `args`: a struct of the driver. NULL: refused. */
     int (*change)(struct job *job, void *state, const void *args, struct error *err);
     /* The limit has changed: job_speed(). For drivers that do not use job_co_pace(). */
@@ -143,7 +154,7 @@ struct job_driver {
 struct job_config {
     /* A letter, then letters, digits, '-', '.', '_'; at most 255 bytes. NULL: -EINVAL. */
     const char *id;
-    /* Bytes per second; 0: no limit. */
+    /* Bytes per second; 0: no limit; above INT64_MAX: -EINVAL. */
     uint64_t speed;
     bool auto_finalize;
     bool auto_dismiss;
@@ -219,6 +230,8 @@ bool job_is_cancelled(const struct job *job);
  * 0, or -ECANCELED.
  */
 int job_co_pause_point(struct job *job);
+/* For co_prepare: true if the job was not cancelled meanwhile. From then on it can't be. */
+bool job_begin_last_step(struct job *job);
 /* Whether a pause point would wait, or return an error: pieces in flight should come to an end. */
 bool job_should_stop(const struct job *job);
 /* Sleep for `ns` (negative: without limit), until job_wake() at most. Several coroutines may. */

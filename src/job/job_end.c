@@ -10,6 +10,9 @@ void job_co_conclude(struct job *job)
     bool failed = job->result < 0;
 
     job->refs++;
+    if (job->result == -ECANCELED) {
+        job_force_cancel(job); /* one that has done its work may have guests' writes in flight */
+    }
     if (failed) {
         job_set_status(job, JOB_ABORTING);
     }
@@ -25,6 +28,7 @@ void job_co_conclude(struct job *job)
     job_leave_txn(job);
     job_emit(job, job->result == -ECANCELED ? JOB_EVENT_CANCELLED : JOB_EVENT_COMPLETED);
     job_set_status(job, JOB_CONCLUDED);
+    job_wake(job);
     if (job->auto_dismiss) {
         job_unlist(job);
     }
@@ -38,6 +42,7 @@ void job_force_cancel(struct job *job)
         if (job->driver->cancelled) {
             job->driver->cancelled(job, job->state);
         }
+        job_begin_to_give_up(job);
     }
     job->user_paused = false;
     job_wake(job);
@@ -87,7 +92,13 @@ void job_co_txn_conclude(struct job_txn *txn)
     LIST_FOREACH (job, &txn->jobs, txn_link) {
         const struct job_driver *d = job->driver;
 
+        txn->preparing = d->cancels_prepare ? job : NULL;
         job->result = d->co_prepare ? d->co_prepare(job, job->state, &job->err) : 0;
+        txn->preparing = NULL;
+        if (job->result < 0 && job->cancelled) {
+            job->result = -ECANCELED;
+            error_clear(&job->err);
+        }
         if (job->result < 0) {
             job_co_txn_abort(job);
             break;

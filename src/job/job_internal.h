@@ -9,22 +9,18 @@
 
 struct co;
 
-/* What a job has to do with a node: uses it, has frozen its link downwards, will take it away. */
-enum job_node_use { JOB_NODE_USED = 1, JOB_NODE_FROZEN = 2, JOB_NODE_FILTER = 4 };
-
-struct job_node {
-    struct list link;
-    struct block_node *node; /* referenced, except JOB_NODE_FILTER */
-    unsigned uses;           /* of enum job_node_use */
-};
-
 /* Jobs that end together. */
 struct job_txn {
     unsigned refs;
     struct list jobs; /* by txn_link; each has a reference */
     bool aborting;
-    /* Its jobs take effect: it is too late for a cancel. Closing images lets other commands run. */
+    /*
+     * Its jobs take effect: it is too late for a cancel, unless `preparing` still waits for
+     * something. Closing images lets other commands run.
+     */
     bool concluding;
+    /* Its co_prepare runs, and can be cancelled; NULL: there is none. */
+    struct job *preparing;
 };
 
 struct job {
@@ -45,6 +41,7 @@ struct job {
 
     bool user_paused;
     bool cancelled;      /* by force */
+    bool last_step;      /* job_begin_last_step() */
     bool soft_cancelled; /* the job ends with success by itself; errors end it at once */
 
     /* 0, or why the job failed; the sentence is in `err` */
@@ -83,5 +80,7 @@ void job_leave_txn(struct job *job);
 void job_co_release_nodes(struct job *job);
 /* Force the end of a job that works. */
 void job_force_cancel(struct job *job);
+/* Begin to leave what holds up a job that was cancelled by force, if it does not end soon. */
+void job_begin_to_give_up(struct job *job);
 
 #endif

@@ -65,7 +65,7 @@ struct job_info job_get_info(const struct job *job)
         .auto_finalize = job->auto_finalize,
         .auto_dismiss = job->auto_dismiss,
         .paused = job->user_paused,
-        .busy = s == JOB_RUNNING || (s == JOB_READY && list_is_empty(&job->sleepers)),
+        .busy = (s == JOB_RUNNING || s == JOB_READY) && list_is_empty(&job->sleepers),
         .ready = s == JOB_READY || s == JOB_STANDBY,
         .has_synced = job->driver->is_synced != NULL,
         .synced = job->driver->is_synced && job->running && job->driver->is_synced(job, job->state),

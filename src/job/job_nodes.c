@@ -7,6 +7,15 @@
 #include "block/device.h"
 #include "job/job_internal.h"
 
+/* What a job has to do with a node: uses it, has frozen its link downwards, will take it away. */
+enum job_node_use { JOB_NODE_USED = 1, JOB_NODE_FROZEN = 2, JOB_NODE_FILTER = 4 };
+
+struct job_node {
+    struct list link;
+    struct block_node *node; /* referenced, except JOB_NODE_FILTER */
+    unsigned uses;           /* of enum job_node_use */
+};
+
 static int note_node(struct job *job, struct block_node *node, unsigned uses, struct error *err)
 {
     struct job_node *n = malloc(sizeof(*n));

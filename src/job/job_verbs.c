@@ -35,9 +35,20 @@ static const struct {
     [VERB_CHANGE] = {"change", AT_WORK},
 };
 
+/* A job of a transaction that takes effect: only a cancel may come still. */
+static bool is_too_late(const struct job *job, enum verb verb)
+{
+    const struct job_txn *txn = job->txn;
+
+    if (job->status != JOB_PENDING || !txn->concluding) {
+        return false;
+    }
+    return verb != VERB_CANCEL || !txn->preparing || txn->preparing->last_step;
+}
+
 static int check_verb(const struct job *job, enum verb verb, struct error *err)
 {
-    bool too_late = job->status == JOB_PENDING && job->txn->concluding;
+    bool too_late = is_too_late(job, verb);
 
     if ((verbs[verb].states & AT(job->status)) && !too_late) {
         return 0;
@@ -148,7 +159,9 @@ int job_co_cancel(struct job *job, bool force, struct error *err)
     if (r < 0) {
         return r;
     }
-    if (job->status == JOB_WAITING || job->status == JOB_PENDING) {
+    if (job->status == JOB_PENDING && job->txn->concluding) {
+        job_force_cancel(job->txn->preparing); /* job_co_txn_conclude() ends all of them */
+    } else if (job->status == JOB_WAITING || job->status == JOB_PENDING) {
         job->result = -ECANCELED;
         job_co_txn_abort(job);
     } else if (!force && (job->status == JOB_READY || job->status == JOB_STANDBY) &&

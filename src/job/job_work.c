@@ -21,6 +21,12 @@ bool job_is_cancelled(const struct job *job)
     return job->cancelled;
 }
 
+bool job_begin_last_step(struct job *job)
+{
+    job->last_step = !job->cancelled;
+    return job->last_step;
+}
+
 bool job_should_stop(const struct job *job)
 {
     return job->cancelled || job->user_paused;

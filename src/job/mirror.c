@@ -20,6 +20,11 @@
 /* How often a job that is ready looks for something to copy. */
 #define LOOK_NS (100 * NS_PER_MS)
 
+static bool is_commit(const struct mirror_params *p)
+{
+    return strcmp(p->type, "commit") == 0;
+}
+
 /* --- the work --------------------------------------------------------------------------------- */
 
 /* Of MIRROR_SYNC_TOP: what is allocated above the base. */
@@ -105,9 +110,13 @@ static int co_follow_source(struct mirror *s)
     }
 }
 
+/* A base that is larger keeps its end, which users see once they have moved there. */
 static int check_mirror_sizes(const struct mirror *s, struct error *err)
 {
-    return block_node_size(s->params.source) != block_node_size(s->params.target)
+    uint64_t source = block_node_size(s->params.source);
+    uint64_t target = block_node_size(s->params.target);
+
+    return source > target || (source < target && !is_commit(&s->params))
                ? error_set(err, EINVAL, "Source and target image have different sizes")
                : 0;
 }
@@ -166,6 +175,9 @@ static int mirror_co_prepare(struct job *job, void *state, struct error *err)
         return 0;
     }
     r = co_ask_target(s, err);
+    if (r >= 0 && job_is_cancelled(job)) {
+        r = -ECANCELED;
+    }
     return r < 0 ? r : mirror_co_conclude(s, s->completing, err);
 }
 
@@ -251,6 +263,14 @@ static const struct block_root *mirror_reader(const void *state, const struct bl
     return node == s->params.source || node == s->filter ? s->root : NULL;
 }
 
+/* A base that is committed into is what guests read. */
+static struct block_node *mirror_given_up(const void *state)
+{
+    const struct mirror *s = state;
+
+    return s->filter ? s->params.target : NULL;
+}
+
 static bool mirror_is_synced(const struct job *job, const void *state)
 {
     const struct mirror *s = state;
@@ -264,12 +284,14 @@ static const struct job_driver mirror_driver = {
     .state_size = sizeof(struct mirror),
     .block_job = true,
     .co_run = mirror_co_run,
+    .cancels_prepare = true,
     .co_prepare = mirror_co_prepare,
     .co_abort = mirror_co_abort,
     .co_clean = mirror_co_clean,
     .complete = mirror_complete,
     .cancel_softly = mirror_cancel_softly,
     .cancelled = mirror_cancelled,
+    .given_up = mirror_given_up,
     .change = mirror_change_mode,
     .reader = mirror_reader,
     .is_synced = mirror_is_synced,
@@ -281,6 +303,7 @@ static const struct job_driver commit_driver = {
     .state_size = sizeof(struct mirror),
     .block_job = true,
     .co_run = mirror_co_run,
+    .cancels_prepare = true,
     .co_prepare = mirror_co_prepare,
     .co_abort = mirror_co_abort,
     .co_clean = mirror_co_clean,
@@ -290,11 +313,6 @@ static const struct job_driver commit_driver = {
 };
 
 /* --- start ------------------------------------------------------------------------------------ */
-
-static bool is_commit(const struct mirror_params *p)
-{
-    return strcmp(p->type, commit_driver.type) == 0;
-}
 
 /* Whether nobody sees a change when a node with the contents of `from` replaces `replaces`. */
 static bool may_replace(struct block_node *from, const struct block_node *replaces)

@@ -177,6 +177,7 @@ static void give_bitmap(struct mirror *s)
 static int co_settle_bitmap(struct mirror *s, struct error *err)
 {
     struct block_bitmap *b = s->params.bitmap;
+    struct block_bitmap_commits commits;
     bool taken = s->bitmap_taken;
     int r;
 
@@ -184,11 +185,12 @@ static int co_settle_bitmap(struct mirror *s, struct error *err)
     if (!taken || s->params.bitmap_mode == MIRROR_BITMAP_NEVER) {
         return 0;
     }
+    block_bitmap_commits_begin(&commits); /* both at once, also for a crash */
     r = block_co_bitmap_clear(b, NULL, err);
     if (r >= 0 && dirty_bitmap_count(mirror_top_todo(s->top)) > 0) {
         r = block_co_bitmap_add_bits(b, mirror_top_todo(s->top), err);
     }
-    return r;
+    return block_co_bitmap_commits_finish(&commits, r, err);
 }
 
 void mirror_co_give_up_bitmap(struct mirror *s)
@@ -229,7 +231,8 @@ static int co_copy_rest(struct mirror *s, struct error *err)
     if (!buffer) {
         return error_out_of_memory(err);
     }
-    while (r == 0 && dirty_bitmap_next_dirty(todo, 0, UINT64_MAX, &offset, &length)) {
+    while (r == 0 && !job_is_cancelled(s->job) &&
+           dirty_bitmap_next_dirty(todo, 0, UINT64_MAX, &offset, &length)) {
         bool reading = false;
 
         dirty_bitmap_clear(todo, offset, length);
@@ -285,7 +288,7 @@ static int co_move_users(struct mirror *s, struct block_node *from, struct block
         }
         moves->list = list;
         list[moves->count] = (struct move){.edge = edge, .from = from};
-        r = block_co_edge_move(edge, to, err);
+        r = s->grows ? block_co_edge_point(edge, to, err) : block_co_edge_move(edge, to, err);
         moves->count += r == 0;
     }
     return r;
@@ -310,7 +313,7 @@ static int co_move_to_target(struct mirror *s, struct moves *moves, struct error
 static void co_move_users_back(struct mirror *s, const struct moves *moves)
 {
     for (size_t i = moves->count; i > 0; i--) {
-        (void)block_co_edge_move(moves->list[i - 1].edge, moves->list[i - 1].from, NULL);
+        (void)block_co_edge_point(moves->list[i - 1].edge, moves->list[i - 1].from, NULL);
     }
     mirror_top_set_stopped(s->top, false);
     if (block_co_change_settle(NULL) < 0) {
@@ -326,6 +329,10 @@ static int co_pivot(struct mirror *s, struct error *err)
 
     if (hooks && hooks->co_before_pivot) {
         r = hooks->co_before_pivot(s->params.hooks_arg, err);
+    }
+    s->grows = block_node_size(s->params.target) != block_node_size(s->params.source);
+    if (r >= 0 && s->grows) {
+        r = block_node_check_resize(s->filter, err);
     }
     if (r < 0) {
         return r;
@@ -354,6 +361,9 @@ static int co_pivot(struct mirror *s, struct error *err)
         return r;
     }
     s->pivoted = true;
+    if (s->grows) {
+        block_report_size(s->params.target);
+    }
     if (hooks && hooks->co_after_pivot) {
         hooks->co_after_pivot(s->params.hooks_arg);
     }
@@ -380,17 +390,95 @@ static int co_open_target_backing(struct mirror *s, struct error *err)
     return block_co_open_filename(name, format, NULL, 0, &s->params.target_backing, err);
 }
 
+struct rest {
+    struct mirror *s;
+    struct error err;
+    int r;
+    bool done;
+};
+
+static void co_copy_rest_apart(void *arg)
+{
+    struct rest *rest = arg;
+
+    rest->r = co_copy_rest(rest->s, &rest->err);
+    rest->done = true;
+    job_wake(rest->s->job);
+}
+
+static bool mirror_is_cancelled(const void *mirror)
+{
+    return job_is_cancelled(((const struct mirror *)mirror)->job);
+}
+
+static void end_drains(struct block_node *const *nodes, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        block_drain_end(nodes[i]);
+    }
+}
+
+/*
+ * With the nodes drained: make the target equal. If the job is cancelled, guests go on at once,
+ * whatever the target does: *ret_drained is false, and the result -ECANCELED.
+ */
+static int co_finish_target(struct mirror *s, struct block_node *const *nodes, size_t count,
+                            bool *ret_drained, struct error *err)
+{
+    struct rest rest = {.s = s};
+
+    if (reactor_spawn(reactor_main(), co_copy_rest_apart, &rest) < 0) {
+        co_copy_rest_apart(&rest);
+    }
+    while (!rest.done && !job_is_cancelled(s->job)) {
+        job_co_sleep(s->job, -1);
+    }
+    *ret_drained = !job_is_cancelled(s->job);
+    if (!*ret_drained) {
+        mirror_let_guests_go(s);
+        end_drains(nodes, count);
+    }
+    while (!rest.done) {
+        job_co_sleep(s->job, -1);
+    }
+    error_move(err, &rest.err);
+    return *ret_drained ? rest.r : -ECANCELED;
+}
+
+/*
+ * Drain the nodes, and make the target equal. It may not answer, with a guest's write in flight or
+ * something left to copy: other commands go on meanwhile, and so do guests when the job is
+ * cancelled. The nodes are the job's, which nobody takes out of the graph. *ret_drained: they are,
+ * whatever the result is; storage may fail with -ECANCELED, too.
+ */
+static int co_make_equal(struct mirror *s, struct block_node **nodes, size_t count,
+                         bool *ret_drained, struct error *err)
+{
+    bool held = block_control_pause();
+    int r = -ECANCELED;
+
+    *ret_drained = block_co_drain_begin_unless(nodes, count, mirror_is_cancelled, s);
+    if (*ret_drained) {
+        r = co_finish_target(s, nodes, count, ret_drained, err);
+    }
+    block_co_control_resume(held);
+    return r;
+}
+
 int mirror_co_conclude(struct mirror *s, bool pivot, struct error *err)
 {
     struct block_node *nodes[] = {s->filter, s->params.source, s->params.target,
                                   s->params.replaces ?: s->params.source};
+    bool drained;
     int r = pivot ? co_open_target_backing(s, err) : 0;
 
     if (r < 0) {
         return r;
     }
-    block_co_drain_begin_many(nodes, ARRAY_SIZE(nodes));
-    r = co_copy_rest(s, err);
+    r = co_make_equal(s, nodes, ARRAY_SIZE(nodes), &drained, err);
+    if (r >= 0 && !job_begin_last_step(s->job)) {
+        r = -ECANCELED;
+    }
     UNLESS_FAILED(r, co_settle_bitmap(s, err));
     if (r >= 0) {
         mirror_restart_settle(s);
@@ -401,8 +489,8 @@ int mirror_co_conclude(struct mirror *s, bool pivot, struct error *err)
     if (r >= 0) {
         mirror_top_set_mode(s->top, MIRROR_TOP_OFF);
     }
-    for (size_t i = 0; i < ARRAY_SIZE(nodes); i++) {
-        block_drain_end(nodes[i]);
+    if (drained) {
+        end_drains(nodes, ARRAY_SIZE(nodes));
     }
     if (s->pivoted) {
         co_drop_filter(s);

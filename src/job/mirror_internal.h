@@ -22,6 +22,7 @@ struct mirror_restart {
     /* A flush has failed: a later success does not say that the target has what was sent before. */
     bool doubtful;
     int64_t settled_ns;
+    int64_t noted_ns; /* when the image got the bits last */
 };
 
 /* The state of the job. Main reactor. */
@@ -44,6 +45,8 @@ struct mirror {
     bool completing, stopping;
     bool bitmap_taken;
     bool pivoted;
+    /* The users move to a base that is larger. */
+    bool grows;
     /* After a soft cancel: the target is a copy of the moment, and is left alone. */
     bool concluded;
     struct mirror_restart restart;
@@ -76,7 +79,8 @@ void mirror_let_guests_go(struct mirror *s);
 void mirror_co_remove(struct mirror *s);
 /*
  * Make the target equal to the source, with everything drained, and flushed: then either move the
- * users to the target (`pivot`), or let the target alone from now on. Control lock.
+ * users to the target (`pivot`), or let the target alone from now on. Control lock, which is paused
+ * while the target is written. -ECANCELED: the job was cancelled meanwhile.
  */
 int mirror_co_conclude(struct mirror *s, bool pivot, struct error *err);
 /* After a failure: what the target has, as the bitmap is to say. Control lock. */

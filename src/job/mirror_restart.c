@@ -39,6 +39,8 @@
 #define MARGIN (64 * MiB)
 /* How often a job that is ready clears bits of P. */
 #define SETTLE_NS NS_PER_SECOND
+/* How often a job stores P: what it has lost since then is sent again after a crash. */
+#define NOTE_NS (5 * NS_PER_SECOND)
 
 /* --- start: the bitmap of the source ---------------------------------------------------------- */
 
@@ -125,6 +127,7 @@ void mirror_restart_co_end(struct mirror *s)
     free(m->changes_name);
     m->name = m->changes_name = NULL;
     if (m->taken) {
+        block_co_bitmap_return_bits(m->pending);
         block_bitmap_give(m->pending);
     }
     /* The target has taken over, or nothing was sent: the bitmap says nothing any more. */
@@ -292,6 +295,21 @@ void mirror_restart_settle(struct mirror *s)
     }
 }
 
+/* Now and then: P in the image loses what it has lost in memory. The source is drained. */
+static void co_note_progress(struct mirror *s)
+{
+    struct mirror_restart *m = &s->restart;
+    ERROR_AUTO(err);
+
+    if (loop_now_ns() < m->noted_ns + NOTE_NS) {
+        return;
+    }
+    m->noted_ns = loop_now_ns();
+    if (block_co_bitmap_note_all(m->pending, &err) < 0) { /* it has more than necessary */
+        log_warning("mirror '%s': %s", job_id(s->job), error_message(&err));
+    }
+}
+
 /* Flush the target, and clear bits of P. No piece is in flight. */
 static int co_end_window(struct mirror *s, uint64_t begin, uint64_t end)
 {
@@ -308,6 +326,7 @@ static int co_end_window(struct mirror *s, uint64_t begin, uint64_t end)
         /* After a cancel W does not get guests' writes any more. */
         if (!s->restart.doubtful && !job_is_cancelled(s->job)) {
             settle_range(s, begin, end);
+            co_note_progress(s);
         }
         block_drain_end_but(&drain);
     }
@@ -335,12 +354,25 @@ static int co_copy_windows(struct mirror *s, uint64_t window)
         uint64_t end = MIN(begin + window, size);
 
         dirty_bitmap_set(pending, begin, end - begin + MARGIN);
+        r = block_co_bitmap_note_set(s->restart.pending, begin, end - begin + MARGIN);
         mirror_top_set_follow_end(s->top, end);
         s->restart.sending = true;
-        r = mirror_co_copy_range(s, begin, end, true);
+        UNLESS_FAILED(r, mirror_co_copy_range(s, begin, end, true));
         UNLESS_FAILED(r, co_end_window(s, settled, end));
         settled = end;
     }
+    return r;
+}
+
+/* Before anything is sent, the image has of P what it begins with. */
+static int co_note_plan(struct mirror *s, struct error *err)
+{
+    struct block_drain drain;
+    int r;
+
+    block_co_drain_begin_but(&drain, s->params.source, s->root);
+    r = block_co_bitmap_note_all(s->restart.pending, err);
+    block_drain_end_but(&drain);
     return r;
 }
 
@@ -355,10 +387,12 @@ int mirror_restart_co_run(struct mirror *s, struct error *err)
     }
     window = MAX(window, dirty_bitmap_granularity(mirror_top_todo(s->top)));
     r = co_plan_restart(s, err);
+    UNLESS_FAILED(r, co_note_plan(s, err));
     if (r < 0) {
         return r;
     }
     log_plan(s);
+    s->restart.noted_ns = loop_now_ns();
     job_progress_set_total(s->job, dirty_bitmap_count(mirror_top_todo(s->top)));
     r = co_copy_windows(s, window);
     if (r == 0) {

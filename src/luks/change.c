@@ -104,7 +104,7 @@ static int co_activate(struct luks_volume *v, const struct luks_change *change, 
     }
     UNLESS_FAILED(r, passphrase_get(secret, &now, err));
     UNLESS_FAILED(r, luks_co_find_slot(v, &now, key, &unlocked, err));
-    UNLESS_FAILED(r, passphrase_get(change->new_secret, &next, err));
+    UNLESS_FAILED(r, passphrase_get_new(change->new_secret, &next, err));
     UNLESS_FAILED(r, luks_co_choose_iterations(v->header.hash, v->header.key_size, time_ms,
                                                &iterations, err));
     if (r < 0) {

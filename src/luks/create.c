@@ -111,6 +111,9 @@ int luks_co_create_file(const char *filename, uint64_t size, struct options *opt
     /* The file is for a detached header alone. */
     r = co_write_volume(c.detached ? NULL : edge, c.detached ? edge : NULL, &c, size, err);
     block_co_root_release(root);
+    if (r < 0) {
+        block_co_remove_unfinished(filename);
+    }
     return r;
 }
 

@@ -6,18 +6,6 @@
 #include "block/driver.h"
 #include "luks/volume.h"
 
-/* The state of a node. */
-struct luks_disk {
-    struct block_node *node;
-    struct luks_volume *volume;
-    /* the child with a detached header; NULL: the header is in the child "file" */
-    struct block_edge *header;
-    /* bytes; where the sectors begin in the child "file" */
-    uint64_t payload_offset;
-    /* slots are being changed; nobody else may read the header */
-    unsigned changing;
-};
-
 extern const struct block_option_desc luks_create_options[];
 
 /* See struct block_driver. `header` is the node for a detached header, or NULL. */

@@ -28,33 +28,17 @@
 /* QEMU has no larger disks, and says so. */
 #define SIZE_MAX_SHOWN ((uint64_t)(INT64_MAX + 1ULL - GiB))
 
-/* --- header ----------------------------------------------------------------------------------- */
-
-static int co_read_edge(void *arg, uint64_t offset, void *buf, size_t size)
-{
-    struct block_edge *edge = arg;
-
-    if (!range_fits(offset, size, block_edge_size(edge))) {
-        return -EIO;
-    }
-    return block_co_pread(edge, offset, buf, size);
-}
-
-static int co_write_edge(void *arg, uint64_t offset, const void *buf, size_t size)
-{
-    return block_co_pwrite(arg, offset, buf, size, 0);
-}
-
-static int co_flush_edge(void *arg)
-{
-    return block_co_flush(arg);
-}
-
-struct luks_io luks_io_of_edge(struct block_edge *edge)
-{
-    return (struct luks_io){
-        .co_read = co_read_edge, .co_write = co_write_edge, .co_flush = co_flush_edge, .arg = edge};
-}
+/* The state of a node. */
+struct luks_disk {
+    struct block_node *node;
+    struct luks_volume *volume;
+    /* the child with a detached header; NULL: the header is in the child "file" */
+    struct block_edge *header;
+    /* bytes; where the sectors begin in the child "file" */
+    uint64_t payload_offset;
+    /* slots are being changed; nobody else may read the header */
+    unsigned changing;
+};
 
 /* --- open ------------------------------------------------------------------------------------- */
 
@@ -150,12 +134,12 @@ static int luks_co_settle(struct block_node *node, struct error *err)
 {
     int r;
 
-    node->perm_touched = true;
+    block_perm_touch(node);
     block_co_change_begin();
     r = block_co_change_settle(err);
     if (r < 0) {
         ((struct luks_disk *)node->opaque)->changing--;
-        node->perm_touched = true;
+        block_perm_touch(node);
         (void)block_co_change_settle(NULL);
     }
     block_co_change_end();
@@ -178,7 +162,7 @@ static void luks_co_amend_end(struct block_node *node)
     struct luks_disk *d = node->opaque;
 
     d->changing--;
-    node->perm_touched = true;
+    block_perm_touch(node);
     block_co_change_begin();
     (void)block_co_change_settle(NULL);
     block_co_change_end();

@@ -7,6 +7,8 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "base/cleanup.h"
+#include "base/json_lex.h"
 #include "base/secret_memory.h"
 #include "block/user_object.h"
 #include "loop/loop.h"
@@ -21,12 +23,31 @@ int passphrase_get(const char *secret_id, struct passphrase *ret_passphrase, str
     return secret_get(secret_id, &ret_passphrase->text, &ret_passphrase->size, err);
 }
 
+int passphrase_get_new(const char *secret_id, struct passphrase *ret_passphrase, struct error *err)
+{
+    CLEANUP(passphrase_release) struct passphrase p = {0};
+    const unsigned char *at, *end;
+    int r = passphrase_get(secret_id, &p, err);
+
+    if (r < 0) {
+        return r;
+    }
+    at = (const unsigned char *)p.text;
+    end = at + p.size;
+    for (size_t n = 1; at < end; at += n) {
+        n = *at ? json_utf8_length(at, end) : 0;
+        if (n == 0) {
+            return error_set(err, EINVAL, "Data from secret %s is not valid UTF-8", secret_id);
+        }
+    }
+    *ret_passphrase = p;
+    p = (struct passphrase){0};
+    return 0;
+}
+
 void passphrase_release(struct passphrase *p)
 {
-    if (p->text) {
-        explicit_bzero(p->text, p->size);
-    }
-    free(p->text);
+    secret_free(p->text);
     *p = (struct passphrase){0};
 }
 

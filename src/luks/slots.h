@@ -7,7 +7,7 @@
 
 #define LUKS_KEY_MAX 64
 
-/* A copy of a secret's text. */
+/* A copy of a secret's text, in secret memory. */
 struct passphrase {
     char *text;
     size_t size;
@@ -15,6 +15,11 @@ struct passphrase {
 
 /* -ENOENT: there is no such secret. passphrase_release() erases the copy. Do not yield. */
 int passphrase_get(const char *secret_id, struct passphrase *ret_passphrase, struct error *err);
+/*
+ * As passphrase_get(), for a slot that is about to be written: -EINVAL unless it is text in UTF-8
+ * without NUL, since QEMU opens no volume with another one.
+ */
+int passphrase_get_new(const char *secret_id, struct passphrase *ret_passphrase, struct error *err);
 void passphrase_release(struct passphrase *p);
 
 /*

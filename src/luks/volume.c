@@ -183,7 +183,7 @@ int luks_co_format(const struct luks_io *io, bool detached, const struct luks_fo
     struct luks_volume *v = NULL;
     int r = key ? luks_check_encryption(&format->encryption, err) : error_out_of_memory(err);
 
-    UNLESS_FAILED(r, passphrase_get(format->secret_id, &p, err));
+    UNLESS_FAILED(r, passphrase_get_new(format->secret_id, &p, err));
     UNLESS_FAILED(r, new_volume(io, detached, &v, err));
     if (r < 0) {
         return r;

@@ -15,6 +15,8 @@
  *                with random bytes
  *   replacing    a slot that is active: its new key is stored in a free slot meanwhile, if there is
  *                one
+ *
+ * tests/crash/keys.h tests this.
  */
 #ifndef TIDEMARK_LUKS_VOLUME_H
 #define TIDEMARK_LUKS_VOLUME_H

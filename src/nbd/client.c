@@ -7,6 +7,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/time_units.h"
 #include "nbd/client_internal.h"
 
 /* How long a server may take to hang up after the client has said goodbye. */
@@ -111,42 +112,125 @@ static int client_co_start(struct nbd_client *c, struct error *err)
     return r < 0 ? error_set_errno(err, -r, "Could not start the NBD client") : 0;
 }
 
-int nbd_client_co_connect(const struct socket_address *address, const struct nbd_client_tls *tls,
-                          const char *export_name, const char *const *contexts,
-                          size_t context_count, int64_t timeout_ns, struct nbd_client **ret_client,
-                          struct error *err)
+/* A client that has not connected yet. */
+static int client_make(const struct socket_address *address, const struct nbd_client_tls *tls,
+                       const char *export_name, const char *const *contexts, size_t context_count,
+                       int64_t timeout_ns, struct nbd_client **ret_client, struct error *err)
 {
-    struct nbd_client *c;
-    char who[512];
-    int r;
+    struct nbd_client *c = client_new(context_count);
 
-    if (context_count > NBD_CLIENT_CONTEXT_MAX) {
-        return error_set(err, EINVAL, "%zu metadata contexts were asked for; at most %d can be",
-                         context_count, NBD_CLIENT_CONTEXT_MAX);
-    }
-    c = client_new(context_count);
     if (!c) {
         return error_out_of_memory(err);
     }
     c->target.timeout_ns = timeout_ns;
-    r = target_init(&c->target, address, tls, export_name, contexts, context_count);
-    if (r < 0) {
-        error_out_of_memory(err);
+    if (target_init(&c->target, address, tls, export_name, contexts, context_count) < 0) {
+        client_free(c);
+        return error_out_of_memory(err);
     }
-    UNLESS_FAILED(r, nbd_co_attempt(&c->target, &c->wire, &c->agreed, err));
+    *ret_client = c;
+    return 0;
+}
+
+/* Connect, and start. After a failure the client is still the caller's. */
+static int client_co_begin(struct nbd_client *c, struct error *err)
+{
+    char who[512];
+    int r = nbd_co_attempt(&c->target, &c->wire, &c->agreed, err);
+
     c->wide = c->agreed.extended;
     if (c->target.address.fd) {
         /* A descriptor is used once: its number may mean another file by the next attempt. */
         c->target.address.fd[0] = '\0';
     }
     UNLESS_FAILED(r, client_co_start(c, err));
+    if (r == 0) {
+        log_info("%s: connected", nbd_client_describe(c, who, sizeof(who)));
+    }
+    return r;
+}
+
+int nbd_client_co_connect(const struct socket_address *address, const struct nbd_client_tls *tls,
+                          const char *export_name, const char *const *contexts,
+                          size_t context_count, int64_t timeout_ns, struct nbd_client **ret_client,
+                          struct error *err)
+{
+    struct nbd_client *c;
+    int r;
+
+    if (context_count > NBD_CLIENT_CONTEXT_MAX) {
+        return error_set(err, EINVAL, "%zu metadata contexts were asked for; at most %d can be",
+                         context_count, NBD_CLIENT_CONTEXT_MAX);
+    }
+    r = client_make(address, tls, export_name, contexts, context_count, timeout_ns, &c, err);
+    if (r < 0) {
+        return r;
+    }
+    r = client_co_begin(c, err);
     if (r < 0) {
         client_free(c);
         return r;
     }
-    log_info("%s: connected", nbd_client_describe(c, who, sizeof(who)));
     *ret_client = c;
     return 0;
+}
+
+int nbd_client_co_connect_again(const struct nbd_client *like, int64_t timeout_ns,
+                                struct nbd_client **ret_attempt, struct nbd_client **ret_client,
+                                struct error *err)
+{
+    const struct nbd_target *t = &like->target;
+    struct nbd_client *c;
+    int r = client_make(&t->address, t->tls.creds ? &t->tls : NULL, t->export_name,
+                        (const char *const *)t->contexts, t->context_count, timeout_ns, &c, err);
+
+    if (r < 0) {
+        return r;
+    }
+    *ret_attempt = c;
+    r = client_co_begin(c, err);
+    *ret_attempt = NULL;
+    if (r < 0) {
+        client_free(c);
+        return r;
+    }
+    *ret_client = c;
+    return 0;
+}
+
+/* A server that was asked has this long to answer something. */
+#define SILENCE_NS (2 * NS_PER_SECOND)
+
+/* Whether what was in flight at an earlier call still is, and nothing was answered since. */
+static bool is_silent(struct nbd_client *c)
+{
+    uint64_t answer = c->given_up.answer;
+    bool waits = c->newest_answer == answer && answer < c->given_up.requests;
+    int64_t now = loop_now_ns();
+
+    if (!waits) {
+        c->given_up.answer = c->newest_answer;
+        c->given_up.requests = c->requests;
+        c->given_up.since_ns = now;
+    }
+    return waits && now - c->given_up.since_ns >= SILENCE_NS;
+}
+
+void nbd_client_give_up(struct nbd_client *c)
+{
+    char who[512];
+    bool silent;
+
+    pthread_mutex_lock(&c->lock);
+    silent = is_silent(c);
+    pthread_mutex_unlock(&c->lock);
+    if (silent && c->wire.fd >= 0) {
+        log_warning("%s: does not answer requests that were given up: the connection is cut",
+                    nbd_client_describe(c, who, sizeof(who)));
+        shutdown(c->wire.fd, SHUT_RDWR);
+    }
+    if (silent) {
+        nbd_reconnect_abort(c);
+    }
 }
 
 void nbd_client_co_close(struct nbd_client *c)
@@ -204,22 +288,40 @@ const struct stat_desc nbd_client_stats[] = {
     [IN_FLIGHT] = {"requests_in_flight", "Requests without a reply", STAT_GAUGE, STAT_COUNT},
     [UNFLUSHED_BYTES] = {"unflushed", "Bytes of writes kept until a flush, to repeat them",
                          STAT_GAUGE, STAT_BYTES},
-    [CONNECTED] = {"connected", "1 while there is a connection", STAT_GAUGE, STAT_COUNT},
+    [CONNECTED] = {"connected", "Connections that are there", STAT_GAUGE, STAT_COUNT},
     [CLIENT_STATS] = {.name = NULL},
 };
 
-void nbd_client_read_stats(struct nbd_client *c, uint64_t *ret_values)
+void nbd_client_add_stats(struct nbd_client *c, uint64_t *values)
 {
-    uint64_t in_flight = 0;
-
     pthread_mutex_lock(&c->lock);
     for (unsigned i = 0; i < NBD_CLIENT_IN_FLIGHT; i++) {
-        in_flight += c->slot[i] != NULL;
+        values[IN_FLIGHT] += c->slot[i] != NULL;
     }
-    ret_values[REQUESTS] = c->requests;
-    ret_values[RECONNECTS] = c->reconnects;
-    ret_values[IN_FLIGHT] = in_flight;
-    ret_values[UNFLUSHED_BYTES] = c->unflushed_bytes;
-    ret_values[CONNECTED] = !c->lost && !c->broken;
+    values[REQUESTS] += c->requests;
+    values[RECONNECTS] += c->reconnects;
+    values[UNFLUSHED_BYTES] += c->unflushed_bytes;
+    values[CONNECTED] += !c->lost && !c->broken;
     pthread_mutex_unlock(&c->lock);
+}
+
+void nbd_client_read_stats(struct nbd_client *c, uint64_t *ret_values)
+{
+    memset(ret_values, 0, CLIENT_STATS * sizeof(*ret_values));
+    nbd_client_add_stats(c, ret_values);
+}
+
+struct nbd_client_state nbd_client_state(struct nbd_client *c)
+{
+    struct nbd_client_state state;
+
+    pthread_mutex_lock(&c->lock);
+    state = (struct nbd_client_state){
+        .usable = !c->broken && !c->lost,
+        .reconnects = c->reconnects,
+        .requests = c->requests,
+        .newest_answer = c->newest_answer,
+    };
+    pthread_mutex_unlock(&c->lock);
+    return state;
 }

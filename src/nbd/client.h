@@ -37,9 +37,10 @@ struct tls_creds;
 
 /*
  * Parse "nbd:unix:PATH[:exportname=NAME]", "nbd:HOST:PORT[:exportname=NAME]",
- * "nbd[+tcp]://HOST[:PORT]/NAME" or "nbd+unix:///NAME?socket=PATH" (doc/uri.md of the NBD project).
- * Without a port *ret_address has none, which means 10809 to nbd_client_co_connect(). *ret_export
- * is the caller's to free, "" if the text names none. -EINVAL, -ENOMEM.
+ * "nbd[+tcp]://HOST[:PORT]/NAME" or "nbd+unix:///NAME?socket=PATH": what nbd_uri_parse()
+ * understands, except TLS. Without a port *ret_address has none, which means 10809 to
+ * nbd_client_co_connect(). *ret_export is the caller's to free, "" if the text names none. -EINVAL,
+ * -ENOMEM.
  */
 int nbd_address_parse(const char *uri, struct socket_address *ret_address, char **ret_export,
                       struct error *err);
@@ -78,6 +79,14 @@ int nbd_client_co_connect(const struct socket_address *address, const struct nbd
  */
 void nbd_client_set_reconnect(struct nbd_client *c, int64_t delay_ns, bool (*is_awaited)(void *arg),
                               void *arg);
+
+/*
+ * Whoever waits for the requests in flight has given them up, and calls this from time to time; so
+ * may others. If there were some at a call 2 s ago or more, and the server has answered nothing
+ * since, the connection is cut: they fail, unless it can be restored at once. On the connection's
+ * reactor; does not yield.
+ */
+void nbd_client_give_up(struct nbd_client *c);
 
 /*
  * Say goodbye, wait for requests in flight, release. On the reactor that connected. NULL is fine.

@@ -14,9 +14,11 @@
 #include "base/cleanup.h"
 #include "block/driver.h"
 #include "loop/loop.h"
-#include "nbd/client.h"
+#include "nbd/client_extents.h"
+#include "nbd/client_pool.h"
 #include "nbd/nbd.h"
 #include "nbd/proto.h"
+#include "nbd/uri.h"
 #include "schema/define.h"
 #include "tls/tls.h"
 
@@ -24,31 +26,8 @@
 #define HANDSHAKE_TIMEOUT_NS 30000000000LL
 /* Between two attempts to connect. */
 #define RETRY_NS 100000000LL
-
-/* How long the extents that a server reported are trusted: others may write to the export. */
-#define STATUS_NS 200000000LL
-/*
- * A user that walks through the disk gets the status of this much at once, or of more where only
- * others write to the export, and lengths may have 64 bits. Bytes.
- */
-#define STATUS_AHEAD (1 * GiB)
-#define STATUS_AHEAD_READ_ONLY (64 * GiB)
-
-/* The extents that the server reported last. Any reactor. */
-struct status_cache {
-    /* Guards all members. */
-    pthread_mutex_t lock;
-    /* None: nothing is known. */
-    struct nbd_extents extents;
-    /* The range of all extents. */
-    uint64_t start, end;
-    /* The extent that is likely to be asked for next, and where it begins. */
-    size_t next;
-    uint64_t next_start;
-    /* Of the node, when the server was asked. */
-    uint64_t write_generation;
-    int64_t until_ns;
-};
+/* The default of x-connections. */
+#define CONNECTIONS 4
 
 /* The options of a node. */
 struct node_target {
@@ -56,19 +35,18 @@ struct node_target {
     char *export;
     /* x-dirty-bitmap; NULL: base:allocation. */
     char *context;
-    /* Id of an object; NULL: in the clear. */
-    char *tls_creds;
-    /* NULL: the host of the address. */
-    char *tls_hostname;
+    struct nbd_tls_params tls;
     /* Seconds in which a failed connect is tried again. */
     uint64_t open_timeout;
     /* Seconds that requests wait for a lost connection. */
     uint64_t reconnect;
+    /* Connections that there may be. */
+    uint64_t connections;
 };
 
 struct nbd_node {
-    struct nbd_client *client;
-    struct status_cache status;
+    struct nbd_pool *pool;
+    struct nbd_status_cache status;
     /* A reference; NULL: in the clear. */
     struct tls_creds *creds;
     struct node_target target;
@@ -79,50 +57,92 @@ static void node_target_clear(struct node_target *t)
     socket_address_clear(&t->address);
     free(t->export);
     free(t->context);
-    free(t->tls_creds);
-    free(t->tls_hostname);
+    nbd_tls_params_clear(&t->tls);
     *t = (struct node_target){0};
+}
+
+static void set_if_given(struct options *o, const char *key, const char *value)
+{
+    if (value) {
+        options_set_str(o, key, value);
+    }
+}
+
+static void set_server(struct options *server, const struct socket_address *a)
+{
+    const char *port = a->port ? a->port : NBD_DEFAULT_PORT;
+
+    options_set_str(server, "type", a->path ? "unix" : a->cid ? "vsock" : "inet");
+    set_if_given(server, "path", a->path);
+    set_if_given(server, "cid", a->cid);
+    set_if_given(server, "host", a->host);
+    if (a->abstract) {
+        options_set_bool(server, "abstract", true);
+    }
+    if (!a->path) {
+        options_set_str(server, "port", port);
+    }
+}
+
+static void set_tls(struct options *tls, const struct nbd_tls_params *p)
+{
+    set_if_given(tls, "type", p->type);
+    set_if_given(tls, "dir", p->dir);
+    set_if_given(tls, "psk-file", p->psk_file);
+    set_if_given(tls, "username", p->username);
+    options_set_bool(tls, "verify-peer", p->verify_peer);
 }
 
 static int nbd_parse_filename(const char *filename, struct options *opts, struct error *err)
 {
-    struct socket_address a CLEANUP(socket_address_clear) = {0};
-    AUTO_FREE char *export = NULL;
-    struct options *server;
-    int r = nbd_address_parse(filename, &a, &export, err);
+    struct nbd_uri u CLEANUP(nbd_uri_clear) = {0};
+    struct options *server = options_new(), *tls = options_new();
+    int r = server && tls ? nbd_uri_parse(filename, &u, err) : error_out_of_memory(err);
 
     if (r < 0) {
+        options_free(server);
+        options_free(tls);
         return r;
     }
-    server = options_new();
-    if (!server) {
-        return error_out_of_memory(err);
-    }
-    options_set_str(server, "type", a.path ? "unix" : "inet");
-    if (a.path) {
-        options_set_str(server, "path", a.path);
-    } else {
-        options_set_str(server, "host", a.host);
-        options_set_str(server, "port", a.port ? a.port : NBD_DEFAULT_PORT);
-    }
+    set_server(server, &u.address);
     options_set_child(opts, "server", server);
-    if (export[0]) {
-        options_set_str(opts, "export", export);
+    if (u.export_name[0]) {
+        options_set_str(opts, "export", u.export_name);
+    }
+    set_if_given(opts, "tls-creds", u.tls.creds);
+    set_if_given(opts, "tls-hostname", u.tls.hostname);
+    if (u.tls.own && !u.tls.creds) {
+        set_tls(tls, &u.tls);
+        options_set_child(opts, "x-tls", tls);
+    } else {
+        options_free(tls);
     }
     return 0;
 }
+
+ENUM(tls_type, "x-NbdTlsType", "x509", "psk", "anon");
+OBJECT(own_tls, "x-NbdTls",
+       OPT("type", tls_type, .help = "default: psk if a key or a user is given, else x509"),
+       OPT("dir", schema_str, .help = "certificates; default: those that the system trusts"),
+       OPT("psk-file", schema_str, .help = "pre-shared keys: lines USER:KEY"),
+       OPT("username", schema_str, .help = "of a pre-shared key; default: the user who runs this"),
+       OPT("verify-peer", schema_bool, .dflt = "true",
+           .help = "refuse servers without a valid certificate"));
 
 OBJECT(nbd_options, "BlockdevOptionsNbd", REQ("server", socket_address_type),
        OPT("export", schema_str, .dflt = "\"\"", .help = "name of the export"),
        OPT("tls-creds", schema_str, .help = "id of TLS credentials of a client; default: no TLS"),
        OPT("tls-hostname", schema_str,
            .help = "the name in the server's certificate; default: the host"),
+       OPT("x-tls", own_tls, .help = "TLS with credentials that are no object, as of nbds://"),
        OPT("x-dirty-bitmap", schema_str, UNSTABLE,
            .help = "a metadata context that block status shows in place of base:allocation"),
        OPT("reconnect-delay", schema_uint32, .dflt = "0", .unit = "seconds",
            .help = "after the connection is lost, requests wait so long for the next"),
        OPT("open-timeout", schema_uint32, .dflt = "0", .unit = "seconds",
-           .help = "how long to try to connect at first; 0: once"));
+           .help = "how long to try to connect at first; 0: once"),
+       OPT("x-connections", schema_uint32, .min = 1, .max = NBD_POOL_MAX, .dflt = "4",
+           .help = "over how many connections large requests are spread, if the server allows it"));
 
 /* The older, flat form: `path`, or `host` and `port`. */
 static int take_flat_address(struct options *opts, struct socket_address *a, struct error *err)
@@ -138,7 +158,7 @@ static int take_flat_address(struct options *opts, struct socket_address *a, str
         return error_set(err, EINVAL, "path and host may not be used at the same time");
     }
     if (!a->path && !a->host) {
-        return error_set(err, EINVAL, "one of path and host must be specified");
+        return error_set(err, EINVAL, "NBD server address missing");
     }
     return 0;
 }
@@ -159,16 +179,51 @@ static int take_node_address(struct options *opts, struct socket_address *a, str
     return server ? socket_address_take(server, "server", a, err) : take_flat_address(opts, a, err);
 }
 
+/* x-tls: what is needed for TLS, without an object. */
+static int take_own_tls(struct options *opts, struct nbd_tls_params *p, struct error *err)
+{
+    AUTO_OPTIONS struct options *own = NULL;
+    AUTO_FREE char *node_name = NULL;
+    int r = options_take_child(opts, "x-tls", &own, &node_name, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (node_name) {
+        return error_set(err, EINVAL, "Parameter 'x-tls' has to be an object");
+    }
+    if (!own) {
+        return 0;
+    }
+    if (p->creds) {
+        return error_set(err, EINVAL, "'tls-creds' and 'x-tls' exclude each other");
+    }
+    p->own = true;
+    r = options_take_str(own, "type", &p->type, err);
+    UNLESS_FAILED(r, options_take_str(own, "dir", &p->dir, err));
+    UNLESS_FAILED(r, options_take_str(own, "psk-file", &p->psk_file, err));
+    UNLESS_FAILED(r, options_take_str(own, "username", &p->username, err));
+    UNLESS_FAILED(r, options_take_bool(own, "verify-peer", true, &p->verify_peer, err));
+    UNLESS_FAILED(r, options_check_empty(own, "TLS of an NBD node", err));
+    return r;
+}
+
 static int take_node_target(struct options *opts, struct node_target *t, struct error *err)
 {
     int r = take_node_address(opts, &t->address, err);
 
     UNLESS_FAILED(r, options_take_str(opts, "export", &t->export, err));
     UNLESS_FAILED(r, options_take_str(opts, "x-dirty-bitmap", &t->context, err));
-    UNLESS_FAILED(r, options_take_str(opts, "tls-creds", &t->tls_creds, err));
-    UNLESS_FAILED(r, options_take_str(opts, "tls-hostname", &t->tls_hostname, err));
+    UNLESS_FAILED(r, options_take_str(opts, "tls-creds", &t->tls.creds, err));
+    UNLESS_FAILED(r, options_take_str(opts, "tls-hostname", &t->tls.hostname, err));
+    UNLESS_FAILED(r, take_own_tls(opts, &t->tls, err));
     UNLESS_FAILED(r, options_take_uint(opts, "open-timeout", 0, UINT32_MAX, &t->open_timeout, err));
     UNLESS_FAILED(r, options_take_uint(opts, "reconnect-delay", 0, UINT32_MAX, &t->reconnect, err));
+    UNLESS_FAILED(r, options_take_uint(opts, "x-connections", CONNECTIONS, NBD_POOL_MAX,
+                                       &t->connections, err));
+    if (r == 0 && t->connections == 0) {
+        r = error_set(err, EINVAL, "x-connections has to be at least 1");
+    }
     if (r < 0) {
         return r;
     }
@@ -190,20 +245,26 @@ static int take_node_target(struct options *opts, struct node_target *t, struct 
 static int co_connect_node(const struct node_target *t, const struct tls_creds *creds,
                            struct nbd_client **ret_client, struct error *err)
 {
-    struct nbd_client_tls tls = {.creds = creds, .hostname = t->tls_hostname};
+    struct nbd_client_tls tls = {.creds = creds, .hostname = t->tls.hostname};
     const char *context = t->context ? t->context : NBD_CONTEXT_BASE_ALLOCATION;
     int64_t deadline = loop_now_ns() + (int64_t)t->open_timeout * 1000000000LL;
 
     for (;;) {
         ERROR_AUTO(local);
-        int64_t left;
+        int64_t left = deadline - loop_now_ns();
+        /* The last attempt is cut off, too, when the time is over. */
+        int64_t limit =
+            t->open_timeout ? MIN(MAX(left, RETRY_NS), HANDSHAKE_TIMEOUT_NS) : HANDSHAKE_TIMEOUT_NS;
         int r = nbd_client_co_connect(&t->address, creds ? &tls : NULL, t->export, &context, 1,
-                                      HANDSHAKE_TIMEOUT_NS, ret_client, &local);
+                                      limit, ret_client, &local);
 
         if (r == 0) {
             return 0;
         }
         left = deadline - loop_now_ns();
+        if (left <= 0 && t->open_timeout && r == -ETIMEDOUT) {
+            return error_set(err, ETIMEDOUT, "Connection attempt cancelled by timeout");
+        }
         if (left <= 0) {
             error_move(err, &local);
             return r;
@@ -212,21 +273,35 @@ static int co_connect_node(const struct node_target *t, const struct tls_creds *
     }
 }
 
+/* The URI, without the parameters of TLS; NULL: there is none, or out of memory. */
 static char *make_filename(const struct node_target *t)
 {
-    const char *port = t->address.port ? t->address.port : NBD_DEFAULT_PORT;
+    const struct socket_address *a = &t->address;
+    const char *port = a->port ? a->port : NBD_DEFAULT_PORT;
+    const char *scheme = t->tls.own ? "nbds" : "nbd", *slash = t->export[0] ? "/" : "";
     char *name = NULL;
     int n;
 
-    if (t->address.path) {
-        n = asprintf(&name, "nbd+unix://%s%s?socket=%s", t->export[0] ? "/" : "", t->export,
-                     t->address.path);
-    } else if (t->export[0]) {
-        n = asprintf(&name, "nbd://%s:%s/%s", t->address.host, port, t->export);
+    if (a->path) {
+        n = asprintf(&name, "%s+unix://%s%s?socket=%s%s", scheme, slash, t->export,
+                     a->abstract ? "%00" : "", a->path);
+    } else if (a->cid) {
+        n = asprintf(&name, "%s+vsock://%s:%s%s%s", scheme, a->cid, port, slash, t->export);
+    } else if (a->host) {
+        n = asprintf(&name, "%s://%s:%s%s%s", scheme, a->host, port, slash, t->export);
     } else {
-        n = asprintf(&name, "nbd://%s:%s", t->address.host, port);
+        return NULL;
     }
     return n < 0 ? NULL : name;
+}
+
+/* Whether a node of the filename would be connected otherwise. */
+static bool is_beyond_filename(const struct node_target *t)
+{
+    const struct nbd_tls_params *p = &t->tls;
+
+    return p->own &&
+           (p->type || p->dir || p->psk_file || p->username || p->hostname || !p->verify_peer);
 }
 
 static void set_node_limits(struct block_node *node, const struct nbd_client *c)
@@ -260,10 +335,34 @@ static bool node_is_awaited(void *arg)
 
 static void co_disconnect_node(struct nbd_node *n)
 {
-    nbd_client_co_close(n->client);
-    n->client = NULL;
+    nbd_pool_co_close(n->pool);
+    n->pool = NULL;
     tls_creds_unref(n->creds);
     n->creds = NULL;
+}
+
+/* Connect, with all that the options ask for. */
+static int co_connect_pool(struct block_node *node, const struct node_target *t, struct error *err)
+{
+    struct nbd_node *n = node->opaque;
+    struct nbd_client *c;
+    int r = nbd_tls_params_get(&t->tls, &n->creds, err);
+
+    UNLESS_FAILED(r, co_connect_node(t, n->creds, &c, err));
+    if (r < 0) {
+        return r;
+    }
+    if (t->context && !nbd_client_context(c, 0)) {
+        r = error_set(err, EINVAL, "requested x-dirty-bitmap %s not found", t->context);
+    } else if (!node->read_only && (nbd_client_flags(c) & NBD_FLAG_READ_ONLY)) {
+        r = error_set(err, EACCES, "NBD server does not allow writing to export '%s'", t->export);
+    } else if (nbd_pool_new(c, (unsigned)t->connections, t->reconnect > 0, &n->pool) < 0) {
+        r = error_out_of_memory(err);
+    }
+    if (r < 0) {
+        nbd_client_co_close(c);
+    }
+    return r;
 }
 
 static int nbd_co_open(struct block_node *node, struct options *opts, struct error *err)
@@ -272,34 +371,22 @@ static int nbd_co_open(struct block_node *node, struct options *opts, struct err
     struct node_target t CLEANUP(node_target_clear) = {0};
     int r = take_node_target(opts, &t, err);
 
-    if (r == 0 && t.tls_creds) {
-        r = tls_creds_ref(t.tls_creds, TLS_CLIENT, &n->creds, err);
-    }
-    if (r == 0) {
-        r = co_connect_node(&t, n->creds, &n->client, err);
-    }
-    if (r < 0) {
-        co_disconnect_node(n);
-        return r;
-    }
-    if (t.context && !nbd_client_context(n->client, 0)) {
-        r = error_set(err, EINVAL, "requested x-dirty-bitmap %s not found", t.context);
-    } else if (!node->read_only && (nbd_client_flags(n->client) & NBD_FLAG_READ_ONLY)) {
-        r = error_set(err, EACCES, "NBD server does not allow writing to export '%s'", t.export);
-    }
+    UNLESS_FAILED(r, co_connect_pool(node, &t, err));
     if (r < 0) {
         co_disconnect_node(n);
         return r;
     }
     free(node->filename);
     node->filename = make_filename(&t);
-    set_node_limits(node, n->client);
+    node->beyond_filename = is_beyond_filename(&t) || !node->filename;
+    set_node_limits(node, nbd_pool_first(n->pool));
     n->target = t;
     t = (struct node_target){0};
-    pthread_mutex_init(&n->status.lock, NULL);
+    nbd_status_cache_init(&n->status);
     if (n->target.reconnect > 0) {
-        nbd_client_set_reconnect(n->client, (int64_t)n->target.reconnect * 1000000000LL,
-                                 node_is_awaited, node);
+        nbd_client_set_reconnect(nbd_pool_first(n->pool),
+                                 (int64_t)n->target.reconnect * 1000000000LL, node_is_awaited,
+                                 node);
     }
     return 0;
 }
@@ -309,14 +396,19 @@ static void nbd_co_close_node(struct block_node *node)
     struct nbd_node *n = node->opaque;
 
     co_disconnect_node(n);
-    nbd_extents_clear(&n->status.extents);
-    pthread_mutex_destroy(&n->status.lock);
+    nbd_status_cache_destroy(&n->status);
     node_target_clear(&n->target);
 }
 
+static struct nbd_pool *pool_of(struct block_node *node)
+{
+    return ((struct nbd_node *)node->opaque)->pool;
+}
+
+/* The connection for all that is not spread. */
 static struct nbd_client *client_of(struct block_node *node)
 {
-    return ((struct nbd_node *)node->opaque)->client;
+    return nbd_pool_first(pool_of(node));
 }
 
 static int nbd_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
@@ -326,12 +418,12 @@ static int nbd_co_preadv(struct block_node *node, uint64_t offset, struct iov io
 
         return r == -ENOTSUP ? 0 : r;
     }
-    return nbd_client_co_preadv(client_of(node), offset, iov);
+    return nbd_pool_co_preadv(pool_of(node), offset, iov);
 }
 
 static int nbd_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
 {
-    return nbd_client_co_pwritev(client_of(node), offset, iov, flags & BLOCK_REQ_FUA);
+    return nbd_pool_co_pwritev(pool_of(node), offset, iov, flags & BLOCK_REQ_FUA);
 }
 
 static int nbd_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
@@ -359,83 +451,10 @@ static int nbd_co_flush(struct block_node *node)
     return nbd_client_co_flush(client_of(node));
 }
 
-/* Whether the extents can still be trusted; lock held. */
-static bool extents_are_current(const struct block_node *node, const struct status_cache *s)
-{
-    return s->extents.count > 0 && s->write_generation == atomic_load(&node->write_generation) &&
-           loop_now_ns() < s->until_ns;
-}
-
-/* The extent at `offset`, from there on. False if it is not known. */
-static bool look_up_extent_locked(const struct block_node *node, struct status_cache *s,
-                                  uint64_t offset, struct nbd_extent *ret_extent)
-{
-    if (offset < s->start || offset >= s->end || !extents_are_current(node, s)) {
-        return false;
-    }
-    if (offset < s->next_start) {
-        s->next = 0;
-        s->next_start = s->start;
-    }
-    while (offset - s->next_start >= s->extents.list[s->next].length) {
-        s->next_start += s->extents.list[s->next++].length;
-    }
-    *ret_extent = s->extents.list[s->next];
-    ret_extent->length -= offset - s->next_start;
-    return true;
-}
-
-/* Keep the answer to a request for `offset`; empties `extents`. */
-static void keep_extents_locked(struct status_cache *s, uint64_t offset, uint64_t generation,
-                                struct nbd_extents *extents)
-{
-    nbd_extents_clear(&s->extents);
-    s->extents = *extents;
-    s->start = s->end = s->next_start = offset;
-    s->next = 0;
-    for (size_t i = 0; i < extents->count; i++) {
-        s->end += extents->list[i].length;
-    }
-    s->write_generation = generation;
-    s->until_ns = loop_now_ns() + STATUS_NS;
-    *extents = (struct nbd_extents){0};
-}
-
-/* The first extent of [offset, offset + length), from the cache or from the server. */
-static int co_get_extent(struct block_node *node, uint64_t offset, uint64_t length,
-                         struct nbd_extent *ret_extent)
-{
-    struct status_cache *s = &((struct nbd_node *)node->opaque)->status;
-    uint64_t generation = atomic_load(&node->write_generation);
-    struct nbd_extents extents = {0};
-    bool known, goes_on;
-    int r;
-
-    pthread_mutex_lock(&s->lock);
-    known = look_up_extent_locked(node, s, offset, ret_extent);
-    goes_on = s->extents.count > 0 && offset == s->end;
-    pthread_mutex_unlock(&s->lock);
-    if (known) {
-        return 0;
-    }
-    if (goes_on) {
-        length = MAX(length, node->read_only ? STATUS_AHEAD_READ_ONLY : STATUS_AHEAD);
-        length = MIN(length, block_node_size(node) - offset);
-    }
-    r = nbd_client_co_block_status(client_of(node), offset, length, false, &extents);
-    if (r < 0) {
-        return r;
-    }
-    *ret_extent = extents.list[0];
-    pthread_mutex_lock(&s->lock);
-    keep_extents_locked(s, offset, generation, &extents);
-    pthread_mutex_unlock(&s->lock);
-    return 0;
-}
-
 static int nbd_co_status(struct block_node *node, uint64_t offset, uint64_t length,
                          struct block_status *ret_status)
 {
+    struct nbd_node *n = node->opaque;
     struct nbd_extent extent;
     int r;
 
@@ -448,7 +467,8 @@ static int nbd_co_status(struct block_node *node, uint64_t offset, uint64_t leng
     if (!nbd_client_context(client_of(node), 0)) {
         return 0;
     }
-    r = co_get_extent(node, offset, length, &extent);
+    r = nbd_status_cache_co_get(&n->status, client_of(node), atomic_load(&node->write_generation),
+                                node->read_only, offset, length, &extent);
     if (r < 0) {
         return r;
     }
@@ -477,17 +497,23 @@ static int nbd_co_read_bitmap(struct block_node *node, const char *name, struct 
                               struct error *err)
 {
     struct nbd_node *n = node->opaque;
-    struct nbd_client_tls tls = {.creds = n->creds, .hostname = n->target.tls_hostname};
+    struct nbd_client_tls tls = {.creds = n->creds, .hostname = n->target.tls.hostname};
 
     return nbd_client_co_read_bitmap(&n->target.address, n->creds ? &tls : NULL, n->target.export,
                                      name, HANDSHAKE_TIMEOUT_NS, bits, err);
 }
 
-static const char *const nbd_schemes[] = {"nbd", "nbd+tcp", "nbd+unix", NULL};
+static const char *const nbd_schemes[] = {
+    "nbd", "nbd+tcp", "nbd+unix", "nbd+vsock", "nbds", "nbds+tcp", "nbds+unix", "nbds+vsock", NULL};
 
 static void nbd_node_read_stats(struct block_node *node, uint64_t *ret_values)
 {
-    nbd_client_read_stats(client_of(node), ret_values);
+    nbd_pool_read_stats(pool_of(node), ret_values);
+}
+
+static void nbd_co_give_up(struct block_node *node)
+{
+    nbd_pool_co_give_up(pool_of(node));
 }
 
 static const struct block_driver nbd_driver = {
@@ -506,6 +532,7 @@ static const struct block_driver nbd_driver = {
     .co_write_zeroes = nbd_co_write_zeroes,
     .co_discard = nbd_co_discard,
     .co_flush = nbd_co_flush,
+    .co_give_up = nbd_co_give_up,
     .co_status = nbd_co_status,
     .stats = nbd_client_stats,
     .read_stats = nbd_node_read_stats,

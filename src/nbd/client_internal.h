@@ -3,6 +3,8 @@
  * What the files of the client share:
  *
  *   client.c             life: connect, close, list
+ *   client_pool.c        several connections to one export
+ *   client_extents.c     the extents that a node remembers
  *   client_request.c     what users ask for, as requests that fit the server's limits
  *   client_send.c        the coroutine that sends
  *   client_receive.c     the coroutine that receives, and what it refuses
@@ -204,6 +206,8 @@ struct nbd_call {
     /* In client->send_queue. */
     struct list link;
     struct nbd_request rq;
+    /* Requests are counted from 1 on. */
+    uint64_t number;
     uint8_t header[NBD_EXTENDED_REQUEST_SIZE];
     /* Of a write: to send. Of a read: to fill. */
     struct iov data;
@@ -219,15 +223,6 @@ struct nbd_call {
     int result;
     struct co *co;
     atomic_int pending;
-};
-
-/* A write that was acknowledged and not flushed yet. */
-struct nbd_unflushed {
-    struct list link;
-    /* They are counted from 1 on. */
-    uint64_t number;
-    struct nbd_request rq;
-    uint8_t data[];
 };
 
 struct nbd_client {
@@ -271,8 +266,15 @@ struct nbd_client {
     bool unflushed_missing;
     /* Requests that were queued, and connections that were lost and restored. */
     uint64_t requests, reconnects;
+    /* The latest request, as they are counted, that was answered. */
+    uint64_t newest_answer;
     /* Acknowledged writes could not be repeated: flushes fail for good. */
     bool writes_lost;
+    /* `newest_answer` and `requests` at a call of nbd_client_give_up(), until something changes. */
+    struct {
+        uint64_t answer, requests;
+        int64_t since_ns;
+    } given_up;
 
     /* Restoring a lost connection (client_reconnect.c); the home reactor's. */
 
@@ -316,6 +318,30 @@ void nbd_client_wake_sender_locked(struct nbd_client *c);
  * messages. Returns `buf`.
  */
 const char *nbd_client_describe(const struct nbd_client *c, char *buf, size_t size);
+
+/* --- client.c ------------------------------------------------------------------------------- */
+
+/*
+ * Connect as `like` did, on the present reactor. *ret_attempt is the new client while it connects:
+ * a coroutine of that reactor may shut down its socket. 0 or -errno with `err` set.
+ */
+int nbd_client_co_connect_again(const struct nbd_client *like, int64_t timeout_ns,
+                                struct nbd_client **ret_attempt, struct nbd_client **ret_client,
+                                struct error *err);
+
+/* How a client is doing. */
+struct nbd_client_state {
+    /* There is a connection. */
+    bool usable;
+    /* Times that a lost connection was restored. */
+    uint64_t reconnects;
+    /* Requests so far, and the number of the latest of them that was answered. */
+    uint64_t requests, newest_answer;
+};
+/* Any thread. */
+struct nbd_client_state nbd_client_state(struct nbd_client *c);
+/* Add the figures of a client to those that are there. Main reactor. */
+void nbd_client_add_stats(struct nbd_client *c, uint64_t *values);
 
 /* --- the coroutines ------------------------------------------------------------------------- */
 

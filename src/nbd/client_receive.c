@@ -171,6 +171,7 @@ static void finish_call(struct nbd_client *c, struct nbd_call *call)
     nbd_pieces_clear(&call->received);
     nbd_reconnect_note_answer(c, call);
     pthread_mutex_lock(&c->lock);
+    c->newest_answer = MAX(c->newest_answer, call->number);
     c->slot[(uint32_t)call->rq.cookie] = NULL;
     pthread_mutex_unlock(&c->lock);
     nbd_call_drop(call);
@@ -318,14 +319,24 @@ static bool decode_extents(struct nbd_client *c, struct nbd_extent *list, size_t
     return valid;
 }
 
-/* Cut off what lies beyond `length`, the end of the request. */
-static void cut_extents(struct nbd_extents *extents, uint64_t length)
+/*
+ * Cut off what lies beyond `length`, the end of the request, and join neighbours that a server
+ * might have joined.
+ */
+static void settle_extents(struct nbd_extents *extents, uint64_t length)
 {
+    struct nbd_extent *list = extents->list;
     size_t count = 0;
 
-    while (count < extents->count && length > 0) {
-        extents->list[count].length = MIN(extents->list[count].length, length);
-        length -= extents->list[count++].length;
+    for (size_t i = 0; i < extents->count && length > 0; i++) {
+        uint64_t part = MIN(list[i].length, length);
+
+        length -= part;
+        if (count > 0 && list[count - 1].flags == list[i].flags) {
+            list[count - 1].length += part;
+        } else {
+            list[count++] = (struct nbd_extent){.length = part, .flags = list[i].flags};
+        }
     }
     extents->count = count;
 }
@@ -351,7 +362,7 @@ static int co_take_extents(struct nbd_client *c, const struct nbd_call *call, si
         }
         ret_extents->count += part;
     }
-    cut_extents(ret_extents, call->rq.length);
+    settle_extents(ret_extents, call->rq.length);
     return 0;
 }
 

@@ -42,6 +42,15 @@
 
 /* --- writes that were not flushed ----------------------------------------------------------- */
 
+/* A write that was acknowledged and not flushed yet. */
+struct nbd_unflushed {
+    struct list link;
+    /* They are counted from 1 on. */
+    uint64_t number;
+    struct nbd_request rq;
+    uint8_t data[];
+};
+
 static void drop_unflushed(struct nbd_client *c, uint64_t up_to)
 {
     uint64_t bytes = 0;
@@ -329,9 +338,29 @@ static void fail_waiting(struct nbd_client *c)
     }
 }
 
-/* Requests that were in flight are sent again, from the beginning. */
+/* Put a call into a list that is sorted by age. */
+static void insert_by_age(struct list *sorted, struct nbd_call *call)
+{
+    struct nbd_call *other;
+
+    LIST_FOREACH (other, sorted, link) {
+        if (call->number < other->number) {
+            /* A list ends before its head: so this one ends up before `other`. */
+            list_append(&other->link, &call->link);
+            return;
+        }
+    }
+    list_append(sorted, &call->link);
+}
+
+/*
+ * Requests that were in flight are sent again, from the beginning: in their order, and before those
+ * that were made later.
+ */
 static void resend_locked(struct nbd_client *c)
 {
+    struct list again = LIST_INIT(again);
+
     /* Unless a reply has to come first. */
     c->progress = true;
     for (size_t i = 0; i < NBD_CLIENT_IN_FLIGHT; i++) {
@@ -349,9 +378,11 @@ static void resend_locked(struct nbd_client *c)
         if (call->sent) {
             call->sent = false;
             atomic_fetch_add(&call->pending, 1);
-            list_append(&c->send_queue, &call->link);
+            insert_by_age(&again, call);
         }
     }
+    list_splice(&again, &c->send_queue);
+    list_splice(&c->send_queue, &again);
 }
 
 static void reconnect_tick(struct loop_timer *timer)

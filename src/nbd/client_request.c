@@ -35,7 +35,7 @@ static int enqueue_call(struct nbd_client *c, struct nbd_call *call)
         i++;
     }
     c->slot[i] = call;
-    c->requests++;
+    call->number = ++c->requests;
     call->rq.cookie = (uint64_t)++c->generation << 32 | i;
     list_append(&c->send_queue, &call->link);
     nbd_client_wake_sender_locked(c);

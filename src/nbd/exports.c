@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "block/bitmaps.h"
 #include "nbd/server_internal.h"
 
@@ -19,14 +20,30 @@ static struct nbd_export *find_by_name(struct list *list, const char *name)
     return NULL;
 }
 
+static struct nbd_export *find_default(struct list *list)
+{
+    struct nbd_export *e;
+
+    LIST_FOREACH (e, list, link) {
+        if (e->is_default) {
+            return e;
+        }
+    }
+    return NULL;
+}
+
 struct nbd_export *nbd_server_find_export(struct nbd_server *s, const char *name)
 {
-    return find_by_name(&s->exports, name);
+    struct nbd_export *e = find_by_name(&s->exports, name);
+
+    return e || name[0] ? e : find_default(&s->exports);
 }
 
 static int check_export_config(struct nbd_server *s, const struct nbd_export_config *config,
                                struct error *err)
 {
+    const struct nbd_export *other;
+
     if (strlen(config->name) > NBD_STRING_MAX) {
         return error_set(err, EINVAL, "export name '%.40s...' too long", config->name);
     }
@@ -51,20 +68,26 @@ static int check_export_config(struct nbd_server *s, const struct nbd_export_con
     if (find_by_name(&s->exports, config->name) || find_by_name(&s->prepared, config->name)) {
         return error_set(err, EEXIST, "NBD server already has export named '%s'", config->name);
     }
+    other = find_default(&s->exports) ?: find_default(&s->prepared);
+    if (config->is_default && other) {
+        return error_set(err, EEXIST, "Export '%s' is the default of the NBD server already",
+                         other->name);
+    }
     return 0;
 }
 
-static uint16_t transmission_flags(const struct nbd_server *s, bool writable)
+static uint16_t transmission_flags(const struct nbd_server *s,
+                                   const struct nbd_export_config *config)
 {
     unsigned flags =
         NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_CACHE;
 
-    if (writable) {
+    if (config->writable) {
         flags |= NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
     } else {
         flags |= NBD_FLAG_READ_ONLY;
     }
-    if (s->config.max_connections != 1) {
+    if (s->config.max_connections != 1 && config->max_clients != 1) {
         flags |= NBD_FLAG_CAN_MULTI_CONN;
     }
     return (uint16_t)flags;
@@ -115,9 +138,12 @@ int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
     e->root = config->root;
     e->edge = block_root_edge(config->root);
     e->size = block_node_size(block_root_node(config->root));
-    e->flags = transmission_flags(s, config->writable);
+    e->flags = transmission_flags(s, config);
     e->writable = config->writable;
     e->writethrough = config->writethrough;
+    e->max_clients = config->max_clients;
+    e->is_default = config->is_default;
+    e->authz = config->authz;
     e->reactor = config->reactor;
     e->latencies = config->latencies;
     e->on_error = config->on_error;
@@ -186,6 +212,66 @@ void nbd_connection_attach(struct nbd_connection *c, struct nbd_export *e)
     counter_set(&c->counters.values[NBD_STAT_CONNECTIONS], 1);
     list_append(&e->clients, &c->export_link);
     e->client_count++;
+}
+
+/* The objects with files of all exports, or of one, each once, as references. How many. */
+static size_t collect_authz(const struct nbd_server *s, const struct nbd_export *only,
+                            struct tls_authz **list)
+{
+    const struct nbd_export *e;
+    size_t count = 0;
+
+    LIST_FOREACH (e, &s->exports, link) {
+        size_t i = 0;
+
+        if (!e->authz || (only && e != only) || !tls_authz_is_in_file(e->authz)) {
+            continue;
+        }
+        while (i < count && list[i] != e->authz) {
+            i++;
+        }
+        if (i == count) {
+            tls_authz_hold(e->authz);
+            list[count++] = e->authz;
+        }
+    }
+    return count;
+}
+
+int nbd_exports_co_read_authz(struct nbd_server *s, const struct nbd_export *only)
+{
+    AUTO_FREE struct tls_authz **list = NULL;
+    const struct nbd_export *e;
+    size_t count = 0;
+
+    LIST_FOREACH (e, &s->exports, link) {
+        count += e->authz != NULL;
+    }
+    if (count == 0) {
+        return 0;
+    }
+    list = calloc(count, sizeof(struct tls_authz *));
+    if (!list) {
+        return -ENOMEM;
+    }
+    count = collect_authz(s, only, list);
+    for (size_t i = 0; i < count; i++) {
+        tls_authz_co_refresh(list[i]);
+        tls_authz_unref(list[i]);
+    }
+    return 0;
+}
+
+bool nbd_export_admits(const struct nbd_export *e, const struct nbd_connection *c)
+{
+    const char *identity = c->tls ? tls_session_identity(c->tls) : NULL;
+
+    return !e->authz || (identity && tls_authz_allows_as_read(e->authz, identity));
+}
+
+bool nbd_export_is_full(const struct nbd_export *e)
+{
+    return e->max_clients > 0 && e->client_count >= e->max_clients;
 }
 
 void nbd_connection_detach(struct nbd_connection *c)

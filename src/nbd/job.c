@@ -54,6 +54,7 @@ struct nbd_job *nbd_job_new(struct nbd_connection *c, const struct nbd_request *
     job->rbuf = NULL;
     job->data.data = NULL;
     job->extra.data = NULL;
+    job->pipes = NULL;
     job->error = 0;
     job->reason = NULL;
     job->invalid = false;
@@ -81,6 +82,7 @@ void nbd_job_release(struct nbd_job *job)
 
     bufpool_put(&c->worker->pool, &job->data);
     bufpool_put(&c->worker->pool, &job->extra);
+    nbd_pipes_put(&c->worker->pipes, job->pipes);
     nbd_rbuf_unref(c, job->rbuf);
     c->jobs--;
     counter_set(&c->counters.values[NBD_STAT_DEPTH], c->jobs);

@@ -38,6 +38,7 @@ int nbd_connection_co_narrow_read(struct nbd_connection *c, const struct nbd_req
         while (c->jobs > 0) {
             nbd_connection_co_wait_for_jobs(c);
         }
+        nbd_connection_co_let_others(c);
     } while (done < rq->length && !c->piece_failed && !c->broken);
     return c->broken ? -EPIPE : 0;
 }

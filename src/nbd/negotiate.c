@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The handshake: fixed newstyle, one option after the other, until the client chooses an export,
- * gives up, breaks the protocol or runs out of time. Main reactor.
+ * gives up, breaks the protocol or runs out of time.
+ *
+ * All of it runs on a reactor for handshakes, except what looks at exports or takes one: that is
+ * the main reactor's.
  *
  * Nothing that a client sends here costs more memory than NBD_OPTION_DATA_MAX.
  */
@@ -176,12 +179,28 @@ static void drop_other_selection(struct nbd_connection *c)
     }
 }
 
+/*
+ * The export of that name, unless it is hidden from the client; NULL: there is none. Valid until
+ * the caller yields.
+ */
+static struct nbd_export *co_find_export_for(const struct nbd_connection *c, const char *name)
+{
+    struct nbd_export *e = nbd_server_find_export(c->server, name);
+    uint64_t serial = e ? e->serial : 0;
+
+    if (!e || nbd_exports_co_read_authz(c->server, e) < 0) {
+        return NULL;
+    }
+    e = nbd_server_find_export(c->server, name);
+    return e && e->serial == serial && nbd_export_admits(e, c) ? e : NULL;
+}
+
 static int co_option_export_name(struct nbd_connection *c, struct nbd_cursor *in)
 {
     uint8_t reply[8 + 2 + NBD_EXPORT_NAME_ZEROES] = {0};
     size_t size = in->left;
     AUTO_FREE char *name = nbd_get_string_of(in, size);
-    struct nbd_export *e = name ? nbd_server_find_export(c->server, name) : NULL;
+    struct nbd_export *e = name ? co_find_export_for(c, name) : NULL;
     int r;
 
     /* There is no reply for a refusal: the specification says to drop the client. */
@@ -192,6 +211,10 @@ static int co_option_export_name(struct nbd_connection *c, struct nbd_cursor *in
     if (!e) {
         return nbd_connection_breaks(c, "NBD_OPT_EXPORT_NAME for '%s', which is not exported",
                                      name);
+    }
+    if (nbd_export_is_full(e)) {
+        return error_set(&c->failure, EUSERS, "export '%s' has %u clients, as many as it may have",
+                         e->name, e->max_clients);
     }
     if (c->extended) {
         return nbd_connection_breaks(
@@ -209,13 +232,21 @@ static int co_option_list(struct nbd_connection *c, struct nbd_cursor *in)
 {
     STRBUF_AUTO(out);
     struct nbd_export *e;
+    int r;
 
     if (in->left > 0) {
         return co_refuse_data(c, NBD_OPT_LIST, in);
     }
+    r = nbd_exports_co_read_authz(c->server, NULL);
+    if (r < 0) {
+        return r;
+    }
     LIST_FOREACH (e, &c->server->exports, link) {
         STRBUF_AUTO(data);
 
+        if (!nbd_export_admits(e, c)) {
+            continue;
+        }
         nbd_put_string(&data, e->name);
         if (e->description) {
             strbuf_puts(&data, e->description);
@@ -287,9 +318,14 @@ static int co_option_info(struct nbd_connection *c, uint32_t option, struct nbd_
     if (in->failed || in->left > 0) {
         return co_refuse_malformed(c, option, size);
     }
-    e = nbd_server_find_export(c->server, name);
+    e = co_find_export_for(c, name);
     if (!e) {
         return co_refuse_absent(c, option, name);
+    }
+    if (option == NBD_OPT_GO && nbd_export_is_full(e)) {
+        return co_refuse_option(c, option, NBD_REP_ERR_POLICY,
+                                "export '%s' has %u clients, as many as it may have", e->name,
+                                e->max_clients);
     }
     min_block = nbd_export_block_sizes(e).minimum;
     if (option == NBD_OPT_INFO && !keeps_blocks && min_block > 1) {
@@ -412,7 +448,7 @@ static int co_option_meta_context(struct nbd_connection *c, uint32_t option, str
     if (!name) {
         return co_refuse_malformed(c, option, size);
     }
-    e = nbd_server_find_export(c->server, name);
+    e = co_find_export_for(c, name);
     if (!e) {
         return co_refuse_absent(c, option, name);
     }
@@ -475,28 +511,58 @@ static int co_option_before_tls(struct nbd_connection *c, uint32_t option, struc
     }
 }
 
-static int co_option(struct nbd_connection *c, uint32_t option, struct nbd_cursor *in)
+/* An option that is about exports. */
+struct export_option {
+    struct nbd_connection *conn;
+    uint32_t option;
+    struct nbd_cursor *in;
+    int result;
+};
+
+static int co_option_of_exports(struct nbd_connection *c, uint32_t option, struct nbd_cursor *in)
 {
-    if (c->server->config.tls_creds && !c->tls) {
-        return co_option_before_tls(c, option, in);
-    }
     switch (option) {
     case NBD_OPT_EXPORT_NAME:
         return co_option_export_name(c, in);
-    case NBD_OPT_ABORT:
-        return co_option_abort(c);
     case NBD_OPT_LIST:
         return co_option_list(c, in);
     case NBD_OPT_INFO:
     case NBD_OPT_GO:
         return co_option_info(c, option, in);
+    default:
+        return co_option_meta_context(c, option, in);
+    }
+}
+
+static void co_option_on_main(void *arg)
+{
+    struct export_option *o = arg;
+
+    o->result = co_option_of_exports(o->conn, o->option, o->in);
+}
+
+static int co_option(struct nbd_connection *c, uint32_t option, struct nbd_cursor *in)
+{
+    struct export_option of_exports = {.conn = c, .option = option, .in = in};
+
+    if (c->server->config.tls_creds && !c->tls) {
+        return co_option_before_tls(c, option, in);
+    }
+    switch (option) {
+    case NBD_OPT_EXPORT_NAME:
+    case NBD_OPT_LIST:
+    case NBD_OPT_INFO:
+    case NBD_OPT_GO:
+    case NBD_OPT_LIST_META_CONTEXT:
+    case NBD_OPT_SET_META_CONTEXT:
+        loop_co_call_on(reactor_main(), co_option_on_main, &of_exports);
+        return of_exports.result;
+    case NBD_OPT_ABORT:
+        return co_option_abort(c);
     case NBD_OPT_STRUCTURED_REPLY:
         return co_option_structured_reply(c, in);
     case NBD_OPT_EXTENDED_HEADERS:
         return co_option_extended_headers(c, in);
-    case NBD_OPT_LIST_META_CONTEXT:
-    case NBD_OPT_SET_META_CONTEXT:
-        return co_option_meta_context(c, option, in);
     case NBD_OPT_STARTTLS:
         return c->tls ? co_refuse_option(c, option, NBD_REP_ERR_INVALID, "TLS already enabled")
                       : co_refuse_option(c, option, NBD_REP_ERR_POLICY, "TLS not configured");
@@ -592,8 +658,8 @@ static int co_next_option(struct nbd_connection *c, bool fixed)
 }
 
 /*
- * Monitors and other handshakes run on this reactor, too. No honest client sends more than
- * OPTIONS_AT_FULL_SPEED options.
+ * Other handshakes run on this reactor, too, and monitors on the one that knows the exports. No
+ * honest client sends more than OPTIONS_AT_FULL_SPEED options.
  */
 static void co_yield_to_others(unsigned options)
 {
@@ -604,7 +670,8 @@ static void co_yield_to_others(unsigned options)
     }
 }
 
-int nbd_connection_co_negotiate(struct nbd_connection *c)
+/* 0 with an export, or -errno. On the reactor for handshakes. */
+static int co_negotiate(struct nbd_connection *c)
 {
     uint8_t hello[NBD_SERVER_HELLO_SIZE], answer[4];
     uint32_t flags;
@@ -634,4 +701,24 @@ int nbd_connection_co_negotiate(struct nbd_connection *c)
         co_yield_to_others(options);
     }
     return r < 0 ? r : 0;
+}
+
+struct negotiation {
+    struct nbd_connection *conn;
+    int result;
+};
+
+static void co_negotiate_entry(void *arg)
+{
+    struct negotiation *n = arg;
+
+    n->result = co_negotiate(n->conn);
+}
+
+int nbd_connection_co_negotiate(struct nbd_connection *c)
+{
+    struct negotiation n = {.conn = c};
+
+    loop_co_call_on(nbd_handshake_reactor(), co_negotiate_entry, &n);
+    return n.result;
 }

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include <linux/vm_sockets.h>
+
 #include "base/log.h"
 #include "nbd/server_internal.h"
 
@@ -39,6 +41,37 @@ void nbd_peer_name(int fd, char *ret_name)
         snprintf(ret_name, NBD_PEER_SIZE,
                  addr.ss_family == AF_INET6 ? "[%.54s]:%.5s" : "%.54s:%.5s", host, port);
     }
+}
+
+struct nbd_origin nbd_peer_origin(int fd)
+{
+    union {
+        struct sockaddr any;
+        struct sockaddr_in v4;
+        struct sockaddr_in6 v6;
+        struct sockaddr_vm vm;
+        struct sockaddr_storage storage;
+    } addr = {0};
+    socklen_t len = sizeof(addr);
+    struct nbd_origin o = {0};
+
+    if (getpeername(fd, &addr.any, &len) < 0) {
+        return o;
+    }
+    o.family = addr.any.sa_family;
+    if (o.family == AF_INET6 && IN6_IS_ADDR_V4MAPPED(&addr.v6.sin6_addr)) {
+        o.family = AF_INET;
+        memcpy(o.bytes, addr.v6.sin6_addr.s6_addr + 12, 4);
+    } else if (o.family == AF_INET6) {
+        memcpy(o.bytes, addr.v6.sin6_addr.s6_addr, 8);
+    } else if (o.family == AF_INET) {
+        memcpy(o.bytes, &addr.v4.sin_addr, 4);
+    } else if (o.family == AF_VSOCK) {
+        memcpy(o.bytes, &addr.vm.svm_cid, 4);
+    } else {
+        o.family = 0;
+    }
+    return o;
 }
 
 int nbd_connection_breaks(struct nbd_connection *c, const char *fmt, ...)

@@ -6,6 +6,7 @@
  * A reply is a vector of headers and payloads.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -94,20 +95,34 @@ void nbd_reply_set_data(struct nbd_job *job)
     job->iov_count = 2;
 }
 
-/* Elements of the queued replies, from the first unsent byte on; at most `room`. */
-static int gather_replies(struct nbd_connection *c, struct iovec *out, int room)
+/* The pipe that the queued replies go on with; NULL: bytes in memory come next. */
+static struct nbd_pipe *next_pipe(const struct nbd_connection *c)
+{
+    const struct nbd_job *job = LIST_FIRST(&c->replies, struct nbd_job, link);
+    void *base = job->iov[job->iov_next].iov_base;
+
+    return nbd_pipes_has(&c->worker->pipes, base) ? base : NULL;
+}
+
+/*
+ * Elements of the queued replies, from the first unsent byte on; at most `room`, and up to the next
+ * pipe.
+ */
+static int gather_replies(struct nbd_connection *c, struct iovec *out, int room, bool *ret_goes_on)
 {
     struct nbd_job *job;
     int n = 0;
 
     LIST_FOREACH (job, &c->replies, link) {
         for (int i = job->iov_next; i < job->iov_count; i++) {
-            if (n == room) {
+            if (n == room || nbd_pipes_has(&c->worker->pipes, job->iov[i].iov_base)) {
+                *ret_goes_on = true;
                 return n;
             }
             out[n++] = job->iov[i];
         }
     }
+    *ret_goes_on = false;
     return n;
 }
 
@@ -116,6 +131,7 @@ static void consume_replies(struct nbd_connection *c, size_t sent)
 {
     int64_t now = loop_now_ns();
 
+    c->sent_bytes += sent;
     while (!list_is_empty(&c->replies)) {
         struct nbd_job *job = LIST_FIRST(&c->replies, struct nbd_job, link);
 
@@ -123,7 +139,11 @@ static void consume_replies(struct nbd_connection *c, size_t sent)
             struct iovec *v = &job->iov[job->iov_next];
             size_t part = MIN(sent, v->iov_len);
 
-            v->iov_base = (uint8_t *)v->iov_base + part;
+            if (nbd_pipes_has(&c->worker->pipes, v->iov_base)) {
+                ((struct nbd_pipe *)v->iov_base)->bytes -= part;
+            } else {
+                v->iov_base = (uint8_t *)v->iov_base + part;
+            }
             v->iov_len -= part;
             sent -= part;
             if (v->iov_len > 0) {
@@ -157,10 +177,11 @@ static void drop_replies(struct nbd_connection *c)
 static int send_some_tls(struct nbd_connection *c)
 {
     struct iovec vec[GATHER_MAX];
+    bool goes_on;
     int r;
 
     while ((r = tls_session_flush(c->tls)) == 0 && !list_is_empty(&c->replies)) {
-        ssize_t n = tls_session_put(c->tls, vec, gather_replies(c, vec, GATHER_MAX));
+        ssize_t n = tls_session_put(c->tls, vec, gather_replies(c, vec, GATHER_MAX, &goes_on));
 
         if (n < 0) {
             return (int)n;
@@ -170,18 +191,55 @@ static int send_some_tls(struct nbd_connection *c)
     return r;
 }
 
-/* 0: all sent. -EAGAIN: the socket is full. Other errors: the connection is lost. */
-static int send_some(struct nbd_connection *c)
+/* Send what comes next: bytes in memory up to the next pipe, or a pipe. Bytes, or -1 with errno. */
+static ssize_t send_next(struct nbd_connection *c)
 {
+    struct nbd_pipe *pipe = next_pipe(c);
     struct iovec vec[GATHER_MAX];
+    struct msghdr msg = {.msg_iov = vec};
+    bool goes_on = false;
 
+    if (pipe) {
+        return splice(pipe->read_fd, NULL, c->fd, NULL, pipe->bytes,
+                      SPLICE_F_NONBLOCK | SPLICE_F_MOVE);
+    }
+    msg.msg_iovlen = (size_t)gather_replies(c, vec, GATHER_MAX, &goes_on);
+    return sendmsg(c->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL | (goes_on ? MSG_MORE : 0));
+}
+
+/*
+ * The socket is full. Give it a larger buffer if the client is one that takes much, which then
+ * costs fewer wake-ups. False: it is as it was.
+ */
+static bool grow_send_buffer(struct nbd_connection *c)
+{
+    int size = (int)MIN(2 * c->send_buffer, (size_t)NBD_SOCKET_BUFFER);
+    int64_t now = loop_now_ns();
+    bool fast;
+
+    if (c->send_buffer >= NBD_SOCKET_BUFFER ||
+        c->sent_bytes < NBD_SEND_GROWS_AFTER * c->send_buffer) {
+        return false;
+    }
+    fast =
+        (uint64_t)(now - c->sent_since_ns) / 1000 * NBD_SEND_GROWS_RATE / 1000000 <= c->sent_bytes;
+    c->sent_bytes = 0;
+    c->sent_since_ns = now;
+    if (!fast || setsockopt(c->fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size)) < 0) {
+        return false;
+    }
+    c->send_buffer = (size_t)size;
+    return true;
+}
+
+/* 0: all sent. -EAGAIN: the socket is full. Other errors: the connection is lost. */
+static int send_until_full(struct nbd_connection *c)
+{
     if (c->tls) {
         return send_some_tls(c);
     }
     while (!list_is_empty(&c->replies)) {
-        struct msghdr msg = {.msg_iov = vec,
-                             .msg_iovlen = (size_t)gather_replies(c, vec, GATHER_MAX)};
-        ssize_t n = sendmsg(c->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+        ssize_t n = send_next(c);
 
         if (n < 0 && errno == EINTR) {
             continue;
@@ -192,6 +250,16 @@ static int send_some(struct nbd_connection *c)
         consume_replies(c, (size_t)n);
     }
     return 0;
+}
+
+static int send_some(struct nbd_connection *c)
+{
+    int r;
+
+    do {
+        r = send_until_full(c);
+    } while (r == -EAGAIN && grow_send_buffer(c));
+    return r;
 }
 
 void nbd_reply_give_up(struct nbd_connection *c)
@@ -258,6 +326,9 @@ static void flush_deferred(struct reactor_deferred *d)
 void nbd_reply_init(struct nbd_connection *c)
 {
     reactor_deferred_init(&c->flush, flush_deferred);
+    c->send_buffer = NBD_SEND_BUFFER_MIN;
+    c->sent_bytes = 0;
+    c->sent_since_ns = loop_now_ns();
 }
 
 void nbd_reply_queue(struct nbd_job *job)

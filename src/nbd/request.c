@@ -11,20 +11,66 @@
 /* The reply to a read in chunks: their headers, and the vector to send. Lies in job->extra. */
 struct read_layout {
     uint8_t headers[NBD_READ_CHUNKS_MAX + 1][48];
-    struct iovec iov[2 * (NBD_READ_CHUNKS_MAX + 1)];
+    struct iovec iov[(2 + NBD_PIPES_OF_JOB) * (NBD_READ_CHUNKS_MAX + 1)];
     unsigned chunks;
 };
 
 static int co_read_from_node(struct nbd_job *job, uint32_t from, uint32_t length)
 {
-    struct iovec vec;
-    struct iov iov = iov_from_buf(&vec, (uint8_t *)job->data.data + from, length);
+    int r = 0;
 
-    return block_co_preadv(job->conn->export->edge, job->rq.offset + from, iov, 0);
+    if (!job->data.data && !bufpool_get(&job->conn->worker->pool, job->rq.length, &job->data)) {
+        return -ENOMEM;
+    }
+    while (length > 0 && r == 0) {
+        uint32_t part = MIN(length, (uint32_t)NBD_READ_PART);
+        struct iovec vec;
+        struct iov iov = iov_from_buf(&vec, (uint8_t *)job->data.data + from, part);
+
+        r = block_co_preadv(job->conn->export->edge, job->rq.offset + from, iov, 0);
+        from += part;
+        length -= part;
+        if (length > 0) {
+            co_reschedule();
+        }
+    }
+    return r;
 }
 
+/*
+ * Read without a copy. A read that is done in pieces is for clients that do not take their replies.
+ * -ENOTSUP: it has to be copied.
+ */
+static int co_read_pages(struct nbd_job *job, uint32_t from, uint32_t length,
+                         struct nbd_pipe **ret_pipes)
+{
+    struct nbd_connection *c = job->conn;
+
+    if (c->tls || length < NBD_PAGES_READ || job->continues || job->continued) {
+        return -ENOTSUP;
+    }
+    return nbd_pipes_co_read(&c->worker->pipes, c->export->edge, job->rq.offset + from, length,
+                             ret_pipes);
+}
+
+/* Elements for pipes, which the job owns from now on. */
+static void add_pipes(struct nbd_job *job, struct nbd_pipe *first)
+{
+    struct nbd_pipe **end = &job->pipes;
+
+    while (*end) {
+        end = &(*end)->next;
+    }
+    *end = first;
+    for (; first; first = first->next) {
+        counter_add(&job->conn->counters.values[NBD_STAT_UNCOPIED], first->bytes);
+        job->iov[job->iov_count++] = (struct iovec){.iov_base = first, .iov_len = first->bytes};
+    }
+}
+
+/* `pipes`: they have the data; NULL: the data are in job->data. */
 static void add_chunk(struct nbd_job *job, struct read_layout *l, bool hole, uint32_t from,
-                      uint32_t length)
+                      uint32_t length, struct nbd_pipe *pipes)
 {
     uint8_t *h = l->headers[l->chunks++];
     struct nbd_chunk chunk = {
@@ -39,7 +85,9 @@ static void add_chunk(struct nbd_job *job, struct read_layout *l, bool hole, uin
         store_be32(h + head + 8, length);
     }
     job->iov[job->iov_count++] = (struct iovec){.iov_base = h, .iov_len = head + (hole ? 12 : 8)};
-    if (!hole) {
+    if (pipes) {
+        add_pipes(job, pipes);
+    } else if (!hole) {
         job->iov[job->iov_count++] =
             (struct iovec){.iov_base = (uint8_t *)job->data.data + from, .iov_len = length};
     }
@@ -95,12 +143,16 @@ static int co_read_sparse(struct nbd_job *job)
     while (from < job->rq.length) {
         bool hole;
         uint32_t length = co_next_run(job, l, from, &hole);
-        int r = hole ? 0 : co_read_from_node(job, from, length);
+        struct nbd_pipe *pipes = NULL;
+        int r = hole ? 0 : co_read_pages(job, from, length, &pipes);
 
+        if (r == -ENOTSUP) {
+            r = co_read_from_node(job, from, length);
+        }
         if (r < 0) {
             return r;
         }
-        add_chunk(job, l, hole, from, length);
+        add_chunk(job, l, hole, from, length, pipes);
         from += length;
     }
     return 0;
@@ -164,7 +216,7 @@ static void set_data_and_holes(struct nbd_job *job)
             run = length - from;
             zero = false;
         }
-        add_chunk(job, l, zero, from, run);
+        add_chunk(job, l, zero, from, run, NULL);
     }
 }
 
@@ -176,9 +228,6 @@ static int co_read_request(struct nbd_job *job)
     if (rq->length == 0) {
         nbd_reply_set_done(job);
         return 0;
-    }
-    if (!bufpool_get(&job->conn->worker->pool, rq->length, &job->data)) {
-        return -ENOMEM;
     }
     if (job->conn->structured && rq->length >= NBD_SPARSE_READ && !(rq->flags & NBD_CMD_FLAG_DF)) {
         return co_read_sparse(job);

@@ -21,6 +21,9 @@
 /* Between two attempts to accept, while the system lacks descriptors or memory. */
 #define ACCEPT_RETRY_NS 10000000LL
 
+/* Between two messages about addresses that have too many clients. */
+#define REFUSAL_PAUSE_NS 10000000000LL
+
 static void room_timer_fired(struct loop_timer *timer);
 
 int nbd_server_new(const struct nbd_server_config *config, struct nbd_server **ret_server,
@@ -119,12 +122,12 @@ static void co_make_room(struct nbd_server *s)
 
 static void tune_socket(int fd)
 {
-    int size = NBD_SOCKET_BUFFER;
+    int receive = NBD_SOCKET_BUFFER, send = NBD_SEND_BUFFER_MIN;
     int on = 1;
 
     /* The socket works without any of these. */
-    (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
-    (void)setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
+    (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send, sizeof(send));
+    (void)setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &receive, sizeof(receive));
     (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
     (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
 }
@@ -231,7 +234,7 @@ static void co_serve_entry(void *arg)
     nbd_connection_co_serve(arg);
 }
 
-/* The life of a client, on the main reactor. */
+/* The life of a client; where it goes, it comes back to the main reactor. */
 static void co_connection(void *arg)
 {
     struct nbd_connection *c = arg;
@@ -269,15 +272,55 @@ static void co_connection(void *arg)
     connection_gone(c);
 }
 
+/* Whether an address has as many clients as it may have. */
+static bool origin_is_full(const struct nbd_server *s, const struct nbd_origin *o)
+{
+    const struct nbd_connection *c;
+    unsigned count = 0;
+
+    if (s->config.max_per_address == 0 || o->family == 0) {
+        return false;
+    }
+    LIST_FOREACH (c, &s->connections, link) {
+        count += c->origin.family == o->family &&
+                 memcmp(c->origin.bytes, o->bytes, sizeof(o->bytes)) == 0;
+    }
+    return count >= s->config.max_per_address;
+}
+
+/* An address that has too many clients may try again without end: it is logged now and then. */
+static void report_refusal(struct nbd_server *s, int fd)
+{
+    int64_t now = loop_now_ns();
+    char peer[NBD_PEER_SIZE];
+
+    if (s->refusal_logged_ns == 0 || now - s->refusal_logged_ns >= REFUSAL_PAUSE_NS) {
+        s->refusal_logged_ns = now;
+        nbd_peer_name(fd, peer);
+        log_warning("NBD client %s: refused, since its address has %u connections already", peer,
+                    s->config.max_per_address);
+    }
+}
+
 int nbd_server_add_client(struct nbd_server *s, int fd)
 {
-    struct nbd_connection *c = s->stopping ? NULL : calloc(1, sizeof(*c));
+    struct nbd_origin origin = nbd_peer_origin(fd);
+    struct nbd_connection *c = NULL;
     int r;
 
+    if (origin_is_full(s, &origin)) {
+        report_refusal(s, fd);
+        close(fd);
+        return -EUSERS;
+    }
+    if (!s->stopping) {
+        c = calloc(1, sizeof(*c));
+    }
     if (!c) {
         close(fd);
         return -ENOMEM;
     }
+    c->origin = origin;
     trace_nbd_server_client_begin(fd);
     tune_socket(fd);
     c->server = s;

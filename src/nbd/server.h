@@ -3,11 +3,11 @@
  * The NBD server: clients, their handshake, their requests. Which nodes are exported, under which
  * rules, is the business of the export layer.
  *
- * A client is accepted and negotiates on the main reactor, and then moves to an I/O reactor for the
- * rest of its life. Everything in this header runs on the main reactor. `co_` functions yield; the
- * others do not.
+ * A client is accepted on the main reactor, negotiates on one for handshakes, and then moves to an
+ * I/O reactor for the rest of its life. Everything in this header runs on the main reactor. `co_`
+ * functions yield; the others do not.
  *
- *   accept -> HANDSHAKE (main reactor, timed) -> TRANSMISSION (I/O reactor) -> closed (main)
+ *   accept -> HANDSHAKE (own reactor, timed) -> TRANSMISSION (I/O reactor) -> closed (main)
  *             server.c, negotiate.c              connection.c, request.c, reply.c
  */
 #ifndef TIDEMARK_NBD_SERVER_H
@@ -42,6 +42,11 @@ void nbd_set_slow_limit(int64_t ns);
 struct nbd_server_config {
     /* Further clients wait in the backlog; 0: no limit. */
     unsigned max_connections;
+    /*
+     * Further clients of one IPv4 address, of one IPv6 network (/64) or of one virtual machine
+     * (vsock) are disconnected at once; 0: no limit. Unix sockets have no addresses.
+     */
+    unsigned max_per_address;
     /* A handshake that takes longer is dropped; 0: no limit. */
     unsigned handshake_seconds;
     /* Clients have to use TLS with these; NULL: they cannot. They outlive the server. */
@@ -66,7 +71,10 @@ int nbd_server_new(const struct nbd_server_config *config, struct nbd_server **r
  */
 int nbd_server_co_listen(struct nbd_server *s, int fd, struct error *err);
 
-/* Serve a connected socket (non-blocking). The server owns it in any case. -EAGAIN, -ENOMEM. */
+/*
+ * Serve a connected socket (non-blocking). The server owns it in any case. -EUSERS: its address has
+ * as many clients as it may have; -EAGAIN, -ENOMEM.
+ */
 int nbd_server_add_client(struct nbd_server *s, int fd);
 
 /* `held`: let no client in; new ones wait in the backlog. Else go on. */
@@ -103,6 +111,12 @@ struct nbd_export_config {
     /* For each bitmap a root on its node, by the drains of which readers are held back. */
     struct block_root *const *bitmap_roots;
     size_t bitmap_count;
+    /* Further clients are refused; 0: no limit. */
+    unsigned max_clients;
+    /* Only clients that this allows see and use the export; NULL: all. It outlives the export. */
+    struct tls_authz *authz;
+    /* Clients that ask for the name "" get this export, unless another one is called so. */
+    bool is_default;
     /* NULL: connections are spread over the processors. */
     struct reactor *reactor;
     /* Counts the latencies of requests, besides the counters; NULL: nothing does. Outlives it. */
@@ -119,7 +133,8 @@ struct nbd_export_config {
 
 /*
  * Make an export that clients do not find yet. Its name is taken from now on. -EEXIST: another
- * export has the name. -EINVAL: a string is too long, or a bitmap is given twice. -ENOMEM.
+ * export has the name, or is the default as well. -EINVAL: a string is too long, or a bitmap is
+ * given twice. -ENOMEM.
  */
 int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
                    struct nbd_export **ret_export, struct error *err);

@@ -31,6 +31,7 @@
 #include "loop/loop.h"
 #include "nbd/batch.h"
 #include "nbd/bufpool.h"
+#include "nbd/pipes.h"
 #include "nbd/proto.h"
 #include "nbd/server.h"
 #include "nbd/stats_internal.h"
@@ -62,11 +63,24 @@ enum {
     NBD_RECEIVE_BUFFER = 256 * 1024,
     NBD_SOCKET_BUFFER = 4 * 1024 * 1024,
     /*
+     * The kernel's buffer for replies has this size at first, and doubles up to NBD_SOCKET_BUFFER
+     * when the client has taken NBD_SEND_GROWS_AFTER times as much at NBD_SEND_GROWS_RATE or more.
+     * What is filled for a client that does not read is work and memory of the system. Bytes, bytes
+     * per second.
+     */
+    NBD_SEND_BUFFER_MIN = 256 * 1024,
+    NBD_SEND_GROWS_AFTER = 8,
+    NBD_SEND_GROWS_RATE = 1024 * 1024,
+    /*
      * Payloads of writes from this size on are received straight into a buffer of their own. Bytes.
      */
     NBD_LARGE_WRITE = 64 * 1024,
+    /* A read into memory is done in parts of this size; between them others have their turn. */
+    NBD_READ_PART = 4 * 1024 * 1024,
     /* Reads from this size on ask for holes first, and send these as holes. Bytes. */
     NBD_SPARSE_READ = 64 * 1024,
+    /* Data of this size on are sent without a copy, if they are in the page cache. Bytes. */
+    NBD_PAGES_READ = 64 * 1024,
     /* Chunks of the reply to one read. */
     NBD_READ_CHUNKS_MAX = 32,
     /* Queued replies of this many bytes leave at once, while they are in the processor's cache. */
@@ -111,6 +125,7 @@ struct nbd_worker {
     struct reactor *reactor;
     /* These belong to that reactor. */
     struct bufpool pool;
+    struct nbd_pipes pipes;
     size_t connections;
     /* Of struct nbd_connection.worker_link. */
     struct list clients;
@@ -141,6 +156,8 @@ struct nbd_server {
     bool acceptor_running;
     /* The last accept failed; it was logged. */
     bool accept_failed;
+    /* When it was last logged that an address has too many clients. */
+    int64_t refusal_logged_ns;
     /* The acceptor while it waits for room. */
     struct co *acceptor_waiter;
     struct loop_timer room_timer;
@@ -177,6 +194,10 @@ struct nbd_export {
     size_t bitmap_count;
     /* NULL: connections are spread. */
     struct reactor *reactor;
+    /* As configured. */
+    unsigned max_clients;
+    bool is_default;
+    struct tls_authz *authz;
     /* Of struct nbd_connection.export_link. */
     struct list clients;
     size_t client_count;
@@ -202,6 +223,15 @@ struct nbd_selection {
     size_t context_count;
     /* How many are selected. */
     size_t selected;
+};
+
+/*
+ * What counts as one address: of IPv4 all of it, of IPv6 the network (/64), of vsock the CID. All
+ * zero: there is none.
+ */
+struct nbd_origin {
+    uint16_t family;
+    uint8_t bytes[8];
 };
 
 /* A receive buffer. Writes that arrived whole hold a reference until they are done. */
@@ -240,6 +270,8 @@ struct nbd_job {
     struct nbd_rbuf *rbuf;
     /* Data that were read, or the payload of a write. */
     struct pooled data;
+    /* Pages that were read, in the order in which they are sent; owned; NULL: none. */
+    struct nbd_pipe *pipes;
     /* Headers of many chunks, or extents, or the text of an error. */
     struct pooled extra;
     /* Positive errno to reply without carrying out the request; 0: carry it out. */
@@ -252,7 +284,10 @@ struct nbd_job {
     /* The sentence for the error; in `extra`; NULL: none. */
     const char *reason;
 
-    /* The reply: elements [iov_next, iov_count) are still to be sent. */
+    /*
+     * The reply: elements [iov_next, iov_count) are still to be sent. One whose base is a pipe of
+     * the worker stands for the bytes in that.
+     */
     uint8_t header[48];
     struct iovec inline_iov[3];
     /* inline_iov, or in `extra`. */
@@ -268,6 +303,8 @@ struct nbd_connection {
     int fd;
     /* The client's address, for messages. */
     char peer[NBD_PEER_SIZE];
+    /* Where it comes from, for limits. */
+    struct nbd_origin origin;
     /* Owned; NULL: in the clear. */
     struct tls_session *tls;
     /* When it was accepted. */
@@ -314,6 +351,10 @@ struct nbd_connection {
     struct nbd_batch batch;
     /* A coroutine waits for the socket to take more. */
     bool sender_running;
+    /* Size of the kernel's buffer for replies, and what was sent since when (CLOCK_MONOTONIC). */
+    size_t send_buffer;
+    uint64_t sent_bytes;
+    int64_t sent_since_ns;
     /* Sending failed: replies are dropped. */
     bool broken;
     /* The receiver while it waits for jobs to end. */
@@ -350,6 +391,8 @@ void nbd_connection_begin_end(struct nbd_connection *c);
  * "unix:PID". NBD_PEER_SIZE bytes.
  */
 void nbd_peer_name(int fd, char *ret_name);
+/* Where the client at the other end of a socket comes from. */
+struct nbd_origin nbd_peer_origin(int fd);
 /*
  * Note how the client broke the protocol: what came, and what was expected. It is logged when the
  * connection ends, which the caller brings about. -EPROTO.
@@ -367,16 +410,27 @@ struct nbd_block_sizes {
 };
 /* Those of the exported node as it is now. */
 struct nbd_block_sizes nbd_export_block_sizes(const struct nbd_export *e);
-/* A published export; NULL: there is none of that name. */
+/* A published export, "" also being the default one; NULL: there is none of that name. */
 struct nbd_export *nbd_server_find_export(struct nbd_server *s, const char *name);
+/*
+ * Read again what is in files of who may use an export (NULL: any of them). Exports may come and go
+ * meanwhile. -ENOMEM. Yields.
+ */
+int nbd_exports_co_read_authz(struct nbd_server *s, const struct nbd_export *only);
+/* Whether a client may see and use an export; files count as they were last read. */
+bool nbd_export_admits(const struct nbd_export *e, const struct nbd_connection *c);
 /* Make a connection a client of an export, and end that. */
 void nbd_connection_attach(struct nbd_connection *c, struct nbd_export *e);
+/* Whether an export has as many clients as it may have. */
+bool nbd_export_is_full(const struct nbd_export *e);
 void nbd_connection_detach(struct nbd_connection *c);
 
 /* --- worker.c; main reactor ----------------------------------------------------------------- */
 
 /* Make the reactors that connections are spread over, while there are descriptors for them. */
 void nbd_workers_co_prepare(void);
+/* The reactor on which clients negotiate: the main one if there can be no other. */
+struct reactor *nbd_handshake_reactor(void);
 /*
  * That of reactor `r`; NULL: the next in turn, of those that serve no guests if `is_view`. NULL
  * with `err` set: out of memory or descriptors.
@@ -408,7 +462,10 @@ void nbd_memory_give(size_t bytes);
 
 /* --- negotiate.c ---------------------------------------------------------------------------- */
 
-/* 0 with c->export set and attached, or -errno when the client is to be dropped. Main reactor. */
+/*
+ * 0 with c->export set and attached, or -errno when the client is to be dropped. Called on the main
+ * reactor; most of it runs on that for handshakes.
+ */
 int nbd_connection_co_negotiate(struct nbd_connection *c);
 
 /* --- meta.c --------------------------------------------------------------------------------- */

@@ -63,6 +63,8 @@ enum nbd_stat {
     NBD_STAT_CONNECTIONS,
     /* Requests that were reported as slow. */
     NBD_STAT_SLOW,
+    /* Bytes of reads that were sent without a copy. */
+    NBD_STAT_UNCOPIED,
     /* Of the latest reception: CLOCK_MONOTONIC in nanoseconds; 0: none. */
     NBD_STAT_LATEST,
     NBD_STAT_SCALARS

@@ -54,15 +54,15 @@ static inline void nbd_counters_latency(struct nbd_counters *c, struct latency_s
         [NBD_KIND_CACHE] = NBD_LATENCIES,     [NBD_KIND_OTHER] = NBD_LATENCIES,
     };
 
-    if (latencies[kind] < NBD_LATENCIES) {
-        histogram_add(&c->latency[latencies[kind]], ns);
-    }
     if (kind == NBD_KIND_READ || kind == NBD_KIND_WRITE || kind == NBD_KIND_FLUSH) {
         latency_set_add(set,
                         kind == NBD_KIND_READ    ? LATENCY_READ
                         : kind == NBD_KIND_WRITE ? LATENCY_WRITE
                                                  : LATENCY_FLUSH,
                         ns);
+    }
+    if (latencies[kind] < NBD_LATENCIES) {
+        histogram_add(&c->latency[latencies[kind]], ns);
     }
 }
 

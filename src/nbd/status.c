@@ -2,12 +2,13 @@
 /*
  * NBD_CMD_BLOCK_STATUS: for each context that the client selected, a chunk of extents from the
  * request's offset on. The extents of a context end where that context changes, wherever those of
- * others end.
+ * others end. The chain is walked through once for all contexts.
  *
  *   job->extra  [ header, context id | extents ... ][ header, context id | extents ... ] ...
  *
  * With extended headers a count follows the context id, and length and flags have 64 bits.
  */
+#include <assert.h>
 #include <errno.h>
 #include <string.h>
 
@@ -25,11 +26,21 @@ struct status_reply {
     /* Extents that a context may have, and that the current chunk has. */
     unsigned max;
     unsigned count;
-    /* Extents found so far. */
-    unsigned turn;
     /* The extent that may still grow; length 0: none. */
     uint32_t last_flags;
     uint64_t last_length;
+};
+
+/* Runs that are asked for at once. */
+#define WALK_RUNS 512u
+
+/* What the chain says of the bytes from the request's offset on. */
+struct chain_walk {
+    struct pooled memory; /* data NULL: none yet */
+    struct block_run *runs;
+    size_t count, room, max;
+    /* What runs differ in; at least one of them. */
+    bool wants_depth, wants_contents;
 };
 
 /* Make room for `more` bytes, if needed by copying into a buffer twice as large. */
@@ -96,17 +107,11 @@ static int put_last_extent(struct status_reply *s)
     return 0;
 }
 
-/* Extents after which others of the reactor have their turn. */
-#define TURN_EXTENTS 8192
-
 /* Add an extent; one with the flags of the last is joined to that. 1: the chunk is full. */
-static int co_add_extent(struct status_reply *s, uint64_t length, uint32_t flags)
+static int add_extent(struct status_reply *s, uint64_t length, uint32_t flags)
 {
     int r;
 
-    if (++s->turn % TURN_EXTENTS == 0) {
-        co_reschedule();
-    }
     if (s->last_length > 0 && s->last_flags == flags) {
         s->last_length += length;
         return 0;
@@ -144,10 +149,12 @@ static int end_chunk(struct status_reply *s, bool done)
     return r;
 }
 
-static uint32_t allocation_flags(const struct block_status *st)
+/* --- what the node says ----------------------------------------------------------------------- */
+
+static uint32_t allocation_flags(unsigned flags)
 {
-    return (st->flags & BLOCK_STATUS_DATA ? 0 : NBD_STATE_HOLE) |
-           (st->flags & BLOCK_STATUS_ZERO ? NBD_STATE_ZERO : 0);
+    return (flags & BLOCK_STATUS_DATA ? 0 : NBD_STATE_HOLE) |
+           (flags & BLOCK_STATUS_ZERO ? NBD_STATE_ZERO : 0);
 }
 
 /*
@@ -159,80 +166,139 @@ static uint32_t layer_flags(int depth)
     return depth == 1 ? NBD_MERGED_LOCAL : depth > 1 ? NBD_MERGED_BACKING : 0;
 }
 
-/* The flags of a context about allocation at `offset`, and for how many bytes they hold. */
-static int co_ask_node(struct block_edge *edge, enum nbd_context_kind kind, uint64_t offset,
-                       uint64_t length, uint32_t *ret_flags, uint64_t *ret_length)
+/* Whether the list has to tell depths apart, and contents. */
+static void find_out_wanted(struct chain_walk *w, enum nbd_context_kind kind)
 {
-    struct block_status st;
-    int depth, r;
+    w->wants_depth |= kind != NBD_CONTEXT_IS_ALLOCATION && kind != NBD_CONTEXT_IS_BITMAP;
+    w->wants_contents |= kind != NBD_CONTEXT_IS_DEPTH && kind != NBD_CONTEXT_IS_BITMAP;
+}
 
-    if (kind == NBD_CONTEXT_IS_DEPTH) {
-        r = block_co_depth(edge, offset, length, &depth, ret_length);
-        *ret_flags = r < 0 ? 0 : (uint32_t)depth;
+/* Double the room of the list. */
+static int grow_walk(struct chain_walk *w, struct bufpool *pool)
+{
+    struct pooled larger;
+
+    if (!bufpool_get(pool, w->memory.data ? 2 * pooled_size(&w->memory) : 1, &larger)) {
+        return -ENOMEM;
+    }
+    if (w->memory.data) {
+        memcpy(larger.data, w->memory.data, w->count * sizeof(*w->runs));
+        bufpool_put(pool, &w->memory);
+    }
+    w->memory = larger;
+    w->runs = larger.data;
+    w->room = pooled_size(&larger) / sizeof(*w->runs);
+    return 0;
+}
+
+/* Append a run; one that is like the last is joined to that. 1: the list is full. */
+static int add_run(struct chain_walk *w, struct bufpool *pool, struct block_run run)
+{
+    struct block_run *last = w->count > 0 ? &w->runs[w->count - 1] : NULL;
+    int r;
+
+    run.depth = w->wants_depth ? run.depth : 0;
+    run.flags = w->wants_contents ? run.flags & (BLOCK_STATUS_DATA | BLOCK_STATUS_ZERO) : 0;
+    if (last && last->flags == run.flags && last->depth == run.depth) {
+        last->length += run.length;
+        return 0;
+    }
+    if (w->count == w->max) {
+        return 1;
+    }
+    if (w->count == w->room && (r = grow_walk(w, pool)) < 0) {
         return r;
     }
-    r = block_co_status_above(edge, NULL, offset, length, &st, &depth);
-    if (r == 0) {
-        *ret_flags = allocation_flags(&st);
-        *ret_flags |= kind == NBD_CONTEXT_IS_ALLOCATION ? 0 : layer_flags(depth);
-        *ret_length = st.length;
-    }
-    return r;
+    w->runs[w->count++] = run;
+    return 0;
 }
+
+/* Others of the reactor get their turn when a walk has kept it busy for so long. */
+#define TURN_NS INT64_C(300000)
+
+/*
+ * Make the list of what the chain says of the request; all contexts but those of bitmaps alone come
+ * from it. It may end before the request does.
+ */
+static int co_walk_chain(struct chain_walk *w, struct nbd_job *job)
+{
+    uint64_t offset = job->rq.offset, end = offset + job->rq.length;
+    int64_t began_ns = loop_now_ns();
+    struct block_run runs[WALK_RUNS];
+    int r = 0;
+
+    for (unsigned steps = 0; offset < end && r == 0 && steps < NBD_STATUS_STEPS_MAX;) {
+        unsigned count = 0;
+
+        r = block_co_status_runs(job->conn->export->edge, w->wants_contents, offset, end - offset,
+                                 runs, (unsigned)MIN(w->max + 1, WALK_RUNS), &count);
+        if (r == 0 && count == 0) {
+            r = -EIO;
+        }
+        for (unsigned i = 0; i < count && r == 0; i++) {
+            r = runs[i].length <= end - offset ? add_run(w, &job->conn->worker->pool, runs[i])
+                                               : -EIO;
+            offset += runs[i].length;
+        }
+        steps += count;
+        if (loop_now_ns() - began_ns > TURN_NS) {
+            co_reschedule();
+            began_ns = loop_now_ns();
+        }
+    }
+    return r < 0 ? r : 0;
+}
+
+/* --- contexts --------------------------------------------------------------------------------- */
 
 /*
  * Add the extent at `offset`, of `length` bytes with `flags`, cut where the bitmap changes (NULL:
  * none). A bitmap of a backing node may be shorter than the export: clean beyond its end. 1: the
  * chunk is full.
  */
-static int co_add_with_bits(struct status_reply *s, const struct dirty_bitmap *bits,
-                            uint32_t dirty_flag, uint64_t offset, uint64_t length, uint32_t flags)
+static int add_with_bits(struct status_reply *s, struct dirty_bitmap_walk *bits,
+                         uint32_t dirty_flag, uint64_t offset, uint64_t length, uint32_t flags)
 {
-    uint64_t end = offset + length, size = bits ? dirty_bitmap_size(bits) : 0;
+    uint64_t end = offset + length, size = bits ? dirty_bitmap_size(bits->bitmap) : 0;
     int r = 0;
 
     while (offset < end && r == 0) {
         uint64_t run = end - offset;
-        bool dirty = offset < size && dirty_bitmap_status(bits, offset, end, &run);
+        bool dirty = offset < size && dirty_bitmap_walk_status(bits, offset, end, &run);
 
-        r = co_add_extent(s, run, flags | (dirty ? dirty_flag : 0));
+        r = add_extent(s, run, flags | (dirty ? dirty_flag : 0));
         offset += run;
     }
     return r;
 }
 
-/* The extents of a context about allocation, with the bits of a bitmap or without (NULL). */
-static int co_add_allocation(struct status_reply *s, enum nbd_context_kind kind,
-                             const struct dirty_bitmap *bits)
+/* The flags of a run in a context about allocation. */
+static uint32_t run_flags(enum nbd_context_kind kind, const struct block_run *run)
 {
-    const struct nbd_request *rq = &s->job->rq;
-    uint64_t offset = rq->offset, end = offset + rq->length;
-    int r = 0;
-
-    for (unsigned steps = 0; offset < end && r == 0 && steps < NBD_STATUS_STEPS_MAX; steps++) {
-        uint64_t length = 0;
-        uint32_t flags = 0;
-
-        r = co_ask_node(s->job->conn->export->edge, kind, offset, end - offset, &flags, &length);
-        if (r == 0 && (length == 0 || length > end - offset)) {
-            r = -EIO;
-        }
-        UNLESS_FAILED(r, co_add_with_bits(s, bits, NBD_MERGED_DIRTY, offset, length, flags));
-        offset += length;
+    switch (kind) {
+    case NBD_CONTEXT_IS_DEPTH:
+        return (uint32_t)run->depth;
+    case NBD_CONTEXT_IS_ALLOCATION:
+        return allocation_flags(run->flags);
+    default:
+        return allocation_flags(run->flags) | layer_flags(run->depth);
     }
-    return r < 0 ? r : 0;
 }
 
-static int co_add_bits(struct status_reply *s, const struct nbd_context *context,
-                       const struct dirty_bitmap *bits)
+/* The extents of a context about allocation, with the bits of a bitmap or without (NULL). */
+static int add_allocation(struct status_reply *s, const struct chain_walk *w,
+                          enum nbd_context_kind kind, struct dirty_bitmap_walk *bits)
 {
-    const struct nbd_request *rq = &s->job->rq;
-    int r;
+    uint64_t offset = s->job->rq.offset;
+    int r = 0;
 
-    if (context->kind != NBD_CONTEXT_IS_BITMAP) {
-        return co_add_allocation(s, context->kind, bits);
+    for (size_t i = 0; i < w->count && r == 0; i++) {
+        uint32_t flags = run_flags(kind, &w->runs[i]);
+
+        r = bits ? add_with_bits(s, bits, NBD_MERGED_DIRTY, offset, w->runs[i].length, flags)
+                 : add_extent(s, w->runs[i].length, flags);
+        offset += w->runs[i].length;
     }
-    r = co_add_with_bits(s, bits, NBD_STATE_DIRTY, rq->offset, rq->length, 0);
     return r < 0 ? r : 0;
 }
 
@@ -240,29 +306,38 @@ static int co_add_bits(struct status_reply *s, const struct nbd_context *context
  * A context with a bitmap. Its bits change, as by a resize of their node, only while that is
  * drained: not while they are read.
  */
-static int co_add_bitmap(struct status_reply *s, const struct nbd_context *context)
+static int co_add_bitmap(struct status_reply *s, const struct chain_walk *w,
+                         const struct nbd_context *context)
 {
     const struct nbd_export *e = s->job->conn->export;
     struct block_edge *edge = e->bitmap_edges[context->bitmap];
+    struct dirty_bitmap_walk bits = {.loaded = false};
+    const struct nbd_request *rq = &s->job->rq;
     int r;
 
     block_co_edge_enter(edge);
-    r = co_add_bits(s, context, block_bitmap_bits(e->bitmaps[context->bitmap]));
+    bits.bitmap = block_bitmap_bits(e->bitmaps[context->bitmap]);
+    r = context->kind == NBD_CONTEXT_IS_BITMAP
+            ? add_with_bits(s, &bits, NBD_STATE_DIRTY, rq->offset, rq->length, 0)
+            : add_allocation(s, w, context->kind, &bits);
     block_edge_leave(edge);
-    return r;
+    return r < 0 ? r : 0;
 }
 
-static int co_add_context(struct status_reply *s, uint32_t id, bool last)
+static int co_add_context(struct status_reply *s, const struct chain_walk *w, uint32_t id,
+                          bool last)
 {
     const struct nbd_context *context = &s->job->conn->export->contexts[id];
     bool has_bitmap =
         context->kind == NBD_CONTEXT_IS_BITMAP || context->kind == NBD_CONTEXT_IS_MERGED_BITMAP;
     int r = begin_chunk(s, id);
 
-    UNLESS_FAILED(r, has_bitmap ? co_add_bitmap(s, context)
-                                : co_add_allocation(s, context->kind, NULL));
+    UNLESS_FAILED(r, has_bitmap ? co_add_bitmap(s, w, context)
+                                : add_allocation(s, w, context->kind, NULL));
     return r < 0 ? r : end_chunk(s, last);
 }
+
+/* --- the request ------------------------------------------------------------------------------ */
 
 /* The i-th of the contexts that the request names. */
 static uint32_t named_context(const struct nbd_job *job, size_t i)
@@ -292,25 +367,58 @@ static bool names_are_valid(const struct nbd_job *job)
     return found == job->context_count;
 }
 
+/* Whether the request is about a context. */
+static bool is_asked(const struct nbd_job *job, uint32_t id)
+{
+    return job->conn->selection.contexts[id] && context_is_named(job, id);
+}
+
 /*
  * Extents that each context may have, so that all fit into the memory that the job accounts for, of
- * which a buffer that grows takes up to twice its size.
+ * which a buffer that grows takes up to twice its size. The list of runs counts as a context.
  */
 static unsigned extents_max(const struct nbd_job *job, size_t contexts)
 {
-    size_t each = job->accounted / 2 / contexts / NBD_EXTENDED_EXTENT_SIZE;
+    size_t each = job->accounted / 2 / (contexts + 1) / NBD_EXTENDED_EXTENT_SIZE;
 
+    static_assert(sizeof(struct block_run) <= NBD_EXTENDED_EXTENT_SIZE, "an extent's memory");
     if (job->rq.flags & NBD_CMD_FLAG_REQ_ONE) {
         return 1;
     }
     return (unsigned)MIN(MAX(each, 1), NBD_STATUS_EXTENTS_MAX);
 }
 
+/* All chunks of the reply, in the order of the ids of `count` contexts. */
+static int co_add_chunks(struct status_reply *s, struct chain_walk *w, size_t count)
+{
+    struct nbd_job *job = s->job;
+    uint32_t ids = (uint32_t)job->conn->selection.context_count;
+    int r = 0;
+
+    for (uint32_t id = 0; id < ids; id++) {
+        if (is_asked(job, id)) {
+            find_out_wanted(w, job->conn->export->contexts[id].kind);
+        }
+    }
+    if (w->wants_depth || w->wants_contents) {
+        r = co_walk_chain(w, job);
+    }
+    for (uint32_t id = 0; id < ids && r == 0; id++) {
+        if (is_asked(job, id)) {
+            r = co_add_context(s, w, id, --count == 0);
+        }
+    }
+    bufpool_put(&job->conn->worker->pool, &w->memory);
+    return r;
+}
+
 int nbd_job_co_block_status(struct nbd_job *job)
 {
     const struct nbd_selection *sel = &job->conn->selection;
-    size_t left = job->context_count ? job->context_count : sel->selected;
-    struct status_reply s = {.job = job, .max = extents_max(job, MAX(left, 1))};
+    size_t count = job->context_count ? job->context_count : sel->selected;
+    struct status_reply s = {.job = job, .max = extents_max(job, MAX(count, 1))};
+    struct chain_walk w = {.max = s.max};
+    int r;
 
     if (sel->selected == 0) {
         return nbd_job_refuse(job, EINVAL,
@@ -327,17 +435,9 @@ int nbd_job_co_block_status(struct nbd_job *job)
             "not selected, or are named twice",
             job->context_count);
     }
-    for (uint32_t id = 0; left > 0; id++) {
-        int r;
-
-        if (!sel->contexts[id] || !context_is_named(job, id)) {
-            continue;
-        }
-        left--;
-        r = co_add_context(&s, id, left == 0);
-        if (r < 0) {
-            return r;
-        }
+    r = co_add_chunks(&s, &w, count);
+    if (r < 0) {
+        return r;
     }
     job->iov = job->inline_iov;
     job->iov[0] = (struct iovec){.iov_base = job->extra.data, .iov_len = s.used};

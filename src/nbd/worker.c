@@ -22,6 +22,18 @@ static unsigned spread_count, spread_next;
 static struct nbd_worker *background[REACTOR_MAX];
 static unsigned background_count, background_next;
 
+/* The reactor on which clients negotiate; NULL: not made yet, or it could not be. */
+static struct reactor *handshakes;
+
+struct reactor *nbd_handshake_reactor(void)
+{
+    if (!handshakes && reactor_create("nbd-hello", &handshakes, NULL) < 0) {
+        handshakes = NULL;
+        return reactor_main();
+    }
+    return handshakes;
+}
+
 static struct nbd_worker *worker_of(struct reactor *r, struct error *err)
 {
     unsigned index = reactor_index(r);
@@ -100,6 +112,7 @@ void nbd_workers_co_prepare(void)
     if (spread_count == 0) {
         (void)co_make_spread(NULL);
     }
+    (void)nbd_handshake_reactor();
 }
 
 struct nbd_worker *nbd_worker_co_pick(struct reactor *r, bool is_view, struct error *err)

@@ -493,6 +493,9 @@ int qcow2_co_create(const char *filename, uint64_t size, struct options *opts, s
     if (r == 0 && c.prealloc != BLOCK_PREALLOC_OFF) {
         r = co_preallocate_image(&c, err);
     }
+    if (r < 0) {
+        block_co_remove_unfinished(filename);
+    }
     return r;
 }
 

@@ -79,6 +79,12 @@ static int check_downgrade(struct qcow2 *q, struct error *err)
         return error_set(err, ENOTSUP,
                          "Cannot downgrade an image with persistent bitmaps; remove them first");
     }
+    if (q->joint.state != JOINT_NONE) {
+        return error_set(
+            err, ENOTSUP,
+            "Cannot downgrade an image that others have to ask about a change of their "
+            "bitmaps; open those for writing first");
+    }
     LIST_FOREACH (s, &q->snapshots.list, link) {
         if (s->vm_state_size > UINT32_MAX || s->disk_size != block_node_size(q->node)) {
             /* Version 2 would not know their sizes. */

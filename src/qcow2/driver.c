@@ -9,12 +9,14 @@
 #include "base/log.h"
 #include "qcow2/amend.h"
 #include "qcow2/bitmap/bitmap.h"
+#include "qcow2/bitmap/joint.h"
 #include "qcow2/check/check.h"
 #include "qcow2/create.h"
 #include "qcow2/encryption.h"
 #include "qcow2/data/compress.h"
 #include "qcow2/data/data.h"
 #include "qcow2/data/sparse.h"
+#include "qcow2/data/status_runs.h"
 #include "qcow2/header/header.h"
 #include "qcow2/header/mark_corrupt.h"
 #include "qcow2/info.h"
@@ -51,6 +53,11 @@ static int co_commit_all(struct qcow2 *q, struct error *err)
         r = qcow2_co_commit(q);
     }
     if (r < 0) {
+        if (q->has_data_file && q->flush_refused) {
+            q->close_failure_reported = true; /* by the flush of the data file */
+            return error_set_errno(err, -r, "Could not flush '%s'",
+                                   block_node_display_name(q->data->node));
+        }
         if (!q->close_failure_reported) {
             log_error("Failed to flush the L2 table cache: %s", strerror(-r));
         }
@@ -93,12 +100,22 @@ static int co_store_all(struct qcow2 *q, struct error *err)
 static int co_inactivate(struct block_node *node, struct error *err)
 {
     struct qcow2 *q = qcow2_state(node);
+    int r;
 
-    return q->read_only ? 0 : qcow2_co_conclude(q, co_store_all(q, err));
+    if (q->read_only) {
+        return 0;
+    }
+    qcow2_co_pause_activity(q);
+    r = qcow2_co_conclude(q, co_store_all(q, err));
+    if (q->activity.log) {
+        block_activity_start(q->activity.log);
+    }
+    return r;
 }
 
 static void co_close(struct block_node *node)
 {
+    qcow2_co_pause_activity(qcow2_state(node));
     qcow2_release_image(qcow2_state(node));
 }
 
@@ -106,8 +123,10 @@ static void co_close(struct block_node *node)
 static int co_flush(struct block_node *node)
 {
     struct qcow2 *q = qcow2_state(node);
+    int r = qcow2_co_is_untouched(q) ? 0 : qcow2_co_commit_guest(q); /* concludes */
 
-    return qcow2_co_is_untouched(q) ? 0 : qcow2_co_commit_guest(q); /* concludes */
+    q->flush_refused = r < 0;
+    return r;
 }
 
 /* --- status ---------------------------------------------------------------------------------- */
@@ -257,6 +276,55 @@ static int co_bitmap_will_change(struct block_node *node, struct block_bitmap *b
     return co_conclude(node, qcow2_co_bitmap_will_change(node, bitmap, err));
 }
 
+static int co_commit_bitmaps(struct block_node *node, struct error *err)
+{
+    return co_conclude(node, qcow2_co_commit_bitmaps(node, err));
+}
+
+static int co_prepare_bitmaps(struct block_node *node, const struct block_joint *joint, size_t own,
+                              struct error *err)
+{
+    return co_conclude(node, qcow2_co_prepare_bitmaps(node, joint, own, err));
+}
+
+static int co_settle_bitmaps(struct block_node *node, bool done, struct error *err)
+{
+    return co_conclude(node, qcow2_co_settle_bitmaps(node, done, err));
+}
+
+static int co_begin_activity(struct block_node *node)
+{
+    return co_conclude(node, qcow2_co_begin_activity(node));
+}
+
+static int co_store_bits_of(struct block_node *node, const struct block_activity_range *ranges,
+                            size_t count)
+{
+    return co_conclude(node, qcow2_co_store_bits_of(node, ranges, count));
+}
+
+/* --- drain: the activity log makes regions cold in the background ----------------------------- */
+
+static void drain_begin(struct block_node *node)
+{
+    if (node->log) {
+        block_activity_stop(node->log);
+    }
+}
+
+static bool drain_busy(struct block_node *node, const struct block_node *drained)
+{
+    (void)drained;
+    return node->log && block_activity_is_busy(node->log);
+}
+
+static void drain_end(struct block_node *node)
+{
+    if (node->log) {
+        block_activity_start(node->log);
+    }
+}
+
 static int co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
                            unsigned flags)
 {
@@ -274,6 +342,13 @@ static int co_status(struct block_node *node, uint64_t offset, uint64_t length,
     return co_conclude(node, co_get_status(node, offset, length, ret_status));
 }
 
+static int co_status_runs(struct block_node *node, bool contents, uint64_t offset, uint64_t length,
+                          struct block_run *ret_runs, unsigned max, unsigned *ret_count)
+{
+    return co_conclude(
+        node, qcow2_co_status_runs(node, contents, offset, length, ret_runs, max, ret_count));
+}
+
 static int probe(const uint8_t *head, size_t size)
 {
     return size >= 8 && load_be32(head) == QCOW2_MAGIC && load_be32(head + 4) >= 2 ? 100 : 0;
@@ -285,6 +360,7 @@ static const struct block_driver qcow2_driver = {
     .options = &qcow2_options_type,
     .instance_size = sizeof(struct qcow2),
     .is_format = true,
+    .compresses = true,
     .probe = probe,
     .co_open = qcow2_co_open,
     .co_inactivate = co_inactivate,
@@ -298,6 +374,9 @@ static const struct block_driver qcow2_driver = {
     .co_reopen_finish = qcow2_co_reopen_finish,
     .co_reopen_commit = qcow2_co_reopen_commit,
     .co_reopen_abort = qcow2_co_reopen_abort,
+    .drain_begin = drain_begin,
+    .drain_busy = drain_busy,
+    .drain_end = drain_end,
     .co_create = qcow2_co_create,
     .co_format = qcow2_co_format,
     .create_options = qcow2_create_options,
@@ -326,12 +405,26 @@ static const struct block_driver qcow2_driver = {
     .co_reserve_bitmap = co_reserve_bitmap,
     .co_remove_stored_bitmap = co_remove_stored_bitmap,
     .co_bitmap_will_change = co_bitmap_will_change,
+    .co_commit_bitmaps = co_commit_bitmaps,
+    .co_joint_name = qcow2_co_joint_name,
+    .co_prepare_bitmaps = co_prepare_bitmaps,
+    .co_settle_bitmaps = co_settle_bitmaps,
+    .co_forget_joint = qcow2_co_forget_joint,
+    .co_begin_activity = co_begin_activity,
+    .co_activity_has_room = qcow2_co_activity_has_room,
+    .co_write_activity = qcow2_co_write_activity,
+    .co_sync_activity = qcow2_co_sync_activity,
+    .co_store_bits_of = co_store_bits_of,
+    .greatest_size = qcow2_greatest_size,
+    .remember_size = qcow2_remember_size,
     .co_preadv = qcow2_co_preadv,
+    .co_read_pages = qcow2_co_read_pages,
     .co_pwritev = co_pwritev,
     .co_write_zeroes = co_write_zeroes,
     .co_discard = co_discard,
     .co_flush = co_flush,
     .co_status = co_status,
+    .co_status_runs = co_status_runs,
     .stats = qcow2_stats,
     .read_stats = qcow2_read_stats,
 };

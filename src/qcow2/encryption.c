@@ -7,6 +7,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/secret_memory.h"
 #include "block/user_object.h"
 #include "qcow2/data/crypt.h"
 
@@ -27,7 +28,8 @@ static int take_aes(struct options *opts, char **ret_secret_id, struct error *er
                                             "encrypt.ivgen-alg",
                                             "encrypt.ivgen-hash-alg",
                                             NULL};
-    AUTO_FREE char *secret_id = NULL, *password = NULL;
+    AUTO_FREE char *secret_id = NULL;
+    AUTO_SECRET char *password = NULL;
     size_t size;
     int r = options_take_str(opts, "encrypt.key-secret", &secret_id, err);
 
@@ -41,7 +43,6 @@ static int take_aes(struct options *opts, char **ret_secret_id, struct error *er
     }
     UNLESS_FAILED(r, secret_get(secret_id, &password, &size, err));
     if (r == 0) {
-        explicit_bzero(password, size);
         *ret_secret_id = TAKE_PTR(secret_id);
     }
     return r;

@@ -30,6 +30,9 @@
  *        metadata that maps them.
  *   R5   A persistent bitmap is stably marked in use before the first write that it should record
  *        reaches the file. The mark is removed only when bits, table and directory are stable.
+ *        With an activity log (bitmap/activity.c) other programs heed the mark; we trust the stored
+ *        bits and all hot regions. Then bits in the file are only ever added to, except by
+ *        switching to another directory (R3).
  *   R6   After any crash the image opens, and a check finds at most leaked clusters. R6 and R1 are
  *        relaxed while the dirty bit is stable (snapshot operations, lazy refcounts): the next
  *        writable open then repairs the image first. Version 2 has no dirty bit: a crash within a
@@ -66,8 +69,11 @@
  *
  * Locks, in the order in which they are taken
  *
- *   bitmaps.mutex       bitmaps.stored and its entries, the bitmap directory: marking in use,
- *                       storing, removing
+ *   (activity log)      its mutex (block/activity.c): one batch at a time; held across the calls
+ *                       of bitmap/activity.c and bitmap/keep.c
+ *   bitmaps.mutex       bitmaps.stored and its entries, the bitmap directory, the place of the
+ *                       activity log: marking in use, storing, removing. The list is replaced on
+ *                       the main reactor only
  *   bitmaps.bits_mutex  table and bits of a stored bitmap in the file: reading them without
  *                       bitmaps.mutex (which would hold up a guest's first write), and replacing
  *                       them
@@ -79,8 +85,8 @@
  *   lock                all members marked [lock]: allocation, links, what is dirty. Held across
  *                       I/O only to read metadata, to make a new table, or to make the file longer;
  *                       held across a sync only to replace the refcount table
- *   header.mark_mutex   header.incompatible, in memory and on disk, while I/O is running; held
- *                       across its write and a sync
+ *   header.mark_mutex   the header on disk, and header.incompatible, while I/O is running; held
+ *                       across writes and syncs of the header
  *   shard locks         thread mutexes, inside table/cache.c only
  */
 #ifndef TIDEMARK_QCOW2_IMAGE_H
@@ -136,8 +142,8 @@ struct qcow2_l1 {
 
 /* The refcount table. */
 struct qcow2_reftable {
-    uint64_t offset;    /* [lock] */
-    uint32_t size;      /* [lock] entries */
+    uint64_t offset;    /* [lock], and header.mark_mutex to change it */
+    uint32_t size;      /* the same; entries */
     uint64_t *entries;  /* [lock] host byte order */
     uint8_t *dirty;     /* [lock] a byte per sector */
     size_t dirty_count; /* [lock] */
@@ -190,7 +196,7 @@ struct qcow2_snapshots {
     uint64_t offset, size; /* of the snapshot table, in bytes */
 };
 
-/* Persistent bitmaps (bitmap/). Main reactor, except for `marked`. */
+/* Persistent bitmaps (bitmap/). Main reactor, except for `marked` and the activity log's work. */
 struct qcow2_bitmaps {
     struct co_mutex mutex;
     struct co_mutex bits_mutex;
@@ -199,6 +205,50 @@ struct qcow2_bitmaps {
     uint64_t directory_offset, directory_size;
     uint32_t directory_count; /* as the header said at open */
     atomic_bool marked;       /* no bitmap on disk counts as current: writes may go on (R5) */
+};
+
+/* The activity log (block/activity.h) in the image: bitmap/activity.c. */
+struct qcow2_activity {
+    enum block_durability level; /* the option durable-bitmaps */
+    uint64_t limit;              /* the option durable-bitmaps-size; 0: its default */
+    struct block_activity *log;  /* NULL: the image is read-only, or `level` is off */
+    /* The map in the file; 0: there is none. [bitmaps.mutex] */
+    uint64_t offset, size; /* bytes; size without the rest of the last cluster */
+    unsigned region_bits;
+    bool is_stale; /* the header has the extension, but not the bit */
+    /* The extension as it was at open: entries of the directory that the log says nothing of. */
+    uint32_t void_entries[ACTIVITY_VOID_MAX];
+    unsigned void_count;
+};
+
+/* As the header says; numbers of the format. */
+enum qcow2_joint_state {
+    JOINT_NONE,     /* the header says nothing */
+    JOINT_PREPARED, /* another directory is ready */
+    /* Of the first image, until all others know: its own directory is the one decided on. */
+    JOINT_DONE,
+    JOINT_UNDONE,
+};
+
+#define JOINT_ID_SIZE 16u
+
+/* A change of the bitmaps of several images (bitmap/joint.h). [bitmaps.mutex] */
+struct qcow2_joint {
+    enum qcow2_joint_state state;
+    uint8_t id[JOINT_ID_SIZE];
+    uint64_t offset, size; /* of the record in the file, bytes */
+    bool is_stale;         /* the header has the extension, but not the bit */
+    /* The other directory: as it was prepared by this process; NULL: it was found at open. */
+    struct bitmap_store *store;
+    /* Found at open: the images, the first one first, and the number of this one. */
+    char **names;
+    uint32_t name_count, own;
+    /* Likewise: the directory that is not used, of struct stored_bitmap, and where it is. */
+    struct list other;
+    uint64_t other_offset, other_size;
+    /* Clusters that only that one uses, its own included. */
+    struct cluster_runs other_clusters;
+    bool in_doubt; /* which of the two counts is not known: both are used */
 };
 
 /* data/sparse.c: what was found out about the file. */
@@ -253,6 +303,8 @@ struct qcow2 {
     struct qcow2_commit commit;
     struct qcow2_snapshots snapshots;
     struct qcow2_bitmaps bitmaps;
+    struct qcow2_activity activity;
+    struct qcow2_joint joint;
     struct qcow2_sparse sparse;
     struct qcow2_options options;
     struct overlap_guard guard;
@@ -262,7 +314,9 @@ struct qcow2 {
 
     struct counters counters; /* by enum qcow2_stat (stats.h) */
 
+    atomic_bool pages_lent; /* data/pages.c: pages of clusters may be in somebody's hands */
     bool read_only;
+    atomic_bool flush_refused;     /* the last flush by a user returned an error */
     bool close_failure_reported;   /* the user knows that not all could be written at close */
     atomic_bool broken;            /* no more writes */
     atomic_bool corrupt;           /* a fatal verdict was recorded; it is marked in the header */

@@ -60,15 +60,31 @@ int qcow2_co_get_info(struct block_node *node, struct block_info *ret_info)
     return 0;
 }
 
-static struct json_object *bitmap_info(const struct stored_bitmap *b)
+/* The entry of the same name in another directory; NULL: there is none. */
+static const struct stored_bitmap *find_in(const struct list *directory, const char *name)
 {
+    const struct stored_bitmap *b;
+
+    LIST_FOREACH (b, directory, link) {
+        if (strcmp(b->name, name) == 0) {
+            return b;
+        }
+    }
+    return NULL;
+}
+
+/* `other`: the entry of the same bitmap that counts as well, in doubt. NULL: there is none. */
+static struct json_object *bitmap_info(const struct stored_bitmap *b,
+                                       const struct stored_bitmap *other)
+{
+    uint32_t all_flags = b->flags | (other ? other->flags : 0);
     struct json_object *o = json_object_new_object();
     struct json_object *flags = json_object_new_array();
 
-    if (b->flags & BITMAP_FLAG_IN_USE) {
+    if (all_flags & BITMAP_FLAG_IN_USE) {
         json_object_array_add(flags, json_object_new_string("in-use"));
     }
-    if (b->flags & BITMAP_FLAG_AUTO) {
+    if (all_flags & BITMAP_FLAG_AUTO) {
         json_object_array_add(flags, json_object_new_string("auto"));
     }
     json_object_object_add(o, "flags", flags);
@@ -79,12 +95,34 @@ static struct json_object *bitmap_info(const struct stored_bitmap *b)
     return o;
 }
 
+/* Those of the directory; in doubt (bitmap/joint.h) of both. NULL: there are none. */
+static struct json_object *bitmaps_info(const struct qcow2 *q)
+{
+    struct json_object *bitmaps = json_object_new_array();
+    bool in_doubt = q->joint.in_doubt;
+    const struct stored_bitmap *b;
+
+    LIST_FOREACH (b, &q->bitmaps.stored, link) {
+        json_object_array_add(bitmaps,
+                              bitmap_info(b, in_doubt ? find_in(&q->joint.other, b->name) : NULL));
+    }
+    LIST_FOREACH (b, &q->joint.other, link) {
+        if (in_doubt && !find_in(&q->bitmaps.stored, b->name)) {
+            json_object_array_add(bitmaps, bitmap_info(b, NULL));
+        }
+    }
+    if (json_object_array_length(bitmaps) == 0) {
+        json_object_put(bitmaps);
+        return NULL;
+    }
+    return bitmaps;
+}
+
 struct json_object *qcow2_co_specific_info(struct block_node *node)
 {
     const struct qcow2 *q = qcow2_state(node);
     struct json_object *o = json_object_new_object();
-    struct json_object *data = json_object_new_object();
-    const struct stored_bitmap *b;
+    struct json_object *data = json_object_new_object(), *bitmaps = bitmaps_info(q);
     bool v3 = q->version >= 3;
 
     json_object_object_add(data, "compat", json_object_new_string(v3 ? "1.1" : "0.10"));
@@ -101,12 +139,7 @@ struct json_object *qcow2_co_specific_info(struct block_node *node)
             data, "lazy-refcounts",
             json_object_new_boolean((q->header.compatible & COMPAT_LAZY_REFCOUNTS) != 0));
     }
-    if (!list_is_empty(&q->bitmaps.stored)) {
-        struct json_object *bitmaps = json_object_new_array();
-
-        LIST_FOREACH (b, &q->bitmaps.stored, link) {
-            json_object_array_add(bitmaps, bitmap_info(b));
-        }
+    if (bitmaps) {
         json_object_object_add(data, "bitmaps", bitmaps);
     }
     json_object_object_add(data, "refcount-bits", json_object_new_int(1 << q->refcounts.order));

@@ -52,7 +52,8 @@ static uint64_t empty_clusters(const struct qcow2 *q)
 static bool can_lay_out_again(const struct qcow2 *q)
 {
     return q->version >= 3 && q->snapshots.count == 0 && list_is_empty(&q->bitmaps.stored) &&
-           list_is_empty(&q->bitmaps.reserve) && q->header.luks_size == 0 && !q->has_data_file &&
+           list_is_empty(&q->bitmaps.reserve) && q->activity.offset == 0 &&
+           q->joint.state == JOINT_NONE && q->header.luks_size == 0 && !q->has_data_file &&
            !atomic_load(&q->broken) && empty_clusters(q) <= 1ULL << q->refcounts.block_bits;
 }
 
@@ -173,6 +174,17 @@ static int co_lay_out_again(struct qcow2 *q, struct error *err)
     return r;
 }
 
+/* What the disk reads as stays, so bitmaps stay right as they are stored: none is marked in use. */
+static int co_drop_all(struct qcow2 *q, uint64_t size)
+{
+    bool marked = atomic_exchange(&q->bitmaps.marked, true);
+    int r = size ? qcow2_co_drop_clusters(q, 0, size) : 0;
+
+    UNLESS_FAILED(r, qcow2_co_commit(q));
+    atomic_store(&q->bitmaps.marked, marked);
+    return r;
+}
+
 int qcow2_co_make_empty(struct block_node *node, struct error *err)
 {
     struct qcow2 *q = qcow2_state(node);
@@ -188,8 +200,7 @@ int qcow2_co_make_empty(struct block_node *node, struct error *err)
         }
         UNLESS_FAILED(r, co_lay_out_again(q, &cause));
     } else if (r == 0) {
-        r = size ? qcow2_co_drop_clusters(q, 0, size) : 0;
-        UNLESS_FAILED(r, qcow2_co_commit(q));
+        r = co_drop_all(q, size);
     }
     return r < 0 ? error_set_errno(err, -r, "Failed to empty %s", block_node_display_name(node))
                  : 0;

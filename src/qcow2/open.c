@@ -12,6 +12,7 @@
 #include "block/bitmaps.h"
 #include "block/hand_over.h"
 #include "qcow2/bitmap/bitmap.h"
+#include "qcow2/bitmap/joint.h"
 #include "qcow2/check/check.h"
 #include "qcow2/data/crypt.h"
 #include "qcow2/header/header.h"
@@ -85,6 +86,7 @@ static void init_locks(struct qcow2 *q)
     list_init(&q->header.extensions);
     list_init(&q->bitmaps.stored);
     list_init(&q->bitmaps.reserve);
+    list_init(&q->joint.other);
     list_init(&q->snapshots.list);
 }
 
@@ -122,9 +124,11 @@ void qcow2_cache_cleaner_stop(struct qcow2 *q)
 void qcow2_release_image(struct qcow2 *q)
 {
     qcow2_cache_cleaner_stop(q);
+    qcow2_activity_close(q);
     qcow2_overlap_destroy(q);
     qcow2_free_stored_bitmaps(q);
     qcow2_free_bitmap_reserve(q);
+    qcow2_joint_free(q);
     qcow2_free_snapshots(q);
     qcow2_free_header(q);
     qcow2_crypt_close(q);
@@ -180,18 +184,25 @@ static int co_repair_dirty(struct qcow2 *q, struct error *err)
 
 int qcow2_co_prepare_writable(struct qcow2 *q, struct error *err)
 {
-    uint64_t known = AUTOCLEAR_BITMAPS | (q->has_data_file ? AUTOCLEAR_DATA_FILE_RAW : 0);
+    uint64_t known = AUTOCLEAR_BITMAPS | (q->has_data_file ? AUTOCLEAR_DATA_FILE_RAW : 0) |
+                     (q->activity.offset > 0 ? AUTOCLEAR_ACTIVITY : 0) |
+                     (q->joint.state != JOINT_NONE ? AUTOCLEAR_JOINT : 0);
     bool check = q->node->open_flags & BLOCK_OPEN_CHECK;
     int r;
 
     if ((q->header.incompatible & INCOMPAT_DIRTY) && !check && (r = co_repair_dirty(q, err)) < 0) {
         return r;
     }
-    if (q->header.autoclear & ~known) {
+    if ((q->header.autoclear & ~known) || q->activity.is_stale || q->joint.is_stale) {
         q->header.autoclear &= known;
-        return qcow2_co_write_header(q, err);
+        q->activity.is_stale = q->joint.is_stale = false;
+        r = qcow2_co_write_header(q, err);
+        if (r < 0) {
+            return r;
+        }
     }
-    return 0;
+    r = check ? 0 : qcow2_co_activity_open(q, err);
+    return check ? 0 : UNLESS_FAILED(r, qcow2_co_joint_settle_found(q, err));
 }
 
 static void set_limits(struct qcow2 *q)
@@ -230,11 +241,8 @@ static int co_open_data_file(struct qcow2 *q, struct options *opts, struct error
     int r;
 
     q->data = q->node->file;
-    if (!q->has_data_file) {
-        return options_has(opts, "data-file")
-                   ? error_set(err, EINVAL,
-                               "'data-file' can only be set for images with an external data file")
-                   : 0;
+    if (!q->has_data_file && !options_has(opts, "data-file")) {
+        return 0;
     }
     if (!options_has(opts, "data-file") &&
         (q->node->open_flags & (BLOCK_OPEN_NO_IO | BLOCK_OPEN_CHECK))) {
@@ -260,6 +268,11 @@ static int co_open_data_file(struct qcow2 *q, struct options *opts, struct error
     }
     r = block_co_open_child(q->node, opts, "data-file", BLOCK_ROLE_DATA | BLOCK_ROLE_METADATA, true,
                             &q->data, err);
+    if (r == 0 && !q->has_data_file) {
+        q->data = q->node->file;
+        return error_set(err, EINVAL,
+                         "'data-file' can only be set for images with an external data file");
+    }
     if (r == 0 && !q->data) {
         q->data = q->node->file;
         return error_set(err, EINVAL, "'data-file' is required for this image");
@@ -414,6 +427,7 @@ int qcow2_co_reload(struct block_node *node, struct error *err)
         exchange_stored_bitmaps(node, &bitmaps);
         node->opaque = was;
         block_node_set_size(node, size);
+        node->log = was->activity.log;
         was = q;
     } else {
         was->crypt = NULL;
@@ -423,5 +437,6 @@ int qcow2_co_reload(struct block_node *node, struct error *err)
     free_bitmaps(&bitmaps);
     qcow2_release_image(was);
     free(was);
+    block_activity_update(node);
     return r;
 }

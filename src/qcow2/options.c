@@ -12,6 +12,7 @@
 
 #include "base/cleanup.h"
 #include "luks/types.h"
+#include "qcow2/qcow2.h"
 #include "schema/define.h"
 
 #define L2_CACHE_DEFAULT (32 * MiB)
@@ -51,6 +52,8 @@ static const struct schema_type encrypt_type = {
                                                 {NULL, NULL}},
 };
 
+ENUM(durability_type, "TidemarkBitmapDurability", "off", "process", "power");
+
 const struct schema_type qcow2_options_type = OBJECT_INIT(
     "BlockdevOptionsQcow2", REQ("file", block_ref_type),
     OPT("backing", block_ref_or_null_type,
@@ -74,6 +77,11 @@ const struct schema_type qcow2_options_type = OBJECT_INIT(
     OPT("refcount-cache-size", schema_bytes, .dflt = "8 MiB", .unit = "bytes"),
     OPT("cache-clean-interval", schema_int, .dflt = "600", .unit = "seconds", .max = UINT_MAX,
         .help = "release cache entries that were not used for so long; 0: never"),
+    OPT("durable-bitmaps", durability_type, .dflt = "power; off in programs named as QEMU's",
+        .help = "what persistent bitmaps survive: the death of the process, or a loss of power; "
+                "off with cache.no-flush"),
+    OPT("durable-bitmaps-size", schema_bytes, .dflt = "1% of the disk, at most 32 GiB",
+        .unit = "bytes", .help = "what may be dirty in excess after a crash"),
     OPT("encrypt", encrypt_type),
     OPT("data-file", block_ref_type, .help = "default: the file that the image records"));
 
@@ -271,6 +279,35 @@ static int take_discard(struct qcow2 *q, struct options *opts, struct error *err
     return 0;
 }
 
+/* --- durable bitmaps ------------------------------------------------------------------------- */
+
+static enum block_durability default_durability = BLOCK_DURABILITY_POWER;
+
+void qcow2_durable_bitmaps_off_by_default(void)
+{
+    default_durability = BLOCK_DURABILITY_OFF;
+}
+
+static int take_durability(struct qcow2 *q, struct options *opts, struct error *err)
+{
+    static const char key[] = "durable-bitmaps";
+    static const char *const levels[] = {"off", "process", "power", NULL};
+    AUTO_FREE char *text = NULL;
+    int level = q->node->cache_no_flush ? BLOCK_DURABILITY_OFF : (int)default_durability;
+    int r = options_take_str(opts, key, &text, err);
+
+    if (r == 0 && text) {
+        for (level = 0; levels[level] && strcmp(levels[level], text) != 0; level++) {
+        }
+        if (!levels[level]) {
+            return error_set(err, EINVAL, "Parameter '%s' does not accept value '%s'", key, text);
+        }
+    }
+    q->activity.level = (enum block_durability)level;
+    return UNLESS_FAILED(
+        r, options_take_size(opts, "durable-bitmaps-size", 0, &q->activity.limit, err));
+}
+
 /* --- all of them ----------------------------------------------------------------------------- */
 
 int qcow2_take_options(struct qcow2 *q, struct options *opts,
@@ -281,7 +318,7 @@ int qcow2_take_options(struct qcow2 *q, struct options *opts,
     if ((r = take_caches(q, opts, ret_options, err)) < 0 ||
         (r = options_take_bool(opts, "lazy-refcounts", q->header.compatible & COMPAT_LAZY_REFCOUNTS,
                                &q->commit.lazy_refcounts, err)) < 0 ||
-        (r = take_overlap_check(q, opts, err)) < 0) {
+        (r = take_overlap_check(q, opts, err)) < 0 || (r = take_durability(q, opts, err)) < 0) {
         return r;
     }
     if (q->commit.lazy_refcounts && q->version < 3) {

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 
 #include "block/bitmaps.h"
+#include "qcow2/bitmap/bitmap.h"
 #include "qcow2/image.h"
 #include "qcow2/header/mark_corrupt.h"
 #include "qcow2/open.h"
@@ -19,9 +20,13 @@
 #include "qcow2/table/verdict.h"
 
 const char *const qcow2_reopen_options[] = {
-    "lazy-refcounts",        "cache-size",           "l2-cache-size",    "l2-cache-entry-size",
-    "refcount-cache-size",   "cache-clean-interval", "overlap-check",    "pass-discard-request",
-    "pass-discard-snapshot", "pass-discard-other",   "discard-no-unref", NULL,
+    "lazy-refcounts",        "cache-size",
+    "l2-cache-size",         "l2-cache-entry-size",
+    "refcount-cache-size",   "cache-clean-interval",
+    "overlap-check",         "pass-discard-request",
+    "pass-discard-snapshot", "pass-discard-other",
+    "discard-no-unref",      "durable-bitmaps",
+    "durable-bitmaps-size",  NULL,
 };
 
 /* What was in force, for the undo. */
@@ -29,6 +34,8 @@ struct qcow2_reopen {
     uint64_t l2_max, ref_bytes;
     unsigned clean_seconds, kinds;
     bool lazy_refcounts, read_only;
+    enum block_durability durability;
+    uint64_t activity_limit;
     struct qcow2_options options;
     /* Of the new options. */
     struct qcow2_cache_options cache;
@@ -42,6 +49,7 @@ static void set_bitmaps_read_only(struct block_node *node, bool read_only)
     while ((b = block_bitmap_next(node, b))) {
         b->read_only = read_only && b->persistent;
     }
+    block_activity_update(node);
 }
 
 /* What an open refuses for a writable image only. */
@@ -63,6 +71,8 @@ static void put_options_back(struct qcow2 *q, const struct qcow2_reopen *was)
     q->commit.lazy_refcounts = was->lazy_refcounts;
     q->guard.kinds = was->kinds;
     q->options = was->options;
+    q->activity.level = was->durability;
+    q->activity.limit = was->activity_limit;
 }
 
 static int take_new_options(struct qcow2 *q, struct options *opts, struct error *err)
@@ -91,6 +101,8 @@ int qcow2_co_reopen_prepare(struct block_node *node, struct options *opts, struc
                                  .kinds = q->guard.kinds,
                                  .lazy_refcounts = q->commit.lazy_refcounts,
                                  .read_only = q->read_only,
+                                 .durability = q->activity.level,
+                                 .activity_limit = q->activity.limit,
                                  .options = q->options};
     q->reopen = was;
     if (q->read_only && !node->read_only) {
@@ -119,6 +131,23 @@ static int co_renew_guard(struct qcow2 *q, struct error *err)
     return qcow2_co_overlap_init(q) < 0 ? error_out_of_memory(err) : 0;
 }
 
+/*
+ * With `power` regions count as hot only if that is stable, and as cold only if their bits are: it
+ * was not so until now.
+ */
+static int co_raise_durability(struct qcow2 *q, struct error *err)
+{
+    int r = 0;
+
+    if (q->activity.offset > 0 && q->activity.level == BLOCK_DURABILITY_POWER &&
+        q->reopen->durability != BLOCK_DURABILITY_POWER) {
+        r = block_co_flush(q->node->file);
+    }
+    return r < 0
+               ? error_set_errno(err, -r, "Could not flush '%s'", block_node_display_name(q->node))
+               : 0;
+}
+
 int qcow2_co_reopen_finish(struct block_node *node, struct error *err)
 {
     struct qcow2 *q = qcow2_state(node);
@@ -132,6 +161,10 @@ int qcow2_co_reopen_finish(struct block_node *node, struct error *err)
     if (becomes_writable) {
         UNLESS_FAILED(r, qcow2_co_prepare_writable(q, err));
     }
+    if (!q->read_only) {
+        UNLESS_FAILED(r, qcow2_co_activity_open(q, err));
+        UNLESS_FAILED(r, co_raise_durability(q, err));
+    }
     return qcow2_co_conclude(q, r);
 }
 
@@ -139,6 +172,7 @@ void qcow2_co_reopen_commit(struct block_node *node)
 {
     struct qcow2 *q = qcow2_state(node);
 
+    qcow2_activity_set_options(q);
     if (!q->read_only) {
         set_bitmaps_read_only(node, false);
     }

@@ -6,14 +6,14 @@
  * together (R3).
  *
  *   grow     reserve room for longer tables of bitmaps -> write a longer L1 table elsewhere
- *            -> mark bitmaps in use -> drop what is mapped beyond the end, zero what a backing
- *            file would expose, and the rest of the last cluster -> switch
- *            -> store bitmaps for the new size
- *   shrink   mark bitmaps in use -> switch -> drop what is beyond the end -> cut off the free end
- *            of the file -> store bitmaps
+ *            -> drop what is mapped beyond the end, zero what a backing file would expose, and the
+ *            rest of the last cluster -> bitmaps for the new size -> switch
+ *   shrink   bitmaps for the new size -> switch -> drop what is beyond the end -> cut off the free
+ *            end of the file
  *
- * A crash before the bitmaps are stored leaves them in use, that is inconsistent; the image opens
- * in any case.
+ * With durable bitmaps (bitmap/activity.c) the directory of those for the new size is switched to
+ * together with the size: a crash finds both old or both new. Otherwise, or without space for them,
+ * they are marked in use before and stored at the end, so that a crash leaves them inconsistent.
  *
  * Clusters may be mapped beyond the end: after a crash before they were dropped, or if a snapshot
  * with a VM state was applied. When the disk grows over them it has to read as zeroes.
@@ -24,6 +24,7 @@
 #include <stdlib.h>
 
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/data/data.h"
 #include "qcow2/header/header.h"
@@ -42,50 +43,6 @@ static int failed(struct qcow2 *q, const char *what, int r, struct error *err)
 }
 
 /* --- bitmaps --------------------------------------------------------------------------------- */
-
-/* Before anything is written: whether all bitmaps on disk can be resized. */
-static int co_check_bitmaps(struct qcow2 *q, uint64_t size, struct error *err)
-{
-    const struct stored_bitmap *s;
-    struct block_bitmap *b;
-
-    LIST_FOREACH (s, &q->bitmaps.stored, link) {
-        if (!s->loaded) {
-            error_set(err, ENOTSUP,
-                      "Can't resize '%s': its bitmap '%s' was not loaded, so it can't be resized "
-                      "with it",
-                      block_node_display_name(q->node), s->name);
-            error_hint(err, "Remove the bitmap first: 'img bitmap --remove'");
-            return -ENOTSUP;
-        }
-    }
-    for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
-        int r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_ALL, err);
-
-        if (r >= 0 && b->persistent && size > block_node_size(q->node)) {
-            r = qcow2_check_bitmap_size(q, size, b->name, b->granularity, err);
-        }
-        UNLESS_FAILED(r, block_co_bitmap_fetch(b, err));
-        if (r < 0) {
-            error_prepend(err, "Can't resize '%s': ", block_node_display_name(q->node));
-            return -ENOTSUP;
-        }
-    }
-    return 0;
-}
-
-static int co_mark_all_bitmaps(struct qcow2 *q, struct error *err)
-{
-    struct block_bitmap *b;
-    int r = 0;
-
-    for (b = block_bitmap_next(q->node, NULL); b && r == 0; b = block_bitmap_next(q->node, b)) {
-        if (b->persistent) {
-            r = qcow2_co_bitmap_will_change(q->node, b, err);
-        }
-    }
-    return r;
-}
 
 /*
  * An area that the disk had once, up to `greatest`, reads differently now, so bitmaps must call it
@@ -106,6 +63,25 @@ static void mark_regrown(struct qcow2 *q, uint64_t old_size, uint64_t new_size, 
 
 /* --- switching ------------------------------------------------------------------------------- */
 
+/*
+ * What a resize zeroes or drops is beyond the end: it marks no bitmaps in use, which stay right as
+ * they are stored. Ended by setting bitmaps.marked to false.
+ */
+static void leave_marks_off(struct qcow2 *q)
+{
+    if (qcow2_has_durable_bitmaps(q)) {
+        atomic_store(&q->bitmaps.marked, true);
+    }
+}
+
+static int co_switch_with_bitmaps(struct qcow2 *q, struct error *err)
+{
+    int r = qcow2_co_switch_with_bitmaps(q, err);
+
+    leave_marks_off(q);
+    return r;
+}
+
 static int co_switch_size(struct qcow2 *q, uint64_t size, struct error *err)
 {
     uint64_t old_size = block_node_size(q->node), old_greatest = q->header.greatest_size;
@@ -117,7 +93,7 @@ static int co_switch_size(struct qcow2 *q, uint64_t size, struct error *err)
     }
     q->header.greatest_size = has_bitmaps ? MAX(MAX(q->header.greatest_size, old_size), size) : 0;
     block_node_set_size(q->node, size);
-    r = qcow2_co_write_header(q, err);
+    r = co_switch_with_bitmaps(q, err);
     if (r < 0) {
         block_node_set_size(q->node, old_size);
         q->header.greatest_size = old_greatest;
@@ -277,7 +253,9 @@ static int co_grow(struct qcow2 *q, uint64_t old_size, uint64_t size, enum block
     }
     r = qcow2_co_grow_l1(q, (uint32_t)entries, err);
     /* Marked only once the table has room: without room bitmaps could not be stored again. */
-    UNLESS_FAILED(r, co_mark_all_bitmaps(q, err));
+    if (!qcow2_has_durable_bitmaps(q)) {
+        UNLESS_FAILED(r, qcow2_co_mark_all_bitmaps(q, err));
+    }
     if (r < 0) {
         return r;
     }
@@ -390,24 +368,57 @@ static int co_shrink(struct qcow2 *q, uint64_t size, struct error *err)
 
 /* --- resize ---------------------------------------------------------------------------------- */
 
+/* The disk did not shrink after all. What the bitmaps had beyond `size` counts as dirty. */
+static void lengthen_again(struct qcow2 *q, uint64_t size, uint64_t old_size)
+{
+    struct block_bitmap *b;
+
+    if (block_bitmaps_resize(q->node, old_size, NULL) < 0) {
+        log_error("image '%s': out of memory: its bitmaps miss what is written beyond %llu",
+                  block_node_display_name(q->node), (unsigned long long)size);
+    }
+    for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
+        if (b->bits) {
+            dirty_bitmap_set(b->bits, size, old_size - size);
+        }
+    }
+}
+
 /*
  * Bitmaps in memory are never shorter than the disk, since they would miss writes beyond their
  * end. One that stays longer, without memory to shorten it, is harmless.
  */
-static int co_change_size(struct qcow2 *q, uint64_t old_size, uint64_t size,
+static int co_shrink_with_bitmaps(struct qcow2 *q, uint64_t old_size, uint64_t size,
+                                  struct error *err)
+{
+    int r;
+
+    if (!qcow2_has_durable_bitmaps(q)) {
+        r = qcow2_co_mark_all_bitmaps(q, err);
+        UNLESS_FAILED(r, co_shrink(q, size, err));
+        return r < 0 ? r : block_bitmaps_resize(q->node, size, err);
+    }
+    r = block_bitmaps_resize(q->node, size, err);
+    UNLESS_FAILED(r, co_shrink(q, size, err));
+    if (r < 0 && block_node_size(q->node) == old_size) {
+        lengthen_again(q, size, old_size);
+    }
+    return r;
+}
+
+static int co_change_size(struct qcow2 *q, uint64_t old_size, uint64_t size, uint64_t greatest,
                           enum block_prealloc prealloc, struct error *err)
 {
     int r;
 
     if (size < old_size) {
-        r = co_mark_all_bitmaps(q, err);
-        UNLESS_FAILED(r, co_shrink(q, size, err));
-        return r < 0 ? r : block_bitmaps_resize(q->node, size, err);
+        return co_shrink_with_bitmaps(q, old_size, size, err);
     }
     r = block_bitmaps_resize(q->node, size, err);
     if (r < 0) {
         return r;
     }
+    mark_regrown(q, old_size, size, greatest);
     r = qcow2_co_reserve_bitmaps(q, size, err);
     UNLESS_FAILED(r, co_grow(q, old_size, size, prealloc, err));
     if (r < 0 && block_node_size(q->node) == old_size) {
@@ -421,7 +432,8 @@ int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_preallo
                       struct error *err)
 {
     struct qcow2 *q = qcow2_state(node);
-    uint64_t old_size = block_node_size(node), greatest = q->header.greatest_size;
+    uint64_t old_size = block_node_size(node);
+    uint64_t greatest = block_node_greatest_size_of_chain(node);
     int r = qcow2_refuse_broken(q, err);
 
     if (r < 0) {
@@ -437,16 +449,38 @@ int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_preallo
     if (size < old_size && prealloc != BLOCK_PREALLOC_OFF) {
         return error_set(err, EINVAL, "Preallocation can't be used for shrinking an image");
     }
-    r = co_check_bitmaps(q, size, err);
+    r = qcow2_co_check_bitmaps_fit(q, size, "resize", err);
     if (r < 0) {
         return r;
     }
-    r = co_change_size(q, old_size, size, prealloc, err);
-    /* Without memory the cache stays as it was, and works. */
-    (void)qcow2_fit_l2_cache(q);
-    if (r < 0 || list_is_empty(&node->bitmaps)) {
+    if (q->activity.offset > 0 && (r = qcow2_co_store_bitmaps(q, err)) < 0) {
         return r;
     }
-    mark_regrown(q, old_size, size, greatest);
-    return qcow2_co_store_bitmaps(q, err);
+    leave_marks_off(q);
+    r = co_change_size(q, old_size, size, greatest, prealloc, err);
+    atomic_store(&q->bitmaps.marked, false);
+    /* Without memory the cache stays as it was, and works. */
+    (void)qcow2_fit_l2_cache(q);
+    if (r == 0 && !list_is_empty(&node->bitmaps)) {
+        r = qcow2_co_store_bitmaps(q, err);
+    }
+    /* Also if what follows the switch has failed: its regions are those of the size. */
+    if (q->activity.log && block_node_size(node) != old_size) {
+        qcow2_activity_close(q);
+        r = error_first(r, qcow2_co_activity_open(q, r < 0 ? NULL : err));
+    }
+    return r;
+}
+
+uint64_t qcow2_greatest_size(const struct block_node *node)
+{
+    return ((const struct qcow2 *)node->opaque)->header.greatest_size;
+}
+
+/* The header has it as soon as it is written with a directory of bitmaps. */
+void qcow2_remember_size(struct block_node *node, uint64_t size)
+{
+    struct qcow2 *q = qcow2_state(node);
+
+    q->header.greatest_size = MAX(q->header.greatest_size, size);
 }

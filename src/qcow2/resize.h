@@ -11,6 +11,10 @@
 int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
                       struct error *err);
 
+/* The driver's functions of these names: see struct block_driver. */
+uint64_t qcow2_greatest_size(const struct block_node *node);
+void qcow2_remember_size(struct block_node *node, uint64_t size);
+
 /* Make the L1 table at least `entries` long, whatever the size of the disk. Drained. Yields. */
 int qcow2_co_grow_l1(struct qcow2 *q, uint32_t entries, struct error *err);
 

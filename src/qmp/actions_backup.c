@@ -201,6 +201,14 @@ static void co_backup_abort(void *state)
     s->job = NULL;
 }
 
+static void co_backup_refused(void *state)
+{
+    struct backup_state *s = state;
+
+    job_co_discard(s->job);
+    s->job = NULL;
+}
+
 /* Closing what was opened in vain may take long. */
 static void co_backup_clean(void *state)
 {
@@ -238,6 +246,7 @@ const struct qmp_action qmp_action_blockdev_backup = {
     .co_prepare = co_backup_prepare,
     .co_commit = co_backup_commit,
     .co_abort = co_backup_abort,
+    .co_refused = co_backup_refused,
     .undrained = backup_undrained,
     .co_clean = co_backup_clean,
 };
@@ -259,9 +268,14 @@ static int co_create_backup_target(struct json_object *data, const char *format,
                                    struct block_node *source, struct error *err)
 {
     struct block_node *backing = target_backing(data, source);
-    AUTO_FREE char *name = backing ? block_node_full_filename(backing) : NULL;
-    struct options *opts = options_new();
+    AUTO_FREE char *name = backing ? block_node_filename_to_record(backing) : NULL;
+    const struct block_driver *driver = block_find_driver(format);
+    struct options *opts;
 
+    if (backing && driver && !(block_driver_traits(driver) & BLOCK_DRIVER_BACKING)) {
+        return error_set(err, EINVAL, "Backing file not supported for file format '%s'", format);
+    }
+    opts = options_new();
     if (!opts || (backing && !name)) {
         options_free(opts);
         return error_out_of_memory(err);
@@ -320,6 +334,7 @@ const struct qmp_action qmp_action_drive_backup = {
     .co_prepare = co_backup_prepare,
     .co_commit = co_backup_commit,
     .co_abort = co_backup_abort,
+    .co_refused = co_backup_refused,
     .undrained = backup_undrained,
     .co_clean = co_backup_clean,
 };

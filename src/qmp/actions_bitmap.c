@@ -41,15 +41,11 @@ static int co_bitmap_add_prepare(void *state, struct json_object *data, struct e
                                qmp_get_bool(data, "disabled", false), &s->bitmap, err);
 }
 
-/*
- * The bitmap is stored only when its node is closed, so there is nothing to remove from the image.
- */
 static void co_bitmap_add_abort(void *state)
 {
     struct add_state *s = state;
 
-    block_co_bitmap_detach(s->bitmap);
-    block_bitmap_free_detached(s->bitmap);
+    block_co_bitmap_undo_add(s->bitmap);
 }
 
 const struct qmp_action qmp_action_bitmap_add = {
@@ -68,8 +64,7 @@ const struct qmp_action qmp_action_bitmap_add = {
  * when the node is closed. The node is drained all the time, so that the bitmap misses no write.
  */
 struct remove_state {
-    struct block_bitmap *bitmap; /* detached */
-    struct block_node *node;     /* referenced by the concern */
+    struct block_bitmap *bitmap; /* detached; its node is referenced by the concern */
 };
 
 static int co_remove_prepare(void *state, struct json_object *data, struct error *err)
@@ -83,7 +78,6 @@ static int co_remove_prepare(void *state, struct json_object *data, struct error
         return r;
     }
     s->bitmap = b;
-    s->node = block_bitmap_node(b);
     block_co_bitmap_detach(b);
     return 0;
 }
@@ -91,18 +85,8 @@ static int co_remove_prepare(void *state, struct json_object *data, struct error
 static int co_remove_finish(void *state, struct error *err)
 {
     struct remove_state *s = state;
-    int r;
 
-    if (!block_bitmap_persistent(s->bitmap) || !block_node_stores_bitmaps(s->node)) {
-        return 0;
-    }
-    /*
-     * Read the bits that are in the image only, which abort would need. A bitmap that cannot be
-     * read may be removed all the same.
-     */
-    (void)block_co_bitmap_fetch(s->bitmap, NULL);
-    r = block_co_remove_stored_bitmap(s->node, block_bitmap_name(s->bitmap), err);
-    return r < 0 ? r : 0;
+    return block_co_bitmap_remove_detached(s->bitmap, err);
 }
 
 static void co_remove_commit(void *state)

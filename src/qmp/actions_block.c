@@ -42,17 +42,17 @@ static int co_node_add_open(void *state, struct json_object *data, struct error 
     return block_co_open_hidden(opts, BLOCK_OPEN_RDWR, &s->node, err);
 }
 
+static void concern_node(struct block_node *node, void *concern)
+{
+    qmp_concern_add(concern, node);
+}
+
 /* The nodes below that were there before. */
 static void node_add_concerns(void *state, struct json_object *data, struct qmp_concern *concern)
 {
     struct add_state *s = state;
-    struct block_node *node = NULL;
 
-    while ((node = block_node_next(node))) {
-        if (block_node_reaches(s->node, node)) {
-            qmp_concern_add(concern, node);
-        }
-    }
+    block_node_foreach_below(s->node, concern_node, concern);
 }
 
 static int co_node_add_prepare(void *state, struct json_object *data, struct error *err)

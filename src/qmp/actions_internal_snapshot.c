@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The action and command blockdev-snapshot-internal-sync, and the command
- * blockdev-snapshot-delete-internal-sync: snapshots inside an image.
+ * The action and command blockdev-snapshot-internal-sync, and the commands
+ * blockdev-snapshot-delete-internal-sync and x-tidemark-snapshot-apply: snapshots inside an image.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "block/control.h"
 #include "qmp/answer.h"
+#include "qmp/command_lock.h"
 #include "qmp/commands.h"
 #include "qmp/lookup.h"
 #include "qmp/transaction.h"
@@ -37,6 +38,27 @@ static int co_find_internal(struct block_node *node, const char *id, const char 
     }
     free(list);
     return r;
+}
+
+/* The snapshot with the members `id` and `name`, of which one may be missing. */
+static int co_find_named_internal(struct block_node *node, struct json_object *args,
+                                  struct block_snapshot_info *ret_info, struct error *err)
+{
+    const char *id = qmp_get_str(args, "id"), *name = qmp_get_str(args, "name");
+    int r;
+
+    if (!id && !name) {
+        return error_set(err, EINVAL, "Name or id must be provided");
+    }
+    r = co_find_internal(node, id, name, ret_info);
+    if (r < 0) {
+        return error_set(err, -r, "Failed to get a snapshot list: %s",
+                         r == -ENOTSUP ? "Operation not supported" : strerror(-r));
+    }
+    return r > 0 ? 0
+                 : error_set(err, ENOENT,
+                             "Snapshot with id '%s' and name '%s' does not exist on device '%s'",
+                             id ? id : "null", name ? name : "null", qmp_get_str(args, "device"));
 }
 
 /* --- blockdev-snapshot-internal-sync ---------------------------------------------------------- */
@@ -150,20 +172,10 @@ static struct json_object *internal_info(const struct block_snapshot_info *info)
 static int co_delete_internal(struct block_node *node, struct json_object *args,
                               struct json_object **ret_value, struct error *err)
 {
-    const char *id = qmp_get_str(args, "id"), *name = qmp_get_str(args, "name");
     struct block_snapshot_info found = {0};
-    int r = co_find_internal(node, id, name, &found);
+    int r = co_find_named_internal(node, args, &found, err);
 
-    if (r < 0) {
-        return error_set(err, -r, "Failed to get a snapshot list: %s",
-                         r == -ENOTSUP ? "Operation not supported" : strerror(-r));
-    }
-    if (r == 0) {
-        return error_set(err, ENOENT,
-                         "Snapshot with id '%s' and name '%s' does not exist on device '%s'",
-                         id ? id : "null", name ? name : "null", qmp_get_str(args, "device"));
-    }
-    r = block_co_snapshot_delete(node, found.id, err);
+    UNLESS_FAILED(r, block_co_snapshot_delete(node, found.id, err));
     if (r >= 0) {
         *ret_value = internal_info(&found);
     }
@@ -179,12 +191,59 @@ int qmp_co_snapshot_delete_internal(struct qmp_call *call, struct json_object *a
     if (!node) {
         return -ENOENT;
     }
-    if (!qmp_get(args, "id") && !qmp_get(args, "name")) {
-        return error_set(err, EINVAL, "Name or id must be provided");
-    }
     r = qmp_check_not_busy(node, err);
     block_node_ref(node);
     UNLESS_FAILED(r, co_delete_internal(node, args, ret_value, err));
+    block_co_unref(node);
+    return r;
+}
+
+/* --- x-tidemark-snapshot-apply ---------------------------------------------------------------- */
+
+/* Jobs, filters and overlays would not learn that the disk has other contents. */
+static int check_apply(struct block_node *node, struct error *err)
+{
+    int r = block_node_is_read_only(node) ? error_set(err, EROFS, "Image is read-only") : 0;
+
+    UNLESS_FAILED(r, qmp_check_not_busy(node, err));
+    UNLESS_FAILED(r, block_node_check_resize(node, err));
+    return r;
+}
+
+static int co_apply_internal(struct block_node *node, const char *id, struct error *err)
+{
+    struct block_root *root;
+    int r = block_co_root_new(node, "x-tidemark-snapshot-apply",
+                              BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE, BLOCK_PERM_ALL, &root, err);
+
+    if (r < 0) {
+        return r;
+    }
+    r = block_co_snapshot_apply(node, id, err);
+    block_co_root_release(root);
+    return r;
+}
+
+int qmp_co_x_tidemark_snapshot_apply(struct qmp_call *call, struct json_object *args,
+                                     struct json_object **ret_value, struct error *err)
+{
+    struct block_node *node = qmp_find_root_node(qmp_get_str(args, "device"), err);
+    struct block_snapshot_info found = {0};
+    int r;
+
+    if (!node) {
+        return -ENOENT;
+    }
+    r = check_apply(node, err);
+    if (r < 0) {
+        return r;
+    }
+    block_node_ref(node);
+    r = qmp_co_drain_unlocked(node, err);
+    UNLESS_FAILED(r, check_apply(node, err));
+    UNLESS_FAILED(r, co_find_named_internal(node, args, &found, err));
+    UNLESS_FAILED(r, co_apply_internal(node, found.id, err));
+    block_drain_end(node);
     block_co_unref(node);
     return r;
 }

@@ -50,7 +50,7 @@ static bool is_read(const struct block_node *node)
 static int check_overlay(const struct block_node *node, struct block_node *overlay,
                          struct error *err)
 {
-    if (overlay == node && !is_read(overlay)) {
+    if (overlay == node && !is_read(overlay) && !block_node_child(overlay, "backing")) {
         return error_set(err, EINVAL, "Making '%s' a backing child of '%s' would create a cycle",
                          block_node_name(node), block_node_name(overlay));
     }
@@ -212,7 +212,7 @@ static int check_sync(struct json_object *data, const struct block_node *node, s
 static int co_make_overlay_file(struct json_object *data, struct block_node *node,
                                 const char *format, struct error *err)
 {
-    AUTO_FREE char *backing = block_node_full_filename(node);
+    AUTO_FREE char *backing = block_node_filename_to_record(node);
     struct options *opts = options_new();
     int r;
 

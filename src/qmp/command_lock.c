@@ -3,9 +3,19 @@
 
 #include <errno.h>
 #include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
 
+#include "base/list.h"
+#include "base/time_units.h"
+#include "block/block.h"
 #include "block/control_lock.h"
+#include "co/co.h"
 #include "co/sync.h"
+#include "loop/loop.h"
+
+/* How long a command that only looks waits for the control lock. */
+#define LOOK_PATIENCE_NS NS_PER_SECOND
 
 static bool stopping;
 
@@ -22,11 +32,97 @@ static struct co_mutex *get_start_lock(void)
     return &start_lock;
 }
 
+static int check_running(struct error *err)
+{
+    return stopping ? error_set(err, ESHUTDOWN, "The daemon is shutting down") : 0;
+}
+
 int qmp_co_lock_command(struct error *err)
 {
     co_mutex_lock(get_start_lock());
     co_mutex_unlock(get_start_lock());
     return qmp_co_lock_again(err);
+}
+
+/*
+ * The lock is taken by another coroutine, which may have to wait for it after the command's end.
+ * All of this is on the main reactor.
+ */
+struct qmp_look {
+    struct co *waiter; /* suspended, until the lock is there or the time is over; else NULL */
+    struct co *holder; /* suspended, with the lock; NULL: it waits for the lock */
+    bool ended;
+    struct loop_timer timer; /* of the waiter */
+};
+
+/* A command has waited for the lock in vain, and its other coroutine still does. */
+static bool lock_hangs;
+
+static void wake_look(struct qmp_look *look)
+{
+    struct co *co = look->waiter;
+
+    look->waiter = NULL;
+    if (co) {
+        co_wake(co);
+    }
+}
+
+static void on_look_timer(struct loop_timer *timer)
+{
+    wake_look(container_of(timer, struct qmp_look, timer));
+}
+
+static void co_hold_for_look(void *arg)
+{
+    struct qmp_look *look = arg;
+
+    block_co_control_lock();
+    lock_hangs = false;
+    if (!look->ended) {
+        look->holder = co_self();
+        wake_look(look);
+        co_suspend();
+    }
+    block_control_unlock();
+    free(look);
+}
+
+int qmp_co_begin_look(struct qmp_look **ret_look, struct error *err)
+{
+    struct qmp_look *look;
+    int r;
+
+    co_mutex_lock(get_start_lock());
+    co_mutex_unlock(get_start_lock());
+    if (lock_hangs) {
+        *ret_look = NULL;
+        return check_running(err);
+    }
+    look = calloc(1, sizeof(*look));
+    r = look ? reactor_spawn(reactor_main(), co_hold_for_look, look) : -ENOMEM;
+    *ret_look = r < 0 ? NULL : look;
+    if (r < 0) {
+        free(look);
+        return error_out_of_memory(err);
+    }
+    look->waiter = co_self();
+    loop_timer_init(&look->timer, on_look_timer);
+    loop_timer_arm(&look->timer, loop_now_ns() + LOOK_PATIENCE_NS);
+    co_suspend();
+    loop_timer_disarm(&look->timer);
+    lock_hangs = lock_hangs || !look->holder;
+    return check_running(err);
+}
+
+void qmp_end_look(struct qmp_look *look)
+{
+    if (look) {
+        look->ended = true;
+        if (look->holder) {
+            co_wake(look->holder);
+        }
+    }
 }
 
 void qmp_co_hold_commands(void)
@@ -35,8 +131,9 @@ void qmp_co_hold_commands(void)
     block_co_control_lock();
 }
 
-void qmp_release_commands(void)
+void qmp_release_commands(bool failed)
 {
+    stopping = stopping || failed;
     block_control_unlock();
     co_mutex_unlock(get_start_lock());
 }
@@ -44,7 +141,14 @@ void qmp_release_commands(void)
 int qmp_co_lock_again(struct error *err)
 {
     block_co_control_lock();
-    return stopping ? error_set(err, ESHUTDOWN, "The daemon is shutting down") : 0;
+    return check_running(err);
+}
+
+int qmp_co_drain_unlocked(struct block_node *node, struct error *err)
+{
+    block_control_unlock();
+    block_co_drain_begin(node);
+    return qmp_co_lock_again(err);
 }
 
 void qmp_co_stop_commands(void)

@@ -6,7 +6,11 @@
 #ifndef TIDEMARK_QMP_COMMAND_LOCK_H
 #define TIDEMARK_QMP_COMMAND_LOCK_H
 
+#include <stdbool.h>
+
 #include "base/error.h"
+
+struct block_node;
 
 /*
  * Wait until a command may run, and take the control lock, which is held on return in any case.
@@ -15,18 +19,37 @@
 int qmp_co_lock_command(struct error *err);
 
 /*
+ * Likewise for a command that only looks at what exists, without yielding. Another command may hold
+ * the control lock for as long as a disk hangs; after a second the caller goes on without the lock
+ * (the next ones at once, while that command has it), and may see what that command has begun.
+ * *ret_look is to be passed to qmp_end_look(), in any case. Yields.
+ */
+struct qmp_look;
+int qmp_co_begin_look(struct qmp_look **ret_look, struct error *err);
+/* The command has ended. NULL is fine. Does not yield. */
+void qmp_end_look(struct qmp_look *look);
+
+/*
  * Make commands wait, and let them run again: around the start of the daemon, whose monitors may
  * have clients before its nodes are open. The first function yields until the running command has
- * ended; the second does not yield.
+ * ended; the second does not yield. `failed`: the daemon will not be up, and commands that have
+ * waited are refused.
  */
 void qmp_co_hold_commands(void);
-void qmp_release_commands(void);
+void qmp_release_commands(bool failed);
 
 /*
  * Take the control lock again, in a command that has released it. The lock is held on return in any
  * case. -ESHUTDOWN: the daemon has begun to end, and the command has to give up. Yields.
  */
 int qmp_co_lock_again(struct error *err);
+
+/*
+ * Drain a node, without the control lock meanwhile: requests of a disk that hangs do not end, and
+ * other commands go on. So what the command found before may be no longer true. The node is
+ * referenced by the command. It is drained on return in any case; as above otherwise.
+ */
+int qmp_co_drain_unlocked(struct block_node *node, struct error *err);
 
 /*
  * Let no command begin from now on, and wait for the running one. A command that has released the

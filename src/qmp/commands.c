@@ -89,6 +89,7 @@ int qmp_co_start_nbd_server(struct json_object *args, struct error *err)
     config.tls_authz = qmp_get_str(args, "tls-authz");
     config.max_connections =
         (unsigned)qmp_get_uint(args, "max-connections", config.max_connections);
+    config.max_per_address = (unsigned)qmp_get_uint(args, "x-max-connections-per-address", 0);
     config.handshake_max_seconds =
         (unsigned)qmp_get_uint(args, "handshake-max-seconds", config.handshake_max_seconds);
     r = export_co_nbd_server_start(&config, err);
@@ -116,6 +117,9 @@ int qmp_co_nbd_server_add(struct qmp_call *call, struct json_object *args,
     const char *name = qmp_get_str(args, "name");
     struct json_object *bitmap = qmp_get(args, "bitmap");
 
+    if (!block_node_lookup(device, err)) {
+        return -ENOENT;
+    }
     if (bitmap) {
         struct json_object *list = json_object_new_array();
 
@@ -165,20 +169,23 @@ static bool add_export(const struct export_info *info, void *list)
 {
     struct json_object *o = json_object_new_object();
 
-    qmp_put_str(o, "node-name", block_node_name(info->node));
-    qmp_put_bool(o, "shutting-down", info->shutting_down);
-    qmp_put_str(o, "type", info->type);
-    qmp_put_str(o, "id", info->id);
-    json_object_array_add(list, o);
+    qmp_put_new(o, "node-name", json_object_new_string(block_node_name(info->node)));
+    qmp_put_new(o, "shutting-down", json_object_new_boolean(info->shutting_down));
+    qmp_put_new(o, "type", json_object_new_string(info->type));
+    qmp_put_new(o, "id", json_object_new_string(info->id));
+    qmp_list_add(list, o);
     return true;
 }
 
 int qmp_co_query_block_exports(struct qmp_call *call, struct json_object *args,
                                struct json_object **ret_value, struct error *err)
 {
-    *ret_value = json_object_new_array();
-    export_foreach(add_export, *ret_value);
-    return 0;
+    struct qmp_list list;
+
+    qmp_list_begin(&list, call);
+    export_foreach(add_export, &list);
+    *ret_value = qmp_list_end(&list);
+    return *ret_value ? 0 : error_out_of_memory(err);
 }
 
 /* --- actions by themselves -------------------------------------------------------------------- */

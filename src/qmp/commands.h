@@ -33,6 +33,8 @@ qmp_co_command qmp_co_x_blockdev_change;
 qmp_co_command qmp_co_x_blockdev_set_iothread;
 qmp_co_command qmp_co_query_block;
 qmp_co_command qmp_co_query_blockstats;
+qmp_co_command qmp_co_query_stats;
+qmp_co_command qmp_co_query_stats_schemas;
 qmp_co_command qmp_co_x_debug_query_block_graph;
 qmp_co_command qmp_co_x_debug_bitmap_sha256;
 qmp_co_command qmp_co_x_tidemark_query_stats; /* of our own: all figures there are */
@@ -87,6 +89,7 @@ qmp_co_command qmp_co_blockdev_reopen;
 qmp_co_command qmp_co_blockdev_set_active;
 qmp_co_command qmp_co_change_backing_file;
 qmp_co_command qmp_co_snapshot_delete_internal;
+qmp_co_command qmp_co_x_tidemark_snapshot_apply;
 /* Commands that are actions of transactions as well: each runs as a transaction of one. */
 qmp_co_command qmp_co_block_export_add;
 qmp_co_command qmp_co_blockdev_add;
@@ -115,5 +118,11 @@ struct json_object *qmp_node_stats_json(struct block_node *node);
  * errors of export_co_nbd_server_start(). Yields.
  */
 int qmp_co_start_nbd_server(struct json_object *args, struct error *err);
+
+/*
+ * Whether answers show members of our own, such as x-tidemark-state of bitmaps: not to who compares
+ * with QEMU's, the default. Does not yield.
+ */
+void qmp_show_own_members(bool show);
 
 #endif

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "block/block.h"
 #include "block/control_lock.h"
 #include "job/chain.h"
@@ -229,6 +230,7 @@ static int find_top(struct json_object *args, struct block_node *root, struct bl
                     struct error *err)
 {
     const char *node = qmp_get_str(args, "top-node"), *file = qmp_get_str(args, "top");
+    AUTO_FREE char *name = block_node_full_filename(root);
 
     *ret_top = root;
     if (node && file) {
@@ -239,7 +241,8 @@ static int find_top(struct json_object *args, struct block_node *root, struct bl
         if (*ret_top && *ret_top != root && !chain_above(root, *ret_top)) {
             return error_set(err, EINVAL, "'%s' is not in this backing file chain", node);
         }
-    } else if (file && strcmp(file, block_node_filename(root)) != 0) {
+    } else if (file && strcmp(file, block_node_filename(root)) != 0 &&
+               (!name || strcmp(file, name) != 0)) {
         *ret_top = chain_find(root, file);
         if (!*ret_top) {
             error_set(err, ENOENT, "Top image file %s not found", file);
@@ -280,8 +283,8 @@ static int find_base(struct json_object *args, struct block_node *top, struct bl
 }
 
 /* *ret_active: guests write to the top, which is committed as it changes. */
-static int find_commit_nodes(struct json_object *args, struct commit_params *ret, bool *ret_active,
-                             struct error *err)
+static int find_commit_nodes(struct json_object *args, struct commit_params *ret_params,
+                             bool *ret_active, struct error *err)
 {
     struct block_node *root = NULL, *top = NULL, *base = NULL;
     int r = find_commit_root(args, &root, err);
@@ -299,7 +302,7 @@ static int find_commit_nodes(struct json_object *args, struct commit_params *ret
         return error_set(err, EINVAL, "'backing-file' specified, but 'top' %s",
                          is_root ? "is the active layer" : "has a writer on it");
     }
-    *ret = (struct commit_params){
+    *ret_params = (struct commit_params){
         .root = root,
         .top = top,
         .base = base,

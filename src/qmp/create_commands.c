@@ -17,12 +17,13 @@
 
 /* --- types ------------------------------------------------------------------------------------ */
 
-const struct qmp_type qmp_type_blockdev_create = OBJECT_INIT(
-    "q_obj_blockdev-create-arg", REQ("job-id", qmp_str), REQ("options", block_create_options_type));
+const struct schema_type qmp_type_blockdev_create =
+    OBJECT_INIT("q_obj_blockdev-create-arg", REQ("job-id", schema_str),
+                REQ("options", block_create_options_type));
 
-const struct qmp_type qmp_type_blockdev_amend =
-    OBJECT_INIT("q_obj_x-blockdev-amend-arg", REQ("job-id", qmp_str), REQ("node-name", qmp_str),
-                REQ("options", block_amend_options_type), OPT("force", qmp_bool));
+const struct schema_type qmp_type_blockdev_amend = OBJECT_INIT(
+    "q_obj_x-blockdev-amend-arg", REQ("job-id", schema_str), REQ("node-name", schema_str),
+    REQ("options", block_amend_options_type), OPT("force", schema_bool));
 
 /* --- blockdev-create -------------------------------------------------------------------------- */
 
@@ -52,6 +53,15 @@ static const char *const option_names[][2] = {
     {"ivgen-hash-alg", "ivgen-hash-alg"},
     {"hash-alg", "hash-alg"},
     {"iter-time", "iter-time"},
+    {"subformat", "subformat"},
+    {"force-size", "force_size"},
+    {"adapter-type", "adapter_type"},
+    {"hwversion", "hwversion"},
+    {"toolsversion", "toolsversion"},
+    {"zeroed-grain", "zeroed_grain"},
+    {"log-size", "log_size"},
+    {"block-size", "block_size"},
+    {"block-state-zero", "block_state_zero"},
 };
 
 static void take_option(struct json_object *args, const char *from, const char *to,

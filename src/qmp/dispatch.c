@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/checked.h"
 #include "block/passed_fd.h"
 #include "qmp/answer.h"
 #include "trace/events.h"
@@ -147,7 +148,7 @@ static int co_run(struct qmp_call *call, struct json_object *request,
         return r;
     }
     args = args ? json_object_get(args) : json_object_new_object();
-    r = qmp_check(command->args, args, 0, err);
+    r = schema_check(command->args, args, 0, err);
     if (r >= 0) {
         trace_qmp_command_begin(command->name);
         r = co_execute(command, call, args, ret_value, err);
@@ -161,6 +162,30 @@ bool qmp_is_oob(const struct qmp_call *call, struct json_object *request)
 {
     return call->oob && json_object_is_type(request, json_type_object) &&
            json_object_object_get_ex(request, "exec-oob", NULL);
+}
+
+bool qmp_only_looks(struct json_object *request)
+{
+    static const char *const names[] = {
+        "qmp_capabilities",      "query-block-exports", "query-block-jobs",
+        "query-blockstats",      "query-chardev",       "query-chardev-backends",
+        "query-commands",        "query-fdsets",        "query-jobs",
+        "query-nbd-server",      "query-qmp-schema",    "query-stats",
+        "query-stats-schemas",   "query-version",       "x-debug-query-block-graph",
+        "x-tidemark-query-stats"};
+    struct json_object *name;
+
+    if (!json_object_is_type(request, json_type_object) ||
+        !json_object_object_get_ex(request, "execute", &name) ||
+        !json_object_is_type(name, json_type_string)) {
+        return false;
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        if (strcmp(json_object_get_string(name), names[i]) == 0) {
+            return true;
+        }
+    }
+    return false;
 }
 
 struct json_object *qmp_co_dispatch(struct qmp_call *call, struct json_object *request)

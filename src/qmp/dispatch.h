@@ -20,6 +20,12 @@ struct json_object *qmp_co_dispatch(struct qmp_call *call, struct json_object *r
  */
 bool qmp_is_oob(const struct qmp_call *call, struct json_object *request);
 
+/*
+ * Whether a request (any JSON) is a command that only looks at what exists, without yielding: see
+ * qmp_co_begin_look(). Does not yield.
+ */
+bool qmp_only_looks(struct json_object *request);
+
 /* The answer to a message that is no request: a new reference. Does not yield. */
 struct json_object *qmp_error_answer(const struct error *err);
 

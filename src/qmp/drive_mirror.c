@@ -45,7 +45,7 @@ static bool creates_with_backing(const char *format)
 static char *backing_name(const char *target, const struct block_node *backing)
 {
     const char *name = block_node_filename(backing);
-    AUTO_FREE char *full = block_node_full_filename(backing);
+    AUTO_FREE char *full = block_node_filename_to_record(backing);
     AUTO_FREE char *resolved = *name ? block_resolve_relative(target, name) : NULL;
 
     if (!full || (resolved && strcmp(resolved, name) == 0)) {

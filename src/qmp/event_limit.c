@@ -7,7 +7,6 @@
 #include "base/list.h"
 #include "loop/loop.h"
 #include "qmp/events.h"
-#include "qmp/monitor.h"
 #include "qmp/schema.h"
 
 #define INTERVAL_NS (1000 * NS_PER_MS)
@@ -30,7 +29,8 @@ struct recent {
     char *key;                 /* owned */
     int64_t due_ns;            /* the end of the interval */
     struct json_object *event; /* the last one since, a reference; NULL: there was none */
-    struct loop_timer timer;   /* unless another clock is in use */
+    qmp_event_send *send;
+    struct loop_timer timer; /* unless another clock is in use */
 };
 
 static struct list recents = LIST_INIT(recents);
@@ -101,7 +101,7 @@ static void end_interval(struct recent *r)
     }
     r->event = NULL;
     begin_interval(r, r->due_ns);
-    qmp_send_event(event);
+    r->send(event);
     json_object_put(event);
 }
 
@@ -127,7 +127,8 @@ void qmp_event_clock_moved(void)
     }
 }
 
-bool qmp_event_hold(const char *name, struct json_object *data, struct json_object *event)
+bool qmp_event_hold(const char *name, struct json_object *data, struct json_object *event,
+                    qmp_event_send *send)
 {
     struct recent *r;
     char *key;
@@ -153,6 +154,7 @@ bool qmp_event_hold(const char *name, struct json_object *data, struct json_obje
         r->name = strcmp(limits[i].name, name) == 0 ? limits[i].name : r->name;
     }
     r->key = key;
+    r->send = send;
     loop_timer_init(&r->timer, interval_is_over);
     list_append(&recents, &r->link);
     begin_interval(r, clock_ns());
@@ -165,7 +167,7 @@ void qmp_event_limits_release(void)
 
     LIST_FOREACH_SAFE (r, next, &recents, link) {
         if (r->event) {
-            qmp_send_event(r->event);
+            r->send(r->event);
         }
         forget_recent(r);
     }

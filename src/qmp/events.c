@@ -41,7 +41,7 @@ void qmp_emit(const char *name, struct json_object *data)
     if (data) {
         json_object_object_add(event, "data", data);
     }
-    if (!qmp_event_hold(name, data, event)) {
+    if (!qmp_event_hold(name, data, event, qmp_send_event)) {
         qmp_send_event(event);
     }
     json_object_put(event);

@@ -42,11 +42,15 @@ void qmp_event_clock_moved(void);
  */
 bool qmp_event_key(const char *name, struct json_object *data, char **ret_key);
 
+/* Send a whole message to whom it concerns. The message is borrowed. Does not yield. */
+typedef void qmp_event_send(struct json_object *event);
+
 /*
- * Keep the whole message `event` (borrowed) for later, if it has to wait. False: it is to be sent
- * now.
+ * Keep the whole message `event` (borrowed) for later, if it has to wait: `send` is called then.
+ * False: it is to be sent now.
  */
-bool qmp_event_hold(const char *name, struct json_object *data, struct json_object *event);
+bool qmp_event_hold(const char *name, struct json_object *data, struct json_object *event,
+                    qmp_event_send *send);
 
 /* Send what waits, and forget when events were sent: at the end. */
 void qmp_event_limits_release(void);

@@ -9,17 +9,18 @@
 #include "qmp/types.h"
 
 /* A part of QEMU's qapi/misc.json. */
-const struct qmp_type qmp_type_fd_name = OBJECT_INIT("q_obj_getfd-arg", REQ("fdname", qmp_str));
-const struct qmp_type qmp_type_add_fd =
-    OBJECT_INIT("q_obj_add-fd-arg", OPT("fdset-id", qmp_int), OPT("opaque", qmp_str));
-const struct qmp_type qmp_type_add_fd_info =
-    OBJECT_INIT("AddfdInfo", REQ("fdset-id", qmp_int), REQ("fd", qmp_int));
-const struct qmp_type qmp_type_remove_fd =
-    OBJECT_INIT("q_obj_remove-fd-arg", REQ("fdset-id", qmp_int), OPT("fd", qmp_int));
-OBJECT(fdset_fd_info, "FdsetFdInfo", REQ("fd", qmp_int), OPT("opaque", qmp_str));
+const struct schema_type qmp_type_fd_name =
+    OBJECT_INIT("q_obj_getfd-arg", REQ("fdname", schema_str));
+const struct schema_type qmp_type_add_fd =
+    OBJECT_INIT("q_obj_add-fd-arg", OPT("fdset-id", schema_int), OPT("opaque", schema_str));
+const struct schema_type qmp_type_add_fd_info =
+    OBJECT_INIT("AddfdInfo", REQ("fdset-id", schema_int), REQ("fd", schema_int));
+const struct schema_type qmp_type_remove_fd =
+    OBJECT_INIT("q_obj_remove-fd-arg", REQ("fdset-id", schema_int), OPT("fd", schema_int));
+OBJECT(fdset_fd_info, "FdsetFdInfo", REQ("fd", schema_int), OPT("opaque", schema_str));
 ARRAY(fdset_fd_infos, fdset_fd_info);
-OBJECT(fdset_info, "FdsetInfo", REQ("fdset-id", qmp_int), REQ("fds", fdset_fd_infos));
-const struct qmp_type qmp_type_fdset_infos = ARRAY_INIT("qmp_type_fdset_infos", fdset_info);
+OBJECT(fdset_info, "FdsetInfo", REQ("fdset-id", schema_int), REQ("fds", fdset_fd_infos));
+const struct schema_type qmp_type_fdset_infos = ARRAY_INIT("qmp_type_fdset_infos", fdset_info);
 
 /* The passed descriptor, which is the caller's then; -EINVAL: there is none. */
 static int take_passed(struct qmp_call *call, struct error *err)

@@ -4,7 +4,9 @@
  * block-set-write-threshold.
  */
 #include <errno.h>
+#include <inttypes.h>
 
+#include "base/checked.h"
 #include "block/bitmaps.h"
 #include "block/control.h"
 #include "block/control_lock.h"
@@ -14,6 +16,9 @@
 #include "qmp/command_lock.h"
 #include "qmp/commands.h"
 #include "qmp/lookup.h"
+
+/* QEMU has no larger disks, and says so. */
+#define SIZE_MAX_SHOWN ((int64_t)(INT64_MAX + 1ULL - GiB))
 
 /* --- block_resize ----------------------------------------------------------------------------- */
 
@@ -55,17 +60,6 @@ static int check_resize(struct block_node *node, struct error *err)
     return r;
 }
 
-/*
- * Drain the node. Requests of a disk that hangs do not end: other commands go on meanwhile, so what
- * was found before may be no longer true.
- */
-static int co_drain_unlocked(struct block_node *node, struct error *err)
-{
-    block_control_unlock();
-    block_co_drain_begin(node);
-    return qmp_co_lock_again(err);
-}
-
 int qmp_co_block_resize(struct qmp_call *call, struct json_object *args,
                         struct json_object **ret_value, struct error *err)
 {
@@ -80,12 +74,16 @@ int qmp_co_block_resize(struct qmp_call *call, struct json_object *args,
     if (size < 0) {
         return error_set(err, EINVAL, "Parameter 'size' expects a >0 size");
     }
+    if (size > SIZE_MAX_SHOWN) {
+        return error_set(err, EFBIG, "offset(%" PRId64 ") exceeds maximum(%" PRId64 ")", size,
+                         SIZE_MAX_SHOWN);
+    }
     r = check_resize(node, err);
     if (r < 0) {
         return r;
     }
     block_node_ref(node);
-    r = co_drain_unlocked(node, err);
+    r = qmp_co_drain_unlocked(node, err);
     UNLESS_FAILED(r, check_resize(node, err));
     UNLESS_FAILED(r, co_resize(node, (uint64_t)size, err));
     block_drain_end(node);

@@ -3,11 +3,12 @@
  * query-qmp-schema: the table as QEMU's SchemaInfo (docs/devel/qapi-code-gen, "Client JSON Protocol
  * introspection").
  */
+#include "qmp/introspect.h"
+
 #include <stdio.h>
 #include <string.h>
 
 #include "qmp/reference.h"
-#include "qmp/table.h"
 
 /* Whether members and types get their texts, too. */
 static bool with_texts;
@@ -248,13 +249,15 @@ static void add_type(struct json_object *out, const struct schema_type *type)
     add_parts(out, type);
 }
 
-static struct json_object *introspect(void)
+struct json_object *qmp_describe(qmp_next_command_fn *next_command, qmp_next_event_fn *next_event,
+                                 bool texts)
 {
     struct json_object *out = json_object_new_array();
     const struct qmp_command *c = NULL;
     const struct qmp_event *e = NULL;
 
-    while ((c = qmp_next_command(c))) {
+    with_texts = texts;
+    while ((c = next_command(c))) {
         const struct qmp_reference *text = qmp_command_reference(c->name);
         struct json_object *o = named("name", c->name);
 
@@ -265,7 +268,7 @@ static struct json_object *introspect(void)
         put_type(o, "ret-type", c->result);
         json_object_array_add(out, o);
     }
-    while ((e = qmp_next_event(e))) {
+    while ((e = next_event(e))) {
         const struct qmp_reference *text = qmp_event_reference(e->name);
         struct json_object *o = named("name", e->name);
 
@@ -275,24 +278,12 @@ static struct json_object *introspect(void)
         put_type(o, "arg-type", e->data);
         json_object_array_add(out, o);
     }
-    while ((c = qmp_next_command(c))) {
+    while ((c = next_command(c))) {
         add_type(out, c->args);
         add_type(out, c->result);
     }
-    while ((e = qmp_next_event(e))) {
+    while ((e = next_event(e))) {
         add_type(out, e->data);
     }
     return out;
-}
-
-struct json_object *qmp_introspect(void)
-{
-    with_texts = false;
-    return introspect();
-}
-
-struct json_object *qmp_introspect_with_texts(void)
-{
-    with_texts = true;
-    return introspect();
 }

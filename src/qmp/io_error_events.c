@@ -11,10 +11,11 @@
 static void on_io_error(const struct export_io_error *e)
 {
     struct json_object *data = json_object_new_object();
+    struct export_info info;
 
     qmp_put_str(data, "qom-path", e->id);
     qmp_put_str(data, "device", "");
-    qmp_put_str(data, "node-name", e->node_name);
+    qmp_put_str(data, "node-name", export_find(e->id, &info) ? block_node_name(info.node) : NULL);
     qmp_put_str(data, "operation", e->is_write ? "write" : "read");
     qmp_put_str(data, "action", "report");
     qmp_put_bool(data, "nospace", e->error == ENOSPC);

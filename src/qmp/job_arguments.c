@@ -58,12 +58,16 @@ static const char *default_job_id(struct json_object *args)
 
 int qmp_get_job_config(struct json_object *args, struct job_config *ret_config, struct error *err)
 {
+    struct json_object *speed = qmp_get(args, "speed");
+
     *ret_config = JOB_CONFIG_INIT;
     ret_config->id = qmp_get_str(args, "job-id") ?: default_job_id(args);
     ret_config->auto_finalize = qmp_get_bool(args, "auto-finalize", true);
     ret_config->auto_dismiss = qmp_get_bool(args, "auto-dismiss", true);
     ret_config->txn = qmp_transaction_jobs();
-    return qmp_get_speed(args, &ret_config->speed, err);
+    /* A negative one is refused when the job is made. */
+    ret_config->speed = speed ? (uint64_t)json_object_get_int64(speed) : 0;
+    return 0;
 }
 
 int qmp_check_job_node_active(const struct block_node *node, const char *child,

@@ -14,7 +14,7 @@ struct block_node;
 /*
  * The arguments that all of them have: job-id (by default the name of the device that uses the
  * node `device`), speed, auto-finalize, auto-dismiss; and the transaction that runs. Strings are
- * borrowed from `args`. -EINVAL: a negative speed.
+ * borrowed from `args`. A negative speed is left to job_new().
  */
 int qmp_get_job_config(struct json_object *args, struct job_config *ret_config, struct error *err);
 /*

@@ -5,6 +5,8 @@
 
 #include "base/checked.h"
 #include "base/latency.h"
+#include "block/node.h"
+#include "block/stats.h"
 #include "export/export.h"
 #include "qmp/commands.h"
 
@@ -132,17 +134,25 @@ void qmp_put_zone_figures(struct json_object *to)
     }
 }
 
-/* --- the command for exports ------------------------------------------------------------------ */
+/* --- the command for exports and nodes -------------------------------------------------------- */
 
 int qmp_co_block_latency_histogram_set(struct qmp_call *call, struct json_object *args,
                                        struct json_object **ret_value, struct error *err)
 {
     const char *id = qmp_get_str(args, "id");
     struct export_info info;
+    struct block_node *node;
+    int r;
 
-    if (!export_find(id, &info)) {
+    if (export_find(id, &info)) {
+        return qmp_set_latencies(info.latencies, args, err);
+    }
+    node = block_node_find(id);
+    if (!node) {
         return error_set_class(err, ERROR_CLASS_DEVICE_NOT_FOUND, ENOENT, "Device '%s' not found",
                                id);
     }
-    return qmp_set_latencies(info.latencies, args, err);
+    r = qmp_set_latencies(block_node_latencies(node), args, err);
+    block_node_latencies_changed(node);
+    return r;
 }

@@ -12,6 +12,7 @@
 #include "block/control.h"
 #include "qmp/commands.h"
 #include "qmp/jobs.h"
+#include "qmp/lookup.h"
 
 static bool is_json_text(struct json_object *args, const char *name, const char *value)
 {
@@ -89,9 +90,9 @@ static int get_mirror_replaces(struct json_object *args, struct mirror_params *p
     const char *name = qmp_get_str(args, "replaces");
 
     p->replaces = name ? block_node_find(name) : NULL;
-    return name && !p->replaces
-               ? error_set(err, ENOENT, "Failed to find node with node-name='%s'", name)
-               : 0;
+    return !name         ? 0
+           : p->replaces ? qmp_check_not_busy(p->replaces, err)
+                         : error_set(err, ENOENT, "Failed to find node with node-name='%s'", name);
 }
 
 int qmp_get_mirror_params(struct json_object *args, struct block_node *source,
@@ -120,7 +121,7 @@ int qmp_get_mirror_params(struct json_object *args, struct block_node *source,
     UNLESS_FAILED(r, get_mirror_buf_size(args, &p.buf_size, err));
     UNLESS_FAILED(r, get_mirror_bitmap(args, &p, err));
     UNLESS_FAILED(r, get_mirror_replaces(args, &p, err));
-    if (r == 0) {
+    if (r >= 0) {
         p.target_is_zero =
             p.sync == MIRROR_SYNC_FULL && qmp_get_bool(args, "target-is-zero", false);
         *ret_params = p;
@@ -191,6 +192,10 @@ int qmp_co_blockdev_mirror(struct qmp_call *call, struct json_object *args,
     UNLESS_FAILED(r, qmp_get_job_config(args, &config, err));
     UNLESS_FAILED(r, qmp_get_mirror_params(args, source, &params, err));
     UNLESS_FAILED(r, get_mirror_restart(args, &params, err));
+    if (r < 0) {
+        return r;
+    }
+    r = target == source ? 0 : qmp_check_not_busy(target, err);
     if (r < 0) {
         return r;
     }

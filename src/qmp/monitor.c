@@ -173,10 +173,30 @@ static void co_flush_session(struct session *s)
 
 /* --- requests --------------------------------------------------------------------------------- */
 
+/* With the lock, if it is free soon: for commands that do not need it. */
+static struct json_object *co_answer_look(struct session *s, struct json_object *request)
+{
+    struct json_object *answer;
+    struct qmp_look *look;
+    ERROR_AUTO(err);
+
+    if (qmp_co_begin_look(&look, &err) < 0) {
+        answer = qmp_error_answer(&err);
+    } else {
+        answer = qmp_co_dispatch(&s->call, request);
+    }
+    qmp_end_look(look);
+    return answer;
+}
+
 static struct json_object *co_answer(struct session *s, struct json_object *request)
 {
     struct json_object *answer;
     ERROR_AUTO(err);
+
+    if (block_control_is_locked() && qmp_only_looks(request)) {
+        return co_answer_look(s, request);
+    }
 
     if (qmp_co_lock_command(&err) < 0) {
         answer = qmp_error_answer(&err);
@@ -327,8 +347,8 @@ static void co_accept_message(struct session *s, struct json_object *json, const
     }
 }
 
-/* Execute the messages in the received bytes. */
-static void co_execute_received(struct session *s, const char *data, size_t size)
+/* Execute the messages in the received bytes, which are erased: some have passwords. */
+static void co_execute_received(struct session *s, char *data, size_t size)
 {
     while (size > 0 && !s->broken) {
         struct json_object *json = NULL;
@@ -336,6 +356,7 @@ static void co_execute_received(struct session *s, const char *data, size_t size
         size_t used;
         int r = json_reader_feed(s->reader, data, size, &used, &json, &err);
 
+        explicit_bzero(data, used);
         data += used;
         size -= used;
         if (r > 0 && !json_object_is_type(json, json_type_object)) {
@@ -447,6 +468,7 @@ int qmp_session_start(int fd, bool pretty, struct fd_names *fd_names, struct cha
     trace_qmp_session_begin(fd);
     s->fd = fd;
     s->pretty = pretty;
+    s->call.takes_text = !pretty;
     s->chardev = chardev;
     s->call.passed_fd = -1;
     s->call.fd_names = fd_names ? fd_names_ref(fd_names) : NULL;

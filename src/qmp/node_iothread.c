@@ -36,11 +36,23 @@ static int find_thread(struct json_object *value, struct user_object **ret_objec
                : error_set(err, ENOENT, "Cannot find iothread %s", json_object_get_string(value));
 }
 
+static void set_thread(struct block_node *node, void *object)
+{
+    block_node_set_iothread(node, object);
+}
+
+static void note_first_thread(struct block_node *node, void *arg)
+{
+    struct user_object **found = arg;
+
+    *found = *found ? *found : block_node_iothread(node);
+}
+
 int qmp_co_x_blockdev_set_iothread(struct qmp_call *call, struct json_object *args,
                                    struct json_object **ret_value, struct error *err)
 {
     const char *name = qmp_get_str(args, "node-name");
-    struct block_node *node = block_node_find(name), *other = NULL;
+    struct block_node *node = block_node_find(name);
     struct user_object *object;
     int r;
 
@@ -57,24 +69,15 @@ int qmp_co_x_blockdev_set_iothread(struct qmp_call *call, struct json_object *ar
     if (r < 0) {
         return r;
     }
-    while ((other = block_node_next(other))) {
-        if (block_node_reaches(node, other)) {
-            block_node_set_iothread(other, object);
-        }
-    }
+    block_node_foreach_below(node, set_thread, object);
     user_object_unref(object);
     return 0;
 }
 
 struct user_object *qmp_iothread_of_node(struct block_node *node)
 {
-    struct block_node *other = NULL;
-    struct user_object *object = block_node_iothread(node);
+    struct user_object *object = NULL;
 
-    while (!object && (other = block_node_next(other))) {
-        if (block_node_reaches(node, other)) {
-            object = block_node_iothread(other);
-        }
-    }
+    block_node_foreach_below(node, note_first_thread, &object);
     return object;
 }

@@ -229,7 +229,7 @@ int qmp_co_object_add(struct qmp_call *call, struct json_object *args,
     if (r < 0) {
         return r;
     }
-    return user_object_add(opts, err);
+    return user_object_co_add(opts, err);
 }
 
 int qmp_co_object_del(struct qmp_call *call, struct json_object *args,

@@ -6,20 +6,24 @@
  *   /            a container
  *   /objects     a container: what object-add and --object have made
  *   /objects/ID  its properties are its options
- *   /chardevs    a container
+ *   /chardevs    a container: what chardev-add and --chardev have made
+ *   /chardevs/ID its type, and of a socket whether it is connected
  */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/checked.h"
 #include "base/strbuf.h"
 #include "block/user_object.h"
+#include "chardev/chardev.h"
 #include "qmp/commands.h"
 
-/* A place in the tree: an object, or the container of that name. */
+/* A place in the tree: an object, a chardev, or the container of that name. */
 struct place {
     const char *container; /* "": the root */
     struct user_object *object;
+    const struct chardev *chardev;
 };
 
 static const char *const containers[] = {"objects", "chardevs"};
@@ -36,12 +40,40 @@ static struct user_object *find_qom_object(const char *id, size_t length)
     return NULL;
 }
 
+static const struct chardev *find_qom_chardev(const char *id, size_t length)
+{
+    const struct chardev *c = NULL;
+
+    while ((c = chardev_next(c))) {
+        if (!chardev_is_opening(c) && strlen(chardev_id(c)) == length &&
+            strncmp(chardev_id(c), id, length) == 0) {
+            return c;
+        }
+    }
+    return NULL;
+}
+
+/* "chardev-socket". */
+static const char *qom_type_of(const struct place *p)
+{
+    static char type[64];
+
+    if (p->object) {
+        return user_object_type_of(p->object)->name;
+    }
+    if (!p->chardev) {
+        return "container";
+    }
+    snprintf(type, sizeof(type), "chardev-%s", chardev_type(p->chardev));
+    return type;
+}
+
 /* --- paths ------------------------------------------------------------------------------------ */
 
 /* Go to the child of that name. False: there is none. */
 static bool enter_object(struct place *p, const char *name, size_t length)
 {
-    if (p->object) {
+    if (p->object || p->chardev) {
         return false;
     }
     for (size_t i = 0; p->container[0] == '\0' && i < ARRAY_SIZE(containers); i++) {
@@ -52,8 +84,10 @@ static bool enter_object(struct place *p, const char *name, size_t length)
     }
     if (strcmp(p->container, "objects") == 0) {
         p->object = find_qom_object(name, length);
+    } else if (strcmp(p->container, "chardevs") == 0) {
+        p->chardev = find_qom_chardev(name, length);
     }
-    return p->object;
+    return p->object || p->chardev;
 }
 
 /* Follow `path`, whose parts are separated by any number of '/', from a place. */
@@ -75,6 +109,7 @@ static unsigned count_matches(const char *path, struct place *ret_place)
 {
     struct place p = {.container = ""};
     struct user_object *o = NULL;
+    const struct chardev *c = NULL;
     unsigned count = 0;
 
     for (size_t i = 0; i <= ARRAY_SIZE(containers); i++) {
@@ -86,6 +121,13 @@ static unsigned count_matches(const char *path, struct place *ret_place)
     }
     while ((o = user_object_next(o))) {
         p = (struct place){.container = "objects", .object = o};
+        if (follow(&p, path)) {
+            *ret_place = p;
+            count++;
+        }
+    }
+    while ((c = chardev_next(c))) {
+        p = (struct place){.container = "chardevs", .chardev = c};
         if (follow(&p, path)) {
             *ret_place = p;
             count++;
@@ -169,6 +211,7 @@ static struct json_object *type_properties(const struct user_object_type *type)
 static struct json_object *children_of(const char *container)
 {
     struct json_object *list = type_properties(NULL);
+    const struct chardev *c = NULL;
     struct user_object *o = NULL;
 
     for (size_t i = 0; container[0] == '\0' && i < ARRAY_SIZE(containers); i++) {
@@ -176,6 +219,26 @@ static struct json_object *children_of(const char *container)
     }
     while (strcmp(container, "objects") == 0 && (o = user_object_next(o))) {
         add_qom_child(list, user_object_id(o), user_object_type_of(o)->name);
+    }
+    while (strcmp(container, "chardevs") == 0 && (c = chardev_next(c))) {
+        if (!chardev_is_opening(c)) {
+            add_qom_child(list, chardev_id(c), qom_type_of(&(struct place){.chardev = c}));
+        }
+    }
+    return list;
+}
+
+static bool is_socket(const struct chardev *c)
+{
+    return strcmp(chardev_type(c), "socket") == 0;
+}
+
+static struct json_object *chardev_properties(const struct chardev *c)
+{
+    struct json_object *list = type_properties(NULL);
+
+    if (is_socket(c)) {
+        add_property(list, "connected", "bool");
     }
     return list;
 }
@@ -187,8 +250,9 @@ int qmp_co_qom_list(struct qmp_call *call, struct json_object *args, struct json
     int r = find_place(args, &p, err);
 
     if (r >= 0) {
-        *ret_value =
-            p.object ? type_properties(user_object_type_of(p.object)) : children_of(p.container);
+        *ret_value = p.object    ? type_properties(user_object_type_of(p.object))
+                     : p.chardev ? chardev_properties(p.chardev)
+                                 : children_of(p.container);
     }
     return r;
 }
@@ -204,10 +268,20 @@ static int get_child(const struct place *p, const char *name, struct json_object
         return error_set(err, ENOENT, "Property 'container.%s' not found", name);
     }
     strbuf_printf(&path, "/%s", child.container);
-    if (child.object) {
+    if (child.object || child.chardev) {
         strbuf_printf(&path, "/%s", name);
     }
     *ret_value = json_object_new_string(strbuf_str(&path));
+    return 0;
+}
+
+static int get_of_chardev(const struct place *p, const char *name, struct json_object **ret_value,
+                          struct error *err)
+{
+    if (!is_socket(p->chardev) || strcmp(name, "connected") != 0) {
+        return error_set(err, ENOENT, "Property '%s.%s' not found", qom_type_of(p), name);
+    }
+    *ret_value = json_object_new_boolean(chardev_has_client(p->chardev));
     return 0;
 }
 
@@ -222,12 +296,12 @@ int qmp_co_qom_get(struct qmp_call *call, struct json_object *args, struct json_
         return r;
     }
     if (strcmp(name, "type") == 0) {
-        *ret_value =
-            json_object_new_string(p.object ? user_object_type_of(p.object)->name : "container");
+        *ret_value = json_object_new_string(qom_type_of(&p));
         return 0;
     }
-    return p.object ? user_object_get(p.object, name, ret_value, err)
-                    : get_child(&p, name, ret_value, err);
+    return p.object    ? user_object_get(p.object, name, ret_value, err)
+           : p.chardev ? get_of_chardev(&p, name, ret_value, err)
+                       : get_child(&p, name, ret_value, err);
 }
 
 int qmp_co_qom_set(struct qmp_call *call, struct json_object *args, struct json_object **ret_value,
@@ -241,11 +315,12 @@ int qmp_co_qom_set(struct qmp_call *call, struct json_object *args, struct json_
     if (r < 0) {
         return r;
     }
-    type = p.object ? user_object_type_of(p.object)->name : "container";
+    type = qom_type_of(&p);
     if (p.object && strcmp(name, "type") != 0) {
         return user_object_set(p.object, name, qmp_get(args, "value"), err);
     }
-    if (strcmp(name, "type") != 0 && get_child(&p, name, &child, err) < 0) {
+    if (strcmp(name, "type") != 0 && (p.chardev ? get_of_chardev(&p, name, &child, err)
+                                                : get_child(&p, name, &child, err)) < 0) {
         return -ENOENT;
     }
     json_object_put(child);

@@ -27,6 +27,52 @@ static uint64_t co_count_dirty(struct block_bitmap *b)
     return block_bitmap_inconsistent(b) ? 0 : count;
 }
 
+static bool shows_own_members;
+
+void qmp_show_own_members(bool show)
+{
+    shows_own_members = show;
+}
+
+/* How far the bitmap is to be trusted. */
+static struct json_object *bitmap_state_json(const struct block_bitmap *b)
+{
+    static const char *const kinds[] = {[BLOCK_BITMAP_EXACT] = "exact",
+                                        [BLOCK_BITMAP_SUPERSET] = "superset",
+                                        [BLOCK_BITMAP_LOST] = "lost"};
+    struct json_object *o = json_object_new_object();
+    struct block_bitmap_state state;
+
+    block_bitmap_get_state(b, &state);
+    qmp_put_str(o, "kind", kinds[state.trust]);
+    qmp_put_str(o, "reason", state.why);
+    if (state.trust == BLOCK_BITMAP_SUPERSET) {
+        qmp_put_uint(o, "excess", state.excess);
+    }
+    if (state.since) {
+        qmp_put_uint(o, "since", (uint64_t)state.since);
+    }
+    return o;
+}
+
+/* As qmp_put_str() and its like, for literals that the object has not: see qmp_put_new(). */
+static void put_str(struct json_object *to, const char *name, const char *value)
+{
+    if (value) {
+        qmp_put_new(to, name, json_object_new_string(value));
+    }
+}
+
+static void put_uint(struct json_object *to, const char *name, uint64_t value)
+{
+    qmp_put_new(to, name, json_object_new_uint64(value));
+}
+
+static void put_bool(struct json_object *to, const char *name, bool value)
+{
+    qmp_put_new(to, name, json_object_new_boolean(value));
+}
+
 static struct json_object *co_bitmaps_json(struct block_node *node)
 {
     struct json_object *list = NULL;
@@ -36,15 +82,18 @@ static struct json_object *co_bitmaps_json(struct block_node *node)
         struct json_object *o = json_object_new_object();
         uint64_t count = co_count_dirty(b);
 
-        qmp_put_str(o, "name", block_bitmap_name(b)[0] ? block_bitmap_name(b) : NULL);
-        qmp_put_bool(o, "recording", block_bitmap_enabled(b) && !block_bitmap_inconsistent(b));
-        qmp_put_bool(o, "persistent", block_bitmap_persistent(b));
+        put_str(o, "name", block_bitmap_name(b)[0] ? block_bitmap_name(b) : NULL);
+        put_bool(o, "recording", block_bitmap_enabled(b) && !block_bitmap_inconsistent(b));
+        put_bool(o, "persistent", block_bitmap_persistent(b));
         if (block_bitmap_inconsistent(b)) {
-            qmp_put_bool(o, "inconsistent", true);
+            put_bool(o, "inconsistent", true);
         }
-        qmp_put_bool(o, "busy", block_bitmap_busy(b));
-        qmp_put_uint(o, "granularity", block_bitmap_granularity(b));
-        qmp_put_uint(o, "count", count);
+        put_bool(o, "busy", block_bitmap_busy(b));
+        put_uint(o, "granularity", block_bitmap_granularity(b));
+        put_uint(o, "count", count);
+        if (shows_own_members) {
+            qmp_put_new(o, "x-tidemark-state", bitmap_state_json(b));
+        }
         if (!list) {
             list = json_object_new_array();
         }
@@ -58,11 +107,11 @@ static void add_backing_names(struct json_object *o, struct block_node *node,
 {
     AUTO_FREE char *full = NULL;
 
-    if (info->backing_filename) {
+    if (info->backing_filename && !block_node_is_filter(node)) {
         full = block_node_resolve_backing(node, info->backing_filename);
-        qmp_put_str(o, "full-backing-filename", full);
-        qmp_put_str(o, "backing-filename", info->backing_filename);
-        qmp_put_str(o, "backing-filename-format", info->backing_format);
+        put_str(o, "full-backing-filename", full);
+        put_str(o, "backing-filename", info->backing_filename);
+        put_str(o, "backing-filename-format", info->backing_format);
     }
 }
 
@@ -76,39 +125,41 @@ static bool is_plain_file(const struct block_node *node)
                     strcmp(block_node_format(node), "host_device") == 0);
 }
 
-static struct json_object *co_image_json(struct block_node *node, int depth)
+/* `filename`: block_node_full_filename(node). */
+static struct json_object *co_image_json(struct block_node *node, const char *filename, int depth)
 {
     struct json_object *o = json_object_new_object();
     struct json_object *specific = block_co_specific_info(node);
-    struct block_node *backing = block_node_child(node, "backing");
+    struct block_node *backing = block_node_filter_or_backing(node);
     struct block_info info;
     bool has_info = block_co_get_info(node, &info) == 0;
-    AUTO_FREE char *filename = block_node_full_filename(node);
     uint64_t allocated;
 
-    qmp_put_uint(o, "virtual-size", block_node_size(node));
-    qmp_put_str(o, "filename", filename);
+    put_uint(o, "virtual-size", block_node_size(node));
+    put_str(o, "filename", filename);
     if (has_info && info.cluster_size) {
-        qmp_put_uint(o, "cluster-size", info.cluster_size);
+        put_uint(o, "cluster-size", info.cluster_size);
     }
-    qmp_put_str(o, "format", block_node_format(node));
+    put_str(o, "format", block_node_format(node));
     if (block_co_allocated_size(node, &allocated) == 0) {
-        qmp_put_uint(o, "actual-size", allocated);
+        put_uint(o, "actual-size", allocated);
     }
     if (specific) {
-        json_object_object_add(o, "format-specific", specific);
+        qmp_put_new(o, "format-specific", specific);
     }
     if (has_info) {
         add_backing_names(o, node, &info);
         if (info.encrypted) {
-            qmp_put_bool(o, "encrypted", true);
+            put_bool(o, "encrypted", true);
         }
     }
     if (has_info || is_plain_file(node)) {
-        qmp_put_bool(o, "dirty-flag", has_info && info.has_dirty_flag && info.dirty_flag);
+        put_bool(o, "dirty-flag", has_info && info.has_dirty_flag && info.dirty_flag);
     }
     if (backing && depth > 0) {
-        json_object_object_add(o, "backing-image", co_image_json(backing, depth - 1));
+        AUTO_FREE char *name = block_node_full_filename(backing);
+
+        qmp_put_new(o, "backing-image", co_image_json(backing, name, depth - 1));
     }
     return o;
 }
@@ -117,7 +168,7 @@ static int backing_depth(struct block_node *node)
 {
     int depth = 0;
 
-    while ((node = block_node_child(node, "backing"))) {
+    while ((node = block_node_filter_or_backing(node))) {
         depth++;
     }
     return depth;
@@ -129,7 +180,7 @@ static void add_zero_limits(struct json_object *o)
     static const char *const names[] = {"iops", "iops_rd", "iops_wr", "bps", "bps_rd", "bps_wr"};
 
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-        qmp_put_uint(o, names[i], 0);
+        put_uint(o, names[i], 0);
     }
 }
 
@@ -144,29 +195,30 @@ struct json_object *qmp_co_node_json(struct block_node *node, bool flat)
     struct block_info info;
     bool has_info = block_co_get_info(node, &info) == 0;
 
-    qmp_put_str(o, "node-name", block_node_name(node));
-    qmp_put_str(o, "drv", block_node_format(node));
-    qmp_put_uint(o, "write_threshold", block_node_write_threshold(node));
-    qmp_put_bool(o, "ro", block_node_is_read_only(node));
-    qmp_put_bool(o, "active", !block_node_is_handed_over(node));
-    qmp_put_str(o, "file", filename);
-    qmp_put_str(o, "detect_zeroes", detect_zeroes[settings.detect_zeroes]);
-    qmp_put_bool(o, "encrypted", has_info && info.encrypted);
-    add_zero_limits(o); /* a place is shared: this comes before backing_file, as in QEMU */
+    put_str(o, "node-name", block_node_name(node));
+    put_str(o, "drv", block_node_format(node));
+    /* In the order of the schema, which the order of the answer depends on (json_write.c). */
     if (below) {
         AUTO_FREE char *backing = block_node_full_filename(below);
 
-        qmp_put_str(o, "backing_file", backing);
+        put_str(o, "backing_file", backing);
     }
-    qmp_put_uint(o, "backing_file_depth", (uint64_t)backing_depth(node));
-    qmp_put_bool(cache, "no-flush", settings.cache_no_flush);
-    qmp_put_bool(cache, "direct", settings.cache_direct);
-    qmp_put_bool(cache, "writeback", true);
-    json_object_object_add(o, "cache", cache);
+    put_uint(o, "write_threshold", block_node_write_threshold(node));
+    put_bool(o, "ro", block_node_is_read_only(node));
+    put_bool(o, "active", !block_node_is_handed_over(node));
+    put_str(o, "file", filename);
+    put_str(o, "detect_zeroes", detect_zeroes[settings.detect_zeroes]);
+    put_bool(o, "encrypted", has_info && info.encrypted);
+    add_zero_limits(o);
+    put_uint(o, "backing_file_depth", (uint64_t)backing_depth(node));
+    put_bool(cache, "no-flush", settings.cache_no_flush);
+    put_bool(cache, "direct", settings.cache_direct);
+    put_bool(cache, "writeback", true);
+    qmp_put_new(o, "cache", cache);
     if (bitmaps) {
-        json_object_object_add(o, "dirty-bitmaps", bitmaps);
+        qmp_put_new(o, "dirty-bitmaps", bitmaps);
     }
-    json_object_object_add(o, "image", co_image_json(node, flat ? 0 : CHAIN_MAX));
+    qmp_put_new(o, "image", co_image_json(node, filename, flat ? 0 : CHAIN_MAX));
     return o;
 }
 
@@ -178,8 +230,8 @@ int qmp_co_query_named_block_nodes(struct qmp_call *call, struct json_object *ar
                                    struct json_object **ret_value, struct error *err)
 {
     bool flat = qmp_get_bool(args, "flat", false);
-    struct json_object *list = json_object_new_array();
     struct block_node *node = NULL, **nodes = NULL;
+    struct qmp_list list;
     size_t count = 0;
 
     while ((node = block_node_next(node))) {
@@ -187,21 +239,21 @@ int qmp_co_query_named_block_nodes(struct qmp_call *call, struct json_object *ar
     }
     nodes = calloc(count ? count : 1, sizeof(struct block_node *));
     if (!nodes) {
-        json_object_put(list);
         return error_out_of_memory(err);
     }
+    qmp_list_begin(&list, call);
     count = 0;
     while ((node = block_node_next(node))) {
         nodes[count++] = block_node_ref(node);
     }
     /* Newest first, as QEMU lists them. */
     for (size_t i = count; i > 0; i--) {
-        json_object_array_add(list, qmp_co_node_json(nodes[i - 1], flat));
+        qmp_list_add(&list, qmp_co_node_json(nodes[i - 1], flat));
         block_co_unref(nodes[i - 1]);
     }
     free(nodes);
-    *ret_value = list;
-    return 0;
+    *ret_value = qmp_list_end(&list);
+    return *ret_value ? 0 : error_out_of_memory(err);
 }
 
 /* Disks of guests. The daemon has none: its users of nodes are exports and jobs. */

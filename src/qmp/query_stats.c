@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/block.h"
+#include "block/stats.h"
 #include "export/export.h"
 #include "loop/loop.h"
 #include "qmp/commands.h"
@@ -65,6 +66,19 @@ static struct json_object *block_stats_json(bool account_invalid)
     return o;
 }
 
+/* What nodes and exports count by the same names. */
+static void put_common_stats(struct json_object *to, const struct stats_object *o)
+{
+    put_sum(to, "rd_bytes", o, "read_bytes", NULL);
+    put_sum(to, "failed_rd_operations", o, "read_failed", NULL);
+    put_sum(to, "invalid_rd_operations", o, "read_invalid", NULL);
+    put_sum(to, "wr_bytes", o, "write_bytes", "zeroes_bytes");
+    put_sum(to, "failed_wr_operations", o, "write_failed", "zeroes_failed");
+    put_sum(to, "invalid_wr_operations", o, "write_invalid", "zeroes_invalid");
+    put_sum(to, "failed_flush_operations", o, "flush_failed", NULL);
+    put_sum(to, "invalid_flush_operations", o, "flush_invalid", NULL);
+}
+
 static void put_node_stats(const struct stats_object *o, void *arg)
 {
     struct json_object *to = arg;
@@ -73,16 +87,11 @@ static void put_node_stats(const struct stats_object *o, void *arg)
     if (strcmp(o->group, "node") != 0) {
         return;
     }
+    put_common_stats(to, o);
     put_sum(to, "rd_operations", o, "read_operations", NULL);
-    put_sum(to, "rd_bytes", o, "read_bytes", NULL);
     put_sum(to, "rd_total_time_ns", o, "read_time", NULL);
-    put_sum(to, "failed_rd_operations", o, "read_failed", NULL);
-    put_sum(to, "invalid_rd_operations", o, "read_invalid", NULL);
     put_sum(to, "wr_operations", o, "write_operations", "zeroes_operations");
-    put_sum(to, "wr_bytes", o, "write_bytes", "zeroes_bytes");
     put_sum(to, "wr_total_time_ns", o, "write_time", "zeroes_time");
-    put_sum(to, "failed_wr_operations", o, "write_failed", "zeroes_failed");
-    put_sum(to, "invalid_wr_operations", o, "write_invalid", "zeroes_invalid");
     put_sum(to, "wr_highest_offset", o, "write_highest_offset", NULL);
     put_sum(to, "unmap_operations", o, "discard_operations", NULL);
     put_sum(to, "unmap_bytes", o, "discard_bytes", NULL);
@@ -91,8 +100,6 @@ static void put_node_stats(const struct stats_object *o, void *arg)
     put_sum(to, "invalid_unmap_operations", o, "discard_invalid", NULL);
     put_sum(to, "flush_operations", o, "flush_operations", NULL);
     put_sum(to, "flush_total_time_ns", o, "flush_time", NULL);
-    put_sum(to, "failed_flush_operations", o, "flush_failed", NULL);
-    put_sum(to, "invalid_flush_operations", o, "flush_invalid", NULL);
 }
 
 /* Of a leaf that is a file or a device. */
@@ -125,6 +132,7 @@ static struct json_object *node_stats_json(struct block_node *node, bool chain, 
 
     qmp_put_str(o, "node-name", block_node_name(node));
     stats_visit_node(node, put_node_stats, stats);
+    qmp_put_latencies(stats, block_node_latencies(node));
     json_object_object_add(o, "stats", stats);
     if (strcmp(driver, "file") == 0 || strcmp(driver, "host_device") == 0) {
         json_object_object_add(o, "driver-specific", file_stats_json(driver, stats));
@@ -143,21 +151,14 @@ static void put_export_stats(const struct stats_object *o, void *arg)
     struct json_object *to = arg;
     uint64_t latest = stats_value(o, "latest_request"), now = (uint64_t)loop_now_ns();
 
+    put_common_stats(to, o);
     put_sum(to, "rd_operations", o, "read_requests", NULL);
-    put_sum(to, "rd_bytes", o, "read_bytes", NULL);
-    put_sum(to, "failed_rd_operations", o, "read_failed", NULL);
-    put_sum(to, "invalid_rd_operations", o, "read_invalid", NULL);
     put_sum(to, "wr_operations", o, "write_requests", "zeroes_requests");
-    put_sum(to, "wr_bytes", o, "write_bytes", "zeroes_bytes");
-    put_sum(to, "failed_wr_operations", o, "write_failed", "zeroes_failed");
-    put_sum(to, "invalid_wr_operations", o, "write_invalid", "zeroes_invalid");
     put_sum(to, "unmap_operations", o, "trim_requests", NULL);
     put_sum(to, "unmap_bytes", o, "trim_bytes", NULL);
     put_sum(to, "failed_unmap_operations", o, "trim_failed", NULL);
     put_sum(to, "invalid_unmap_operations", o, "trim_invalid", NULL);
     put_sum(to, "flush_operations", o, "flush_requests", NULL);
-    put_sum(to, "failed_flush_operations", o, "flush_failed", NULL);
-    put_sum(to, "invalid_flush_operations", o, "flush_invalid", NULL);
     if (latest > 0) {
         qmp_put_uint(to, "idle_time_ns", now > latest ? now - latest : 0);
     }
@@ -194,7 +195,7 @@ static bool add_export_blockstats(const struct export_info *info, void *arg)
     qmp_put_latencies(stats, info->latencies);
     json_object_object_add(o, "stats", stats);
     qmp_put_str(o, "qdev", info->id);
-    json_object_array_add(arg, o);
+    qmp_list_add(arg, o);
     return true;
 }
 
@@ -202,16 +203,18 @@ int qmp_co_query_blockstats(struct qmp_call *call, struct json_object *args,
                             struct json_object **ret_json, struct error *err)
 {
     struct block_node *node = NULL;
+    struct qmp_list list;
 
-    *ret_json = json_object_new_array();
+    qmp_list_begin(&list, call);
     if (!json_object_get_boolean(json_object_object_get(args, "query-nodes"))) {
-        export_foreach(add_export_blockstats, *ret_json);
-        return 0;
+        export_foreach(add_export_blockstats, &list);
+    } else {
+        while ((node = block_node_next(node))) {
+            qmp_list_add(&list, node_stats_json(node, false, 0));
+        }
     }
-    while ((node = block_node_next(node))) {
-        json_object_array_add(*ret_json, node_stats_json(node, false, 0));
-    }
-    return 0;
+    *ret_json = qmp_list_end(&list);
+    return *ret_json ? 0 : error_out_of_memory(err);
 }
 
 /* --- x-tidemark-query-stats ------------------------------------------------------------------- */

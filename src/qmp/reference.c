@@ -29,8 +29,8 @@ static const struct qmp_reference commands[] = {
     {"block-job-pause", .help = "the older form of `job-pause`"},
     {"block-job-resume", .help = "the older form of `job-resume`"},
     {"block-job-set-speed", .help = "limit a block job, in bytes per second; 0: no limit"},
-    {"block-latency-histogram-set", .help = "other boundaries for the latency histograms of an "
-                                            "export: see [statistics.md](statistics.md)"},
+    {"block-latency-histogram-set", .help = "boundaries of the latency histograms of an export "
+                                            "or a node: see [statistics.md](statistics.md)"},
     {"block-set-write-threshold",
      .help = "report the next write of the node that ends beyond the offset; 0: none"},
     {"block-stream", .help = "a job that copies into an image what its backing files down to a "
@@ -101,6 +101,9 @@ static const struct qmp_reference commands[] = {
     {"query-named-block-nodes", .help = "the nodes, their images and bitmaps"},
     {"query-nbd-server", .help = "where the NBD server listens: see below"},
     {"query-qmp-schema", .help = "the types of all commands and events"},
+    {"query-stats", .help = "figures of nodes, exports, clients or reactors: see "
+                            "[statistics.md](statistics.md)"},
+    {"query-stats-schemas", .help = "the names, kinds and units of these figures"},
     {"query-version", .help = "the version of QEMU whose QMP this follows, and of Tidemark"},
     {"quit", .help = "answer, then end the daemon"},
     {"remove-fd", .help = "close one descriptor of a set, or all of them"},
@@ -130,6 +133,10 @@ static const struct qmp_reference commands[] = {
              "in QEMU",
      FEATURES("unstable")},
     {"x-tidemark-query-stats", .help = "all figures there are: see [statistics.md](statistics.md)",
+     FEATURES("unstable")},
+    {"x-tidemark-snapshot-apply",
+     .help = "a disk in use becomes what it was when an internal snapshot was made; bitmaps that "
+             "record get what differs",
      FEATURES("unstable")},
     {.name = NULL},
 };

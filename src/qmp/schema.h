@@ -6,25 +6,6 @@
 #include "block/options.h"
 #include "schema/schema.h"
 
-/* The names that types had when they belonged to this layer. */
-#define qmp_type schema_type
-#define qmp_member schema_member
-#define qmp_variant schema_variant
-#define qmp_str schema_str
-#define qmp_bool schema_bool
-#define qmp_int schema_int
-#define qmp_uint32 schema_uint32
-#define qmp_size schema_size
-#define qmp_number schema_number
-#define qmp_any schema_any
-#define qmp_empty schema_empty
-#define qmp_check schema_check
-#define QMP_OBJECT SCHEMA_OBJECT
-#define QMP_ENUM SCHEMA_ENUM
-#define QMP_ARRAY SCHEMA_ARRAY
-#define QMP_ALTERNATE SCHEMA_ALTERNATE
-#define QMP_CHECK_KEYVAL SCHEMA_CHECK_KEYVAL
-
 /*
  * Convert an option of a command line, `key=value,...` or JSON, to arguments, and check them.
  * *ret_args gets a new reference. Errors of schema_check().

@@ -15,6 +15,7 @@ struct qmp_call {
     bool negotiated;          /* qmp_capabilities has been accepted */
     bool oob;                 /* the client may ask for execution out of band */
     bool quit_after_reply;    /* set by the command quit */
+    bool takes_text;          /* the answer is written in one line: it may have json_text_new() */
     const void *const caller; /* identifies the session; never dereferenced */
     /* the last descriptor that the client has passed, for a command to take; -1: none */
     int passed_fd;
@@ -31,15 +32,15 @@ typedef int qmp_co_command(struct qmp_call *call, struct json_object *args,
                            struct json_object **ret_value, struct error *err);
 
 struct qmp_command {
-    const char *name;              /* NULL ends the table */
-    const struct qmp_type *args;   /* an object */
-    const struct qmp_type *result; /* qmp_empty for "nothing" */
+    const char *name;                 /* NULL ends the table */
+    const struct schema_type *args;   /* an object */
+    const struct schema_type *result; /* schema_empty for "nothing" */
     qmp_co_command *co_run;
 };
 
 struct qmp_event {
     const char *name; /* NULL ends the table */
-    const struct qmp_type *data;
+    const struct schema_type *data;
 };
 
 extern const struct qmp_command qmp_commands[];
@@ -65,9 +66,8 @@ const struct qmp_command *qmp_next_command(const struct qmp_command *command);
 const struct qmp_event *qmp_next_event(const struct qmp_event *event);
 
 /* Types that other code needs: options of command lines, actions of transactions. */
-extern const struct qmp_type qmp_type_nbd_server_options; /* --nbd-server */
-extern const struct qmp_type qmp_type_transaction_action;
-extern const struct qmp_type qmp_type_device_info; /* BlockDeviceInfo */
+extern const struct schema_type qmp_type_nbd_server_options; /* --nbd-server */
+extern const struct schema_type qmp_type_transaction_action;
 
 /*
  * The answer to query-qmp-schema for all commands and events: an array of QEMU's SchemaInfo. A new

@@ -11,6 +11,7 @@
  *                   (block_co_change_begin())
  *   settle          permissions of the result; what is left unflushed is flushed
  *   finish 1..n     changes that cannot be undone, and may fail
+ *   bitmaps         changes of persistent bitmaps become stable (block_co_bitmap_commits_run())
  *   commit 1..n     releases what is no longer needed, shows clients what is new
  *   undrain         then undrained 1..n: what begins only now
  *   clean 1..n      of all actions that were opened: slow work again, such as closing
@@ -29,6 +30,7 @@
 #include "base/error.h"
 
 struct block_node;
+struct job_txn;
 
 /* The nodes that are drained for a transaction. */
 struct qmp_concern;
@@ -55,17 +57,32 @@ struct qmp_action {
     int (*co_finish)(void *state, struct error *err);
     void (*co_commit)(void *state);
     void (*co_abort)(void *state);
+    /*
+     * In place of co_abort, for the last action, when the result of all is refused: the undo looks
+     * like that of an action that could not be prepared. May be NULL.
+     */
+    void (*co_refused)(void *state);
     void (*undrained)(void *state); /* after a commit, when the drains have ended */
     void (*co_clean)(void *state);  /* called also if prepare failed or was not reached */
 };
 
-/* The action of this name; NULL: there is none. Does not yield. */
+/* The action of this name (actions.c); NULL: there is none. Does not yield. */
 const struct qmp_action *qmp_find_action(const char *name);
 
+/* An action of a transaction. */
+struct qmp_step {
+    const struct qmp_action *action; /* NULL: there is none of the name that was given */
+    struct json_object *data;        /* borrowed */
+    void *state;                     /* owned by the transaction; NULL: not opened */
+};
+
 /*
- * Run one action as a transaction. The control lock is held, and released for a while. 0, or the
- * error of the step that failed. Yields.
+ * Run a transaction. `jobs`: the jobs that it starts end together; NULL: each alone. The control
+ * lock is held, and released for a while. 0, or the error of the step that failed. Yields.
  */
+int qmp_co_run_steps(struct qmp_step *steps, size_t count, struct job_txn *jobs, struct error *err);
+
+/* Likewise of one action. */
 int qmp_co_run_action(const struct qmp_action *action, struct json_object *data, struct error *err);
 
 /*

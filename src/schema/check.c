@@ -38,6 +38,19 @@ static int wrong_form(struct checker *c, const char *expected, struct error *err
     return error_set(err, EINVAL, "Parameter '%s' expects %s", strbuf_str(&c->path), expected);
 }
 
+/* QEMU names the member here, without its path; elements of a list have no name. */
+static int out_of_range(struct checker *c, const char *expected, struct error *err)
+{
+    const char *path = strbuf_str(&c->path), *dot = strrchr(path, '.');
+    bool in_array = c->path.len > 0 && path[c->path.len - 1] == ']';
+
+    return error_set(err, EINVAL, "Parameter '%s' expects %s",
+                     in_array ? "null"
+                     : dot    ? dot + 1
+                              : path,
+                     expected);
+}
+
 /* Names and paths become C strings: one with a NUL would be cut, and mean another object. */
 static int check_text(struct json_object *value, struct error *err)
 {
@@ -190,14 +203,14 @@ static int check_integer(struct checker *c, const struct schema_type *type,
         }
         return type->kind == SCHEMA_INT32 &&
                        (int32_t)json_object_get_int64(*value) != json_object_get_int64(*value)
-                   ? wrong_form(c, "int32_t", err)
+                   ? out_of_range(c, "int32_t", err)
                    : 0;
     }
     if (!json_object_is_type(*value, json_type_int)) {
         return wrong_form(c, "uint64", err);
     }
     return json_object_get_int64(*value) < 0 || json_object_get_uint64(*value) > limit
-               ? wrong_form(c, name, err)
+               ? out_of_range(c, name, err)
                : 0;
 }
 
@@ -271,8 +284,9 @@ static int check_alternate(struct checker *c, const struct schema_type *type, co
             return check_value(c, *t, name, value, err);
         }
     }
+    /* QEMU names the member, and elements of a list have no name. */
     return error_set(err, EINVAL, "Invalid parameter type for '%s', expected: %s",
-                     in_array ? strbuf_str(&c->path) : name, type->name);
+                     in_array ? "null" : name, type->name);
 }
 
 /* Check the members of one list, and convert them. */

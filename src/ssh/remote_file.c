@@ -18,6 +18,7 @@
 #include "base/cleanup.h"
 #include "base/inet.h"
 #include "ssh/libssh_lazy.h"
+#include "ssh/remote_internal.h"
 
 /* Seconds, for each of the steps to a session. */
 #define CONNECT_TIMEOUT_S 30
@@ -25,13 +26,6 @@
 #define PART_MAX (32 * KiB)
 /* Largest unit that a size may be rounded up to. Bytes. */
 #define SECTOR_MAX 4096
-
-struct remote_file {
-    ssh_session session;
-    sftp_session sftp;
-    sftp_file file;
-    char *path;
-};
 
 /* --- connection ----------------------------------------------------------------------------- */
 
@@ -187,25 +181,43 @@ static int start_ssh_session(struct remote_file *f, const struct ssh_target *t, 
     return r;
 }
 
-static int open_remote_file(struct remote_file *f, const struct ssh_target *t, int flags,
-                            struct error *err)
+int remote_file_start_session(struct remote_file *f, const struct ssh_target *t, struct error *err)
 {
+    int r = lazy_libssh_load(err);
+
+    UNLESS_FAILED(r, start_ssh_session(f, t, err));
+    return r;
+}
+
+int remote_file_connect(struct remote_file *f, const struct ssh_target *t, struct error *err)
+{
+    int r = remote_file_start_session(f, t, err);
+
+    if (r < 0) {
+        return r;
+    }
     f->sftp = sftp_new(f->session);
     if (!f->sftp || sftp_init(f->sftp) != SSH_OK) {
         return error_set(err, EIO, "failed to start SFTP with '%s:%s': %s", t->host, t->port,
                          ssh_get_error(f->session));
     }
-    f->file = sftp_open(f->sftp, t->path, flags, 0644);
+    return 0;
+}
+
+int remote_file_open_path(struct remote_file *f, const char *path, int flags, unsigned mode,
+                          struct error *err)
+{
+    f->file = sftp_open(f->sftp, path, flags, (mode_t)mode);
     if (!f->file) {
         bool denied = sftp_get_error(f->sftp) == SSH_FX_PERMISSION_DENIED;
 
         return error_set(err, denied ? EACCES : EINVAL,
                          "failed to open remote file '%s': %s (libssh error code: %d, sftp error "
                          "code: %d)",
-                         t->path, ssh_get_error(f->session), ssh_get_error_code(f->session),
+                         path, ssh_get_error(f->session), ssh_get_error_code(f->session),
                          sftp_get_error(f->sftp));
     }
-    f->path = strdup(t->path);
+    f->path = strdup(path);
     return f->path ? 0 : error_out_of_memory(err);
 }
 
@@ -218,9 +230,8 @@ int remote_file_open(const struct ssh_target *t, int flags, struct remote_file *
     if (!f) {
         return error_out_of_memory(err);
     }
-    r = lazy_libssh_load(err);
-    UNLESS_FAILED(r, start_ssh_session(f, t, err));
-    UNLESS_FAILED(r, open_remote_file(f, t, flags, err));
+    r = remote_file_connect(f, t, err);
+    UNLESS_FAILED(r, remote_file_open_path(f, t->path, flags, 0644, err));
     if (r < 0) {
         remote_file_close(f);
         return r;
@@ -237,10 +248,10 @@ void remote_file_close(struct remote_file *f)
     if (f->file) {
         sftp_close(f->file);
     }
-    if (f->sftp) {
+    if (f->sftp && !f->shares) {
         sftp_free(f->sftp);
     }
-    if (f->session) {
+    if (f->session && !f->shares) {
         ssh_disconnect(f->session);
         ssh_free(f->session);
     }

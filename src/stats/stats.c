@@ -9,6 +9,7 @@
 #include "block/block.h"
 #include "block/stats.h"
 #include "export/export.h"
+#include "export/export_type.h"
 #include "loop/stats.h"
 
 const char *const stats_target_names[STATS_TARGETS] = {
@@ -78,7 +79,7 @@ void stats_visit_export(const struct export_info *info, stats_visit_fn *fn, void
 {
     uint64_t values[EXPORT_STATS_WIDTH_MAX];
     struct stats_object o = {
-        .target = STATS_EXPORT, .group = "export", .table = info->stats, .values = values};
+        .target = STATS_EXPORT, .group = info->stats_group, .table = info->stats, .values = values};
 
     if (info->stats) {
         add_export_labels(&o, info);
@@ -163,6 +164,39 @@ void stats_visit(enum stats_target target, stats_visit_fn *fn, void *arg)
         visit_reactors(&v);
     }
 }
+
+bool stats_object_continues(const struct stats_object *object)
+{
+    return object->target == STATS_NODE && strcmp(object->group, "node") != 0;
+}
+
+/* --- tables ----------------------------------------------------------------------------------- */
+
+void stats_visit_tables(stats_table_fn *fn, void *arg)
+{
+    const struct block_driver *driver = NULL;
+    const struct export_type *type;
+
+    fn(STATS_NODE, "node", block_node_stats, arg);
+    while ((driver = block_next_driver(driver))) {
+        const struct stat_desc *table = block_driver_stats(driver);
+
+        if (table) {
+            fn(STATS_NODE, block_driver_name(driver), table, arg);
+        }
+    }
+    for (size_t i = 0; (type = export_type_at(i)); i++) {
+        if (type->stats) {
+            fn(STATS_EXPORT, type->stats_group, type->stats, arg);
+        }
+        if (type->client_stats) {
+            fn(STATS_CONNECTION, "connection", type->client_stats, arg);
+        }
+    }
+    fn(STATS_REACTOR, "reactor", reactor_stats, arg);
+}
+
+/* --- rows ------------------------------------------------------------------------------------- */
 
 static const uint64_t *find_row(const struct stats_object *object, const char *name, bool histogram)
 {

@@ -9,6 +9,8 @@
 #ifndef TIDEMARK_STATS_STATS_H
 #define TIDEMARK_STATS_STATS_H
 
+#include <stdbool.h>
+
 #include "base/counters.h"
 
 enum stats_target {
@@ -62,6 +64,18 @@ struct block_node;
 struct export_info;
 void stats_visit_node(struct block_node *node, stats_visit_fn *fn, void *arg);
 void stats_visit_export(const struct export_info *info, stats_visit_fn *fn, void *arg);
+
+/*
+ * Whether an object has more figures of the one before it: those of a node's driver follow the
+ * node.
+ */
+bool stats_object_continues(const struct stats_object *object);
+
+typedef void stats_table_fn(enum stats_target target, const char *group,
+                            const struct stat_desc *table, void *arg);
+
+/* Visit the tables of all targets, drivers and types of exports that there are, each once. */
+void stats_visit_tables(stats_table_fn *fn, void *arg);
 
 /* The value of the row `name`, not of a histogram; 0 if the table has none. */
 uint64_t stats_value(const struct stats_object *object, const char *name);

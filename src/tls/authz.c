@@ -4,18 +4,25 @@
  * that matches decides) and authz-list-file (the same, from a file).
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/strbuf.h"
 #include "base/wildcard.h"
+#include "loop/loop.h"
 #include "schema/define.h"
 #include "tls/internal.h"
 
 /* Rules of one list. */
 #define RULES_MAX 65536u
+/* Bytes of a file of rules: with the most rules, 256 each. */
+#define RULES_TEXT_MAX (16u << 20)
 
 struct rule {
     /* Owned. */
@@ -42,6 +49,12 @@ struct tls_authz {
     char *filename;
     struct rules rules;
 };
+
+/*
+ * Guards the identities and rules of all: handshakes read them on other threads while a command may
+ * change them.
+ */
+static pthread_mutex_t authz_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void rules_clear(struct rules *r)
 {
@@ -139,15 +152,54 @@ static int take_rules(struct options *opts, struct rules *ret_rules, struct erro
     return r;
 }
 
+/* The text of a file, which can be any file: what is named by mistake is not read to its end. */
+static int read_rules_text(const char *filename, struct strbuf *text, struct error *err)
+{
+    AUTO_CLOSE int fd = open(filename, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    char buffer[4096];
+    ssize_t n;
+
+    if (fd < 0) {
+        return error_set(err, errno, "Unable to read rules from '%s': %s", filename,
+                         strerror(errno));
+    }
+    while ((n = read(fd, buffer, sizeof(buffer))) > 0 && text->len <= RULES_TEXT_MAX) {
+        strbuf_append(text, buffer, (size_t)n);
+    }
+    if (n < 0) {
+        return error_set(err, errno, "Unable to read rules from '%s': %s", filename,
+                         strerror(errno));
+    }
+    if (text->len > RULES_TEXT_MAX) {
+        return error_set(err, EFBIG, "Unable to read rules from '%s': longer than %u bytes",
+                         filename, RULES_TEXT_MAX);
+    }
+    return text->failed ? error_out_of_memory(err) : 0;
+}
+
+static int read_rules_json(const char *filename, struct json_object **ret_json, struct error *err)
+{
+    struct strbuf text CLEANUP(strbuf_clear) = STRBUF_INIT;
+    enum json_tokener_error problem = json_tokener_success;
+    int r = read_rules_text(filename, &text, err);
+
+    if (r < 0) {
+        return r;
+    }
+    *ret_json = json_tokener_parse_verbose(strbuf_str(&text), &problem);
+    return *ret_json ? 0
+                     : error_set(err, EINVAL, "Unable to read rules from '%s': %s", filename,
+                                 json_tokener_error_desc(problem));
+}
+
 static int read_rules(const char *filename, struct rules *ret_rules, struct error *err)
 {
     AUTO_OPTIONS struct options *opts = NULL;
-    struct json_object *json = json_object_from_file(filename);
-    int r;
+    struct json_object *json = NULL;
+    int r = read_rules_json(filename, &json, err);
 
-    if (!json) {
-        return error_set(err, EINVAL, "Unable to read rules from '%s': %s", filename,
-                         json_util_get_last_err());
+    if (r < 0) {
+        return r;
     }
     r = options_from_json(json, &opts, err);
     json_object_put(json);
@@ -243,8 +295,10 @@ static int simple_set(void *data, const char *name, struct json_object *value, s
     if (!identity) {
         return error_out_of_memory(err);
     }
+    pthread_mutex_lock(&authz_lock);
     free(a->identity);
     a->identity = identity;
+    pthread_mutex_unlock(&authz_lock);
     return 0;
 }
 
@@ -263,24 +317,41 @@ static int list_set(void *data, const char *name, struct json_object *value, str
     if (r < 0) {
         return r;
     }
+    pthread_mutex_lock(&authz_lock);
     if (strcmp(name, "policy") == 0) {
         a->rules.allow = rules.allow;
         rules_clear(&rules);
-        return 0;
+    } else {
+        rules.allow = a->rules.allow;
+        rules_clear(&a->rules);
+        a->rules = rules;
     }
-    rules.allow = a->rules.allow;
-    rules_clear(&a->rules);
-    a->rules = rules;
+    pthread_mutex_unlock(&authz_lock);
     return 0;
 }
 
 static const struct user_object_type authz_types[] = {
-    {"authz-simple", "authz", simple_create, authz_destroy, .properties = &simple_properties,
-     .set = simple_set, .help = "clients with one identity"},
-    {"authz-list", "authz", list_create, authz_destroy, .properties = &list_properties,
-     .set = list_set, .help = "clients by a list of rules"},
-    {"authz-list-file", "authz", list_file_create, authz_destroy,
-     .properties = &list_file_properties, .help = "clients by a list of rules in a file"},
+    {.name = "authz-simple",
+     .parent = "authz",
+     .create = simple_create,
+     .destroy = authz_destroy,
+     .properties = &simple_properties,
+     .set = simple_set,
+     .help = "clients with one identity"},
+    {.name = "authz-list",
+     .parent = "authz",
+     .create = list_create,
+     .destroy = authz_destroy,
+     .properties = &list_properties,
+     .set = list_set,
+     .help = "clients by a list of rules"},
+    {.name = "authz-list-file",
+     .parent = "authz",
+     .create = list_file_create,
+     .reads_files = true,
+     .destroy = authz_destroy,
+     .properties = &list_file_properties,
+     .help = "clients by a list of rules in a file"},
 };
 
 void tls_authz_register_types(void)
@@ -308,6 +379,11 @@ int tls_authz_ref(const char *id, struct tls_authz **ret_authz, struct error *er
     return 0;
 }
 
+void tls_authz_hold(struct tls_authz *authz)
+{
+    user_object_hold(authz->object);
+}
+
 void tls_authz_unref(struct tls_authz *authz)
 {
     if (authz) {
@@ -315,20 +391,61 @@ void tls_authz_unref(struct tls_authz *authz)
     }
 }
 
-bool tls_authz_allows(const struct tls_authz *a, const char *identity)
+bool tls_authz_allows_as_read(const struct tls_authz *a, const char *identity)
 {
-    struct rules fresh CLEANUP(rules_clear) = {0};
+    bool allowed;
+
+    pthread_mutex_lock(&authz_lock);
+    allowed = a->identity ? strcmp(a->identity, identity) == 0 : rules_allow(&a->rules, identity);
+    pthread_mutex_unlock(&authz_lock);
+    return allowed;
+}
+
+bool tls_authz_is_in_file(const struct tls_authz *a)
+{
+    return a->filename;
+}
+
+/* The rules in the file as it is now; after an error, which is logged, those that allow nobody. */
+static bool read_fresh_rules(const struct tls_authz *a, struct rules *ret_rules)
+{
     ERROR_AUTO(err);
 
-    if (a->identity) {
-        return strcmp(a->identity, identity) == 0;
-    }
-    if (!a->filename) {
-        return rules_allow(&a->rules, identity);
-    }
-    if (read_rules(a->filename, &fresh, &err) < 0) {
+    if (read_rules(a->filename, ret_rules, &err) < 0) {
         log_error("Authorization: all clients are refused: %s", error_message(&err));
         return false;
     }
-    return rules_allow(&fresh, identity);
+    return true;
+}
+
+static int refresh_rules(void *arg)
+{
+    struct tls_authz *a = arg;
+    struct rules fresh = {0}, old;
+
+    (void)read_fresh_rules(a, &fresh);
+    pthread_mutex_lock(&authz_lock);
+    old = a->rules;
+    a->rules = fresh;
+    pthread_mutex_unlock(&authz_lock);
+    rules_clear(&old);
+    return 0;
+}
+
+void tls_authz_co_refresh(struct tls_authz *a)
+{
+    if (a->filename) {
+        (void)loop_co_offload(refresh_rules, a);
+    }
+}
+
+bool tls_authz_allows(const struct tls_authz *a, const char *identity)
+{
+    struct rules fresh CLEANUP(rules_clear) = {0};
+
+    /* With a file no property can be changed. */
+    if (!a->filename) {
+        return tls_authz_allows_as_read(a, identity);
+    }
+    return read_fresh_rules(a, &fresh) && rules_allow(&fresh, identity);
 }

@@ -15,7 +15,7 @@ enum tls_kind {
 };
 
 struct tls_creds {
-    /* The object whose data this is; set by tls_creds_ref(). */
+    /* The object whose data this is, set by tls_creds_ref(); NULL: of tls_creds_new_client(). */
     struct user_object *object;
     enum tls_kind kind;
     enum tls_endpoint endpoint;
@@ -28,6 +28,22 @@ struct tls_creds {
     gnutls_anon_server_credentials_t anon_server;
     gnutls_anon_client_credentials_t anon_client;
 };
+
+/* --- creds.c -------------------------------------------------------------------------------- */
+
+/*
+ * Credentials of a kind, without keys; `priority` NULL: the default. Loads the library. -EINVAL,
+ * -ENOMEM, errors of loading.
+ */
+int tls_creds_alloc(enum tls_kind kind, enum tls_endpoint endpoint, bool verify_peer,
+                    const char *priority, struct tls_creds **ret_creds, struct error *err);
+/* Release them. NULL is fine. */
+void tls_creds_destroy(void *creds);
+/* Load the key of a client: that of `username` in the file `path`. -EINVAL, -ENOENT, -EACCES. */
+int tls_psk_load_client(struct tls_creds *creds, const char *path, const char *username,
+                        struct error *err);
+/* -EINVAL, -ENOMEM. */
+int tls_anon_load_client(struct tls_creds *creds, struct error *err);
 
 /* --- error.c -------------------------------------------------------------------------------- */
 
@@ -45,7 +61,8 @@ int tls_creds_file(const char *dir, const char *name, bool needed, char **ret_pa
 /* --- x509.c --------------------------------------------------------------------------------- */
 
 /*
- * Load the files of `dir` into creds->x509. -EINVAL, -ENOENT, -EACCES: the sentence names the file.
+ * Load the files of `dir` (NULL, of a client: the authorities that the system trusts) into
+ * creds->x509. -EINVAL, -ENOENT, -EACCES: the sentence names the file.
  */
 int tls_x509_load(struct tls_creds *creds, const char *dir, const char *password, bool sanity_check,
                   struct error *err);

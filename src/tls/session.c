@@ -32,6 +32,8 @@ struct tls_session {
     const struct tls_authz *authz;
     /* Owned; NULL: none. */
     char *hostname;
+    /* Of a server: who the peer is; owned; NULL: that is not known. */
+    char *identity;
     int fd;
 
     /* The bytes of `in` that were received and that GnuTLS has not taken yet. */
@@ -173,8 +175,14 @@ void tls_session_free(struct tls_session *s)
     if (s) {
         gnutls_deinit(s->gnutls);
         free(s->hostname);
+        free(s->identity);
         free(s);
     }
+}
+
+const char *tls_session_identity(const struct tls_session *s)
+{
+    return s->identity;
 }
 
 const char *tls_session_failure(const struct tls_session *s)
@@ -288,7 +296,7 @@ static int check_certificate(struct tls_session *s, struct error *err)
         return tls_error(err, code, "Cannot initialize certificate");
     }
     code = gnutls_x509_crt_import(cert, &chain[0], GNUTLS_X509_FMT_DER);
-    if (code == 0 && s->authz) {
+    if (code == 0 && s->creds->endpoint == TLS_SERVER) {
         /* In the order of the certificate, as in the lists that QEMU's users have. */
         code = gnutls_x509_crt_get_dn3(cert, &dn, GNUTLS_X509_DN_FLAG_COMPAT);
     }
@@ -301,6 +309,10 @@ static int check_certificate(struct tls_session *s, struct error *err)
     } else if (s->creds->endpoint == TLS_CLIENT &&
                !gnutls_x509_crt_check_hostname(cert, s->hostname)) {
         r = error_set(err, EPERM, "Certificate does not match the hostname %s", s->hostname);
+    }
+    if (r == 0 && dn.data) {
+        s->identity = strdup((const char *)dn.data);
+        r = s->identity ? 0 : error_out_of_memory(err);
     }
     gnutls_free(dn.data);
     gnutls_x509_crt_deinit(cert);
@@ -333,14 +345,11 @@ static int check_x509(struct tls_session *s, struct error *err)
 
 static int check_psk(struct tls_session *s, struct error *err)
 {
-    const char *user;
+    const char *user = gnutls_psk_server_get_username(s->gnutls);
 
-    if (!s->authz) {
-        return 0;
-    }
-    user = gnutls_psk_server_get_username(s->gnutls);
-    if (user && tls_authz_allows(s->authz, user)) {
-        return 0;
+    if (!s->authz || (user && tls_authz_allows(s->authz, user))) {
+        s->identity = user ? strdup(user) : NULL;
+        return user && !s->identity ? error_out_of_memory(err) : 0;
     }
     return error_set(err, EPERM, "TLS PSK authz check for %s is denied", user ? user : "(none)");
 }

@@ -64,6 +64,12 @@ int tls_session_co_send(struct tls_session *s, const struct iovec *vec, int coun
 /* Close the session towards the peer, if the socket takes that at once. */
 void tls_session_bye(struct tls_session *s);
 
+/*
+ * Of a server, after the handshake: who the peer is, as authorization knows him: the subject of his
+ * certificate, or the name of his key. NULL: he did not say, or it was not verified. Borrowed.
+ */
+const char *tls_session_identity(const struct tls_session *s);
+
 /* Why the session has failed; "" if it has not. A static string. */
 const char *tls_session_failure(const struct tls_session *s);
 

@@ -36,12 +36,27 @@ static int find_files(const struct tls_creds *creds, const char *dir, struct fil
     return r;
 }
 
+/* Trust whom the system trusts. */
+static int load_system_trust(struct tls_creds *creds, struct error *err)
+{
+    int code = gnutls_certificate_allocate_credentials(&creds->x509);
+
+    if (code == 0) {
+        code = gnutls_certificate_set_x509_system_trust(creds->x509);
+    }
+    return code < 0 ? tls_error(err, code, "Cannot load the CA certificates of the system") : 0;
+}
+
 int tls_x509_load(struct tls_creds *creds, const char *dir, const char *password, bool sanity_check,
                   struct error *err)
 {
     struct files f CLEANUP(files_clear) = {0};
-    int code = 0, r = find_files(creds, dir, &f, err);
+    int code = 0, r;
 
+    if (!dir) {
+        return load_system_trust(creds, err);
+    }
+    r = find_files(creds, dir, &f, err);
     if (r == 0 && sanity_check) {
         r = tls_x509_check(creds, f.ca, f.cert, err);
     }

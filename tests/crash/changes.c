@@ -123,6 +123,39 @@ static int co_merge_bitmap(struct guest *g, struct block_bitmap *bitmap)
     return other ? block_co_bitmap_merge(bitmap, &other, 1, NULL, g->err) : 0;
 }
 
+/* The last one that was cleared as a part of a joint change. */
+static struct {
+    struct model_bitmap *model;
+    bool records;
+} cleared;
+
+int changes_co_clear_any(struct guest *g, struct block_node *node)
+{
+    struct model *m = &g->w->model;
+
+    for (unsigned i = 0; i < m->bitmap_count; i++) {
+        struct block_bitmap *bitmap = m->bitmaps[i].remove_begin == MODEL_PENDING
+                                          ? block_bitmap_find(node, m->bitmaps[i].name)
+                                          : NULL;
+
+        if (bitmap) {
+            end_epoch(g, &m->bitmaps[i]);
+            cleared.model = &m->bitmaps[i];
+            cleared.records = bitmap->enabled;
+            return block_co_bitmap_clear(bitmap, NULL, g->err);
+        }
+    }
+    return 0;
+}
+
+void changes_end_clear(struct guest *g)
+{
+    if (cleared.model && cleared.records) {
+        begin_epoch(g, cleared.model);
+    }
+    cleared.model = NULL;
+}
+
 int changes_co_bitmaps(struct guest *g, struct block_node *node)
 {
     char name[16];
@@ -403,6 +436,5 @@ int changes_co_disk(struct guest *g, struct block_node *node)
     if (what < 8 && s) {
         return co_delete_snapshot(g, node, s);
     }
-    /* A snapshot can't be applied where there are bitmaps. */
-    return what == 8 && s && !c->bitmaps ? co_apply_snapshot(g, node, s) : 0;
+    return what == 8 && s ? co_apply_snapshot(g, node, s) : 0;
 }

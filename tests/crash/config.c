@@ -7,10 +7,13 @@
 #include "base/checked.h"
 #include "random.h"
 
-#define IMAGE_KINDS 16u /* the others are about chains of images */
-#define JOB_KINDS (CRASH_CONFIG_KINDS - IMAGE_KINDS)
+#define IMAGE_KINDS 16u /* then come those about chains of images, and the rest of qcow2 */
+#define JOB_KINDS 6u
+#define QCOW2_KINDS (IMAGE_KINDS + JOB_KINDS + 1)
+#define FORMAT_KINDS (CRASH_CONFIG_KINDS - QCOW2_KINDS)
 
-const char *const crash_config_names[CRASH_CONFIG_KINDS + 3] = {
+/* clang-format off */
+const char *const crash_config_names[CRASH_CONFIG_KINDS + 4] = {
     "plain",
     "small-clusters",
     "large-clusters",
@@ -33,10 +36,20 @@ const char *const crash_config_names[CRASH_CONFIG_KINDS + 3] = {
     "job-mirror",
     "live-snapshot",
     "live-changes",
+    "joint",
+    "vmdk",
+    "vpc",
+    "vhdx",
+    "vdi",
+    "luks",
+    "luks-detached",
+    "luks-qcow2",
     "images",
     "jobs",
+    "formats",
     NULL,
 };
+/* clang-format on */
 
 enum kind {
     PLAIN,
@@ -61,7 +74,51 @@ enum kind {
     JOB_MIRROR,
     LIVE_SNAPSHOT,
     LIVE_CHANGES,
+    JOINT,
+    VMDK,
+    VPC,
+    VHDX,
+    VDI,
+    LUKS,
+    LUKS_DETACHED,
+    LUKS_QCOW2,
 };
+
+/* Of formats other than qcow2, and of encrypted disks. */
+static void set_format_kind(struct crash_config *c, uint64_t variant)
+{
+    switch ((enum kind)c->kind) {
+    case VMDK:
+        c->format = "vmdk";
+        c->cluster_size = 64 * KiB;
+        break;
+    case VPC:
+        c->format = "vpc";
+        c->cluster_size = 2 * MiB;
+        break;
+    case VHDX:
+        c->format = "vhdx";
+        c->cluster_size = MiB << variant % 2;
+        break;
+    case VDI:
+        c->format = "vdi";
+        c->cluster_size = MiB;
+        break;
+    case LUKS_DETACHED:
+    case LUKS:
+        c->format = "luks";
+        c->keys = true;
+        c->detached_header = c->kind == LUKS_DETACHED;
+        c->cluster_size = 4096;
+        break;
+    case LUKS_QCOW2:
+        c->keys = true;
+        c->bitmaps = variant % 2;
+        break;
+    default:
+        break;
+    }
+}
 
 /* What a kind is about; `variant` goes through its possibilities. */
 static void set_kind(struct crash_config *c, uint64_t variant)
@@ -129,6 +186,10 @@ static void set_kind(struct crash_config *c, uint64_t variant)
         c->compressed = variant % 3 == 1;
         c->lazy_refcounts = variant % 4 == 3;
         break;
+    case JOINT:
+        c->bitmaps = c->joint = true;
+        c->cluster_size = variant % 4 == 3 ? 1024 : c->cluster_size;
+        break;
     case JOB_STREAM:
     case JOB_COMMIT:
     case JOB_COMMIT_ACTIVE:
@@ -139,6 +200,9 @@ static void set_kind(struct crash_config *c, uint64_t variant)
         c->version = variant % 8 == 5 ? 2 : 3;
         c->extended_l2 = variant % 8 == 2;
         c->lazy_refcounts = variant % 8 == 3;
+        break;
+    default:
+        set_format_kind(c, variant);
         break;
     }
 }
@@ -173,13 +237,16 @@ static void set_extras(struct crash_config *c, uint64_t *random)
 
 static void choose_kind(uint64_t seed, const char *name, uint64_t *ret_kind, uint64_t *ret_variant)
 {
-    uint64_t kinds = CRASH_CONFIG_KINDS, first = 0;
+    uint64_t kinds = QCOW2_KINDS, first = 0;
 
     if (name && strcmp(name, "images") == 0) {
         kinds = IMAGE_KINDS;
     } else if (name && strcmp(name, "jobs") == 0) {
         kinds = JOB_KINDS;
         first = IMAGE_KINDS;
+    } else if (name && strcmp(name, "formats") == 0) {
+        kinds = FORMAT_KINDS;
+        first = QCOW2_KINDS;
     } else if (name) {
         kinds = 1;
         while (strcmp(crash_config_names[first], name) != 0) {
@@ -204,6 +271,9 @@ void crash_config_choose(struct crash_config *c, uint64_t seed, const char *name
         .refcount_bits = 16,
     };
     set_kind(c, variant);
+    if (c->format || c->keys) {
+        return;
+    }
     set_extras(c, &random);
     c->base_cluster_size = random_below(&random, 2) ? c->cluster_size : 4096;
     if (c->extended_l2) {

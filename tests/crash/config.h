@@ -26,6 +26,7 @@ struct crash_config {
     const char *name; /* of the kind, see crash_config_names */
     unsigned kind;    /* its number */
     /* the image */
+    const char *format;                       /* NULL: qcow2 */
     unsigned version;                         /* to begin with, if it is amended */
     uint32_t cluster_size, base_cluster_size; /* bytes */
     unsigned refcount_bits;
@@ -41,16 +42,22 @@ struct crash_config {
     bool small_caches;
     bool compressed; /* some writes are */
     bool bitmaps;    /* persistent ones, changed between the requests */
+    bool joint;      /* another image, and changes of the bitmaps of both at once; see joint.h */
     bool snapshots, resize;
+    bool keys;              /* encrypted by LUKS, and key slots change; see keys.h */
+    bool detached_header;   /* of LUKS, on the disk IMAGE_BASE_FILE */
     unsigned room;          /* clusters by which the file can grow; 0: there is no end to it */
     enum crash_amend amend; /* what is changed of the image itself */
 };
 
 /* The kinds, then the groups; ends with NULL. */
 extern const char *const crash_config_names[];
-#define CRASH_CONFIG_KINDS 22u
+#define CRASH_CONFIG_KINDS 30u
 
-/* `name`: a kind, or a group of them ("images", "jobs"); NULL: another kind for each seed. */
+/*
+ * `name`: a kind, or a group of them ("images", "jobs": of qcow2; "formats": the others); NULL:
+ * another kind of qcow2 for each seed.
+ */
 void crash_config_choose(struct crash_config *c, uint64_t seed, const char *name);
 
 #endif

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * crash_explorer: tests the write ordering of qcow2, and of jobs on chains of images in use.
+ * crash_explorer: tests the write ordering of qcow2 and of other formats, and of jobs on chains of
+ * images in use.
  *
  *   for each workload (seed):   choose a kind of image        config.c
  *                               run it over record disks      workload.c, guest.c, changes.c,
- *                                                             chain.c, monitor.c, record_disk.c
+ *                                                             keys.c, chain.c, monitor.c,
+ *                                                             record_disk.c
  *     for each crash time:      make a state that power loss  states.c
  *                               may leave
  *                               open it, compare with the     verify.c, verify_chain.c,
@@ -27,16 +29,22 @@
 #include "explore.h"
 #include "file/drivers.h"
 #include "filter/filter.h"
+#include "keys.h"
 #include "loop/loop.h"
+#include "luks/luks.h"
 #include "model.h"
 #include "monitor.h"
 #include "planted.h"
 #include "qcow2/qcow2.h"
+#include "vdi/vdi.h"
+#include "vhdx/vhdx.h"
+#include "vmdk/vmdk.h"
+#include "vpc/vpc.h"
 #include "record_disk.h"
 
 static const char usage_text[] =
     "Usage: crash_explorer [OPTION]...\n"
-    "Run random workloads on qcow2 images, make states that a power cut may leave, check each.\n\n"
+    "Run random workloads on images, make states that a power cut may leave, check each.\n\n"
     "  --states N         distinct states with damaged metadata to check (500)\n"
     "  --seed S           of the first workload (1)\n"
     "  --config KIND      of all images; 'list' prints kinds and groups (another one for each "
@@ -251,6 +259,15 @@ int main(int argc, char **argv)
     filter_register_drivers();
     monitor_init();
     qcow2_register_driver();
+    vmdk_register_driver();
+    vpc_register_driver();
+    vhdx_register_driver();
+    vdi_register_driver();
+    luks_register_driver();
+    if (keys_init(&err) < 0) {
+        fprintf(x.report, "%s\n", error_message(&err));
+        return 1;
+    }
     begin = loop_now_ns();
     status = reactor_run_until_done(co_main, &x);
     status = status < 0 ? 1 : finish(&x, (double)(loop_now_ns() - begin) / 1e9);

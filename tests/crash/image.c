@@ -21,7 +21,8 @@
 #define DOTS_128 DOTS_32 DOTS_32 DOTS_32 DOTS_32
 #define DOTS_32 "././././././././././././././././"
 
-/* Fields of the header. */
+/* Fields of the header of qcow2. */
+#define HEADER_MAGIC 0x514649fbU
 #define HEADER_VERSION 4u
 #define HEADER_BACKING 8u       /* offset and length of the name of the backing file */
 #define HEADER_INCOMPATIBLE 79u /* the byte with the dirty bit, bit 0 */
@@ -79,16 +80,31 @@ void image_co_close_disks(struct image_disks *d)
 void image_format_options(const struct image_disks *d, const struct crash_config *c, unsigned disk,
                           char *buf, size_t size)
 {
-    char caches[96] = "";
+    char caches[96] = "", key[96] = "", header[64] = "";
     uint64_t cache = 4 * MAX(c->cluster_size, 4096u);
 
+    if (c->keys) {
+        snprintf(key, sizeof(key),
+                 c->format ? ",\"key-secret\":\"k%u\""
+                           : ",\"encrypt\":{\"format\":\"luks\",\"key-secret\":\"k%u\"}",
+                 d->key);
+    }
+    if (c->detached_header) {
+        snprintf(header, sizeof(header), ",\"header\":\"%s-%s\"", d->name,
+                 file_names[IMAGE_BASE_FILE]);
+    }
+    if (c->format) {
+        snprintf(buf, size, "\"driver\":\"%s\",\"file\":\"%s-%s\",\"discard\":\"unmap\"%s%s",
+                 c->format, d->name, file_names[disk], key, header);
+        return;
+    }
     if (c->small_caches) {
         snprintf(caches, sizeof(caches), ",\"l2-cache-size\":%llu,\"refcount-cache-size\":%llu",
                  (unsigned long long)cache, (unsigned long long)cache);
     }
-    snprintf(buf, size, "\"driver\":\"qcow2\",\"file\":\"%s-%s\",\"discard\":\"unmap\"%s%s",
+    snprintf(buf, size, "\"driver\":\"qcow2\",\"file\":\"%s-%s\",\"discard\":\"unmap\"%s%s%s",
              d->name, file_names[disk], c->discard_no_unref ? ",\"discard-no-unref\":true" : "",
-             caches);
+             caches, key);
 }
 
 /* ,"KEY":VALUE pairs behind that. */
@@ -113,10 +129,10 @@ static void format_children(const struct image_disks *d, const struct crash_conf
 
 uint32_t image_version(const struct image_disks *d, unsigned disk)
 {
-    uint8_t version[4];
+    uint8_t head[8];
 
-    pages_read(record_disk_pages(d->nodes[disk]), HEADER_VERSION, version, sizeof(version));
-    return load_be32(version);
+    pages_read(record_disk_pages(d->nodes[disk]), 0, head, sizeof(head));
+    return load_be32(head) == HEADER_MAGIC ? load_be32(head + HEADER_VERSION) : 0;
 }
 
 bool image_is_marked_dirty(const struct image_disks *d, unsigned disk)
@@ -215,6 +231,36 @@ static const char *first_backing(const struct crash_config *c, unsigned disk)
     return c->backing && disk == IMAGE_FILE ? file_names[IMAGE_BASE_FILE] : NULL;
 }
 
+/* Of another format than qcow2. */
+static void add_format_options(const struct crash_config *c, struct options *opts)
+{
+    if (strcmp(c->format, "vpc") == 0) {
+        options_set_bool(opts, "force_size", true);
+    } else if (strcmp(c->format, "vhdx") == 0) {
+        options_set_uint(opts, "block_size", c->cluster_size);
+    } else if (c->detached_header) {
+        options_set_bool(opts, "detached-header", true);
+    }
+}
+
+/* What takes little time. */
+static void add_key_options(const struct crash_config *c, struct options *opts)
+{
+    static const char *const names[][2] = {{"key-secret", "k0"},      {"iter-time", "1"},
+                                           {"cipher-alg", "aes-128"}, {"cipher-mode", "cbc"},
+                                           {"ivgen-alg", "plain64"},  {"hash-alg", "sha1"}};
+
+    if (!c->format) {
+        options_set_str(opts, "encrypt.format", "luks");
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        char name[32];
+
+        snprintf(name, sizeof(name), "%s%s", c->format ? "" : "encrypt.", names[i][0]);
+        options_set_str(opts, name, names[i][1]);
+    }
+}
+
 /* `data_file`: where that is to be made. */
 static struct options *create_options(const struct crash_config *c, const char *data_file,
                                       unsigned disk)
@@ -224,6 +270,13 @@ static struct options *create_options(const struct crash_config *c, const char *
 
     if (!opts) {
         abort();
+    }
+    if (c->keys) {
+        add_key_options(c, opts);
+    }
+    if (c->format) {
+        add_format_options(c, opts);
+        return opts;
     }
     options_set_uint(opts, "cluster_size", base ? c->base_cluster_size : c->cluster_size);
     options_set_str(opts, "compat", c->version == 2 ? "v2" : "v3");
@@ -275,7 +328,8 @@ static int co_create_file(const struct crash_config *c, const char *dir, uint64_
     snprintf(name, sizeof(name), "%s/%s", dir, file_names[disk]);
     snprintf(data_file, sizeof(data_file), "%s/%s%s", dir, c->long_names ? LONG_NAME : "",
              file_names[IMAGE_DATA_FILE]);
-    return block_co_create_image("qcow2", name, size, create_options(c, data_file, disk), err);
+    return block_co_create_image(c->format ?: "qcow2", name, size,
+                                 create_options(c, data_file, disk), err);
 }
 
 /* A chain has images on all its disks: those that are not part of it yet are empty. */
@@ -284,7 +338,10 @@ static bool has_image(const struct crash_config *c, unsigned disk)
     if (c->job) {
         return disk >= IMAGE_BASE_FILE;
     }
-    return disk == IMAGE_FILE || (disk == IMAGE_BASE_FILE && c->backing);
+    if (c->detached_header) {
+        return disk == IMAGE_BASE_FILE;
+    }
+    return disk == IMAGE_FILE || (disk == IMAGE_BASE_FILE && (c->backing || c->joint));
 }
 
 int image_co_create(const struct image_disks *d, const struct crash_config *c, uint64_t size,
@@ -307,6 +364,9 @@ int image_co_create(const struct image_disks *d, const struct crash_config *c, u
         struct pages *pages = record_disk_pages(d->nodes[i]);
         int loaded = ret < 0 ? ret : load_file(names[i], pages);
 
+        if (c->detached_header && i == IMAGE_FILE) {
+            pages_resize(pages, size);
+        }
         if (ret == 0 && loaded < 0) {
             ret = error_set_errno(err, -loaded, "Could not read the empty image");
         }

@@ -20,6 +20,7 @@ enum image_file { IMAGE_FILE, IMAGE_DATA_FILE, IMAGE_BASE_FILE };
 struct image_disks {
     const char *name; /* begins the names of the nodes */
     struct block_node *nodes[RECORD_DISKS];
+    unsigned key; /* the passphrase that it is opened with, if it is encrypted; see keys.h */
     unsigned top; /* the image: IMAGE_FILE, or that on top of a chain */
 };
 
@@ -44,7 +45,7 @@ int image_co_create(const struct image_disks *d, const struct crash_config *c, u
  */
 int image_backing_disk(const struct image_disks *d, unsigned disk, unsigned *ret_disk,
                        struct error *err);
-/* What the header says. Version 2 has no mark. */
+/* What the header says. Version 2 has no mark. Other formats than qcow2: version 0. */
 uint32_t image_version(const struct image_disks *d, unsigned disk);
 bool image_is_marked_dirty(const struct image_disks *d, unsigned disk);
 /* Options of an image, as JSON, without braces: driver, file, what the kind of images wants. */

@@ -81,6 +81,17 @@ struct model_session {
     uint64_t job_begin; /* a job that may move bitmaps to another image; MODEL_PENDING: none */
 };
 
+/* A change of the bitmaps of two images at once. Number n leaves bitmaps n and n - 1. */
+struct model_joint {
+    uint64_t begin, end; /* end: MODEL_PENDING until then */
+};
+
+/* A change of key slots. Bits: passphrases that open the disk. */
+struct model_keys {
+    uint64_t begin, end; /* end: MODEL_PENDING until then */
+    unsigned before, after;
+};
+
 /* The disk that users had from a time on: the number of that of the image on top. */
 struct model_top {
     uint64_t from; /* the first time at which they had it */
@@ -94,6 +105,8 @@ struct model_top {
 #define MODEL_MAX_SESSIONS 32
 #define MODEL_MAX_SIZES 128
 #define MODEL_MAX_SNAPSHOTS 64
+#define MODEL_MAX_JOINTS 128
+#define MODEL_MAX_KEYS 64
 
 struct model {
     uint64_t sectors; /* that the disk has at most */
@@ -112,6 +125,10 @@ struct model {
     unsigned size_count;
     struct model_snapshot snapshots[MODEL_MAX_SNAPSHOTS];
     unsigned snapshot_count;
+    struct model_joint joints[MODEL_MAX_JOINTS];
+    unsigned joint_count;
+    struct model_keys keys[MODEL_MAX_KEYS];
+    unsigned keys_count;
     struct model_top tops[MODEL_MAX_TOPS];
     unsigned top_count;
     uint64_t spoiled[MODEL_MAX_DISKS];   /* by disk; see model_spoil() */

@@ -2,6 +2,7 @@
 #include "record_disk.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -290,11 +291,41 @@ static int record_disk_co_extend(struct block_node *node, uint64_t size)
                                    NULL);
 }
 
+/* "live-base" is "base" for the other disks of its set. */
+static char *record_disk_lasting_name(const struct block_node *node)
+{
+    const char *dash = strchr(block_node_name(node), '-');
+
+    return dash ? strdup(dash + 1) : NULL;
+}
+
+static int record_disk_co_read_other(struct block_node *node, const char *name, unsigned place,
+                                     void *buf, size_t *size)
+{
+    const char *own = block_node_name(node), *dash = strchr(own, '-');
+    struct block_node *other;
+    char other_name[64];
+
+    if (place > 0 || !dash) {
+        return -EINVAL;
+    }
+    snprintf(other_name, sizeof(other_name), "%.*s-%.32s", (int)(dash - own), own, name);
+    other = block_node_find(other_name);
+    if (!other) {
+        return -ENOENT;
+    }
+    *size = MIN(*size, record_disk_pages(other)->size);
+    pages_read(record_disk_pages(other), 0, buf, *size);
+    return 0;
+}
+
 const struct block_driver record_disk_driver = {
     .name = "record-disk",
     .instance_size = sizeof(struct record_disk),
     .is_protocol = true,
     .keeps_zero_beyond_eof = true,
+    .lasting_name = record_disk_lasting_name,
+    .co_read_other = record_disk_co_read_other,
     .co_open = record_disk_co_open,
     .co_close = record_disk_co_close,
     .co_truncate = record_disk_co_truncate,

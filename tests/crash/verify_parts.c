@@ -146,6 +146,15 @@ static bool is_wanted(const struct model_bitmap *b, uint64_t time)
     return b->create_end <= time && b->remove_begin > time;
 }
 
+/*
+ * Whether bitmaps survive every crash. A full file may have no room for the activity log, or for
+ * bitmaps of another size.
+ */
+static bool is_durable(const struct verifier *v)
+{
+    return v->w->config.room == 0 && v->phase != VERIFY_SECOND;
+}
+
 int verify_bitmaps_found(const struct verifier *v, struct error *err)
 {
     const struct model *m = &v->w->model;
@@ -154,7 +163,7 @@ int verify_bitmaps_found(const struct verifier *v, struct error *err)
     for (unsigned i = 0; i < m->bitmap_count; i++) {
         const struct model_bitmap *b = &m->bitmaps[i];
 
-        if (!is_wanted(b, time) || !was_stored(m, b, time)) {
+        if (!is_wanted(b, time) || (!is_durable(v) && !was_stored(m, b, time))) {
             continue;
         }
         if (!v->has_bitmap[i] && !may_be_moved(m, time)) {
@@ -163,6 +172,10 @@ int verify_bitmaps_found(const struct verifier *v, struct error *err)
         if (!v->has_consistent[i] && v->phase != VERIFY_SECOND && cleanly_closed(m, time)) {
             return error_set(err, EILSEQ, "bitmap '%s' is inconsistent though the image was closed",
                              b->name);
+        }
+        if (!v->has_consistent[i] && v->has_bitmap[i] && is_durable(v)) {
+            return error_set(err, EILSEQ,
+                             "bitmap '%s' is inconsistent in spite of its activity log", b->name);
         }
     }
     return 0;

@@ -9,6 +9,8 @@
 #include "changes.h"
 #include "guest.h"
 #include "image.h"
+#include "joint.h"
+#include "keys.h"
 #include "loop/loop.h"
 #include "random.h"
 
@@ -46,6 +48,12 @@ static int co_run_batches(struct guest *g, struct block_node *node)
         if (c->bitmaps) {
             ret = changes_co_bitmaps(g, node);
         }
+        if (ret == 0 && c->joint) {
+            ret = joint_co_change(g, node);
+        }
+        if (ret == 0 && c->keys) {
+            ret = keys_co_change(g, node);
+        }
         if (ret == 0 && (c->resize || c->snapshots)) {
             ret = changes_co_disk(g, node);
         }
@@ -75,9 +83,15 @@ static int co_run_session(struct run *r)
     struct model_session *session = begin_session(w);
     struct block_root *root = NULL;
     struct block_node *node;
-    int ret = w->config.job ? chain_co_open(&r->chain, &node)
-                            : image_co_open(&r->disks, &w->config, IMAGE_WRITABLE, &node, r->err);
+    int ret;
 
+    r->disks.key = w->config.keys ? keys_valid() : 0;
+    ret = w->config.job ? chain_co_open(&r->chain, &node)
+                        : image_co_open(&r->disks, &w->config, IMAGE_WRITABLE, &node, r->err);
+
+    if (ret == 0 && w->config.joint) {
+        ret = joint_co_open(&r->disks, &w->config, r->err);
+    }
     if (ret < 0) {
         return ret;
     }
@@ -98,6 +112,9 @@ static int co_run_session(struct run *r)
     } else {
         ret = ret < 0 ? ret : block_co_inactivate(node, r->err);
         block_co_unref(node);
+    }
+    if (w->config.joint) {
+        ret = error_first(ret, joint_co_close(r->err));
     }
     session->close_end = record_tick(&w->log);
     guest_destroy(&g);
@@ -145,6 +162,26 @@ static int co_fill_base(struct run *r)
     return ret;
 }
 
+/* What was never written is noise in a disk of LUKS; the model wants zeroes. */
+static int co_fill_with_zeroes(struct run *r)
+{
+    struct block_root *root = NULL;
+    struct block_node *node;
+    int ret = image_co_open(&r->disks, &r->w->config, IMAGE_WRITABLE, &node, r->err);
+
+    if (ret < 0) {
+        return ret;
+    }
+    ret = block_co_root_new(node, "filling", BLOCK_PERM_WRITE, BLOCK_PERM_ALL, &root, r->err);
+    if (ret == 0) {
+        ret = block_co_write_zeroes(block_root_edge(root), 0, block_node_size(node), 0);
+        ret = ret < 0 ? error_set_errno(r->err, -ret, "filling the disk failed") : 0;
+    }
+    block_co_root_release(root);
+    block_co_unref(node);
+    return ret;
+}
+
 static int co_prepare(struct run *r)
 {
     struct workload *w = r->w;
@@ -153,8 +190,12 @@ static int co_prepare(struct run *r)
 
     r->chain = (struct chain){
         .w = w, .disks = &r->disks, .err = r->err, .random = random_mix(w->seed + 815)};
+    keys_reset();
     if (ret == 0 && w->config.backing) {
         ret = co_fill_base(r);
+    }
+    if (ret == 0 && w->config.keys && w->config.format) {
+        ret = co_fill_with_zeroes(r);
     }
     if (ret == 0 && w->config.job) {
         ret = chain_co_fill(&r->chain);

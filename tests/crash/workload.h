@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A random, reproducible workload on a qcow2 image over record disks: several sessions, each opens
- * the image, lets a guest (guest.h) work on it, changes persistent bitmaps, internal snapshots and
- * the size in between (changes.h), and closes it. An image with a backing file is committed between
- * some of them. A chain of images is changed by jobs meanwhile (chain.h).
+ * A random, reproducible workload on an image over record disks: several sessions, each opens the
+ * image, lets a guest (guest.h) work on it, changes persistent bitmaps, internal snapshots and the
+ * size in between (changes.h), and closes it. Key slots of encrypted disks change (keys.h). Bitmaps
+ * of a second image may change together with its own (joint.h). An image with a backing file is
+ * committed between some of them. A chain of images is changed by jobs meanwhile (chain.h).
  */
 #ifndef TIDEMARK_TESTS_WORKLOAD_H
 #define TIDEMARK_TESTS_WORKLOAD_H

@@ -22,20 +22,12 @@
 #include "memory_disk.h"
 #include "nbd/proto.h"
 #include "nbd/server.h"
+#include "nbd_peer.h"
 
 #define SIZE (1u << 20)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerInitialize(int *argc, char ***argv);
-
-static void put_option(struct strbuf *out, uint32_t option, const void *data, size_t size)
-{
-    uint8_t header[NBD_OPTION_HEADER_SIZE];
-
-    nbd_option_header_encode(header, option, (uint32_t)size);
-    strbuf_append(out, header, sizeof(header));
-    strbuf_append(out, data, size);
-}
 
 /* The beginning that the first byte of the input asks for. */
 static void put_beginning(struct strbuf *out, uint8_t how)
@@ -47,10 +39,10 @@ static void put_beginning(struct strbuf *out, uint8_t how)
         nbd_put_u32(out, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
     }
     if (how & 2) {
-        put_option(out, NBD_OPT_STRUCTURED_REPLY, "", 0);
+        nbd_peer_put_option(out, NBD_OPT_STRUCTURED_REPLY, "", 0);
     }
     if (how & 32) {
-        put_option(out, NBD_OPT_EXTENDED_HEADERS, "", 0);
+        nbd_peer_put_option(out, NBD_OPT_EXTENDED_HEADERS, "", 0);
     }
     if (how & 4) {
         nbd_put_string(&contexts, how & 16 ? "ro" : "rw");
@@ -58,57 +50,25 @@ static void put_beginning(struct strbuf *out, uint8_t how)
         nbd_put_string(&contexts, NBD_CONTEXT_BASE_ALLOCATION);
         nbd_put_string(&contexts, NBD_CONTEXT_ALLOCATION_DEPTH);
         nbd_put_string(&contexts, NBD_CONTEXT_DIRTY_BITMAP "b");
-        put_option(out, NBD_OPT_SET_META_CONTEXT, contexts.data, contexts.len);
+        nbd_peer_put_option(out, NBD_OPT_SET_META_CONTEXT, contexts.data, contexts.len);
     }
     if (how & 8) {
         nbd_put_string(&go, how & 16 ? "ro" : "rw");
         nbd_put_u16(&go, 0);
-        put_option(out, NBD_OPT_GO, go.data, go.len);
+        nbd_peer_put_option(out, NBD_OPT_GO, go.data, go.len);
     }
 }
 
-/* Send all of it, reading and forgetting what comes back, until the server hangs up. */
-static void co_talk(int fd, const struct strbuf *out)
+static void co_talk(void *arg, int fd)
 {
-    size_t sent = 0;
-    char scrap[4096];
-    ssize_t n;
+    const struct strbuf *out = arg;
 
-    while (sent < out->len) {
-        n = send(fd, out->data + sent, out->len - sent, MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (n > 0) {
-            sent += (size_t)n;
-        }
-        if (n < 0 && loop_co_poll(fd, POLLIN | POLLOUT, -1) < 0) {
-            return;
-        }
-        while ((n = recv(fd, scrap, sizeof(scrap), MSG_DONTWAIT)) > 0) {
-        }
-        if (n == 0) {
-            return;
-        }
-    }
-    shutdown(fd, SHUT_WR);
-    while (loop_co_recv(fd, scrap, sizeof(scrap)) > 0) {
-    }
+    nbd_peer_co_send(fd, out->data, out->len);
 }
 
 static void co_one(void *arg)
 {
-    struct strbuf *out = arg;
-    int fds[2];
-
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds) < 0) {
-        abort();
-    }
-    if (nbd_server_add_client(export_nbd_server(), fds[0]) < 0) {
-        abort();
-    }
-    co_talk(fds[1], out);
-    close(fds[1]);
-    while (export_nbd_server_connections() > 0) {
-        loop_co_sleep(10000);
-    }
+    nbd_peer_co_run(co_talk, arg);
 }
 
 static void co_export(const char *name, const char *node, bool writable)

@@ -6,6 +6,7 @@ Each image is there once for each of some last bytes, by which targets choose wh
 """
 
 import os
+import struct
 import subprocess
 import sys
 
@@ -35,6 +36,7 @@ IMAGES = {
     "zlib": ("cluster_size=4k", "1M", COMPRESSED),
     "zstd": ("cluster_size=4k,compression_type=zstd", "1M", COMPRESSED),
     "bitmaps": ("cluster_size=512", "1M", BITMAPS),
+    "bitmaps-4k": ("cluster_size=4k", "1M", BITMAPS),
     "bitmaps-and-snapshots": ("cluster_size=512", "64k", BITMAPS + SNAPSHOTS),
     "snapshots": ("cluster_size=512", "64k", SNAPSHOTS),
     "snapshots-compressed": ("cluster_size=4k", "1M", COMPRESSED + SNAPSHOTS),
@@ -74,6 +76,53 @@ def make(directory, name, options, size, commands):
             run("qemu-img", *command, name)
 
 
+CLUSTER = 4096
+EXT_BITMAPS, EXT_JOINT = 0x23852875, 0x54444A43
+AUTOCLEAR_JOINT = 1 << 61
+# State, and number of the image: docs/qcow2.md, "Joint changes".
+JOINT = {"prepared-first": (1, 0), "prepared": (1, 1), "done": (2, 0), "undone": (3, 0)}
+
+
+def extensions(data):
+    """By type where the data of a header extension begin, and where the end is (type 0)."""
+    found, at = {}, struct.unpack_from(">I", data, 100)[0]
+    while 0 not in found:
+        kind, size = struct.unpack_from(">II", data, at)
+        found[kind] = at if kind == 0 else at + 8
+        at += 8 + (size + 7) // 8 * 8
+    return found
+
+
+def add_cluster(data, content):
+    """A new cluster with a refcount of one. Its offset."""
+    offset = (len(data) + CLUSTER - 1) // CLUSTER * CLUSTER
+    data += bytes(offset - len(data)) + content + bytes(CLUSTER - len(content))
+    (table,) = struct.unpack_from(">Q", data, 48)
+    (block,) = struct.unpack_from(">Q", data, table)
+    struct.pack_into(">H", data, block + 2 * (offset // CLUSTER), 1)
+    return offset
+
+
+def change_jointly(data, state, own):
+    """Another directory, in which the first bitmap has other flags, and a record of it."""
+    data = bytearray(data)
+    at = extensions(data)
+    count, _, size, offset = struct.unpack_from(">IIQQ", data, at[EXT_BITMAPS])
+    directory = bytearray(data[offset : offset + size])
+    directory[15] ^= 2
+    other = add_cluster(data, directory)
+    names = b"".join(struct.pack(">I", len(name)) + name for name in (b"/none/a", b"/none/b"))
+    record = struct.pack(">QQIIIII", other, size, count, 1, 2, own, 1) + names
+    place = add_cluster(data, record)
+    struct.pack_into(
+        ">IIII16sQQII", data, at[0],
+        EXT_JOINT, 40, 1, state, bytes(range(16)), place, len(record), 0, 0,
+    )  # fmt: skip
+    (autoclear,) = struct.unpack_from(">Q", data, 88)
+    struct.pack_into(">Q", data, 88, autoclear | AUTOCLEAR_JOINT)
+    return bytes(data)
+
+
 def main(directory):
     with open(os.path.join(directory, "base"), "wb") as f:
         f.truncate(65536)
@@ -83,9 +132,14 @@ def main(directory):
         with open(path, "rb") as f:
             data = f.read()
         os.unlink(path)
-        for last in LAST_BYTES:
-            with open(f"{path}-{last:02x}", "wb") as f:
-                f.write(data + bytes([last]))
+        seeds = {path: data}
+        if name == "bitmaps-4k":
+            for kind, how in JOINT.items():
+                seeds[f"{path}-{kind}"] = change_jointly(data, *how)
+        for seed, content in seeds.items():
+            for last in LAST_BYTES:
+                with open(f"{seed}-{last:02x}", "wb") as f:
+                    f.write(content + bytes([last]))
     for name in ("base", "raw"):
         os.unlink(os.path.join(directory, name))
 

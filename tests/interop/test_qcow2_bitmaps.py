@@ -37,7 +37,8 @@ class Bitmaps(TestCase):
 
     def listed(self, tool):
         found = json.loads(tool("info", "-f", "qcow2", "--output=json", self.image).stdout)
-        return found["format-specific"]["data"].get("bitmaps", [])
+        listed = found["format-specific"]["data"].get("bitmaps", [])
+        return [{k: v for k, v in b.items() if k != "x-tidemark-state"} for b in listed]
 
     def refused(self, *words):
         result = img(*words, check=False)
@@ -110,6 +111,7 @@ class Bitmaps(TestCase):
             lambda: img("snapshot", "-f", "qcow2", "-c", "s", self.image),
             lambda: img("bitmap", "-f", "qcow2", "--remove", self.image, "ours"),
             lambda: img("amend", "-f", "qcow2", "-o", "refcount_bits=32", self.image),
+            lambda: img("snapshot", "-f", "qcow2", "-a", "s", self.image),
         )
         for change in changes:
             change()
@@ -128,7 +130,6 @@ class Bitmaps(TestCase):
             self.assertIn("bitmap", message)
             self.assertIn("'img bitmap --remove'", message)
         img("bitmap", "-f", "qcow2", "--remove", self.image, "more")
-        self.assertIn("bitmaps", self.refused("snapshot", "-f", "qcow2", "-a", "s", self.image))
         for name in strange:
             img("bitmap", "-f", "qcow2", "--remove", self.image, name)
         self.assertIn("not found", self.refused("bitmap", "-f", "qcow2", "--remove", self.image, "type"))

@@ -55,7 +55,9 @@ class Trouble(TestCase):
         """Leaks at the worst; then what nobody touched, in the disk and in the snapshot."""
         status = qemu_img("check", "-q", "-f", "qcow2", self.image, check=False)
         self.assertIn(status.returncode, (0, 3), status.stdout + status.stderr)
-        self.assertEqual(img("check", "-q", "-f", "qcow2", self.image, check=False).returncode, status.returncode)
+        # What QEMU calls leaked may be the activity log, which only we know.
+        ours = img("check", "-q", "-f", "qcow2", self.image, check=False)
+        self.assertIn(ours.returncode, {0, status.returncode})
         reads = [f"read -P 1 {start} {length}" for start, length in UNTOUCHED]
         qemu_io(self.image, *reads, fmt="qcow2", options=("-r",))
         img("convert", "-f", "qcow2", "-l", "s", "-O", "raw", self.image, self.path("s.raw"))

@@ -14,11 +14,11 @@ import nbd
 
 from backup_case import MIB, BackupCase
 from tidemark import (
-    BUILD, Process, TestCase, can_connect, img, nbd_uri, qemu_img, run, tool, wait_until,
+    TestCase, can_connect, freeze, img, nbd_uri, qemu_img, qemu_io, run, tool,
+    wait_until,
 )  # fmt: skip
 
 CLUSTER = 65536
-WRITER = os.path.join(BUILD, "tests/tools/verifying_writer")
 
 
 class TestPointsInTime(BackupCase):
@@ -82,36 +82,7 @@ class TestPointsInTime(BackupCase):
         self.assert_restores(manifest, self.model)
 
     def test_a_backup_under_writes_is_the_state_of_one_moment(self):
-        journal = self.path("journal")
-        self.write_random(0, 24 * MIB)
-        writer = self.own(
-            Process(
-                [
-                    WRITER, "write", "--uri", nbd_uri(self.socket, "disk"), "--journal", journal,
-                    "--offset", str(24 * MIB), "--length", str(32 * MIB), "--rate", "4000",
-                ],
-                self.path("writer.log"),
-            )
-        )  # fmt: skip
-        time.sleep(0.5)
-        taken = []
-        for _ in range(4):
-            taken.append(self.backup())
-            time.sleep(0.2)
-        writer.stop()
-        self.assertEqual([m["kind"] for m in taken], ["full"] + ["incremental"] * 3)
-        for manifest in taken:
-            target = self.path("restored.raw")
-            run(*tool("restore"), self.repository, "--at", manifest["id"], "--force", target)
-            window = manifest["checkpoint"]
-            run(
-                WRITER, "check", "--journal", journal, "--image", target,
-                "--begin", window["begin"]["monotonic-ns"],
-                "--end", window["end"]["monotonic-ns"],
-            )  # fmt: skip
-            with open(target, "rb") as f:
-                self.assertTrue(f.read(24 * MIB) == self.model[: 24 * MIB])
-        self.assert_settled()
+        self.check_backups_under_writes(24 * MIB, 32 * MIB, count=4)
 
     def test_the_chain_goes_on_after_the_daemon_was_restarted(self):
         self.write_random(0, MIB)
@@ -228,14 +199,24 @@ class TestExports(BackupCase):
 
 
 class TestReasons(BackupCase):
-    """Why a full backup is taken although there is an earlier one."""
+    """Why everything is read although there is an earlier backup."""
 
-    def reason(self):
+    def reason(self, kind="full"):
         manifest = self.backup()
-        self.assertEqual(manifest["kind"], "full")
+        self.assertEqual(manifest["kind"], kind)
         self.assert_restores(manifest, self.model)
         self.assert_settled()
+        self.last = manifest
         return manifest["reason"]
+
+    def compared(self):
+        """Without a bitmap, what has other checksums than in the last backup is stored."""
+        reason = self.reason(kind="incremental")
+        self.assertEqual(self.last["parent"], self.first["id"])
+        self.assertEqual(self.last["changed-bytes"], MIB)
+        self.assertEqual(self.last["moved-bytes"], 2 * MIB)
+        self.assert_sound()
+        return reason
 
     def setUp(self):
         super().setUp()
@@ -247,28 +228,57 @@ class TestReasons(BackupCase):
         self.server.qmp.command(
             "block-dirty-bitmap-remove", node="disk", name=self.first["bitmap"]
         )
-        self.assertIn(f"'{self.first['bitmap']}' of the last backup is not on", self.reason())
+        self.assertIn(f"'{self.first['bitmap']}' of the last backup is not on", self.compared())
 
     def test_bitmap_was_disabled(self):
         self.server.qmp.command(
             "block-dirty-bitmap-disable", node="disk", name=self.first["bitmap"]
         )
-        self.assertIn("was disabled", self.reason())
+        self.assertIn("was disabled", self.compared())
 
-    def test_daemon_was_killed(self):
-        """Whether the image has the bitmap, marked in use, or not at all, it is of no use."""
+    def test_a_disabled_bitmap_stays_unused_when_the_next_backup_fails(self):
+        """It lacks changes, although another one has recorded since."""
+        self.server.qmp.command(
+            "block-dirty-bitmap-disable", node="disk", name=self.first["bitmap"]
+        )
+        self.write_random(5 * MIB, CLUSTER)
+        self.hold_backup().kill()
+        self.assertRegex(self.reason(kind="incremental"), "is not on node|was disabled")
+
+    def kill_daemon(self):
         self.server.kill()
         # The kernel closes the sockets of a process when its last I/O has ended.
         wait_until(lambda: not can_connect(self.server.qmp_path), "the end of the daemon")
-        self.start()
-        self.assertRegex(self.reason(), "inconsistent|is not on node")
 
-    def test_disk_was_resized(self):
-        self.server.quit()
-        qemu_img("resize", "-q", "-f", "qcow2", self.image, str(self.size + MIB))
-        self.model += bytes(MIB)
+    def test_bitmap_is_inconsistent(self):
+        """A program without an activity log has crashed."""
+        self.kill_daemon()
+        qemu_io(self.image, "read 0 4k", fmt="qcow2")  # clears the autoclear bit
         self.start()
-        self.assertIn("resized from 64 MiB to 65 MiB", self.reason())
+        self.assertIn("inconsistent", self.compared())
+
+    def test_daemon_was_killed(self):
+        """The bitmap is complete after that: a superset, and what was written is small."""
+        self.kill_daemon()
+        self.start()
+        manifest = self.backup()
+        self.assertEqual(manifest["kind"], "incremental")
+        self.assert_restores(manifest, self.model)
+        self.assert_settled()
+
+    def shrink(self, size):
+        self.server.quit()
+        qemu_img("resize", "-q", "--shrink", "-f", "qcow2", self.image, str(size))
+        del self.model[size:]
+        self.start()
+
+    def test_disk_has_shrunk(self):
+        self.shrink(self.size - MIB)
+        self.assertIn("resized from 64 MiB to 63 MiB", self.reason(kind="incremental"))
+        self.assert_sound()
+        self.shrink(self.size - MIB - 512)
+        reason = self.reason(kind="incremental")
+        self.assertIn("resized from 66060288 to 66059776 bytes", reason)
 
     def test_an_earlier_file_is_gone(self):
         os.unlink(self.image_of(self.first))
@@ -283,6 +293,81 @@ class TestReasons(BackupCase):
         with open(path, "w", encoding="utf-8") as f:
             f.write("{}")
         self.assertIn("damaged", self.reason())
+
+
+class TestRate(BackupCase):
+    size = 8 * MIB
+
+    def test_reading_is_limited(self):
+        self.write_random(0, 4 * MIB)
+        begin = time.monotonic()
+        manifest = self.backup("--rate", "4M")
+        # The first read of each worker need not wait.
+        self.assertGreater(time.monotonic() - begin, 0.8)
+        self.assert_restores(manifest, self.model)
+        result = run(*self.backup_words("--rate", "0"), check=False)
+        self.assertEqual(result.returncode, 1)
+
+
+class TestComparing(BackupCase):
+    """Incremental by checksum."""
+
+    def compare(self):
+        manifest = self.backup("--compare")
+        self.assertEqual((manifest["kind"], manifest["reason"]), ("incremental", "asked for"))
+        self.assert_restores(manifest, self.model)
+        return manifest
+
+    def test_only_what_differs_is_stored(self):
+        self.write_random(0, 8 * MIB)
+        self.backup()
+        self.write(MIB, bytes(self.model[MIB : 2 * MIB]))
+        self.write_random(3 * MIB, 100)
+        self.write_random(30 * MIB, CLUSTER)
+        self.write_random(5 * MIB, CLUSTER)
+        manifest = self.compare()
+        self.assertEqual(manifest["changed-bytes"], 3 * CLUSTER)
+        self.assertEqual(manifest["moved-bytes"], 8 * MIB + CLUSTER)
+        self.assertLess(manifest["stored-bytes"], 12 * CLUSTER)
+        self.assert_sound()
+
+    def test_zeroes_in_the_place_of_data_and_data_in_that_of_zeroes(self):
+        self.write_random(0, 8 * MIB)
+        self.backup()
+        self.zero(0, MIB, discard=True)
+        self.write(2 * MIB, bytes(MIB))
+        self.zero(20 * MIB, MIB)
+        self.write_random(40 * MIB, MIB)
+        self.assertEqual(self.compare()["changed-bytes"], 3 * MIB)
+        self.write_random(0, 3 * MIB)
+        self.zero(40 * MIB, MIB)
+        self.assertEqual(self.compare()["changed-bytes"], 4 * MIB)
+        self.assertEqual(self.compare()["changed-bytes"], 0)
+        self.assert_sound()
+
+    def test_it_compares_with_the_whole_chain(self):
+        self.write_random(0, 4 * MIB)
+        for i in range(6):
+            self.write_random(i * MIB // 2 + 4096, 300000)
+            self.zero(i * MIB + CLUSTER, CLUSTER)
+            self.backup()
+        before = bytes(self.model)
+        self.write_random(0, 4 * MIB)
+        self.backup()
+        self.write(0, before[: 2 * MIB])
+        self.assertEqual(self.compare()["changed-bytes"] // CLUSTER, 2 * MIB // CLUSTER)
+        self.write_random(0, 100)
+        manifest = self.backup()
+        self.assertNotIn("reason", [k for k, v in manifest.items() if v])
+        self.assert_restores(manifest, self.model)
+        self.assert_sound()
+
+    def test_the_reason_is_shown(self):
+        self.write_random(0, MIB)
+        self.backup()
+        out = run(*self.backup_words("--compare")).stdout
+        self.assertIn("incremental, builds on", out)
+        self.assertIn("read and compared the whole disk: asked for", out)
 
 
 class TestCutOff(BackupCase):
@@ -380,7 +465,7 @@ class TestCutOff(BackupCase):
     def test_two_runs_at_once(self):
         process = self.start_backup()
         process.wait_for(self.own_nodes, "the filter")
-        process.process.send_signal(signal.SIGSTOP)
+        freeze(process.process.pid)
         result = run(*self.backup_words(), check=False)
         self.assertEqual(result.returncode, 1)
         self.assertIn("is under way", result.stderr)
@@ -439,7 +524,7 @@ class TestFailures(BackupCase):
         self.write_random(38 * MIB, 24 * MIB)
         process = self.start_backup()
         process.wait_for(self.own_nodes, "the filter")
-        process.process.send_signal(signal.SIGSTOP)
+        freeze(process.process.pid)
         self.write_random(61 * MIB, MIB)
         process.process.send_signal(signal.SIGCONT)
         self.assertEqual(process.wait(), 1, process.log())
@@ -494,7 +579,9 @@ class TestStrangeDaemons(TestCase):
         def serve():
             with listener.accept()[0] as peer, peer.makefile("rb") as lines:
                 for answer in answers:
-                    peer.sendall(answer)
+                    for part in answer if isinstance(answer, tuple) else (answer,):
+                        peer.sendall(part)
+                        time.sleep(0.01 if part is not answer else 0)
                     if not lines.readline():
                         return
 
@@ -508,6 +595,7 @@ class TestStrangeDaemons(TestCase):
                 check=False,
             )  # fmt: skip
             thread.join(30)
+        os.unlink(path)
         self.assertEqual(result.returncode, 1)
         self.assertEqual(os.listdir(self.path("to")) if os.path.exists(self.path("to")) else [], [])
         return result.stderr
@@ -523,6 +611,20 @@ class TestStrangeDaemons(TestCase):
 
     def test_it_sends_other_json_than_objects(self):
         self.assertIn("is no QMP message", self.backup_from(b"[1, 2]\n"))
+
+    def test_a_monitor_that_has_something_left_for_its_former_client(self):
+        answer = b'{"error": {"class": "GenericError", "desc": "go away"}, "id": 0}\n'
+        for left in (
+            b'{"return": {}, "id": 3}\r\n',
+            b'{"event": "SHUTDOWN", "data": {}}\r\n{"return": [{"name": "x"}], "id": 9}\r\n',
+            b'turn": {"a": [{"b": 1}]}, "id": 3}\r\n{"return": {}}\r\n',
+            b'7}, "id": 3}\r\n',
+            b'"}\r\n',
+            b"}\r\n",
+        ):
+            self.assertIn("go away", self.backup_from(left + self.GREETING, answer), left)
+            parts = (left, self.GREETING)
+            self.assertIn("go away", self.backup_from(parts, answer), left)
 
     def test_it_refuses(self):
         answer = b'{"error": {"class": "GenericError", "desc": "go away"}, "id": 0}\n'
@@ -647,5 +749,7 @@ class TestReading(BackupCase):
             result = run(*tool(face), self.path("nothing"), check=False)
             self.assertEqual(result.returncode, 1)
             self.assertIn("Could not open directory", result.stderr)
-            result = run(*tool(face), self.dir, check=False)
+            os.makedirs(self.path("empty/inner"), exist_ok=True)
+            result = run(*tool(face), self.path("empty"), check=False)
+            self.assertEqual(result.returncode, 1)
             self.assertIn("holds no backups", result.stderr)

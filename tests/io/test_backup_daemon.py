@@ -14,7 +14,7 @@ import threading
 import time
 
 from backup_case import MIB, BackupCase
-from tidemark import Process, can_connect, img, qemu_img, run, tool, wait_until
+from tidemark import Process, can_connect, freeze, img, qemu_img, run, tool, wait_until
 from tls_creds import make_psk, psk
 
 CLUSTER = 65536
@@ -56,7 +56,7 @@ class TestNames(SmallCase):
         copy = self.path("copy")
         self.write_random(0, MIB)
         self.backup()
-        shutil.copytree(self.repository, copy)
+        self.copy_to_another_machine(copy)
         for _ in range(20):
             a = self.backup()
             self.write_random(MIB, CLUSTER)
@@ -102,9 +102,50 @@ class TestNames(SmallCase):
         self.model = bytearray(self.size)
         self.assertIn(f"holds backups of disk '{first}', not of '{self.image}'", self.backup_log())
         manifest = self.backup("--same-disk")
-        self.assertEqual(manifest["kind"], "full")
+        self.assertEqual((manifest["kind"], manifest["changed-bytes"]), ("incremental", MIB))
         self.assert_restores(manifest, self.model)
         self.assertEqual(self.backup()["kind"], "incremental")
+
+
+class TestGuard(SmallCase):
+    """Another process cleans up after a run that is killed."""
+
+    def test_a_killed_run_leaves_nothing(self):
+        self.write_random(0, MIB)
+        self.backup()
+        self.write_random(0, CLUSTER)
+        held = self.hold_backup(guard=True)
+        self.assertEqual(len(self.fleeces()), 1)
+        held.kill()
+        wait_until(lambda: not self.own_nodes() and not self.fleeces(), "the guard")
+        wait_until(lambda: len(self.own_bitmaps()) == 1, "the bitmaps in order")
+        self.write_random(2 * MIB, CLUSTER)
+        manifest = self.backup()
+        self.assertEqual((manifest["reason"], manifest["changed-bytes"]), (None, 2 * CLUSTER))
+        self.assert_restores(manifest, self.model)
+        self.assert_settled()
+
+    def test_the_next_run_need_not_wait_for_it(self):
+        self.write_random(0, MIB)
+        self.backup()
+        for _ in range(5):
+            self.write_random(0, CLUSTER)
+            self.hold_backup(guard=True).kill()
+            manifest = self.backup()
+            self.assertIsNone(manifest["reason"])
+        self.assert_restores(manifest, self.model)
+        self.assert_settled()
+
+    def test_it_ends_with_the_run(self):
+        def guards():
+            out = run("ps", "-eo", "args").stdout
+            return [c for c in out.splitlines() if self.dir in c and "--abort-after" in c]
+
+        held = self.hold_backup(guard=True)
+        self.assertEqual(len(guards()), 1)
+        self.assertEqual(held.release()[0], 0)
+        wait_until(lambda: not guards(), "the end of the guard")
+        self.assertEqual(len(self.own_bitmaps()), 1)
 
 
 class TestLongChains(SmallCase):
@@ -205,7 +246,7 @@ class TestLeftovers(SmallCase):
 
     def test_a_copy_of_the_directory_does_not_end_a_run_that_lives(self):
         self.backup()
-        shutil.copytree(self.repository, self.path("copy"))
+        self.copy_to_another_machine(self.path("copy"))
         held = self.hold_backup("--full")
         words = [w if w != self.repository else self.path("copy") for w in self.backup_words()]
         self.assertIn("is under way", run(*words, check=False).stderr)
@@ -406,7 +447,7 @@ class TestSpaceOfTheGuest(SmallCase):
     def test_a_backup_ends_before_it_takes_the_last_space(self):
         process = self.start_backup()
         process.wait_for(self.own_nodes, "the filter")
-        process.process.send_signal(signal.SIGSTOP)
+        freeze(process.process.pid)
         self.fill()
         time.sleep(0.3)
         process.process.send_signal(signal.SIGCONT)

@@ -32,7 +32,8 @@ class StableCase(BackupCase):
         (rename, from, to).
         """
         log = self.path("strace.log")
-        names = ",".join(WRITES + SYNCS + ("rename", "renameat", "renameat2", "linkat", "mkdir", "mkdirat"))
+        names = ",".join(WRITES + SYNCS + ("rename", "renameat", "renameat2", "linkat", "mkdir", "mkdirat",
+                                           "unlinkat"))
         result = run("strace", "-f", "-y", "-s", "4096", "-o", log, "-e", f"trace={names}",
                      *command, env={**os.environ, "TIDEMARK_LOOP": "epoll"})  # fmt: skip
         calls, begun = [], {}
@@ -58,6 +59,8 @@ class StableCase(BackupCase):
             return ("rename", os.path.join(folder, a), os.path.join(folder, b))
         if name.startswith("mkdir"):
             return ("mkdir", QUOTED.search(arguments)[1])
+        if name == "unlinkat":
+            return ("unlink", os.path.join(PATH.search(arguments)[1], QUOTED.search(arguments)[1]))
         path = PATH.search(arguments)
         return ("sync" if name in SYNCS else "write", path[1] if path else "")
 
@@ -111,6 +114,28 @@ class TestBackup(StableCase):
         new = os.path.join(self.repository, ".tidemark-repository.json")
         rename = self.assert_published(calls, [new], new, description)
         self.assertEqual(calls[rename + 1], ("sync", self.repository))
+
+
+class TestPrune(StableCase):
+    def test_a_merge_is_stable_before_what_it_replaces_goes(self):
+        older = self.backup()["id"]
+        self.write_random(MIB, MIB)
+        kept = self.backup()["id"]
+        calls, _ = self.trace(*tool("prune"), "--keep-last=1", self.repository)
+        draft = os.path.join(self.repository, ".tidemark-tmp-" + kept)
+        files = [os.path.join(draft, n) for n in ("disk.qcow2", "checksums", "manifest.json")]
+        rename = self.assert_published(calls, files, draft, os.path.join(self.repository, kept))
+        self.assertIn(("sync", draft), calls[:rename])
+        stable = calls.index(("sync", self.repository), rename)
+        gone = [i for i, c in enumerate(calls) if c[0] == "unlink" and c[1].startswith(draft + "/")]
+        self.assertLess(stable, min(gone), "the old files go before the new ones are stable")
+        removed = next(i for i, c in enumerate(calls)
+                       if c[:2] == ("rename", os.path.join(self.repository, older)))  # fmt: skip
+        self.assertLess(stable, removed)
+        stable = calls.index(("sync", self.repository), removed)
+        gone = [i for i, c in enumerate(calls)
+                if c[0] == "unlink" and c[1].startswith(calls[removed][2] + "/")]  # fmt: skip
+        self.assertLess(stable, min(gone), "files go before the rename is stable")
 
 
 class TestRestore(StableCase):

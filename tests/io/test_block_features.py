@@ -399,7 +399,8 @@ class PartOfAFile(TestCase):
 
 class RefusedFormats(TestCase):
     def test_images_are_refused_by_name(self):
-        for name, (offset, magic) in HEADERS.items():
+        for name in ("qed", "parallels", "cloop", "qcow"):
+            offset, magic = HEADERS[name]
             with self.subTest(name=name):
                 path = self.create(f"image.{name}", "1M", "raw")
                 with open(path, "r+b") as file:
@@ -412,7 +413,7 @@ class RefusedFormats(TestCase):
 
     def test_names_are_refused(self):
         path = self.create("disk.raw", "1M", "raw")
-        for name in [*HEADERS, "dmg"]:
+        for name in "qed", "parallels", "cloop", "qcow", "dmg":
             with self.subTest(name=name):
                 result = run(*tool("img"), "info", "-f", name, path, check=False)
                 self.assertEqual(result.returncode, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""query-blockstats, compared with QEMU's, and x-tidemark-query-stats."""
+"""query-blockstats, compared with QEMU's; query-stats and x-tidemark-query-stats."""
 
 import os
 import time
@@ -105,16 +105,17 @@ class Histograms(ServedCase):
             self.do(client, READ, 0, 512, receive=512)
             self.do(client, FLUSH)
 
-    def counted(self, kind, count, earlier=0):
-        """All requests are in a bin once their replies have been accounted for. That of the last
-        one before the bins were made may be among them, where there was an `earlier` one.
+    def counted(self, kind, count):
+        """All requests are in a bin once their replies have been accounted for, which is after
+        the client has them.
         """
-        wanted = range(count, count + earlier + 1)
-        tidemark.wait_until(lambda: sum(self.histogram(kind)["bins"]) in wanted, "the figures")
+        tidemark.wait_until(lambda: sum(self.histogram(kind)["bins"]) == count, "the figures")
 
     def test_boundaries_of_all_kinds(self):
         client = self.client()
         self.use(client, 2)
+        for kind in "rd", "wr", "flush":
+            self.counted(kind, 2)
         self.set(boundaries=[1, 1000, 10**12])
         for kind in self.KINDS:
             self.assertEqual(
@@ -122,7 +123,7 @@ class Histograms(ServedCase):
             )
         self.use(client, 3)
         for kind in "rd", "wr", "flush":
-            self.counted(kind, 3, earlier=1)
+            self.counted(kind, 3)
             bins = self.histogram(kind)["bins"]
             self.assertEqual((bins[0], bins[3]), (0, 0))
         self.assertEqual(sum(self.histogram("zone_append")["bins"]), 0)
@@ -133,7 +134,8 @@ class Histograms(ServedCase):
         self.assertEqual(self.histogram("wr")["boundaries"], [5])
         client = self.client()
         self.use(client, 1)
-        self.counted("wr", 1)
+        for kind in "rd", "wr", "flush":
+            self.counted(kind, 1)
         self.set(boundaries_write=[3])
         self.assertEqual(self.histogram("wr"), {"boundaries": [3], "bins": [0, 0]})
         self.assertEqual(self.histogram("rd")["boundaries"], [7, 9])
@@ -175,6 +177,29 @@ class Histograms(ServedCase):
         self.assertEqual(caught.exception.desc, "Device 'none' not found")
         self.assertEqual(caught.exception.error_class, "DeviceNotFound")
 
+    def test_of_a_node(self):
+        """Each operation is timed from the command on, and its kind decides where it counts."""
+        client = self.client()
+        self.use(client, 40)  # of short operations one in 16 is timed otherwise
+        self.assertNotIn("rd_latency_histogram", self.node("disk")["stats"])
+        for node in "disk", "file":
+            self.qmp.command("block-latency-histogram-set", id=node, boundaries=[1, 10**12])
+        before = {n: self.node(n)["stats"] for n in ("disk", "file")}
+        self.use(client, 40)
+        self.do(client, WRITE_ZEROES, 0, 4096)
+        for node in "disk", "file":
+            stats = self.node(node)["stats"]
+            for kind in "rd", "wr", "flush":
+                done = f"{kind}_operations"
+                histogram = stats[f"{kind}_latency_histogram"]
+                self.assertEqual(histogram["boundaries"], [1, 10**12])
+                self.assertEqual(
+                    histogram["bins"], [0, stats[done] - before[node][done], 0], (node, kind)
+                )
+        self.qmp.command("block-latency-histogram-set", id="disk")
+        self.assertNotIn("wr_latency_histogram", self.node("disk")["stats"])
+        self.assertIn("wr_latency_histogram", self.node("file")["stats"])
+
     def test_they_change_while_requests_run(self):
         guest = self.own(
             tidemark.Process(
@@ -193,7 +218,7 @@ class Histograms(ServedCase):
         self.assertGreater(rounds, 10)
 
 
-class Served(ServedCase):
+class UsedCase(ServedCase):
     def use(self, client):
         self.do(client, WRITE, 1 << 20, 4096, payload=b"x" * 4096)
         self.do(client, WRITE_ZEROES, 2 << 20, 65536)
@@ -203,6 +228,13 @@ class Served(ServedCase):
         self.do(client, FLUSH)
         self.do(client, READ, 1 << 40, 512, error=EINVAL)
 
+    def replies(self):
+        stats = self.qmp.command("query-blockstats")[0]["stats"]
+        kinds = ("rd", "wr", "flush")
+        return sum(sum(stats[f"{kind}_latency_histogram"]["bins"]) for kind in kinds)
+
+
+class Served(UsedCase):
     def assert_used(self, stats):
         expected = {
             "rd_operations": 3, "rd_bytes": 1536, "wr_operations": 2, "wr_bytes": 4096 + 65536,
@@ -220,11 +252,6 @@ class Served(ServedCase):
         self.assertEqual(disk["parent"]["node-name"], "file")
         self.assertGreater(disk["parent"]["stats"]["wr_bytes"], 4096)
         self.assertEqual(disk["parent"]["driver-specific"]["driver"], "file")
-
-    def replies(self):
-        stats = self.qmp.command("query-blockstats")[0]["stats"]
-        kinds = ("rd", "wr", "flush")
-        return sum(sum(stats[f"{kind}_latency_histogram"]["bins"]) for kind in kinds)
 
     def test_an_export(self):
         client = self.client()
@@ -309,6 +336,85 @@ class Served(ServedCase):
         exports = self.qmp.command("query-blockstats")
         stats = next(e for e in exports if e["qdev"] == "bad")["stats"]
         self.assertEqual((stats["failed_rd_operations"], stats["rd_operations"]), (1, 0))
+
+
+class QueryStats(UsedCase):
+    """query-stats in QEMU's form, and the schemas of its figures."""
+
+    def results(self, target, **providers):
+        return self.qmp.command("query-stats", target=target, **providers)
+
+    def figures(self, result):
+        found = {s["name"]: s["value"] for s in result["stats"]}
+        self.assertEqual(len(found), len(result["stats"]), "a name twice")
+        return found
+
+    def schema(self, target):
+        (found,) = (s for s in self.qmp.command("query-stats-schemas") if s["target"] == target)
+        return {s["name"]: s for s in found["stats"]}
+
+    def test_figures_of_each_target(self):
+        self.use(self.client())
+        tidemark.wait_until(lambda: self.replies() == 6, "the last reply to be counted")
+        (export,) = self.results("export")
+        self.assertEqual(export["provider"], "tidemark")
+        self.assertEqual(export["labels"], {"export": "export", "type": "nbd", "node": "disk"})
+        figures = self.figures(export)
+        self.assertEqual((figures["read-requests"], figures["write-bytes"]), (3, 4096))
+        nodes = self.results("node")
+        self.assertEqual([n["labels"]["node"] for n in nodes].count("disk"), 1)
+        disk = self.figures(next(n for n in nodes if n["labels"]["node"] == "disk"))
+        self.assertGreater(disk["write-bytes"], 0)
+        # What the driver counts is with its node, by other names.
+        self.assertGreater(disk["qcow2-clusters-allocated"], 0)
+        (connection,) = self.results("connection")
+        self.assertEqual(connection["labels"]["client"], f"unix:{os.getpid()}")
+        self.assertIn("main", [r["labels"]["reactor"] for r in self.results("reactor")])
+
+    def test_every_figure_has_a_schema(self):
+        self.use(self.client())
+        for target in ("node", "export", "connection", "reactor"):
+            schema = self.schema(target)
+            for result in self.results(target):
+                for name, value in self.figures(result).items():
+                    is_list = schema[name]["type"] == "log2-histogram"
+                    self.assertEqual(isinstance(value, list), is_list, name)
+                    self.assertEqual(schema[name].get("unit") == "seconds", name.endswith("-ns"), name)
+
+    def test_schemas_name_a_figure_once(self):
+        for listed in self.qmp.command("query-stats-schemas", provider="tidemark"):
+            names = [s["name"] for s in listed["stats"]]
+            self.assertEqual(len(set(names)), len(names), listed["target"])
+        schema = self.schema("node")
+        self.assertEqual(schema["read-operations"], {"name": "read-operations", "type": "cumulative", "exponent": 0})
+        self.assertEqual((schema["read-time-ns"]["base"], schema["read-time-ns"]["exponent"]), (10, -9))
+        self.assertEqual(schema["read-bytes"]["unit"], "bytes")
+        self.assertIn("copy-before-write-copied-bytes", schema)
+
+    def test_histograms_have_a_bin_for_each_power_of_two(self):
+        self.use(self.client())
+        tidemark.wait_until(lambda: self.replies() == 6, "the last reply to be counted")
+        figures = self.figures(self.results("export")[0])
+        own = self.qmp.command("x-tidemark-query-stats", target="export")[0]["stats"]["read-latency-ns"]
+        bins = figures["read-latency-ns"]
+        self.assertEqual(bins, [0] + own["bins"])
+        self.assertEqual(figures["read-latency-sum-ns"], own["sum"])
+        # Bin i ends below 2^i.
+        self.assertEqual(own["boundaries"][0], 2)
+        lowest = sum(n * 2 ** (i - 1) for i, n in enumerate(bins) if i > 0)
+        self.assertLessEqual(lowest, own["sum"])
+
+    def test_single_figures(self):
+        wanted = [{"provider": "tidemark", "names": ["read-bytes", "no-such-figure"]}]
+        for result in self.results("node", providers=wanted):
+            self.assertEqual([s["name"] for s in result["stats"]], ["read-bytes"])
+        self.assertEqual(self.results("node", providers=[]), [])
+        self.assertGreater(len(self.results("node", providers=[{"provider": "tidemark"}])[0]["stats"]), 9)
+
+    def test_refused(self):
+        for args in ({}, {"target": "vcpu"}, {"target": "node", "providers": [{"provider": "kvm"}]}):
+            with self.assertRaises(QmpError, msg=args):
+                self.qmp.command("query-stats", **args)
 
 
 class Drivers(ServedCase):

@@ -6,10 +6,12 @@ clusters of 64 KiB, one character each.
 
 import json
 import os
+import random
 import subprocess
+import time
 import unittest
 
-from tidemark import TestCase, compat, img, io, qemu, qemu_img, run
+from tidemark import TestCase, compat, img, io, qemu, qemu_img, run, tool
 
 CLUSTER = 65536
 
@@ -64,6 +66,14 @@ class Chain(TestCase):
                 for at in range(e["start"] // CLUSTER, -(-(e["start"] + e["length"]) // CLUSTER)):
                     drawing[at] = "1"
         return "".join(drawing)
+
+    def break_bitmaps(self, image):
+        """Leave the enabled bitmaps of an image marked in use, as a crash does."""
+        subprocess.run(
+            [qemu("qemu-io"), "-f", "qcow2", "-c", "write -P 88 7k 1k", "-c", "abort", image],
+            check=False,
+            capture_output=True,
+        )
 
 
 class Commit(Chain):
@@ -225,14 +235,6 @@ class Commit(Chain):
         listed = info["format-specific"]["data"]["bitmaps"]
         self.assertEqual({b["name"]: b["granularity"] for b in listed}["both"], 4096)
 
-    def break_bitmaps(self, image):
-        """Leave the enabled bitmaps of an image marked in use, as a crash does."""
-        subprocess.run(
-            [qemu("qemu-io"), "-f", "qcow2", "-c", "write -P 88 7k 1k", "-c", "abort", image],
-            check=False,
-            capture_output=True,
-        )
-
     def test_inconsistent_in_the_base_is_refused_before_anything_is_written(self):
         self.snapshot_bitmap("bitmap2")
         self.break_bitmaps(self.base)
@@ -295,6 +297,87 @@ class Commit(Chain):
         self.commit()
         for name in ("bitmap1", "bitmap2"):
             self.assertEqual(self.dirty(self.base, name), self.dirty(copies[0], name))
+
+
+class KilledCommit(Chain):
+    """`img commit` is killed at any time, and run again. What was frozen for it is as it was; each
+    bitmap that recorded has everything, or is inconsistent and says so; the overlay has everything
+    until the base has.
+    """
+
+    in_memory = True
+    clusters = 48
+
+    def make(self, frozen):
+        for name in ("base", "active"):
+            if os.path.exists(self.path(name + ".qcow2")):
+                os.unlink(self.path(name + ".qcow2"))
+        n = self.clusters
+        self.base = self.disk("base.qcow2", n)
+        self.draw(self.base, "A" * n)
+        self.bitmap(self.base, "bitmap1")
+        self.draw(self.base, "-B" * (n // 4))
+        self.bitmap(self.base, "bitmap1", "--disable")
+        self.bitmap(self.base, "bitmap2")
+        self.draw(self.base, "-" * (n // 2) + "-C" * (n // 4))
+        if frozen:
+            self.bitmap(self.base, "bitmap2", "--disable")
+        self.active = self.disk("active.qcow2", n, backing=self.base)
+        self.draw(self.active, "D-" * (n // 4))
+        self.bitmap(self.active, "bitmap3")
+        self.draw(self.active, "--E-" * (n // 4))
+        self.wanted = self.contents(self.active)
+        self.before = {name: self.dirty(self.base, name) for name in ("bitmap1", "bitmap2")}
+        self.before["bitmap3"] = self.dirty(self.active, "bitmap3")
+
+    def states(self, image):
+        info = json.loads(qemu_img("info", "--output=json", image).stdout)
+        listed = info["format-specific"]["data"].get("bitmaps", [])
+        return {b["name"]: b["flags"] for b in listed}
+
+    def kill_and_look(self, after):
+        """Whether the commit was killed before it ended."""
+        command = [*tool("img"), "commit", "-q", "-f", "qcow2", "-r", "8M", self.active]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            time.sleep(after)
+            process.kill()
+            process.wait()
+        self.assertEqual(self.contents(self.active), self.wanted)
+        self.assertNotIn("in-use", self.states(self.active)["bitmap3"])
+        self.assertEqual(self.dirty(self.active, "bitmap3"), self.before["bitmap3"])
+        self.assertEqual(self.dirty(self.base, "bitmap1"), self.before["bitmap1"])
+        return process.returncode != 0
+
+    def check_all(self, frozen, killed):
+        base = self.states(self.base)
+        self.assertEqual(self.contents(self.base), self.wanted)
+        self.assertEqual(base["bitmap1"], [])
+        self.assertEqual(self.dirty(self.base, "bitmap1"), self.before["bitmap1"])
+        self.assertEqual(base["bitmap3"], ["auto"])
+        self.assertTrue(covers(self.dirty(self.base, "bitmap3"), self.before["bitmap3"]))
+        if frozen:
+            self.assertEqual(base["bitmap2"], [])
+            self.assertEqual(self.dirty(self.base, "bitmap2"), self.before["bitmap2"])
+        elif "in-use" in base["bitmap2"]:
+            self.assertTrue(killed)
+        else:
+            wanted = union(self.before["bitmap2"], self.before["bitmap3"])
+            self.assertTrue(covers(self.dirty(self.base, "bitmap2"), wanted))
+
+    def test_killed_at_any_time(self):
+        """Twice, then once to the end. A bitmap of the base that was lost on the way has another
+        name, so that the commit is not refused.
+        """
+        seed = random.Random(os.environ.get("TIDEMARK_SEED", "1"))
+        for frozen in (True, False, True, False):
+            with self.subTest(frozen=frozen):
+                self.make(frozen)
+                killed = [self.kill_and_look(seed.uniform(0, 0.35)) for _ in range(2)]
+                if "in-use" in self.states(self.base).get("bitmap3", []):
+                    img("bitmap", "-f", "qcow2", "--remove", self.base, "bitmap3")
+                img("commit", "-q", "-f", "qcow2", self.active)
+                self.check_all(frozen, any(killed))
+                img("check", "-q", "-f", "qcow2", "-r", "leaks", self.base)
 
 
 class Rebase(Chain):

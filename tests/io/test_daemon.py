@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import time
 
@@ -113,6 +114,45 @@ class DaemonTest(tidemark.TestCase):
         server = self.daemon(*self.monitor("other"))
         with Qmp(self.path("other")) as other:
             self.assertEqual(other.command("query-version"), server.qmp.command("query-version"))
+
+    def test_a_pretty_monitor_has_the_same_answers(self):
+        """Long answers are put together in another way there."""
+        server = self.daemon(
+            "--chardev", f"socket,id=p,path={self.path('pretty')},server=on,wait=off",
+            "--monitor", "chardev=p,pretty=on",
+            "--blockdev", f"driver=qcow2,node-name=disk,file.driver=file,file.filename={self.create('d')}",
+            "--nbd-server", f"addr.type=unix,addr.path={self.path('nbd')}",
+            "--export", "nbd,id=e,node-name=disk", "--export", "nbd,id=f,node-name=disk,name=f",
+        )  # fmt: skip
+        with socket.socket(socket.AF_UNIX) as pretty:
+            pretty.connect(self.path("pretty"))
+            pretty.settimeout(tidemark.TIMEOUT)
+            text = ""
+
+            def receive():
+                nonlocal text
+                while True:
+                    try:
+                        value, end = json.JSONDecoder().raw_decode(text)
+                        text = text[end:].lstrip()
+                        return value
+                    except ValueError:
+                        text += pretty.recv(65536).decode()
+
+            receive()
+            for command, arguments in (
+                ("qmp_capabilities", {}),
+                ("query-named-block-nodes", {}),
+                ("query-block-exports", {}),
+                ("query-blockstats", {"query-nodes": True}),
+                ("query-blockstats", {}),
+            ):
+                request = {"execute": command, "arguments": arguments}
+                pretty.sendall(json.dumps(request).encode())
+                answer = receive()["return"]
+                if answer:
+                    self.assertEqual(len(answer), 2)
+                    self.assertEqual(answer, server.qmp.command(command, **arguments))
 
     def test_wait_waits_for_the_first_client(self):
         server = self.own(
@@ -298,7 +338,7 @@ class DaemonTest(tidemark.TestCase):
             ("node-name='b'", "--export", "nbd,id=a,node-name=b"),
             ("Parameter 'x' is unexpected", "--export", "nbd,id=a,node-name=b,x=1"),
             ("Parameter 'writable'", "--export", "nbd,id=a,node-name=b,writable=maybe"),
-            ("'fuse'", "--export", "fuse,id=a,node-name=b,mountpoint=m"),
+            ("vhost-user-blk", "--export", "vhost-user-blk,id=a,node-name=b"),
             ("Parameter 'addr.path' is missing", "--nbd-server", "addr.type=unix"),
             ("Parameter 'addr.cid' is missing", "--nbd-server", "addr.type=vsock"),
             ("127.0.0.1:70000", "--nbd-server", "addr.type=inet,addr.host=127.0.0.1,addr.port=70000"),

@@ -155,10 +155,15 @@ class DaemonEndTest(tidemark.TestCase):
         self.write(self.client(b"disk"))
         client = self.client(b"hung")
         self.write(client)
-        os.kill(below.pid, signal.SIGSTOP)
+        tidemark.freeze(below.pid)
         client.request(WRITE, 0, 512, payload=bytes(512))
-        time.sleep(0.2)
+        tidemark.wait_until(lambda: self.in_flight(server, "hung"), "the request that hangs", 60)
         return server
+
+    def in_flight(self, server, node):
+        """How many operations on a node have not ended."""
+        found = server.qmp.command("x-tidemark-query-stats", target="node")
+        return sum(f["stats"].get("in-flight", 0) for f in found if f["labels"]["node"] == node)
 
     def assert_ended_in_haste(self, server):
         self.assertIn("export 'hung' on node 'hung' cannot be closed", server.log())

@@ -55,7 +55,7 @@ class LimitTest(tidemark.TestCase):
         self.nothing_more()
         sector, second = self.bad()
         self.assertEqual(sector, 30)
-        self.assertGreater(second - first, 0.9)
+        self.assertGreater(second - first, 0.5)  # the first may have been read late
         self.assertLess(second - first, 5)
         # An event that was late begins a second of its own.
         self.read(20)

@@ -235,7 +235,7 @@ class BadTemporaryImages(FleecingCase):
         self.add_view(temp={"driver": "nbd", "server": {"type": "unix", "path": below.socket}},
                       **self.BREAKS)  # fmt: skip
         guest, reader = self.client("guest-disk"), self.client("view")
-        os.kill(below.pid, signal.SIGSTOP)
+        tidemark.freeze(below.pid)
         self.assert_unharmed(self.write_all_over(guest), reader)
         self.assertEqual(self.figures()["timeouts"], 1)
         # The copy that timed out goes on; commands that stop the guest for a moment don't wait.
@@ -258,7 +258,7 @@ class BadTemporaryImages(FleecingCase):
         self.add_view(temp={"driver": "nbd", "server": {"type": "unix", "path": below.socket}},
                       **self.BREAKS)  # fmt: skip
         guest = self.client("guest-disk")
-        os.kill(below.pid, signal.SIGSTOP)
+        tidemark.freeze(below.pid)
         self.write(guest, 0x22, 0, 4096)
         begun = time.monotonic()
         os.kill(self.server.pid, signal.SIGTERM)

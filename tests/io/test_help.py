@@ -13,7 +13,7 @@ class Help(TestCase):
     def texts(self):
         """Each command and its --help."""
         faces = re.findall(
-            r"^  ([a-z]+) +\w", self.section(run(TIDEMARK, "--help").stdout, "faces"), re.M
+            r"^  ([a-z-]+) +\w", self.section(run(TIDEMARK, "--help").stdout, "faces"), re.M
         )
         for face in faces:
             yield f"tidemark {face}", run(*tool(face), "--help").stdout

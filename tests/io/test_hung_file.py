@@ -105,7 +105,9 @@ class HungFile(HungFileCase):
         tidemark.img("bitmap", "-f", "qcow2", "--add", disk, "x")
         tidemark.io(disk, "write -P 7 0 1M", fmt="qcow2")
         file = {"driver": "file", "filename": disk}
-        qmp.command("blockdev-add", driver="qcow2", node_name="disk", file=file)
+        qmp.command(
+            "blockdev-add", driver="qcow2", node_name="disk", file=file, durable_bitmaps="off"
+        )
         qmp.command("block-dirty-bitmap-clear", node="disk", name="x")
         self.assertIn("in-use", self.bitmap_flags(disk))
         self.use(self.client("good"))

@@ -37,6 +37,17 @@ class Create(TestCase):
         )
         self.assertIn("cluster_size=131072", out)
 
+    def test_an_option_that_begins_with_no_is_switched_off(self):
+        _, out, _ = self.both("-f", "qcow2", "-o", "lazy_refcounts,nolazy_refcounts", "FILE", "1M")
+        self.assertIn("lazy_refcounts=off", out)
+        self.both("-f", "qcow2", "-o", "nofoo", "FILE", "1M", check=False)
+        self.both("-f", "qcow2", "-o", "nocow", "FILE", "1M", check=False)
+
+    def test_sizes_with_fractions_are_rounded(self):
+        for text, size in (("1.1M", 1153434), ("1.999k", 2047), ("1.", 1), ("0x1b", 27)):
+            _, out, _ = self.both("-f", "raw", "FILE", text)
+            self.assertIn(f"size={size}\n", out)
+
     def test_refcount_table_that_one_block_cannot_count(self):
         disk = self.path("disk.qcow2")
         small = "cluster_size=512,refcount_bits=64,preallocation=metadata"

@@ -7,6 +7,7 @@ import re
 import shutil
 import unittest
 
+from nbd_server import NbdServer, QemuNbd
 from tidemark import TestCase, compat, img, io, qemu, qemu_img, qemu_io, run, tool
 
 
@@ -123,6 +124,22 @@ class Info(TestCase):
             (f"json:{{'driver':'qcow2','file':{{'filename':'{path}'}}}}",),
         ):
             self.assertIn("virtual size: 2 MiB", img("info", *words).stdout)
+
+    def test_a_format_beside_a_json_filename_is_the_one_that_counts(self):
+        path = self.path("x.qcow2")
+        img("create", "-q", "-f", "qcow2", path, "1M")
+        file = {"driver": "file", "filename": path}
+        for named in ("raw", "qcow2"):
+            for format in ("raw", "qcow2"):
+                name = "json:" + json.dumps({"driver": named, "file": file})
+                words = ("info", "-f", format, "--output=json", name)
+                ours, theirs = (json.loads(tool(*words).stdout) for tool in (img, qemu_img))
+                self.assertEqual(ours["format"], format)
+                self.assertEqual(ours["virtual-size"], theirs["virtual-size"])
+        # A driver without a file can't be another format.
+        for tool in (img, qemu_img):
+            result = tool("info", "-f", "qcow2", "json:" + json.dumps(file), check=False)
+            self.assertEqual(result.returncode, 1)
 
     def test_bad_output_form_is_refused(self):
         result = img("info", "--output=xml", self.create("a.raw", "1M", "raw"), check=False)
@@ -376,6 +393,39 @@ class Check(TestCase):
         f.seek(48)
         f.seek(int.from_bytes(f.read(8), "big"))
         return int.from_bytes(f.read(8), "big")
+
+
+class InUse(TestCase):
+    """A raw disk that a server writes to may be read; with metadata, or to copy it, it may not."""
+
+    def test_both_readers_with_both_servers(self):
+        raw, other = (self.create(name, "1M", "raw") for name in ("a.raw", "b.raw"))
+        qcow2 = self.create("c.qcow2", "1M")
+        overlay = self.path("d.qcow2")
+        img("create", "-q", "-f", "qcow2", "-b", raw, "-F", "raw", overlay)
+        readers = (
+            ("map", "-f", "raw", raw), ("map", overlay), ("compare", "-f", "raw", raw, other),
+            ("compare", overlay, other), ("measure", "-f", "raw", "-O", "qcow2", raw),
+            ("dd", "-f", "raw", "-O", "raw", f"if={raw}", f"of={self.path('e')}"),
+            ("bench", "-c", "1", "-f", "raw", raw), ("snapshot", "-l", raw), ("info", raw),
+        )  # fmt: skip
+        refused = (
+            ("convert", "-f", "raw", "-O", "raw", raw, self.path("e")),
+            ("convert", "-O", "raw", overlay, self.path("e")),
+            ("map", qcow2), ("compare", qcow2, other), ("info", qcow2),
+        )  # fmt: skip
+        for server in NbdServer, QemuNbd:
+            servers = [
+                server(self.dir, "-f", fmt, path, name=fmt)
+                for fmt, path in (("raw", raw), ("qcow2", qcow2))
+            ]
+            for program in img, qemu_img:
+                for words in readers:
+                    program(*words)
+                for words in refused:
+                    self.assertIn("lock", program(*words, check=False).stderr)
+            for process in servers:
+                process.stop()
 
 
 if __name__ == "__main__":

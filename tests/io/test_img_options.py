@@ -3,9 +3,11 @@
 
 import json
 import os
+import re
+import subprocess
 import unittest
 
-from tidemark import TestCase, img, io, qemu_img
+from tidemark import TIDEMARK, TestCase, compat, img, io, qemu_img, run
 
 LONG = {
     "amend": "quiet progress format image-opts cache force options object",
@@ -37,12 +39,59 @@ class Grammar(TestCase):
         self.assertEqual(result.returncode, 1)
         self.assertIn(message, result.stderr)
 
+    def test_object_help_is_printed_by_every_command(self):
+        operands = {"compare": 2, "convert": 2, "create": 2, "resize": 2, "bitmap": 2}
+        more = {"amend": ("-o", "size=1M"), "bitmap": ("--add",), "rebase": ("-b", "y"), "snapshot": ("-l",)}
+        for command, options in LONG.items():
+            if "object" not in options.split():
+                continue
+            files = ("if=x", "of=y") if command == "dd" else ("x", "1M")[: operands.get(command, 1)]
+            for value, text in (("help", "List of user creatable objects:\n"), ("secret,help", "secret options:\n")):
+                with self.subTest(command=command, value=value):
+                    result = img(command, "--object", value, *more.get(command, ()), *files)
+                    self.assertTrue(result.stdout.startswith(text), result.stdout)
+
+    def test_object_help_needs_nothing_else(self):
+        lists = "List of user creatable objects:\n"
+        for name in ("qemu-img info", "qemu-img convert", "qemu-img create", "qemu-io", "qemu-nbd"):
+            program, *command = name.split()
+            for value, text in (("help", lists), ("?", lists), ("secret,?", "secret options:\n")):
+                with self.subTest(name=name, value=value):
+                    result = run(compat(program), *command, "--object", value, check=False)
+                    self.assertEqual(result.returncode, 0, result.stderr)
+                    self.assertTrue(result.stdout.startswith(text), result.stdout)
+            # An object before it is made first.
+            result = run(
+                compat(program), *command, "--object", "secret,id=s", "--object", "help", check=False
+            )
+            self.assertEqual((result.returncode, result.stdout), (1, ""))
+
     def test_the_first_help_names_what_programs_look_for(self):
         """Programs take an option that it does not name for one that is not there."""
         text = img("--help").stdout
         for option in ("--object", "--image-opts", "-U"):
             self.assertRegex(text, rf"(?m)^ +{option} ")
         self.assertRegex(text, r"(?m)^Supported formats:.* qcow2 ")
+        # What only jobs open is no format for users.
+        for format in ("commit_top", "mirror_top", "tidemark-sealed"):
+            self.assertNotIn(format, text)
+            result = img("info", "-f", format, "null-co://", check=False)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn(format, result.stderr)
+
+    def test_the_help_of_qemus_name_has_the_syntax_of_each_command_in_one_line(self):
+        """Programs search it for "info ... [-U]", and for options of one command."""
+        whole = run(compat("qemu-img"), "--help").stdout
+        for command, option in (
+            ("info", "[-U]"),
+            ("compare", "[-U]"),
+            ("convert", "[--target-image-opts]"),
+            ("bitmap", "[-g SIZE]"),
+        ):
+            own = run(compat("qemu-img"), command, "--help").stdout
+            for text in (whole, own):
+                self.assertRegex(text, rf"(?m)\s{command} \[.*{re.escape(option)}")
+        self.assertNotIn("[-U]", img("--help").stdout)
 
     def test_a_list_that_is_none_is_no_request_for_help(self):
         disk, new = self.create("disk.qcow2", "1M"), self.path("new.qcow2")
@@ -207,7 +256,7 @@ class Refused(TestCase):
             (("info", "-x", "a"), "invalid option -- 'x'\n"),
             (("info", "-qx", "a"), "invalid option -- 'q'\n"),
             (("info", "--foo", "a"), "unrecognized option '--foo'\n"),
-            (("info", "--foo=1", "a"), "unrecognized option '--foo'\n"),
+            (("info", "--foo=1", "a"), "unrecognized option '--foo=1'\n"),
             (("info", "--force-share=1", "a"), "option '--force-share' doesn't allow an argument\n"),
             (("info", "-f"), "option requires an argument -- 'f'\n"),
             (("info", "--object"), "option '--object' requires an argument\n"),
@@ -236,6 +285,50 @@ class Refused(TestCase):
         ):
             with self.subTest(message=message):
                 self.refused(message, *arguments)
+
+    def test_words_that_programs_look_for(self):
+        """They tell a limit of the file system, or of the format, from other failures."""
+        disk, missing = self.create("disk.raw", "1M", fmt="raw"), self.path("missing/x")
+        key = self.path("key")
+        with open(key, "wb") as out:
+            out.write(b"\xff\x00key")
+        no_text = "Data from secret k is not valid UTF-8"
+        create = ("create", "--object", f"secret,id=k,file={key}")
+        for message, *arguments in (
+            ("The image size is too large for file format 'raw'",
+             "create", "-f", "raw", self.path("big"), "7E"),
+            ("qemu-img: Could not resize file: File too large", "resize", "-f", "raw", disk, "7E"),
+            ("Unsupported preallocation mode: metadata",
+             "resize", "-f", "raw", "--preallocation=metadata", disk, "2M"),
+            (f"{missing}: error while creating output image: Could not create",
+             "dd", f"if={disk}", f"of={missing}"),
+            ("x:y: Unknown protocol 'x'\n", "create", "-f", "qcow2", "x:y", "1M"),
+            ("Could not open 'json:{': Could not parse the JSON options: ", "info", "json:{"),
+            ("Cannot grow device files", "create", "-f", "raw", "/dev/null", "1M"),
+            (no_text, *create, "-f", "luks", "-o", "key-secret=k", self.path("luks"), "1M"),
+            (no_text, *create, "-f", "qcow2", "-o", "encrypt.format=luks,encrypt.key-secret=k",
+             self.path("qcow2"), "1M"),
+        ):
+            with self.subTest(message=message):
+                result = run(compat("qemu-img"), *arguments, check=False)
+                self.assertEqual(result.returncode, 1)
+                self.assertIn(message, result.stderr)
+        self.refused("Can't store persistent bitmaps to #block", "bitmap", "--add", "-f", "raw", disk, "b")
+
+    def test_a_reader_that_is_gone_is_no_error_under_qemus_names(self):
+        """As with `qemu-img info | grep -q`, where a script checks the status of both."""
+        disk = self.create("disk.raw", "1M", fmt="raw")
+        for command, expected in (((compat("qemu-img"), "info"), 0), ((TIDEMARK, "img", "info"), 1)):
+            reader, writer = os.pipe()
+            os.close(reader)
+            with self.subTest(command=command):
+                status = subprocess.run([*command, disk], stdout=writer, stderr=subprocess.DEVNULL, check=False)
+                self.assertEqual(status.returncode, expected)
+            os.close(writer)
+        closed = run("sh", "-c", '"$0" info "$1" >&-', compat("qemu-img"), disk)
+        self.assertEqual(closed.stderr, "")
+        full = run("sh", "-c", '"$0" info "$1" >/dev/full', compat("qemu-img"), disk, check=False)
+        self.assertEqual((full.returncode, full.stderr), (1, "qemu-img: Could not write to standard output\n"))
 
     def test_a_backing_file_and_its_format_come_together(self):
         target = self.path("target")

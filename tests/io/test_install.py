@@ -26,12 +26,29 @@ class Install(TestCase):
         self.assertEqual(pages, sorted(os.listdir(os.path.join(SOURCE, "man"))))
         self.assertIn(f"{prefix}/share/bash-completion/completions/tidemark", found)
         units = [path for path in found if "/systemd/system/" in path]
-        self.assertEqual(len(units), 3, units)
+        self.assertEqual(len(units), 11, units)
         for path in units:
             with open(os.path.join(target, path), encoding="utf-8") as unit:
-                for program in re.findall(r"^ExecStart=(\S+) (\w+)", unit.read(), re.M):
+                for program in re.findall(r"^Exec\w+=-?(\S+) ([\w-]+)", unit.read(), re.M):
                     self.assertEqual(program[0], f"/{prefix}/bin/tidemark")
-                    self.assertIn(program[1], ("daemon", "nbd"))
+                    self.assertIn(program[1], ("daemon", "nbd", "backup", "verify", "metrics",
+                                               "audit", "test-restore"))  # fmt: skip
+        self.assert_units_are_right(target, f"{target}/{prefix}", f"/{prefix}")
+
+    def assert_units_are_right(self, target, installed, prefix):
+        """As systemd reads them, with the program where it is for this test."""
+        units = os.path.join(installed, "lib", "systemd", "system")
+        for name in os.listdir(units):
+            path = os.path.join(units, name)
+            with open(path, encoding="utf-8") as f:
+                text = f.read().replace(f"{prefix}/bin/", f"{target}{prefix}/bin/")
+            with open(path, "w", encoding="utf-8") as f:
+                f.write(text)
+        names = [
+            os.path.join(units, name.replace("@.", "@disk.")) for name in sorted(os.listdir(units))
+        ]
+        result = run("systemd-analyze", "verify", "--man=no", *names, check=False)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
 
 
 class Completion(TestCase):
@@ -51,8 +68,44 @@ class Completion(TestCase):
         self.assertEqual(self.complete("tidemark", "re"), ["restore", "repair"])
         self.assertIn("daemon", self.complete("tidemark", ""))
 
+    def test_faces_for_zsh(self):
+        """With stand-ins for the functions of its completion system."""
+        script = (
+            "_describe() { print -l -- ${(P)2} }; compadd() { shift; print -l -- $@ }; "
+            "_files() { print FILES }; words=($@); CURRENT=$#; . $SCRIPT"
+        )
+
+        def complete(*words):
+            env = {**os.environ, "SCRIPT": os.path.join(SOURCE, "dist", "_tidemark")}
+            words = [TIDEMARK if w == "tidemark" else w for w in words]
+            return run("zsh", "-f", "-c", script, "zsh", *words, env=env).stdout.splitlines()
+
+        self.assertIn("restore:write a disk as it was at the time of a backup",
+                      complete("tidemark", ""))  # fmt: skip
+        self.assertIn("--shrink", complete("tidemark", "img", "resize", "-"))
+        self.assertIn("--writable", complete("tidemark", "serve", "--w"))
+        self.assertEqual(complete("tidemark", "img", "info", "dis"), ["FILES"])
+        self.assertTrue(any(c.startswith("rebase:") for c in complete("tidemark", "img", "")))
+
+    def test_faces_for_fish(self):
+        def complete(line):
+            self.complete("tidemark", "")
+            script = f'set PATH $PWD/bin $PATH; source {SOURCE}/dist/tidemark.fish; complete -C "{line}"'
+            return run("fish", "--no-config", "-c", script).stdout.splitlines()
+
+        self.assertIn("restore\twrite a disk as it was at the time of a backup",
+                      complete("tidemark res"))  # fmt: skip
+        self.assertEqual(complete("tidemark img resize --shr"), ["--shrink"])
+        self.assertEqual([c.split("\t")[0] for c in complete("tidemark img reb")],
+                         ["rebase", "rebuild-chain"])  # fmt: skip
+        with open("disk.raw", "w", encoding="ascii"):
+            pass
+        self.assertEqual(complete("tidemark img info dis"), ["disk.raw"])
+
     def test_sub_commands(self):
-        self.assertEqual(self.complete("tidemark", "img", "re"), ["rebase", "resize"])
+        self.assertEqual(
+            self.complete("tidemark", "img", "re"), ["rebase", "rebuild-chain", "resize"]
+        )
         self.assertEqual(self.complete("qemu-img", "me"), ["measure"])
 
     def test_options(self):

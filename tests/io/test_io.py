@@ -156,6 +156,15 @@ class OfOurOwn(TestCase):
         ):
             self.assertIn(complaint, open_with(sizes, check=False).stderr)
 
+    def test_open_takes_options_as_the_command_line_does(self):
+        path = self.create("a.raw", "1M", "raw")
+        for program in (compat("qemu-io"), qemu("qemu-io")):
+            node = f"driver=raw,file.driver=file,file.filename={path}"
+            result = run(program, "--image-opts", "-c", f"open {node}", "-c", "length")
+            self.assertIn("1 MiB", result.stdout)
+            result = run(program, "--image-opts", "-c", f"open -o {node}", check=False)
+            self.assertIn("--image-opts and 'open -o' are mutually exclusive", result.stdout + result.stderr)
+
     def test_many_requests_in_flight(self):
         path = self.create("a.raw", "8M", "raw")
         writes = [f"aio_write -q -P {i} {i * 64}k 64k" for i in range(1, 101)]

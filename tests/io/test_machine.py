@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stand-in for QEMU's system emulator: build/compat/qemu-system-x86_64."""
 
+import json
 import os
 import subprocess
 import unittest
 
 from machine import MACHINE, QUIET, Machine
 from qmp import QmpError
-from tidemark import TIMEOUT, TestCase, io
+from tidemark import TIMEOUT, TestCase, img, io
 
 
 def monitor(folder, lines, *options):
@@ -40,6 +41,15 @@ class MachineCase(TestCase):
         with self.assertRaises(QmpError) as caught:
             machine.qmp.command(name, **arguments)
         return caught.exception.desc
+
+
+class VersionTest(TestCase):
+    def test_the_first_line_is_that_of_an_emulator(self):
+        """Programs take its fourth word as the version."""
+        result = subprocess.run(
+            [MACHINE, "--version"], stdout=subprocess.PIPE, text=True, timeout=TIMEOUT, check=True
+        )
+        self.assertRegex(result.stdout, r"^QEMU emulator version \d+\.\d+\.\d+ \(.*\)$")
 
 
 class MonitorTest(MachineCase):
@@ -106,6 +116,69 @@ class DiskTest(MachineCase):
         self.assertEqual([d["removable"] for d in disks], [False, True, True])
         self.assertEqual(["inserted" in d for d in disks], [True, False, False])
         self.assertEqual([d.get("tray_open") for d in disks], [None, False, None])
+
+    def test_devices_have_places_on_buses(self):
+        """The sentences are those of QEMU 7.2."""
+        for wanted, *args in (
+            ("No 'SCSI' bus found for device 'scsi-cd'", "-device", "scsi-cd"),
+            ("Bus 's' not found", "-device", "virtio-scsi,id=s", "-device", "scsi-cd,bus=s"),
+            ("Device 'scsi-cd' can't go on IDE bus", "-device", "scsi-cd,bus=ide.0"),
+            ("Can't create IDE unit 3, bus supports only 2 units", "-device", "ide-cd,unit=3"),
+            ("IDE unit 1 is in use", "-drive", "if=ide,index=1,media=cdrom",
+             "-device", "ide-cd,bus=ide.0,unit=1"),
+            ("Floppy unit 0 is in use", "-fda", "disk.qcow2", "-device", "floppy,unit=0"),
+            ("Can't create floppy unit 2, bus supports only 2 units", *["-device", "floppy"] * 3),
+            ("No drive specified", "-device", "ide-hd"),
+            ("drive property not set", "-device", "virtio-blk"),
+            ("drive property not set", "-device", "virtio-blk,drive="),
+            ("Parameter 'id' expects an identifier", "-device", "floppy,id=a/b"),
+            ("Parameter 'id' expects an identifier", "-device", "floppy,id="),
+            ("Parameter 'drive-type' does not accept value '5'", "-device", "floppy,drive-type=5"),
+            ("Physical and logical block size must be 512 for floppy",
+             "-device", "floppy,physical_block_size=4096"),
+            ("machine type does not support if=scsi,bus=0,unit=1", "-drive", "if=scsi,unit=1"),
+            ("machine type does not support if=ide,bus=2,unit=0", "-drive", "if=ide,bus=2"),
+            ("unit 2 too big (max is 1)", "-drive", "if=ide,unit=2"),
+            ("index cannot be used with bus and unit", "-drive", "index=1,unit=0"),
+            ("werror is not supported by this bus type", "-drive", "if=floppy,werror=stop"),
+            ("'tape' invalid media", "-drive", "if=none,media=tape"),
+            ("Duplicate ID 'd' for drive", *["-drive", "if=none,id=d"] * 2),
+            ("Parameter 'id' expects an identifier", "-drive", "if=none,id=1"),
+            ('A block device must be specified for "file"', "-drive", "if=none,driver=qcow2"),
+            ("Drive 'd' is already in use because it has been automatically connected",
+             "-drive", "if=virtio,id=d,file=disk.qcow2", "-device", "ide-hd,drive=d"),
+        ):  # fmt: skip
+            with self.subTest(wanted):
+                result = subprocess.run(
+                    [MACHINE, *QUIET, *args, "-monitor", "stdio"], stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT,
+                    cwd=self.dir,
+                )  # fmt: skip
+                self.assertIn(wanted, result.stderr)
+                self.assertEqual(result.returncode, 1)
+
+    def test_floppies_and_controllers(self):
+        with self.machine(
+            *("-fdb", "disk.qcow2"),
+            *("-device", "floppy,id=f"),
+            *("-device", "virtio-scsi,id=s", "-device", "scsi-cd,id=c,bus=s.0"),
+        ) as machine:
+            text = machine.hmp("info block").replace("\r", "")
+        self.assertRegex(text, r"floppy1 \(#block\d+\): disk.qcow2 \(qcow2\)\n")
+        self.assertIn("\nf: [not inserted]\n    Attached to:      f\n", text)
+        self.assertIn("\nc: [not inserted]\n", text)
+
+    def test_the_option_snapshot_protects_all_drives(self):
+        with self.machine(
+            "-snapshot", "-drive", "file=disk.qcow2,if=none,id=d",
+            "-drive", "file=disk.qcow2,if=none,id=w,snapshot=off,read-only=on",
+        ) as machine:  # fmt: skip
+            inserted = self.disk(machine)["inserted"]
+            self.assertEqual(inserted["backing_file_depth"], 1)
+            self.assertTrue(inserted["cache"]["no-flush"])
+            machine.hmp('qemu-io d "write -P 9 0 64k"')
+            self.assertNotIn("failed", machine.hmp('qemu-io w "read -P 0 0 64k"'))
+        io(self.path("disk.qcow2"), "read -P 0 0 64k", fmt="qcow2")
 
     def test_commands_take_the_name_of_a_drive(self):
         with self.machine("-drive", "file=disk.qcow2,if=none,id=d") as machine:
@@ -287,7 +360,7 @@ class ObjectTest(MachineCase):
             *("-name", "guest=the disks,process=p"),
             *("-blockdev", "qcow2,node-name=n,file.driver=file,file.filename=disk.qcow2"),
             *("-blockdev", "qcow2,node-name=f,file.driver=file,file.filename=fleece.qcow2"),
-            *("-device", "scsi-hd,id=d,drive=n"),
+            *("-device", "virtio-scsi", "-device", "scsi-hd,id=d,drive=n"),
         ) as machine:
             command = machine.qmp.command
             self.assertEqual(command("query-name"), {"name": "the disks"})
@@ -308,8 +381,8 @@ class ObjectTest(MachineCase):
             self.assertEqual(command("query-block")[0]["inserted"]["node-name"], "n")
 
     def test_what_is_refused(self):
-        with self.machine("-blockdev", "null-co,node-name=n,size=1M", "-device",
-                          "scsi-hd,id=d,drive=n") as machine:  # fmt: skip
+        with self.machine("-blockdev", "null-co,node-name=n,size=1M", "-device", "virtio-scsi",
+                          "-device", "scsi-hd,id=d,drive=n") as machine:  # fmt: skip
             self.assertEqual(machine.qmp.command("query-name"), {})
             for path, name, value, wanted in (
                 ("nope", "drive", "n", "Device 'nope' not found"),
@@ -322,6 +395,249 @@ class ObjectTest(MachineCase):
                         machine, "qom-set", path=path, property=name, value=value
                     )
                     self.assertEqual(desc, wanted)
+
+
+class ServerTest(MachineCase):
+    """Commands of the human monitor about exports, limits, snapshots, objects and drives."""
+
+    DRIVE = ("-drive", "if=none,id=d,file=disk.qcow2,node-name=n", "-device", "virtio-blk,drive=d")
+
+    def lines(self, *lines):
+        status, text = self.monitor(list(lines), *self.DRIVE)
+        self.assertEqual(status, 0)
+        return [line for line in text.splitlines()[1:] if line and not line.startswith("(qemu) ")]
+
+    def size(self):
+        info = img("info", "--output=json", self.path("disk.qcow2")).stdout
+        return json.loads(info)["virtual-size"]
+
+    def test_exports(self):
+        self.assertEqual(
+            self.lines(
+                "nbd_server_start unix:s.sock", "nbd_server_add d", "nbd_server_add -w d",
+                "nbd_server_add n other", "nbd_server_remove other", "nbd_server_remove other",
+                "nbd_server_start unix:t.sock", "nbd_server_stop", "nbd_server_stop",
+                "nbd_server_start -w unix:t.sock", "nbd_server_start -a unix:t.sock",
+                "nbd_server_add d", "nbd_server_start here", "nbd_server_add nope",
+            ),
+            ["Error: Block export id 'd' is already in use",
+             "Error: Export 'other' is not found",
+             "Error: NBD server already running",
+             "Error: NBD server not running",
+             "Error: -w only valid together with -a",
+             "Error: Block export id 'd' is already in use",
+             "Error: error parsing address 'here'",
+             "Error: Cannot find device='nope' nor node-name='nope'"],
+        )  # fmt: skip
+
+    def test_limits(self):
+        (line,) = (
+            line for line in self.lines("block_set_io_throttle d 0x100000 0 0 0 5 7", "info block d")
+            if "throttling" in line
+        )  # fmt: skip
+        self.assertIn(" bps=1048576 bps_rd=0 bps_wr=0 ", line)
+        self.assertIn(" iops_rd=5 iops_wr=7 ", line)
+        self.assertTrue(line.endswith(" group=d"))
+        self.assertEqual(
+            self.lines("block_job_set_speed d 5"), ["Error: Block job 'd' not found"]
+        )
+        self.assertEqual(
+            self.lines("block_set_io_throttle d 1k 0 0 0 0 0", "block_set_io_throttle d -1 0 0 0 0 0"),
+            ["invalid char 'k' in expression",
+             'Try "help block_set_io_throttle" for more information',
+             "Error: bps/iops/max values must be within [0, 1000000000000000]"],
+        )  # fmt: skip
+
+    def test_a_size_without_a_unit_counts_mebibytes(self):
+        self.create("mirror.qcow2", "1M")
+        lines = self.lines(
+            "drive_mirror -n d mirror.qcow2",
+            *(f"block_job_set_speed d {speed}\ninfo block-jobs" for speed in ("10", "1.5", "0x2", "100k")),
+            "block_job_set_speed d x",
+        )  # fmt: skip
+        self.assertEqual(
+            [line.split(", ")[-1] for line in lines],
+            [f"speed limit {speed} bytes/s" for speed in (10 << 20, 3 << 19, 2 << 20, 100 << 10)]
+            + ["invalid size", 'Try "help block_job_set_speed" for more information'],
+        )
+
+    def test_resizes(self):
+        for words in ("17592186044417", "0x100000000000", "nope"):
+            lines = self.lines(f"block_resize d {words}")
+            self.assertEqual(
+                lines, ["invalid size", 'Try "help block_resize" for more information']
+            )
+            self.assertEqual(self.size(), 1 << 20)
+        for words, mebibytes in (("0x52", 82), ("82.5", 82.5), ("83M", 83), ("84", 84)):
+            self.assertEqual(self.lines(f"block_resize d {words}"), [])
+            self.assertEqual(self.size(), mebibytes * (1 << 20))
+
+    def test_figures(self):
+        lines = self.lines('qemu-io d "aio_read -q 0 64k"', 'qemu-io d "aio_flush"', "info blockstats")
+        self.assertRegex(lines[-1], r"^d: rd_bytes=65536 wr_bytes=0 rd_operations=1 .*idle_time_ns")
+
+    def test_internal_snapshots_and_objects(self):
+        self.assertEqual(
+            self.lines(
+                "snapshot_blkdev_internal d s", "snapshot_delete_blkdev_internal d s",
+                "snapshot_delete_blkdev_internal d s", "object_add iothread,id=t", "object_del t",
+                "object_del t", "help nope", "info nope",
+            ),
+            ["Error: Snapshot with id 'null' and name 's' does not exist on device 'd'",
+             "Error: object 't' not found", "unknown command: 'nope'",
+             "unknown command: 'info nope'"],
+        )  # fmt: skip
+
+    def test_a_drive_that_is_deleted_leaves_its_device(self):
+        self.assertEqual(
+            self.lines("drive_del d", "info block", "drive_del d", "drive_add 0 if=none,id=d",
+                       "drive_add 0 if=none,id=d"),
+            ["/machine/peripheral-anon/device[0]/virtio-backend: [not inserted]",
+             "    Attached to:      /machine/peripheral-anon/device[0]/virtio-backend",
+             "Device 'd' not found", "OK", "Duplicate ID 'd' for drive"],
+        )  # fmt: skip
+        self.assertEqual(
+            self.lines("drive_add -n 0 driver=null-co,node-name=x", "drive_del x", "info block x"),
+            [],
+        )
+
+
+    def test_more_drives_than_a_word_has_bits(self):
+        drives = [("-drive", f"if=none,id=n{i},driver=null-co") for i in range(70)]
+        drives.append(("-drive", "if=virtio,index=64,driver=null-co,read-zeroes=on"))
+        status, text = self.monitor(["info block"], *(word for drive in drives for word in drive))
+        self.assertEqual(status, 0, text)
+        self.assertIn("\nn69 (", text)
+        self.assertIn("\nvirtio64 (", text)
+
+
+class CommitTest(MachineCase):
+    """commit of the human monitor."""
+
+    def test_what_the_image_has_goes_into_its_backing_file(self):
+        base = self.create("base.qcow2", "1M")
+        io(base, "write -P 1 0 1M", fmt="qcow2")
+        top = self.create("top.qcow2", "2M", options=["-b", base, "-F", "qcow2"])
+        io(top, "write -P 2 0 64k", "write -z 128k 64k", "write -P 3 1M 64k", fmt="qcow2")
+        status, output = self.monitor(
+            ["commit d", 'qemu-io d "read -P 2 0 64k"', 'qemu-io d "write -P 4 64k 64k"'],
+            "-drive", f"if=none,id=d,file={top}",
+        )  # fmt: skip
+        self.assertEqual(status, 0)
+        self.assertNotIn("rror", output)
+        self.assertNotIn("failed", output)
+        io(base, "read -P 2 0 64k", "read -P 1 64k 64k", "read -P 0 128k 64k",
+           "read -P 1 192k 832k", "read -P 3 1M 64k", fmt="qcow2")  # fmt: skip
+        io(top, "read -P 4 64k 64k", "read -P 3 1M 64k", fmt="qcow2")
+        img("check", "-q", top)
+        self.assertLess(os.stat(top).st_size, 600 << 10)
+
+    def test_all_disks(self):
+        options = []
+        for n in range(2):
+            base = self.create(f"b{n}", "1M", fmt="raw")
+            top = self.create(f"t{n}", "1M", options=["-b", base, "-F", "raw"])
+            io(top, f"write -P {n + 5} 0 64k", fmt="qcow2")
+            options += ["-drive", f"if=none,id=d{n},format=qcow2,file={top}"]
+        self.monitor(["commit all"], *options, "-drive", "if=none,id=empty")
+        for n in range(2):
+            io(self.path(f"b{n}"), f"read -P {n + 5} 0 64k", fmt="raw")
+
+    def test_what_is_refused(self):
+        _, output = self.monitor(
+            ["commit nope", "commit e", "commit d"],
+            "-drive", "if=none,id=e", "-drive", "if=none,id=d,file=disk.qcow2",
+        )  # fmt: skip
+        for sentence in ("Device 'nope' not found", "Device 'e' has no medium",
+                         "'commit' error for 'd': Operation not supported"):  # fmt: skip
+            self.assertIn("\n" + sentence, output)
+
+
+class LimitsTest(MachineCase):
+    """block_set_io_throttle, and throttling.* of -drive."""
+
+    NONE = {"bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0}
+
+    def drive(self, n, more=""):
+        return ["-drive", f"if=none,id=d{n},driver=null-co,read-zeroes=on{more}"]
+
+    def limit(self, machine, device, **limits):
+        answer = self.answer(machine, device, **limits)
+        self.assertEqual(answer, {"return": {}})
+
+    def answer(self, machine, device, **limits):
+        arguments = {**self.NONE, "device": device, **limits}
+        return machine.qmp.execute("block_set_io_throttle", arguments)
+
+    def shown(self, machine, number=0):
+        return machine.qmp.command("query-block")[number]["inserted"]
+
+    def done(self, machine, number=0):
+        return machine.qmp.command("query-blockstats")[number]["stats"]["rd_operations"]
+
+    def step(self, machine, seconds):
+        machine.qtest.sendall(b"clock_step %d\n" % (seconds * 10**9))
+        self.assertTrue(machine.qtest.recv(100).startswith(b"OK"))
+
+    def test_groups_are_named_by_the_disk_or_the_user(self):
+        options = self.drive(0, ",throttling.iops-total=100") + self.drive(1, ",bps_rd=5,bps_rd_max=9")
+        with self.machine(*options) as machine:
+            self.assertEqual(self.shown(machine)["group"], "d0")
+            second = self.shown(machine, 1)
+            self.assertEqual((second["bps_rd"], second["bps_rd_max"], second["bps_rd_max_length"]),
+                             (5, 9, 1))  # fmt: skip
+            self.limit(machine, "d0")
+            self.assertNotIn("group", self.shown(machine))
+            self.assertEqual(self.shown(machine)["iops"], 0)
+            self.limit(machine, "d0", iops=7, group="g")
+            self.limit(machine, "d1", iops=8, group="g")
+            self.assertEqual((self.shown(machine)["iops"], self.shown(machine)["group"]), (8, "g"))
+
+    def test_requests_wait_until_the_clock_lets_them(self):
+        with self.machine(*self.drive(0), *self.drive(1)) as machine:
+            for name in ("d0", "d1"):
+                self.limit(machine, name, iops_rd=1, group="g")
+            for _ in range(3):
+                machine.hmp('qemu-io d0 "aio_read 0 512"')
+            machine.hmp('qemu-io d1 "aio_read 0 512"')
+            self.assertEqual((self.done(machine), self.done(machine, 1)), (1, 0))
+            self.step(machine, 2)
+            self.assertEqual(self.done(machine) + self.done(machine, 1), 3)
+            self.limit(machine, "d0")
+            self.assertEqual(self.done(machine), 3)
+            self.step(machine, 5)
+            self.assertEqual(self.done(machine, 1), 1)
+
+    def test_wrong_limits_change_nothing(self):
+        with self.machine(*self.drive(0), "-drive", "if=none,id=empty") as machine:
+            self.limit(machine, "d0", iops=5)
+            for wanted, limits in (
+                ("must be within [0, 1000000000000000]", {"bps": -1}),
+                ("cannot be used at the same time", {"iops": 1, "iops_rd": 1}),
+                ("the burst length cannot be 0", {"iops": 1, "iops_max_length": 0}),
+            ):
+                answer = self.answer(machine, "d0", **limits)
+                self.assertIn(wanted, answer["error"]["desc"])
+            self.assertEqual(self.shown(machine)["iops"], 5)
+            answer = self.answer(machine, "empty")
+            self.assertEqual(answer["error"]["desc"], "Device 'empty' has no medium")
+            answer = self.answer(machine, "nope")
+            self.assertEqual(answer["error"]["desc"], "Device 'nope' not found")
+        status, output = self.monitor([], *self.drive(0, ",iops=1,throttling.iops-total=2"))
+        self.assertEqual(status, 1)
+        self.assertIn("'throttling.iops-total' and its alias 'iops' can't be used at the same time",
+                      output)  # fmt: skip
+
+    def test_legacy_encryption_is_refused(self):
+        secret = ["--object", "secret,id=s,data=x"]
+        img("create", "-q", *secret, "-f", "qcow2", "-o", "encryption=on,encrypt.key-secret=s",
+            self.path("aes.qcow2"), "1M")  # fmt: skip
+        with self.machine("-object", "secret,id=s,data=x") as machine:
+            desc = self.refusal(machine, "blockdev-add", driver="qcow2", node_name="n",
+                                file={"driver": "file", "filename": "aes.qcow2"},
+                                encrypt={"format": "aes", "key-secret": "s"})  # fmt: skip
+        self.assertIn("no longer supported in system emulators", desc)
+
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class ManualPages(TestCase):
 
     def test_every_other_face_has_a_page_with_its_options(self):
         listed = run(TIDEMARK, "--help").stdout.split("faces:\n")[1].split("\n\n")[0]
-        faces = re.findall(r"^  ([a-z]+) ", listed, re.M)
+        faces = re.findall(r"^  ([a-z-]+) ", listed, re.M)
         self.assertGreater(len(faces), 8)
         for face in faces:
             with self.subTest(face):

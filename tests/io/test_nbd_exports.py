@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The NBD server of the daemon: where it listens, what it exports, how it stops."""
 
+import os
 import socket
+import struct
 import time
 import unittest
 
-from nbd_raw import BLOCK_STATUS, LIST_META, READ, WRITE, RawClient, meta_data
+from nbd_raw import BLOCK_STATUS, IHAVEOPT, LIST_META, READ, WRITE, RawClient, meta_data
 from nbd_server import NbdServer
 from qmp import QmpError
 from tidemark import Process, TestCase, run, tool
-from test_nbd_client import Hostile
+from nbd_hostile import Hostile
 
 
 def free_port():
@@ -95,6 +97,35 @@ class Exports(TestCase):
             self.assertLess(time.monotonic() - begun, 15)
             self.assertEqual(daemon.qmp.command("query-nbd-server")["running"], True)
         daemon.kill()
+
+    def test_clients_negotiate_in_a_thread_of_their_own(self):
+        """A thousand handshakes take no time of the one that serves monitors."""
+        daemon = self.daemon("--blockdev", "driver=null-co,node-name=disk,size=1M")
+        path = self.path("s")
+        daemon.qmp.command("nbd-server-start", addr={"type": "unix", "data": {"path": path}})
+        daemon.qmp.command("block-export-add", type="nbd", id="e", **{"node-name": "disk"})
+
+        def used():
+            found = {}
+            for task in os.listdir(f"/proc/{daemon.pid}/task"):
+                where = f"/proc/{daemon.pid}/task/{task}"
+                with open(f"{where}/schedstat", encoding="ascii") as file:
+                    name = "main" if int(task) == daemon.pid else None
+                    ns = int(file.read().split()[0])
+                with open(f"{where}/comm", encoding="ascii") as file:
+                    name = name or file.read().strip()
+                found[name] = found.get(name, 0) + ns
+            return found
+
+        before = used()
+        for _ in range(10):
+            with RawClient(path) as client:
+                client.send(struct.pack(">QII", IHAVEOPT, 4711, 0) * 1000)
+                for _ in range(1000):
+                    self.assertGreater(client.reply()[0], 0x80000000)
+        after = used()
+        main, hello = (after[name] - before[name] for name in ("main", "nbd-hello"))
+        self.assertGreater(hello, 3 * main)
 
     def test_a_flood_of_options_keeps_no_monitor_waiting(self):
         daemon = self.serve("driver=null-co,node-name=a,size=1M")

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory and time that the NBD server spends on clients who ask for much and don't take it."""
 
+import fcntl
 import os
 import struct
+import termios
 import time
 import unittest
 
@@ -81,6 +83,63 @@ class Greedy(TestCase):
         for client in clients:
             client.sock.close()
         self.server.wait_for(lambda: self.server.resident() < 120 * MIB, "memory to be given back")
+
+    def test_clients_that_come_and_go_leave_nothing(self):
+        def come_and_go(count):
+            for n in range(count):
+                with RawClient(self.server.socket) as client:
+                    if n % 3:
+                        client.go()
+                        client.request(READ, 0, 4096)
+                        client.chunks()
+
+        def descriptors():
+            return len(os.listdir(f"/proc/{self.server.pid}/fd"))
+
+        come_and_go(500)
+        open_before = descriptors()
+        before = self.server.resident()
+        come_and_go(4000)
+        self.assertLess(self.server.resident(), before + MIB)  # 256 bytes for each
+        self.server.wait_for(lambda: descriptors() <= open_before, "sockets to be closed")
+
+    def unread(self, client):
+        """Bytes that lie in the client's socket, when no more come."""
+        before = None
+        while True:
+            now = struct.unpack("i", fcntl.ioctl(client.sock, termios.FIONREAD, bytes(4)))[0]
+            if now == before and now > 0:
+                return now
+            before = now
+            time.sleep(0.3)
+
+    def test_a_client_that_does_not_read_gets_little(self):
+        """Each byte in its socket was read and copied for nothing, and is memory of the system."""
+        for length in (65536, MIB, 32 * MIB):
+            client = self.connect(structured=length > MIB)
+            for cookie in range(64):
+                client.request(READ, 0, length, cookie=cookie)
+            self.assertLess(self.unread(client), MIB)
+
+    def take(self, client, count):
+        for cookie in range(count):
+            client.request(READ, 0, MIB, cookie=cookie)
+        for _ in range(count):
+            client.simple_reply()
+            client.receive(MIB)
+
+    def test_a_client_that_takes_much_gets_larger_pieces(self):
+        client = self.connect(structured=False)
+        for _ in range(20):
+            self.take(client, 64)
+            for cookie in range(16):
+                client.request(READ, 0, MIB, cookie=cookie)
+            if self.unread(client) > 2 * MIB:
+                return
+            for _ in range(16):
+                client.simple_reply()
+                client.receive(MIB)
+        self.fail("never more than 2 MiB at a time")
 
     def test_an_honest_client_is_served_while_many_do_not_read(self):
         honest = self.connect()

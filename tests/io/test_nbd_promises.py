@@ -13,7 +13,7 @@ import nbd_raw
 from nbd_raw import ACK, EINVAL, GO, READ, SET_META, WRITE, RawClient, go_data, meta_data
 from nbd_server import NbdServer, Nbdkit
 from qmp import QmpError
-from test_nbd_client import Hostile, chunk
+from nbd_hostile import Hostile, chunk
 from tidemark import TestCase, can_connect, io
 
 MIB = 1 << 20
@@ -118,6 +118,24 @@ class Contexts(TestCase):
         with self.assertRaisesRegex(QmpError, "Enabled bitmap 'bits' incompatible with readonly export"):
             self.server.qmp.command("block-export-add", type="nbd", id="r", name="r", bitmaps=["bits"],
                                     **{"node-name": "a"})  # fmt: skip
+
+    def test_nor_may_it_change_later(self):
+        """While the export lives nobody gets to write the node whose bitmap it offers."""
+        path = self.create("c.qcow2", "1M")
+        command = self.server.qmp.command
+        node = {"driver": "qcow2", "node-name": "c", "file": {"driver": "file", "filename": path}}
+        command("blockdev-add", **node)
+        command("block-dirty-bitmap-add", node="c", name="bits", persistent=True)
+        command("blockdev-reopen", options=[{**node, "read-only": True}])
+        export = {"type": "nbd", "id": "r", "name": "r", "node-name": "c",
+                  "bitmaps": [{"node": "c", "name": "bits"}]}  # fmt: skip
+        command("block-export-add", **export)
+        command("blockdev-reopen", options=[{**node, "read-only": False}])
+        with self.assertRaisesRegex(QmpError, "'write' are .* unshared by NBD export 'r'"):
+            command("block-export-add", type="nbd", id="w", name="w", writable=True,
+                    **{"node-name": "c"})  # fmt: skip
+        command("block-export-del", id="r", mode="hard")
+        command("block-export-add", type="nbd", id="w", name="w", writable=True, **{"node-name": "c"})
 
     def test_an_export_with_clients_is_not_deleted_safely(self):
         client = RawClient(self.socket)

@@ -9,9 +9,10 @@ import threading
 import time
 import unittest
 
+from nbd_hostile import Hostile, chunk, export_info
 from nbd_raw import RawClient
 from nbd_server import NbdServer
-from tidemark import Process, TestCase, can_connect, img, io, nbd_uri, run, tool
+from tidemark import Process, TestCase, can_connect, img, io, nbd_uri, run, tool, wait_until
 
 READ, WRITE, FLUSH, TRIM, WRITE_ZEROES = 0, 1, 3, 4, 6
 FUA = 1
@@ -65,6 +66,43 @@ class Reconnecting(TestCase):
         return bytes(data)
 
     # --- going on
+
+    def test_requests_are_sent_again_in_their_order_and_before_later_ones(self):
+        """The server answers the first write, so that the third takes its place in the client's
+        table, and goes. A fourth is made while it is away.
+        """
+        found, again = [], threading.Event()
+
+        def on_request(send, kind, cookie, offset, length):
+            found.append(offset // BLOCK)
+            if len(found) == 4:
+                raise EOFError
+            if len(found) == 1 or again.is_set():
+                send(chunk(cookie, 0, b""))
+
+        class GoesOnce(Hostile):
+            def talk(self, sock):
+                if found:
+                    again.wait(20)
+                super().talk(sock)
+
+        writable = [export_info(flags=1 | 4)]
+        server = GoesOnce(self.path("server.sock"), info=writable, on_request=on_request)
+        self.addCleanup(server.close)
+        front = self.front("-e", "4", delay=60)
+        client = self.client(front)
+        for n in range(4):
+            if n == 2:
+                self.assertEqual(client.chunk()[0], 0)
+            client.request(WRITE, n * BLOCK, BLOCK, cookie=n, payload=bytes(BLOCK))
+            # One after the other.
+            wait_until(lambda sent=n: len(found) > sent, "the request")
+        client.request(WRITE, 4 * BLOCK, BLOCK, cookie=4, payload=bytes(BLOCK))
+        # So that it waits by now; if it does not, the test is the weaker for it.
+        time.sleep(0.2)
+        again.set()
+        self.assertEqual({client.chunk()[0] for _ in range(4)}, {1, 2, 3, 4})
+        self.assertEqual(found, [0, 1, 2, 3, 0, 1, 2, 3, 4])
 
     def test_no_write_is_lost_when_the_server_is_killed_20_times(self):
         self.start("--discard=unmap")
@@ -272,6 +310,17 @@ class Reconnecting(TestCase):
         self.assertTrue(late.is_running())
         self.start()
         self.assertEqual(late.wait(), 0, late.log())
+
+    def test_open_timeout_cuts_off_a_server_that_says_nothing(self):
+        """Without it such a server gets half a minute."""
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.bind(self.path("server.sock"))
+            silent.listen()
+            begun = time.monotonic()
+            result = img("info", "--image-opts", self.options(0, more=",open-timeout=1"), check=False)
+            self.assertLess(time.monotonic() - begun, 20)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("Connection attempt cancelled by timeout", result.stderr)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import random
 import socket
 import ssl
 import struct
+import subprocess
 import tempfile
 import threading
 import time
@@ -20,6 +21,7 @@ from nbd_raw import (
     STARTTLS, STRUCTURED, RawClient, go_data, meta_data,
 )  # fmt: skip
 from nbd_server import NbdServer
+from qmp import QmpError
 from tidemark import TestCase, img, io, run, tool
 from tls_creds import Authority, make_psk, psk, x509
 
@@ -188,6 +190,26 @@ class ServerTest(TlsTest):
             with self.assertRaises(OSError):
                 self.context().wrap_socket(client.sock, server_hostname="disk.example")
         self.assert_let_in(server, self.client())
+
+    def cipher(self, server):
+        """What a client gets that has ChaCha20 and then AES-128."""
+        context = self.context()
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers("ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-ECDSA-AES128-GCM-SHA256")
+        with RawClient(server.socket) as client:
+            self.assertEqual(client.ask(STARTTLS), [(ACK, b"")])
+            client.sock = context.wrap_socket(client.sock, server_hostname="disk.example")
+            return client.sock.cipher()[0]
+
+    def test_a_processor_with_aes_prefers_it(self):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            has_aes = "aes" in file.read().split()
+        server = self.x509_server()
+        self.assertIn("AES128" if has_aes else "CHACHA20", self.cipher(server))
+        server.stop()
+        # What the user says counts.
+        server = self.serve(x509("server", self.creds.server, ",priority=NORMAL"))
+        self.assertIn("CHACHA20", self.cipher(server))
 
     def hello(self):
         """The first flight of a client's handshake."""
@@ -703,6 +725,101 @@ class ClientTest(TlsTest):
 
 
 class DaemonTest(TlsTest):
+    def test_clients_see_what_they_may_use(self):
+        """Two exports, of which one is for one client only."""
+        path = self.path("s")
+        daemon = self.daemon(
+            "--blockdev", f"driver=file,node-name=disk,filename={self.disk}",
+            "--object", x509("server", self.creds.server),
+            "--object", "authz-simple,id=mine,identity=O=Tests,,CN=client",
+        )  # fmt: skip
+        command = daemon.qmp.command
+        export = {"type": "nbd", "node-name": "disk"}
+        command("nbd-server-start", addr={"type": "unix", "data": {"path": path}}, tls_creds="tls0")
+        command("block-export-add", id="a", name="all", **export)
+        command("block-export-add", id="m", name="mine", x_tls_authz="mine", x_default=True, **export)
+        for who, shown in ((self.creds.client, {"all", "mine"}), (self.creds.client2, {"all"})):
+            me = x509("client", who)
+            listed = run(
+                *tool("nbd"), "-L", "-k", path, "--object", me, "--tls-creds", "tls0",
+                "--tls-hostname", "disk.example",
+            ).stdout  # fmt: skip
+            self.assertEqual({n for n in ("all", "mine") if f"export: '{n}'" in listed}, shown)
+            for name in ("all", "mine", ""):
+                image = f"driver=nbd,path={path},export={name},tls-creds=tls0,tls-hostname=disk.example"
+                result = img("info", "--object", me, "--image-opts", image, check=False)
+                with self.subTest(who=who, name=name):
+                    self.assertEqual(result.returncode == 0, (name or "mine") in shown)
+                    if result.returncode:
+                        self.assertIn("not present", result.stderr)
+        with self.assertRaisesRegex(QmpError, "in use"):
+            command("object-del", id="mine")
+        command("block-export-del", id="m")
+        command("object-del", id="mine")
+        command("nbd-server-stop")
+
+    def listed(self, path, who):
+        me = x509("client", who)
+        return [
+            *tool("nbd"), "-L", "-k", path, "--object", me, "--tls-creds", "tls0", "--tls-hostname",
+            "disk.example",
+        ]  # fmt: skip
+
+    def test_rules_on_a_file_system_that_hangs_hold_up_nobody_else(self):
+        path, rules = self.path("s"), self.path("rules.json")
+        allow = '{"rules": [{"match": "O=Tests,CN=client", "policy": "allow"}]}'
+
+        def write_rules():
+            with open(rules, "w", encoding="ascii") as file:
+                file.write(allow)
+
+        write_rules()
+        daemon = self.daemon(
+            "--blockdev", f"driver=file,node-name=disk,filename={self.disk}",
+            "--object", x509("server", self.creds.server),
+            "--object", f"authz-list-file,id=some,filename={rules}",
+        )  # fmt: skip
+        command = daemon.qmp.command
+        export = {"type": "nbd", "node-name": "disk"}
+        command("nbd-server-start", addr={"type": "unix", "data": {"path": path}}, tls_creds="tls0")
+        command("block-export-add", id="a", name="all", **export)
+        command("block-export-add", id="m", name="mine", x_tls_authz="some", **export)
+        for who, shown in ((self.creds.client, True), (self.creds.client2, False)):
+            self.assertEqual("export: 'mine'" in run(*self.listed(path, who)).stdout, shown)
+        # A file whose open hangs until somebody writes it.
+        os.unlink(rules)
+        os.mkfifo(rules)
+        waiting = subprocess.Popen(
+            self.listed(path, self.creds.client), stdout=subprocess.PIPE, text=True
+        )
+        self.addCleanup(waiting.kill)
+        writer = os.open(rules, os.O_WRONLY)  # returns when the server reads
+        self.assertEqual(len(command("query-block-exports")), 2)
+        image = f"driver=nbd,path={path},export=all,tls-creds=tls0,tls-hostname=disk.example"
+        img("info", "--object", x509("client", self.creds.client2), "--image-opts", image)
+        self.assertIsNone(waiting.poll())
+        os.unlink(rules)
+        write_rules()
+        os.write(writer, allow.encode())
+        os.close(writer)
+        self.assertIn("export: 'mine'", waiting.communicate(timeout=60)[0])
+
+    def test_an_export_for_some_needs_clients_that_are_known(self):
+        path = self.path("s")
+        daemon = self.daemon(
+            "--blockdev", f"driver=file,node-name=disk,filename={self.disk}",
+            "--object", "authz-simple,id=mine,identity=x",
+            "--object", x509("server", self.creds.server, ",verify-peer=off"),
+        )  # fmt: skip
+        command = daemon.qmp.command
+        for more in ({}, {"tls-creds": "tls0"}):
+            command("nbd-server-start", addr={"type": "unix", "data": {"path": path}}, **more)
+            for authz, why in (("mine", "identify themselves"), ("none", "identify|Cannot find")):
+                with self.assertRaisesRegex(QmpError, why):
+                    command("block-export-add", type="nbd", id="m",
+                            **{"node-name": "disk", "x-tls-authz": authz})  # fmt: skip
+            command("nbd-server-stop")
+
     def test_objects_servers_and_nodes_of_a_daemon(self):
         nbd = self.path("d.sock")
         addr = {"type": "unix", "data": {"path": nbd}}

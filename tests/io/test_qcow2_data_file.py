@@ -4,7 +4,7 @@
 import os
 import unittest
 
-from tidemark import TestCase, img, io, qemu_img, qemu_io, run
+from tidemark import TestCase, compat, img, io, qemu_img, qemu_io, run
 
 
 class DataFile(TestCase):
@@ -108,6 +108,39 @@ class DataFile(TestCase):
             self.assertEqual(f.read(1), b"\2")
         result = io("ours.qcow2", "read 0 64k", fmt="qcow2", cwd=self.path("images"), check=False)
         self.assertIn("Could not open 'images/d.raw'", result.stderr)
+
+    def test_the_option_without_a_data_file(self):
+        """The file is opened first, as by QEMU."""
+        path, other = self.path("alone.qcow2"), self.path("other")
+        img("create", "-f", "qcow2", path, "1M")
+        with open(other, "wb") as file:
+            file.truncate(1 << 20)
+        only = "'data-file' can only be set for images with an external data file"
+        for name, words in ((other, only), (self.path("no"), "Could not open")):
+            options = f"driver=qcow2,file.filename={path},data-file.filename={name}"
+            result = io(options, "read 0 512", options=["--image-opts"], check=False)
+            self.assertIn(words, result.stderr)
+
+    def test_no_snapshots(self):
+        path = self.path("s.qcow2")
+        img("create", "-f", "qcow2", "-o", f"data_file={path}.data", path, "1M")
+        result = img("snapshot", "-f", "qcow2", "-c", "s", path, check=False)
+        self.assertIn("Could not create snapshot 's': Operation not supported", result.stderr)
+
+    def test_an_error_that_a_flush_returned_is_not_returned_again(self):
+        """When the image is closed. One that no flush has returned is."""
+        path = self.path("f.qcow2")
+        img("create", "-f", "qcow2", "-o", f"data_file={path}.data", path, "1M")
+        options = (f"driver=qcow2,file.filename={path},data-file.driver=blkdebug,"
+                   f"data-file.image.filename={path}.data,data-file.inject-error.0.event=none,"
+                   "data-file.inject-error.0.iotype=flush")  # fmt: skip
+        for commands, said in ((["write 0 512", "flush"], ""), (["write 0 512"], "Could not flush")):
+            words = [w for c in commands for w in ("-c", c)]
+            result = run(compat("qemu-io"), "-t", "writeback", "--image-opts", *words, options,
+                         check=False)  # fmt: skip
+            self.assertEqual(result.returncode, 1)
+            self.assertIn(said, result.stderr)
+            self.assertEqual(bool(said), bool(result.stderr), result.stderr)
 
     def test_nothing_is_compressed(self):
         """Not even what would be stored as it is."""

@@ -345,6 +345,9 @@ class SchemaTest(QmpTest):
             self.assertIsInstance(value, list, path)
             for i, element in enumerate(value):
                 self.check(entry["element-type"], element, f"{path}[{i}]")
+        elif meta == "alternate":
+            kinds = {self.schema[m["type"]]["meta-type"]: m["type"] for m in entry["members"]}
+            self.check(kinds["array" if isinstance(value, list) else "builtin"], value, path)
         else:
             self.assertEqual(meta, "object", path)
             members = {m["name"]: m for m in entry["members"]}
@@ -366,7 +369,8 @@ class SchemaTest(QmpTest):
         for name, entry in self.schema.items():
             if name.startswith("query-"):
                 with self.subTest(name):
-                    self.check(entry["ret-type"], self.qmp.command(name))
+                    args = {"target": "node"} if name == "query-stats" else {}
+                    self.check(entry["ret-type"], self.qmp.command(name, **args))
 
     def test_events_are_what_the_schema_says(self):
         self.start_nbd()
@@ -653,6 +657,10 @@ class ExportTest(QmpTest):
         )
         self.refused("block-export-del", "Export 'x' is not found", id="x")
 
+    def has_no_clients(self):
+        (export,) = self.qmp.command("x-tidemark-query-stats", target="export")
+        return export["stats"]["clients"] == 0
+
     def test_an_iothread_can_be_deleted_when_its_exports_are_gone(self):
         self.start_nbd()
         for _ in range(2):
@@ -660,6 +668,8 @@ class ExportTest(QmpTest):
             self.export(iothread="t")
             tidemark.qemu_io(self.uri(), "read -P 0 0 64k", fmt="raw", options=["-r"])
             self.refused("object-del", "object 't' is in use, can not be deleted", id="t")
+            # The client has ended; the server may notice later.
+            tidemark.wait_until(self.has_no_clients, "the end of the client")
             self.qmp.command("block-export-del", id="export")
             self.qmp.wait_event("BLOCK_EXPORT_DELETED")
             self.qmp.command("object-del", id="t")
@@ -768,6 +778,7 @@ class BitmapTest(QmpTest):
                 "busy": False,
                 "granularity": 65536,
                 "count": 0,
+                "x-tidemark-state": {"kind": "exact"},
             },
         )
         self.qmp.command(

@@ -279,7 +279,7 @@ class ContentsTest(BackupTest):
         shutil.copy(disk, ref)
         guest = Guest(self.nbd, b"odd")
         self.qmp.command(
-            "blockdev-backup", job_id="o", device="odd", target="oddt", sync="full", speed=1 * MIB
+            "blockdev-backup", job_id="o", device="odd", target="oddt", sync="full", speed=65536
         )
         for offset in size - 512, size - 1536, 5 * MIB, 70000 // 512 * 512:
             self.assertEqual(guest.write(offset, b"g" * 512), 0)
@@ -530,16 +530,23 @@ class MomentTest(BackupTest):
         self.guest.write(0, struct.pack(">Q", 0) * 64)
         second.write(0, struct.pack(">Q", 0) * 64)
 
+        numbers = [0]
+
         def count():
-            number = 0
             while not stop.is_set():
-                number += 1
+                number = numbers[-1] + 1
                 self.guest.write(0, struct.pack(">Q", number) * 64)
                 second.write(0, struct.pack(">Q", number) * 64)
+                numbers.append(number)
+
+        def counts_on():
+            """Both disks have been written since this was asked."""
+            now = numbers[-1]
+            tidemark.wait_until(lambda: numbers[-1] >= now + 2, "two more writes of each disk")
 
         thread = threading.Thread(target=count)
         thread.start()
-        time.sleep(0.05)
+        counts_on()
         self.qmp.transaction(
             ("block-dirty-bitmap-add", {"node": "disk", "name": "next", "persistent": True}),
             ("block-dirty-bitmap-add", {"node": "other", "name": "next", "persistent": True}),
@@ -548,6 +555,7 @@ class MomentTest(BackupTest):
         )
         self.finish("a")
         self.finish("b")
+        counts_on()
         stop.set()
         thread.join()
         second.close()
@@ -571,6 +579,8 @@ class MomentTest(BackupTest):
             nodes = self.qmp.command("query-named-block-nodes", flat=True)
             for node in nodes:
                 node["image"].pop("actual-size", None)
+                if node["drv"] == "file":
+                    node["image"].pop("virtual-size")  # bitmaps were stored meanwhile
             return (
                 sorted(nodes, key=lambda n: n["node-name"]),
                 self.qmp.command("query-block-exports"),

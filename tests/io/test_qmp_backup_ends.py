@@ -425,7 +425,7 @@ class HungTargetTest(EndTest):
 
     def hang(self):
         """The server stops, and a guest's write waits for it."""
-        os.kill(self.remote.pid, signal.SIGSTOP)
+        tidemark.freeze(self.remote.pid)
         self.addCleanup(os.kill, self.remote.pid, signal.SIGCONT)
         self.guest.client.request(nbd_raw.WRITE, 12 * MIB, 4096, payload=b"g" * 4096)
         self.guest.client.sock.settimeout(0.3)

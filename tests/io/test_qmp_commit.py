@@ -53,6 +53,24 @@ class MiddleTest(CommitCase):
                 self.empty("c", "b")
                 self.assert_disk()
 
+    def test_what_no_image_shows_of_a_larger_base_stays(self):
+        for name, size in ("base", "4M"), ("mid", "2M"), ("top", "2M"):
+            self.create(name, size)
+        tidemark.io(self.path("base"), "write -P 1 0 4M", fmt="qcow2")
+        self.server = self.daemon(
+            "--blockdev", f"qcow2,node-name=base,file.driver=file,file.filename={self.path('base')}",
+            "--blockdev", "qcow2,node-name=mid,backing=base,file.driver=file,"
+            f"file.filename={self.path('mid')}",
+            "--blockdev", "qcow2,node-name=top,backing=mid,file.driver=file,"
+            f"file.filename={self.path('top')}",
+        )  # fmt: skip
+        self.server.qmp.command("block-commit", job_id="j", device="top", top_node="mid",
+                                base_node="base", backing_file="base")  # fmt: skip
+        event = self.server.qmp.wait_event("BLOCK_JOB_COMPLETED")
+        self.assertEqual(event["data"]["len"], 2 * MIB)
+        self.server.quit()
+        tidemark.io(self.path("base"), "read -P 1 2M 2M", fmt="qcow2")
+
     def test_cancelled_the_disk_is_as_before(self):
         self.make_chain(*IMAGES)
         self.start()

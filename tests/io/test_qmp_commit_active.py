@@ -7,6 +7,8 @@ import tidemark
 from chain_case import Guest
 from test_qmp_commit import ENDED, IMAGES, STARTED, CommitCase
 
+MIB = 1 << 20
+
 
 class ActiveTest(CommitCase):
     def test_a_guest_writes_meanwhile_and_after(self):
@@ -40,6 +42,31 @@ class ActiveTest(CommitCase):
                 self.server.stop()
                 self.empty("d", "c", "b")
                 self.assert_disk()
+
+    def test_a_base_that_is_larger_keeps_its_end(self):
+        """As offline. The disk has its size once the users have moved there."""
+        self.make_chain((16, 65536), (8, 65536), (4, 65536))
+        raw = self.path("raw")
+        tidemark.img("convert", "-f", "qcow2", "-O", "raw", self.path("a.qcow2"), raw)
+        with open(raw, "rb") as f:
+            f.seek(4 * MIB)
+            end = f.read()
+        self.start(read_only="ab")
+        self.qmp.command("block-dirty-bitmap-add", node="c", name="x", persistent=True)
+        guest = Guest(self.uri, self.disk)
+        self.commit(device="c")
+        self.events("job", "READY")
+        self.qmp.command("job-complete", id="job")
+        self.assertEqual(self.events("job"), ENDED)
+        writes = guest.writes
+        tidemark.wait_until(lambda: guest.writes > writes + 20, "writes after the pivot")
+        guest.stop()
+        self.assertEqual(self.qmp.node("a")["image"]["virtual-size"], 16 * MIB)
+        bitmap = self.qmp.bitmaps("a")["x"]
+        self.assertTrue(bitmap["recording"])
+        self.drop("c", "b")
+        self.server.stop()
+        self.assert_disk("a", self.disk + end)
 
     def test_a_soft_cancel_changes_no_user(self):
         self.make_chain(*((4, 65536),) * 3)

@@ -38,7 +38,7 @@ class HungDiskTest(tidemark.TestCase):
 
     def hang(self):
         """Stop the storage, and let a guest write to it."""
-        self.storage.process.send_signal(signal.SIGSTOP)
+        tidemark.freeze(self.storage.process.pid)
         guest = subprocess.Popen(self.guest_command, stdout=subprocess.DEVNULL)
         self.addCleanup(guest.wait)
         time.sleep(0.2)
@@ -73,3 +73,34 @@ class HungDiskTest(tidemark.TestCase):
                     answer = waiting.receive_answer()
                     if command != "blockdev-add":  # the file has a writer already
                         self.assertIn("return", answer, f"{number}: {command}")
+
+    def test_commands_that_only_look_are_answered_whatever_hangs(self):
+        """The resize has begun, and waits for its own request, not for a guest's."""
+        with self.server.connect() as waiting:
+            tidemark.freeze(self.storage.process.pid)
+            resize = {"node-name": "disk", "size": 65 << 20}
+            waiting.send_raw(json.dumps({"execute": "block_resize", "arguments": resize}))
+            began = time.monotonic()
+            for command in (
+                "query-version",
+                "query-commands",
+                "query-qmp-schema",
+                "query-jobs",
+                "query-block-jobs",
+                "query-block-exports",
+                "query-nbd-server",
+                "query-chardev",
+                "query-blockstats",
+                "query-stats-schemas",
+                "x-debug-query-block-graph",
+                "x-tidemark-query-stats",
+            ):
+                self.qmp.command(command)
+            with self.server.connect() as newcomer:
+                newcomer.command("query-fdsets")
+                newcomer.command("query-chardev-backends")
+            # The first one has waited for the one that hangs, which has not ended.
+            self.assertGreater(time.monotonic() - began, 1)
+            self.storage.process.send_signal(signal.SIGCONT)
+            self.assertIn("return", waiting.receive_answer())
+            self.qmp.command("query-named-block-nodes")

@@ -73,6 +73,12 @@ class ImageTest(tidemark.TestCase):
             [("kept", ["auto"])],
         )
 
+    def test_a_size_that_no_disk_has(self):
+        for size in (1 << 63) - 1, (1 << 63) - 512, (1 << 63) - (1 << 30) + 1:
+            wanted = rf"^GenericError: offset\({size}\) exceeds maximum\(9223372035781033984\)$"
+            with self.assertRaisesRegex(QmpError, wanted):
+                self.qmp.command("block_resize", node_name="disk", size=size)
+
     def test_clients_of_an_export(self):
         """A new one sees the new size; one that is connected can use what is added."""
         with nbd_raw.RawClient(self.nbd) as old:

@@ -294,6 +294,15 @@ class EffectTest(JobCase):
         with self.assertRaises(QmpError) as caught:
             self.backup(speed=-1)
         self.assertEqual(caught.exception.desc, wanted)
+        # As in QEMU the job has been seen, also by who starts a mirror or a stream.
+        self.assertEqual(self.events(), ["created", "null"])
+        mirror = {"target": "b", "sync": "full"}
+        for command, more in (("blockdev-mirror", mirror), ("block-stream", {})):
+            self.qmp.events.clear()
+            with self.assertRaisesRegex(QmpError, wanted):
+                self.qmp.command(command, job_id="j", device="a", speed=-1, **more)
+            self.assertEqual(self.events(), ["created", "null"])
+        self.assertEqual(self.qmp.command("query-jobs"), [])
         self.enter_running()
         with self.assertRaises(QmpError) as caught:
             self.qmp.command("block-job-set-speed", device="j", speed=-1)
@@ -509,6 +518,22 @@ class GroupTest(JobCase):
         self.assertEqual(self.events(), ["created", "aborting", "concluded", "null"])
         self.backup()
         self.wait("null")
+
+    def test_a_job_that_permissions_refuse(self):
+        """It is the one that fails, so it is not undone, as one that another action pulls down."""
+        self.qmp.command("blockdev-add", driver="null-co", node_name="file", size=SIZE)
+        self.qmp.command("blockdev-add", driver="raw", node_name="above", file="file")
+        ok = {"type": "blockdev-backup", "data": self.backup_of("a", "j")}
+        refused = {"job-id": "k", "device": "above", "target": "file", "sync": "full"}
+        refused = {"type": "blockdev-backup", "data": refused}
+        undone = ["created", "aborting", "concluded", "null"]
+        for actions, first in (([refused], []), ([ok, refused], undone)):
+            self.qmp.events.clear()
+            with self.assertRaisesRegex(QmpError, "Permission conflict on node 'file'"):
+                self.qmp.command("transaction", actions=actions)
+            self.assertEqual(self.events(["k"]), ["created", "null"])
+            self.assertEqual(self.events(["j"]), first)
+        self.assertEqual(self.qmp.command("query-jobs"), [])
 
     def test_a_bad_argument_that_is_found_late(self):
         with self.assertRaises(QmpError):

@@ -233,6 +233,37 @@ class ChainJobsTest(ChainCase):
                 self.assertEqual(self.refused(command, device="f", **more), "Invalid job ID ''")
         self.server.stop()
 
+    def nested(self, images, **more):
+        """The options of the last image, with those of all that are below it."""
+        node = None
+        for name in images:
+            file = {"driver": "file", "node-name": name + "-file",
+                    "filename": self.path(name + ".qcow2")}  # fmt: skip
+            node = {"driver": "qcow2", "node-name": name, "file": file, "backing": node,
+                    **more.get(name, {})}  # fmt: skip
+        return node
+
+    def test_images_that_stay_are_reopened_with_the_one_above(self):
+        """As before those between them left."""
+        for command, more in (
+            ("block-stream", {"base_node": "a"}),
+            ("block-commit", {"top_node": "b", "base_node": "a"}),
+        ):
+            with self.subTest(command):
+                self.make_chain(*((2, 65536),) * 3)
+                self.server = self.daemon()
+                self.qmp = self.server.qmp
+                self.qmp.command("blockdev-add", **self.nested("abc"))
+                self.qmp.command(command, job_id="job", device="c", **more)
+                self.assertEqual(self.events("job")[-3:], ["COMPLETED", "concluded", "null"])
+                self.assertEqual(self.qmp.node("a")["detect_zeroes"], "off")
+                changed = self.nested("ac", a={"detect-zeroes": "on"}, c={"read-only": True})
+                self.qmp.command("blockdev-reopen", options=[changed])
+                self.assertEqual(self.qmp.node("a")["detect_zeroes"], "on")
+                self.assertTrue(self.qmp.node("c")["ro"])
+                self.server.stop()
+                self.assert_disk()
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encrypted disks in a daemon: making them, changing their keys while they are in use."""
 
+import glob
+import json
 import unittest
 
 import tidemark
@@ -97,6 +99,23 @@ class LuksTest(tidemark.TestCase):
         other.command("blockdev-del", node_name="n")
         self.assertIsNone(self.amend("luks", state="inactive", old_secret="a"))
 
+    def test_a_backup_has_what_the_guest_wrote(self):
+        """And its manifest says that nothing protects it any more."""
+        secret, repository = ("--object", "secret,id=a,data=" + "a" * 9), self.path("backups")
+        path = self.create("luks", "disk.luks")
+        opened = f"driver=luks,key-secret=a,file.filename={path}"
+        tidemark.io(opened, f"write -P 7 0 {MIB}", options=(*secret, "--image-opts"))
+        self.assertIsNone(self.add("luks", path))
+        words = ("--qmp", self.path("daemon.qmp"), "--node", "n", "--to", repository)
+        tidemark.run(*tidemark.tool("backup"), *words)
+        (name,) = glob.glob(f"{repository}/*/manifest.json")
+        with open(name, encoding="utf-8") as file:
+            manifest = json.load(file)
+        self.assertEqual((manifest["disk-encrypted"], manifest["protection"]), (True, "none"))
+        tidemark.run(*tidemark.tool("restore"), repository, self.path("restored"))
+        with open(self.path("restored"), "rb") as file:
+            self.assertEqual(file.read(), b"\7" * MIB)
+
     def test_read_only(self):
         path = self.create("luks", "disk.luks")
         self.assertIsNone(self.add("luks", path, **{"read-only": True}))
@@ -113,6 +132,8 @@ class LuksTest(tidemark.TestCase):
         options.update(file=files["payload"], header=files["header"])
         self.assertIsNone(self.job("blockdev-create", options=options))
         self.assertIsNone(self.add("luks", self.path("payload"), header=files["header"]))
+        sizes = {n["node-name"]: n["image"]["actual-size"] for n in self.qmp.command("query-named-block-nodes")}
+        self.assertEqual(sizes["n"], sum(size for name, size in sizes.items() if name != "n"))
         new = {"state": "active", "new_secret": "b", "iter_time": 10}
         self.assertIsNone(self.amend("luks", **new))
         self.qmp.command("blockdev-del", node_name="n")

@@ -2,10 +2,12 @@
 """Mirrors: what they copy, and how they follow guests."""
 
 import os
+import threading
 import time
 
 import tidemark
-from mirror_case import BLOCK, MIB, SIZE, Guest, MirrorCase
+from mirror_case import BLOCK, MIB, SIZE, WRITE, Guest, MirrorCase
+from nbd_raw import RawClient
 
 
 class Contents(MirrorCase):
@@ -233,6 +235,42 @@ class UnderLoad(MirrorCase):
         time.sleep(0.1)
         self.stop_guests()
         self.assert_target_is(self.model)
+
+    def flushes(self, node):
+        """Those that have ended, and those that have begun."""
+        for o in self.qmp.command("query-stats", target="node"):
+            if o["labels"]["node"] == node:
+                found = {s["name"]: s["value"] for s in o["stats"]}
+                return found["flush-operations"], found["flush-operations"] + found["in-flight"]
+        return 0, 0
+
+    def test_what_guests_write_during_the_last_flush_is_flushed(self):
+        """A guest's flush concerns the source; it counts for the target when the guest is there."""
+        slow = {"event": "none", "iotype": "flush", "errno": 0, "delay-ns": 10**9}
+        self.start()
+        image = {"driver": "file", "filename": self.make("slow.raw", "raw")}
+        self.qmp.command(
+            "blockdev-add", driver="blkdebug", node_name="slow",
+            **{"image": image, "inject-error": [slow]},
+        )  # fmt: skip
+        self.mirror(target="slow", auto_finalize=False)
+        self.wait_ready()
+        self.qmp.command("job-complete", id="j")
+        self.qmp.wait_event("BLOCK_JOB_PENDING")
+        ended, _ = self.flushes("slow")
+        with self.server.connect() as monitor:
+            finalize = threading.Thread(target=monitor.command, args=("job-finalize",), kwargs={"id": "j"})
+            finalize.start()
+            tidemark.wait_until(lambda: self.flushes("slow")[1] > ended, "the flush")
+            guest = RawClient(self.nbd)
+            guest.go(b"disk")
+            guest.request(WRITE, 0, 4096, payload=bytes(4096))
+            self.assertEqual(guest.error(), 0)
+            _, begun = self.flushes("slow")
+            finalize.join()
+        self.wait_end()
+        self.assertGreater(self.flushes("slow")[0], begun)
+        guest.sock.close()
 
     def test_pending_cancelled(self):
         self.start()

@@ -497,7 +497,7 @@ class Remote(MirrorCase):
             with self.subTest(mode):
                 self.model[:] = bytes(SIZE)
                 self.begin(copy_mode=mode)
-                os.kill(self.remote.pid, signal.SIGSTOP)
+                tidemark.freeze(self.remote.pid)
                 time.sleep(0.1)
                 self.qmp.command("job-cancel", id="j")
                 for _ in range(10):

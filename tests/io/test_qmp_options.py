@@ -3,6 +3,7 @@
 
 import json
 import os
+import time
 import unittest
 
 import tidemark
@@ -107,6 +108,42 @@ class Options(tidemark.TestCase):
                             "object-add",
                             **{"qom-type": kind, "id": "o", member["name"]: member["max"] + 1},
                         )
+
+    def test_a_number_out_of_range_is_named_without_its_path(self):
+        to = {"type": "inet", "data": {"host": "a", "port": "1", "to": 70000}}
+        bitmaps = {"type": "nbd", "id": "a", "node-name": "b", "bitmaps": [5]}
+        for wanted, command, arguments in (
+            ("Parameter 'to' expects uint16_t", "nbd-server-start", {"addr": to}),
+            ("Invalid parameter type for 'null', expected: BlockDirtyBitmapOrStr",
+             "block-export-add", bitmaps),
+        ):  # fmt: skip
+            answer = self.qmp.execute(command, arguments)
+            self.assertEqual(answer["error"]["desc"], wanted)
+
+    def test_a_driver_alone_is_the_backing_node_of_an_image_that_records_none(self):
+        image = self.create("image.qcow2")
+        self.qmp.command("blockdev-add", driver="qcow2", node_name="n",
+                         file={"driver": "file", "filename": image},
+                         backing={"driver": "null-co"})  # fmt: skip
+        node = next(n for n in self.qmp.command("query-named-block-nodes")
+                    if n["node-name"] == "n")  # fmt: skip
+        self.assertEqual((node["drv"], node["backing_file_depth"]), ("qcow2", 1))
+
+    def test_a_rule_of_blkdebug_delays_requests(self):
+        for code in (0, 5):
+            rule = {"event": "none", "iotype": "read", "errno": code, "delay-ns": 300 * 10**6}
+            self.qmp.command("blockdev-add", driver="blkdebug", node_name="slow",
+                             image={"driver": "null-co", "size": 65536, "read-zeroes": True},
+                             inject_error=[rule])  # fmt: skip
+            self.qmp.command("blockdev-add", driver="null-co", node_name="to", size=65536)
+            began = time.monotonic()
+            self.qmp.command("blockdev-backup", device="slow", target="to", sync="full",
+                             job_id="j")  # fmt: skip
+            event = self.qmp.wait_event("BLOCK_JOB_COMPLETED")
+            self.assertGreaterEqual(time.monotonic() - began, 0.3)
+            self.assertEqual("error" in event["data"], code != 0)
+            for node in "slow", "to":
+                self.qmp.command("blockdev-del", node_name=node)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import tls_creds
 from same_answers import SameAnswersCase
 
 # Of QEMU's types and options, what is not here: see docs/conformance.md.
-OPTIONS_OF_QEMU = {"thread-pool-min", "thread-pool-max", "loaded"}
+OPTIONS_OF_QEMU = {"thread-pool-min", "thread-pool-max", "loaded", "addr"}
 
 
 class QomCase(SameAnswersCase):
@@ -88,6 +88,24 @@ class SameAsQemu(QomCase):
             ("/", "objects"), ("/", "type"), ("/objects", "type"), ("/objects", "nope"),
         ):  # fmt: skip
             self.same("qom-get", {"path": path, "property": name})
+
+    def test_chardevs(self):
+        self.same("chardev-add", {"id": "n", "backend": {"type": "null", "data": {}}})
+        self.same("chardev-add", {"id": "r", "backend": {"type": "ringbuf", "data": {}}})
+        address = {"type": "unix", "data": {"path": "chardev.sock"}}
+        socket = {"addr": address, "server": True, "wait": False}
+        self.same("chardev-add", {"id": "so", "backend": {"type": "socket", "data": socket}})
+        for path in "/chardevs/n", "n", "/chardevs/r", "/chardevs/so", "/chardevs/nope", "n/x":
+            self.same("qom-list", {"path": path}, self.known)
+        for path, name in (
+            ("/chardevs/n", "type"), ("/chardevs/r", "type"), ("so", "connected"), ("so", "nope"),
+            ("n", "connected"), ("/chardevs", "so"), ("/chardevs", "nope"), ("/", "chardevs"),
+        ):  # fmt: skip
+            self.same("qom-get", {"path": path, "property": name})
+        for path, name in ("n", "type"), ("so", "connected"), ("so", "nope"):
+            self.same("qom-set", {"path": path, "property": name, "value": True})
+        self.same("chardev-remove", {"id": "n"})
+        self.same("qom-list", {"path": "/chardevs/n"})
 
     def test_changes(self):
         for path, name, value in (

@@ -4,12 +4,15 @@
 import json
 import os
 import subprocess
+import threading
 import time
 
 import tidemark
+from nbd_raw import RawClient
 from nbd_server import Nbdkit
 from qmp import QmpError
 
+WRITE = 1
 ABORT = ("abort", {})
 
 
@@ -372,7 +375,7 @@ class TransactionTest(tidemark.TestCase):
             [("kept", ["auto"])],
         )
 
-    def add_failing_image(self):
+    def add_failing_image(self, **options):
         """Node `failing`, whose bitmap `stuck` can't be removed."""
         image = self.create("failing.qcow2")
         tidemark.qemu_img("bitmap", "--add", image, "stuck")
@@ -385,11 +388,20 @@ class TransactionTest(tidemark.TestCase):
                 "image": {"driver": "file", "filename": image},
                 "inject-error": [{"event": "none", "iotype": "write", "errno": 5}],
             },
+            **options,
         )
 
     def test_an_image_that_fails_late_undoes_other_images(self):
-        """Removal from the first image is done already when the second refuses."""
+        """The images are written at the end, when each action has succeeded."""
         self.add_failing_image()
+        self.expect_the_failing_image_to_undo_others()
+
+    def test_an_image_without_a_log_that_fails_late_undoes_other_images(self):
+        """Removal from the first image is done already when the second refuses."""
+        self.add_failing_image(durable_bitmaps="off")
+        self.expect_the_failing_image_to_undo_others()
+
+    def expect_the_failing_image_to_undo_others(self):
         before = self.state()
         with self.assertRaises(QmpError) as caught:
             self.qmp.transaction(
@@ -448,6 +460,61 @@ class TransactionTest(tidemark.TestCase):
         self.assertEqual(len(stored), 0 if removed else len(bitmaps))
 
     # One instant for the guest.
+
+    def in_flight(self, node):
+        for o in self.qmp.command("query-stats", target="node"):
+            if o["labels"]["node"] == node:
+                return next(s["value"] for s in o["stats"] if s["name"] == "in-flight")
+        return 0
+
+    def add_slow_disk(self):
+        """A node that takes a second for a write, with an export and the bitmap `run0`."""
+        slow = {"event": "none", "iotype": "write", "errno": 0, "delay-ns": 10**9}
+        image = {"driver": "file", "filename": self.create("slow.raw", "1M", "raw")}
+        self.qmp.command(
+            "blockdev-add", driver="raw", node_name="slow",
+            file={"driver": "blkdebug", "image": image, "inject-error": [slow]},
+        )  # fmt: skip
+        self.qmp.command("block-export-add", type="nbd", id="slow", node_name="slow", writable=True)
+        self.qmp.command("block-dirty-bitmap-add", node="slow", name="run0")
+
+    def test_disks_of_a_transaction_stop_at_one_instant(self):
+        """A disk whose turn has been gets no write while another one is waited for."""
+        self.add_slow_disk()
+        self.qmp.transaction(add("run0"))
+        halt, written, slowly = threading.Event(), [], []
+
+        def write(name, step, errors):
+            client = RawClient(self.nbd)
+            client.go(name)
+            while not halt.is_set() and len(errors) < 500:
+                client.request(WRITE, len(errors) * step, 4096, payload=bytes(4096))
+                errors.append(client.error())
+            client.sock.close()
+
+        writers = [
+            threading.Thread(target=write, args=(b"disk", 65536, written)),
+            threading.Thread(target=write, args=(b"slow", 0, slowly)),
+        ]
+        for writer in writers:
+            writer.start()
+        try:
+            tidemark.wait_until(lambda: written and self.in_flight("slow") > 0, "writes")
+            for turn in range(4):
+                change = "block-dirty-bitmap-" + ("enable" if turn % 2 else "disable")
+                self.qmp.transaction(
+                    on("disable", f"run{turn}"),
+                    (change, {"node": "slow", "name": "run0"}),
+                    add(f"run{turn + 1}"),
+                )
+        finally:
+            halt.set()
+            for writer in writers:
+                writer.join()
+        self.assertEqual(set(written), {0})
+        runs = [f"run{turn}" for turn in range(4)]
+        self.qmp.command("block-dirty-bitmap-merge", node="disk", target="run4", bitmaps=runs)
+        self.assertEqual(self.counts()["run4"], len(written) << 16)
 
     def test_a_checkpoint_is_one_instant(self):
         """Freeze the running bitmap, start the next, fleece: no write falls between them."""

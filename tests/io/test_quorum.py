@@ -87,7 +87,8 @@ class QuorumTest(tidemark.TestCase):
         nbd = {"driver": "nbd", "server": {"type": "unix", "path": server.socket}}
         options = self.options([self.child(0), self.child(1), nbd])
         empty = self.create("empty.raw", "1M", fmt="raw")
-        tidemark.img("convert", "-n", "-f", "raw", "-O", "raw", empty, "json:" + json.dumps(options))
+        target = "json:" + json.dumps(options)
+        tidemark.img("convert", "-n", "-f", "raw", "-O", "quorum", empty, target)
         server.stop()
         for i in range(3):
             self.read_child(i, 0, "0 1M")

@@ -6,11 +6,14 @@ import json
 import os
 import shutil
 import stat
+import subprocess
 import threading
+
+import nbd
 
 from backup_case import MIB, BackupCase, HeldUp, is_restoring_to
 from nbd_server import QemuNbd
-from tidemark import Process, run, tool, wait_until
+from tidemark import Process, nbd_uri, run, tool, wait_until
 
 ROOT = os.geteuid() == 0
 
@@ -101,7 +104,6 @@ class TestFiles(RestoreCase):
         for target, why in (("fifo", "neither a file nor"), ("", "does not name a file"),
                             ("none/x.raw", "Could not open directory")):  # fmt: skip
             self.refuses("--force", why=why, target=self.path(target))
-        self.refuses(why="Standard output can't be restored to", target="-")
 
     def test_a_file_of_the_repository_is_not_replaced(self):
         (backup,) = (b["id"] for b in self.list_backups())
@@ -145,10 +147,20 @@ class TestFiles(RestoreCase):
             thread.join()
         self.assertTrue(self.content() == self.model)
         for result in results:
-            self.assertTrue(result.returncode == 0 or "by another program meanwhile"
-                            in result.stderr or "exists already" in result.stderr)  # fmt: skip
+            self.assertTrue(result.returncode == 0 or "Another restore to" in result.stderr
+                            or "exists already" in result.stderr)  # fmt: skip
         self.assertIn(0, [result.returncode for result in results])
         self.assertEqual([n for n in os.listdir(self.dir) if "tidemark-restore" in n], [])
+
+    def test_a_second_restore_to_one_target_is_refused_at_once(self):
+        held = self.own(HeldUp([*tool("restore"), self.repository, self.target]))
+        wait_until(lambda: is_restoring_to(self.dir), "its file")
+        os.symlink(self.dir, self.path("here"))
+        for target in self.target, self.path("here/out.raw"):
+            self.refuses(why="Another restore to", target=target)
+        self.assertEqual(self.restore(target=self.path("other.raw")).returncode, 0)
+        self.assertEqual(held.release()[0], 0)
+        self.assertTrue(self.content() == self.model)
 
     def test_two_restores_that_replace_one_file(self):
         self.put()
@@ -182,6 +194,72 @@ class TestFiles(RestoreCase):
         self.assertTrue(self.content() == self.model)
 
 
+class TestStandardOutput(RestoreCase):
+    def stream(self, stdout, *words):
+        return subprocess.run([*tool("restore"), self.repository, *words, "-"], stdout=stdout,
+                              stderr=subprocess.PIPE, text=False, check=False)  # fmt: skip
+
+    def test_a_pipe_gets_the_disk_from_begin_to_end(self):
+        self.write_random(MIB, 64 << 10)
+        self.zero(MIB // 2, 128 << 10)
+        self.backup()
+        result = self.stream(subprocess.PIPE)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertTrue(result.stdout == self.model)
+        self.assertIn(b"restored to standard output", result.stderr)
+
+    def test_holes_in_an_empty_file_only(self):
+        for mode, before in (("wb", b""), ("ab", b"x" * 100), ("r+b", b"x" * self.size)):
+            self.put(before.decode())
+            with open(self.target, mode) as f:
+                self.assertEqual(self.stream(f).returncode, 0)
+            expected = (before if mode == "ab" else b"") + self.model
+            self.assertTrue(self.content() == expected, mode)
+            if mode == "wb":
+                self.assertLess(os.stat(self.target).st_blocks * 512, 2 * MIB)
+
+    def test_failures_reach_the_status(self):
+        with open("/dev/full", "wb") as full:
+            result = self.stream(full)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(b"Could not write to standard output", result.stderr)
+        with open(self.image_of(self.manifest), "r+b") as f:
+            f.seek(5 * 65536 + 100)
+            f.write(b"damage")
+        result = self.stream(subprocess.PIPE)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(b"do not match their checksum", result.stderr)
+        self.assertTrue(self.model.startswith(result.stdout))
+        self.assertEqual(self.stream(subprocess.PIPE, "-f", "qcow2").returncode, 1)
+        self.assertEqual(self.stream(subprocess.PIPE, "--output=json").returncode, 1)
+
+
+class TestNewNode(RestoreCase):
+    def test_a_daemon_gets_the_disk(self):
+        for fmt in "raw", "qcow2":
+            target = self.path("new." + fmt)
+            result = self.restore("-f", fmt, "--qmp", self.server.qmp_path, "--node", fmt,
+                                  target=target)  # fmt: skip
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.server.qmp.command(
+                "block-export-add",
+                **{"type": "nbd", "id": fmt, "node-name": fmt, "name": fmt, "writable": True},
+            )
+            client = nbd.NBD()
+            client.connect_uri(nbd_uri(self.socket, fmt))
+            self.assertTrue(client.pread(self.size, 0) == self.model)
+            client.pwrite(b"x", 0)
+            self.assertEqual(client.pread(1, 0), b"x")
+
+    def test_what_is_refused_before_anything_is_written(self):
+        qmp = ("--qmp", self.server.qmp_path)
+        self.refuses(*qmp, why="need each other")
+        self.refuses("--node", "new", why="need each other")
+        self.refuses(*qmp, "--node", "disk", why="has a node 'disk' already")
+        self.refuses("--qmp", self.path("none"), "--node", "new", why="none")
+        self.assertFalse(os.path.exists(self.target))
+
+
 class TestExports(RestoreCase):
     def serve(self, size):
         self.put("", self.path("nbd.raw"))
@@ -198,6 +276,26 @@ class TestExports(RestoreCase):
         result = self.restore("--force", target=uri)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertTrue(self.content(self.path("nbd.raw")) == self.model)
+
+    def test_an_export_behind_tls(self):
+        self.put("", self.path("nbd.raw"))
+        os.truncate(self.path("nbd.raw"), self.size)
+        os.mkdir(self.path("keys"))
+        keys = self.path("keys/keys.psk")
+        self.put("alice:" + "a5" * 32 + "\n", keys)
+        socket = self.path("tls.sock")
+        self.own(Process(
+            [*tool("nbd"), "-t", "-f", "raw", "-k", socket, "--tls-creds", "tls",
+             "--object", f"tls-creds-psk,id=tls,endpoint=server,dir={self.path('keys')}",
+             self.path("nbd.raw")], self.path("nbd.log"),
+        ))  # fmt: skip
+        wait_until(lambda: os.path.exists(socket), "the server")
+        uri = f"nbds+unix://alice@/?socket={socket}&tls-psk-file={keys}"
+        self.refuses(why="would be lost", target=uri)
+        result = self.restore("--force", target=uri)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertTrue(self.content(self.path("nbd.raw")) == self.model)
+        self.refuses("--force", why="", target="nbds://[::1")
 
     def test_an_export_that_is_too_small(self):
         self.refuses("--force", why="the disk needs", target=self.serve(MIB))

@@ -3,6 +3,7 @@
 
 import base64
 import ctypes
+import json
 import subprocess
 
 import tidemark
@@ -43,6 +44,110 @@ class SecretTest(tidemark.TestCase):
         words = [word for o in objects for word in ("--object", o)]
         how = f"driver=qcow2,encrypt.key-secret=s,file.filename={path}"
         return tidemark.io(how, "read -P 9 0 64k", options=(*words, "--image-opts"), check=check)
+
+    @staticmethod
+    def dumpable_memory(pid):
+        """What a core dump would have of a process."""
+        areas, found = [], []
+        with open(f"/proc/{pid}/smaps", encoding="ascii") as maps:
+            for line in maps:
+                words = line.split()
+                if "-" in words[0] and not words[0].endswith(":"):
+                    areas.append([int(part, 16) for part in words[0].split("-")] + [words[1]])
+                elif words[0] == "VmFlags:" and ("dd" in words or "rd" not in words):
+                    areas.pop()
+        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+            for begin, end, rights in areas:
+                if "w" in rights:
+                    memory.seek(begin)
+                    found.append(memory.read(end - begin))
+        return b"".join(found)
+
+    def test_a_core_dump_has_no_passphrase_of_a_file(self):
+        path, file = self.path("disk.luks"), self.path("passphrase")
+        with open(file, "w", encoding="ascii") as f:
+            f.write(PASSWORD)
+        secret = ("--object", f"secret,id=s,file={file}")
+        tidemark.img("create", "-q", "-f", "luks", *secret, "-o", "key-secret=s,iter-time=10", path, "1M")
+        daemon = self.daemon(*secret)
+        node = {"driver": "luks", "node-name": "n", "key-secret": "s"}
+        answer = daemon.qmp.execute("blockdev-add", {**node, "file": {"driver": "file", "filename": path}})
+        self.assertNotIn("error", answer)
+        memory = self.dumpable_memory(daemon.pid)
+        self.assertIn(path.encode(), memory)
+        self.assertNotIn(PASSWORD.encode(), memory)
+
+    def dumpable_secrets(self, pid, secrets):
+        memory = self.dumpable_memory(pid)
+        return [name for name, secret in secrets.items() if secret in memory]
+
+    def volume_key(self, path):
+        """Its two halves, as cryptsetup knows them."""
+        file = self.path("for cryptsetup")
+        with open(file, "w", encoding="ascii") as f:
+            f.write(PASSWORD)
+        words = ("-q", "luksDump", "--dump-volume-key", f"--key-file={file}", path)
+        lines = tidemark.run("cryptsetup", *words).stdout.split("MK dump:")[1]
+        key = bytes.fromhex("".join(lines.split()))
+        return key[: len(key) // 2], key[len(key) // 2 :]
+
+    def use(self, daemon, path):
+        """Add the disk, read and write, change a key, remove it."""
+        file = {"driver": "file", "filename": path}
+        node = {"driver": "luks", "node-name": "n", "key-secret": "s", "file": file}
+        export = {"id": "e", "type": "nbd", "node-name": "n", "writable": True}
+        change = {"driver": "luks", "state": "active", "new-secret": "s", "iter-time": 10}
+        qmp = daemon.qmp
+        qmp.command("blockdev-add", **node)
+        qmp.command("block-export-add", **export)
+        uri = tidemark.nbd_uri(self.path("nbd"), "n")
+        tidemark.io(uri, "write -P 7 1k 600k", "read -P 7 1k 4k", "read -P 7 8k 512k", fmt="raw")
+        yield "in use"
+        qmp.command("block-export-del", id="e")
+        tidemark.wait_until(lambda: not qmp.command("query-block-exports"), "the export to end")
+        qmp.command("x-blockdev-amend", job_id="j", node_name="n", options=change)
+        tidemark.wait_until(
+            lambda: qmp.command("query-jobs")[0]["status"] == "concluded", "the job to end"
+        )
+        qmp.command("job-dismiss", id="j")
+        qmp.command("blockdev-del", node_name="n")
+        qmp.command("object-del", id="s")
+        yield "removed"
+
+    def start_with_password(self, how):
+        """A daemon that gets the password in this way."""
+        text = f"secret,id=s,data={PASSWORD}"
+        object_ = {"qom-type": "secret", "id": "s", "data": PASSWORD}
+        server = f"addr.type=unix,addr.path={self.path('nbd')}"
+        given = {"keyval": text, "json": json.dumps(object_)}.get(how)
+        objects = ("--object", given) if given else ()
+        daemon = self.daemon(*objects, "--nbd-server", server, name=how)
+        if how == "errors":
+            for wrong in ({"bogus": 1}, {"qom-type": "secre"}, {"data": [PASSWORD]}, {"id": "%"}):
+                self.assertIn("error", daemon.qmp.execute("object-add", {**object_, **wrong}))
+            daemon.qmp.send_raw(f'{{"execute": "object-add", {PASSWORD}'.encode() + b"\xff\n")
+            self.assertIn("error", daemon.qmp.receive())
+        if not given:
+            daemon.qmp.command("object-add", **{k.replace("-", "_"): v for k, v in object_.items()})
+        return daemon
+
+    def test_memory_keeps_nothing_of_passwords_and_keys(self):
+        path = self.path("disk.luks")
+        words = ("create", "-q", "-f", "luks", "--object", f"secret,id=s,data={PASSWORD}")
+        for how, kind in (
+            ("keyval", "cipher-mode=cbc,ivgen-alg=essiv"),
+            ("json", "cipher-alg=aes-128"),
+            ("qmp", "cipher-alg=aes-256"),
+            ("errors", "cipher-alg=aes-192,cipher-mode=cbc"),
+        ):
+            tidemark.img(*words, "-o", f"key-secret=s,iter-time=10,{kind}", path, "1M")
+            key = self.volume_key(path)
+            secrets = {"password": PASSWORD.encode(), "key": key[0], "second half": key[1]}
+            daemon = self.start_with_password(how)
+            for when in self.use(daemon, path):
+                with self.subTest(how=how, when=when):
+                    self.assertEqual(self.dumpable_secrets(daemon.pid, secrets), [])
+            daemon.stop()
 
     def test_an_image_is_read_with_an_encrypted_password(self):
         path = self.image()

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import unittest
 
-from tidemark import Process, TestCase, compat, img, io, qemu_img, run, tool, wait_until
+from tidemark import Process, TestCase, can_connect, compat, img, io, qemu_img, run, tool, wait_until
 
 SSHD = shutil.which("sshd", path=os.environ["PATH"] + ":/usr/sbin")
 
@@ -56,7 +56,7 @@ class Ssh(TestCase):
     def start_agent(self):
         agent = self.path("agent")
         self.own(Process(["ssh-agent", "-D", "-a", agent], self.path("agent.log")))
-        wait_until(lambda: os.path.exists(agent), "the agent")
+        wait_until(lambda: can_connect(agent), "the agent")
         before = os.environ.get("SSH_AUTH_SOCK")
         os.environ["SSH_AUTH_SOCK"] = agent
         self.addCleanup(

@@ -70,6 +70,9 @@ class ThrottleTest(TestCase):
             options = {"driver": "throttle", "node-name": "d", "throttle-group": "h", "file": "f"}
             machine.hmp('qemu-io d "aio_read 0 64k"')
             machine.hmp('qemu-io d "aio_read 0 64k"')
+            with self.assertRaisesRegex(QmpError, "Property values cannot be negative"):
+                old = {"x-bps-read": -1}
+                machine.qmp.command("object-add", qom_type="throttle-group", id="x", **old)
             with self.assertRaisesRegex(QmpError, "Throttle group 'x' does not exist"):
                 machine.qmp.command("blockdev-reopen", options=[{**options, "throttle-group": "x"}])
             machine.qmp.command("blockdev-reopen", options=[options])
@@ -113,6 +116,9 @@ class ThrottleTest(TestCase):
         cases = [
             ({"bps-total": 1, "bps-read": 1}, "total values and read/write values cannot be used"),
             ({"bps-total": 10**16}, "values must be within"),
+            ({"iops-total": -1}, r"^GenericError: bps/iops/max values must be within \[0, 10{15}\]$"),
+            ({"bps-read": 6, "bps-read-max": -1}, "max values must be within"),
+            ({"iops-total-max-length": -1}, "cannot be negative"),
             ({"iops-size": 4096}, "iops size requires an iops value to be set"),
             ({"bps-read-max": 5}, "require corresponding bps/iops values"),
             ({"bps-read": 6, "bps-read-max": 5}, "cannot be lower than bps/iops"),

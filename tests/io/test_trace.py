@@ -132,7 +132,7 @@ class Faces(TraceTest):
                 self.assertTrue(any("offset=4096 length=1024 result=0" in args for args in mine))
 
     def test_faces_of_backups(self):
-        for command in ("backup", "backups", "restore", "verify", "repair"):
+        for command in ("backup", "backups", "restore", "verify", "prune", "copy", "repair"):
             with self.subTest(command):
                 result = run(*tool(command), "--help")
                 self.assertIn("--trace=PATTERN", result.stdout)

@@ -4,7 +4,7 @@
 import unittest
 
 from machine import Machine
-from tidemark import TestCase, compat, io, run
+from tidemark import TestCase, compat, img, io, qemu_img, run
 
 
 class VerifyTest(TestCase):
@@ -18,6 +18,12 @@ class VerifyTest(TestCase):
         words = [word for command in commands for word in ("-c", command)]
         name = f"blkverify:{self.raw}:{self.test}"
         return run(compat("qemu-io"), "-f", "raw", *words, name, check=check)
+
+    def test_a_format_has_the_filename_of_the_filter_below(self):
+        for name in f"blkverify:{self.raw}:{self.test}", f"blkdebug::{self.test}":
+            for program in img, qemu_img:
+                text = program("info", "-f", "raw", "--output=json", name).stdout
+                self.assertIn(f'    "filename": "{name}",', text.splitlines())
 
     def test_writes_go_to_both(self):
         self.verify("write -P 7 64k 64k", "write -z 80k 4k", "read -P 7 64k 16k", "read 0 1M")

@@ -5,15 +5,18 @@ import glob
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
+import time
 
 import nbd
 
-from tidemark import Process, TestCase, can_connect, nbd_uri, run, tool, wait_until
+from tidemark import BUILD, Process, TestCase, can_connect, nbd_uri, run, tool, wait_until
 
 MIB = 1 << 20
 SIZE = 64 * MIB
+WRITER = os.path.join(BUILD, "tests/tools/verifying_writer")
 
 
 def heed_signals():
@@ -149,16 +152,29 @@ class BackupCase(TestCase):
         self.assertEqual(self.own_nodes(), [])
 
     def start_backup(self, *words):
-        return self.own(Process(self.backup_words(*words), self.path("backup.log")))
+        return self.own(Process(self.backup_words("--no-guard", *words), self.path("backup.log")))
 
-    def hold_backup(self, *words):
-        """One that has its filter in place, and does not go on before it is released."""
+    def hold_backup(self, *words, guard=False):
+        """One that has its filter in place, and does not go on before it is released. Without a
+        guard, what it leaves when it is killed stays.
+        """
+        words = words if guard else ("--no-guard", *words)
         held = self.own(HeldUp(self.backup_words(*words)))
         wait_until(self.own_exports, "the export")
         return held
 
     def list_backups(self):
         return json.loads(run(*tool("backups"), "--output=json", self.repository).stdout)
+
+    def copy_to_another_machine(self, copy):
+        """A copy by hand that cannot know of the original."""
+        shutil.copytree(self.repository, copy)
+        path = os.path.join(copy, "repository.json")
+        with open(path, encoding="utf-8") as f:
+            description = json.load(f)
+        del description["path"], description["sha256"]
+        with open(path, "w", encoding="utf-8") as f:
+            json.dump(description, f)
 
     def image_of(self, manifest):
         return os.path.join(self.repository, manifest["id"], "disk.qcow2")
@@ -173,6 +189,39 @@ class BackupCase(TestCase):
 
     def own_bitmaps(self):
         return self.server.qmp.bitmaps("disk")
+
+    def check_backups_under_writes(self, begin, length, count):
+        """Backups while a client writes into [begin, begin + length) restore to one moment each."""
+        journal = self.path("journal")
+        self.write_random(0, begin)
+        writer = self.own(
+            Process(
+                [
+                    WRITER, "write", "--uri", nbd_uri(self.socket, "disk"), "--journal", journal,
+                    "--offset", str(begin), "--length", str(length), "--rate", "4000",
+                ],
+                self.path("writer.log"),
+            )
+        )  # fmt: skip
+        time.sleep(0.3)
+        taken = []
+        for _ in range(count):
+            taken.append(self.backup())
+            time.sleep(0.1)
+        writer.stop()
+        self.assertEqual([m["kind"] for m in taken], ["full"] + ["incremental"] * (count - 1))
+        for manifest in taken:
+            target = self.path("restored.raw")
+            run(*tool("restore"), self.repository, "--at", manifest["id"], "--force", target)
+            window = manifest["checkpoint"]
+            run(
+                WRITER, "check", "--journal", journal, "--image", target,
+                "--begin", window["begin"]["monotonic-ns"],
+                "--end", window["end"]["monotonic-ns"],
+            )  # fmt: skip
+            with open(target, "rb") as f:
+                self.assertTrue(f.read(begin) == self.model[:begin])
+        self.assert_settled()
 
     def assert_settled(self):
         """Nothing of a backup is left in the daemon but at most one recording bitmap."""

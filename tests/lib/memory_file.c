@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -34,11 +35,18 @@ struct memory_file *memory_file(const char *name)
     abort();
 }
 
+static void unmap(struct memory_file *f)
+{
+    if (f->data && munmap(f->data, f->capacity) < 0) {
+        abort();
+    }
+}
+
 void memory_file_free_all(void)
 {
     for (unsigned i = 0; i < FILES_MAX && files[i]; i++) {
         pthread_mutex_destroy(&files[i]->lock);
-        free(files[i]->data);
+        unmap(files[i]);
         free(files[i]);
         files[i] = NULL;
     }
@@ -51,12 +59,17 @@ static int grow_locked(struct memory_file *f, uint64_t size)
     }
     if (size > f->capacity) {
         uint64_t capacity = MAX(2 * f->capacity, round_up(size, 64 * KiB));
-        uint8_t *data = realloc(f->data, capacity);
+        /* Pages that nobody touches cost nothing: an image has large holes. */
+        uint8_t *data = mmap(NULL, capacity, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-        if (!data) {
+        if (data == MAP_FAILED) {
             abort();
         }
-        memset(data + f->capacity, 0, capacity - f->capacity);
+        if (f->size > 0) {
+            memcpy(data, f->data, f->size);
+        }
+        unmap(f);
         f->data = data;
         f->capacity = capacity;
     }
@@ -77,6 +90,15 @@ void memory_file_grow(struct memory_file *f, uint64_t size)
     if (grow_locked(f, size) < 0) {
         abort();
     }
+}
+
+void memory_file_clear(struct memory_file *f, uint64_t size)
+{
+    if (f->data && madvise(f->data, f->capacity, MADV_DONTNEED) < 0) {
+        abort();
+    }
+    f->size = 0;
+    memory_file_grow(f, size);
 }
 
 void memory_file_copy(struct memory_file *to, const struct memory_file *from)

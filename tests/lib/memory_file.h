@@ -43,6 +43,8 @@ extern const struct block_driver memory_file_driver;
 struct memory_file *memory_file(const char *name);
 /* At least this number of bytes; new ones are zero. */
 void memory_file_grow(struct memory_file *f, uint64_t size);
+/* The file has this size, and is all zeroes. Takes as long as there are pages that were touched. */
+void memory_file_clear(struct memory_file *f, uint64_t size);
 /* Contents of `to` become those of `from`: what a crash that loses nothing would leave. */
 void memory_file_copy(struct memory_file *to, const struct memory_file *from);
 /* kinds 0: no more failures. */

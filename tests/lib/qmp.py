@@ -31,7 +31,9 @@ class Qmp:
         self.events = []
         self.greeting = self.receive()
         if negotiate:
-            self.command("qmp_capabilities")
+            answer = self.execute("qmp_capabilities")
+            if "return" not in answer:  # who waits for the start of a program tries again
+                raise ConnectionError(f"qmp_capabilities was answered {answer}")
 
     def __enter__(self):
         return self

@@ -61,7 +61,7 @@ static int open_node(const char *name, unsigned flags, const char *options, stru
 
 static void open_image(struct image *i, const char *name, const char *options, unsigned flags)
 {
-    unsigned perm = BLOCK_PERM_CONSISTENT_READ | (flags ? BLOCK_PERM_WRITE : 0);
+    unsigned perm = BLOCK_PERM_CONSISTENT_READ | (flags ? BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE : 0);
     ERROR_AUTO(err);
 
     i->file = memory_file(name);
@@ -190,6 +190,8 @@ int qcow2_group_setup(void **state)
     file_register_drivers();
     block_register_driver(&memory_file_driver);
     qcow2_register_driver();
+    /* Tests of durable bitmaps ask for them. */
+    qcow2_durable_bitmaps_off_by_default();
     return reactor_init_main(NULL);
 }
 

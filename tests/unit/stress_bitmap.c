@@ -303,10 +303,66 @@ static void test_the_count_does_not_drift(void **state)
     }
 }
 
+/* ---- every change is collected, also of what is written again and again ---- */
+
+#define DISK_GRANULES 256u
+#define CHANGES_PER_THREAD 100000u
+
+/* What the disk has: a number that grows with each change. And what the collector has read. */
+static _Atomic uint64_t disk[DISK_GRANULES];
+static uint64_t copied[DISK_GRANULES];
+
+static void *change_and_set(void *opaque)
+{
+    struct worker *w = opaque;
+    unsigned at = w->index;
+
+    pthread_barrier_wait(&w->shared->start);
+    for (unsigned k = 0; k < CHANGES_PER_THREAD; k++) {
+        at = (at * 5 + w->index * 2 + 1) % DISK_GRANULES;
+        atomic_fetch_add(&disk[at], 1);
+        dirty_bitmap_set(w->shared->bitmap, at * GRANULARITY, 1);
+    }
+    atomic_fetch_sub(&w->shared->running, 1);
+    return NULL;
+}
+
+static void copy_what_is_dirty(struct dirty_bitmap *b)
+{
+    uint64_t offset = 0, length;
+
+    while (dirty_bitmap_next_dirty(b, offset, DISK_GRANULES * GRANULARITY, &offset, &length)) {
+        dirty_bitmap_clear(b, offset, GRANULARITY);
+        copied[offset / GRANULARITY] = atomic_load(&disk[offset / GRANULARITY]);
+        offset += GRANULARITY;
+    }
+}
+
+static void copy_while_running(struct shared *shared)
+{
+    while (atomic_load(&shared->running)) {
+        copy_what_is_dirty(shared->bitmap);
+    }
+}
+
+static void test_a_copy_has_every_change(void **state)
+{
+    struct shared shared = {.bitmap = dirty_bitmap_new(SIZE, GRANULARITY)};
+
+    assert_non_null(shared.bitmap);
+    run_workers(&shared, change_and_set, copy_while_running);
+    copy_what_is_dirty(shared.bitmap);
+    for (unsigned i = 0; i < DISK_GRANULES; i++) {
+        assert_int_equal(copied[i], atomic_load(&disk[i]));
+    }
+    dirty_bitmap_free(shared.bitmap);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_scanner_that_clears_collects_every_bit),
+        cmocka_unit_test(test_a_copy_has_every_change),
         cmocka_unit_test(test_a_set_bit_is_never_hidden_by_clears_beside_it),
         cmocka_unit_test(test_a_bit_found_already_set_is_seen_at_once),
         cmocka_unit_test(test_racing_allocations_leave_one_leaf_and_count_once),

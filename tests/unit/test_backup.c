@@ -8,7 +8,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -18,11 +20,32 @@
 #include "backup/manifest.h"
 #include "backup/pull_internal.h"
 #include "backup/repository.h"
+#include "backup/set.h"
 #include "backup/sums.h"
 #include "base/byteorder.h"
 #include "base/cleanup.h"
+#include "base/hmac.h"
 
 #define SHA "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+
+/* --- keys --- */
+
+/* RFC 4231, cases 2 (short key) and 6 (a key longer than a block). */
+static void codes_are_those_of_the_standard(void **state)
+{
+    static const char what[] = "what do ya want for nothing?";
+    static const char larger[] = "Test Using Larger Than Block-Size Key - Hash Key First";
+    uint8_t key[131], mac[SHA256_SIZE];
+    char hex[SHA256_HEX_SIZE];
+
+    assert_int_equal(hmac_sha256("Jefe", 4, what, strlen(what), mac), 0);
+    sha256_to_hex(mac, hex);
+    assert_string_equal(hex, "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
+    memset(key, 0xaa, sizeof(key));
+    assert_int_equal(hmac_sha256(key, sizeof(key), larger, strlen(larger), mac), 0);
+    sha256_to_hex(mac, hex);
+    assert_string_equal(hex, "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54");
+}
 
 /* --- manifests --- */
 
@@ -210,15 +233,17 @@ static char *write_sums(const struct sums_runs *runs, uint64_t disk_size)
 {
     char *path = strdup("sums-XXXXXX");
     int fd AUTO_CLOSE = mkostemp(path, O_CLOEXEC);
+    struct stored *file = stored_create(fd, NULL, STORED_SUMS);
 
-    assert_true(fd >= 0);
+    assert_true(fd >= 0 && file);
     for (uint64_t i = 0; i < runs->digests; i++) {
         uint8_t digest[SUMS_DIGEST_SIZE];
 
         memset(digest, (int)i + 1, sizeof(digest));
-        assert_int_equal(sums_write_digests(fd, i, digest, 1), 0);
+        assert_int_equal(sums_write_digests(file, i, digest, 1), 0);
     }
-    assert_int_equal(sums_write_finish(fd, runs, disk_size), 0);
+    assert_int_equal(sums_write_finish(file, runs, disk_size), 0);
+    stored_free(file);
     return path;
 }
 
@@ -235,8 +260,8 @@ static void checksum_file_is_read_back(void **state)
     assert_int_equal(sums_runs_add(&runs, 6, 4, SUMS_ZERO), 0);
     assert_int_equal(sums_runs_add(&runs, 12, 2, SUMS_DATA), 0);
     path = write_sums(&runs, 15 * BACKUP_CLUSTER_SIZE - 1);
-    assert_int_equal(sums_open(open(path, O_RDONLY | O_CLOEXEC), path, 15 * BACKUP_CLUSTER_SIZE - 1,
-                               &sums, &err),
+    assert_int_equal(sums_open(open(path, O_RDONLY | O_CLOEXEC), NULL, path,
+                               15 * BACKUP_CLUSTER_SIZE - 1, &sums, &err),
                      0);
     assert_int_equal(sums.runs.count, 3);
     assert_int_equal(sums.runs.list[0].first, 2);
@@ -266,9 +291,9 @@ static void refuse_sums(uint64_t offset, int bits, uint64_t value)
     fd = open(path, O_RDWR | O_CLOEXEC);
     store_le64(bytes, value);
     assert_int_equal(pwrite(fd, bytes, (size_t)bits / 8, (off_t)offset), bits / 8);
-    assert_int_equal(
-        sums_open(open(path, O_RDONLY | O_CLOEXEC), path, 10 * BACKUP_CLUSTER_SIZE, &sums, NULL),
-        -EINVAL);
+    assert_int_equal(sums_open(open(path, O_RDONLY | O_CLOEXEC), NULL, path,
+                               10 * BACKUP_CLUSTER_SIZE, &sums, NULL),
+                     -EINVAL);
     sums_runs_clear(&runs);
     unlink(path);
 }
@@ -307,8 +332,8 @@ static void cut_checksum_file_is_refused(void **state)
     assert_int_equal(stat(path, &st), 0);
     for (off_t size = st.st_size - 1; size >= 0; size--) {
         assert_int_equal(truncate(path, size), 0);
-        assert_true(sums_open(open(path, O_RDONLY | O_CLOEXEC), path, 10 * BACKUP_CLUSTER_SIZE,
-                              &sums, NULL) < 0);
+        assert_true(sums_open(open(path, O_RDONLY | O_CLOEXEC), NULL, path,
+                              10 * BACKUP_CLUSTER_SIZE, &sums, NULL) < 0);
     }
     sums_runs_clear(&runs);
     unlink(path);
@@ -318,7 +343,7 @@ static void cut_checksum_file_is_refused(void **state)
 
 static void newest_layer_that_has_a_cluster_decides(void **state)
 {
-    struct chain_layer layers[3] = {{.run = 0}};
+    struct chain_layer layers[3] = {{.clusters = 20}, {.clusters = 20}, {.clusters = 20}};
     struct chain chain = {.layers = layers, .count = 3, .clusters = 20};
     struct chain_extent e;
     /* cluster   0  2  4  5  6  8  9  10     20
@@ -344,6 +369,43 @@ static void newest_layer_that_has_a_cluster_decides(void **state)
         if (e.layer) {
             assert_int_equal(e.kind, expected[i].kind);
         }
+    }
+    assert_false(chain_next(&chain, 100, &e));
+    for (int i = 0; i < 3; i++) {
+        sums_runs_clear(&layers[i].sums.runs);
+    }
+}
+
+static void past_the_end_of_a_layer_are_zeroes(void **state)
+{
+    struct chain_layer layers[3] = {{.clusters = 20}, {.clusters = 8}, {.clusters = 25}};
+    struct chain chain = {.layers = layers, .count = 3, .clusters = 25, .below = 18};
+    struct chain_extent e, at;
+    /* cluster   0      8    12  14     18  20  25
+     * layer 0  [data                        ]
+     * layer 1           |
+     * layer 2               [data]                */
+    static const struct {
+        uint64_t first, count;
+        int layer; /* -1: none */
+        enum sums_kind kind;
+        uint64_t digest;
+    } expected[] = {{0, 8, 0, SUMS_DATA, 0},
+                    {8, 4, 1, SUMS_ZERO, CHAIN_NO_DIGEST},
+                    {12, 2, 2, SUMS_DATA, 0},
+                    {14, 4, 1, SUMS_ZERO, CHAIN_NO_DIGEST},
+                    {18, 7, -1, 0, 0}};
+
+    sums_runs_add(&layers[0].sums.runs, 0, 20, SUMS_DATA);
+    sums_runs_add(&layers[2].sums.runs, 12, 2, SUMS_DATA);
+    for (size_t i = 0; i < sizeof(expected) / sizeof(expected[0]); i++) {
+        assert_true(chain_next(&chain, 100, &e));
+        assert_int_equal(e.first, expected[i].first);
+        assert_int_equal(e.count, expected[i].count);
+        assert_ptr_equal(e.layer, expected[i].layer < 0 ? NULL : &layers[expected[i].layer]);
+        assert_true(e.kind == expected[i].kind && e.digest == expected[i].digest);
+        chain_extent_at(&chain, e.first, 100, &at);
+        assert_memory_equal(&at, &e, sizeof(e));
     }
     assert_false(chain_next(&chain, 100, &e));
     for (int i = 0; i < 3; i++) {
@@ -486,9 +548,48 @@ static void unfinished_backups_are_removed(void **state)
     assert_int_equal(r.count, 0);
 }
 
+/* All names of the next seconds are kept by other runs: an error, and no search without an end. */
+static void a_set_gives_up_when_all_names_are_taken(void **state)
+{
+    enum { SECONDS = 5, NAMES = 100 };
+    char *dir AUTO_FREE = fresh_dir();
+    char *sets AUTO_FREE = files_join(dir, SET_DIRECTORY);
+    int kept[SECONDS * NAMES], count = 0;
+    time_t now = time(NULL);
+    char id[BACKUP_ID_SIZE];
+    ERROR_AUTO(err);
+
+    assert_int_equal(mkdir(sets, 0700), 0);
+    for (int n = 0; n < SECONDS * NAMES; n++) {
+        char *name AUTO_FREE = NULL;
+        char stamp[20], suffix[8] = "";
+        time_t when = now + n / NAMES;
+        struct tm tm;
+
+        gmtime_r(&when, &tm);
+        strftime(stamp, sizeof(stamp), "%Y%m%dT%H%M%SZ", &tm);
+        if (n % NAMES > 0) {
+            snprintf(suffix, sizeof(suffix), "-%d", n % NAMES + 1);
+        }
+        assert_true(asprintf(&name, "%s/.tidemark-tmp-%s%s", sets, stamp, suffix) > 0);
+        assert_int_equal(mkdir(name, 0700), 0);
+        kept[count] = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        assert_int_equal(flock(kept[count++], LOCK_EX | LOCK_NB), 0);
+    }
+    assert_int_equal(set_reserve(dir, id, &err), -EAGAIN);
+    assert_non_null(strstr(error_message(&err), "attempts"));
+    while (count > 0) {
+        close(kept[--count]);
+    }
+    kept[0] = set_reserve(dir, id, NULL); /* those of killed runs are removed */
+    assert_true(kept[0] >= 0);
+    set_release(dir, id, kept[0]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(codes_are_those_of_the_standard),
         cmocka_unit_test(manifest_is_read_back),
         cmocka_unit_test(every_changed_byte_of_a_manifest_is_noticed),
         cmocka_unit_test(every_cut_manifest_is_refused),
@@ -499,11 +600,13 @@ int main(void)
         cmocka_unit_test(hostile_checksum_files_are_refused),
         cmocka_unit_test(cut_checksum_file_is_refused),
         cmocka_unit_test(newest_layer_that_has_a_cluster_decides),
+        cmocka_unit_test(past_the_end_of_a_layer_are_zeroes),
         cmocka_unit_test(plan_is_walked_in_chunks_of_one_kind),
         cmocka_unit_test(repository_finds_chains_and_refuses_loops),
         cmocka_unit_test(only_one_run_writes_to_a_repository),
         cmocka_unit_test(directory_with_other_things_is_refused),
         cmocka_unit_test(unfinished_backups_are_removed),
+        cmocka_unit_test(a_set_gives_up_when_all_names_are_taken),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,17 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Vectors, sizes and percent-encoding: what everything else counts on. */
+/* Vectors, sizes, percent-encoding and files: what everything else counts on. */
 #include <errno.h>
+#include <fcntl.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/fd_io.h"
 #include "base/inet.h"
 #include "base/iov.h"
 #include "base/percent.h"
@@ -160,11 +166,28 @@ static void test_sizes(void **state)
     assert_size("1.5k", 1536);
     assert_size("7E", 7 * (UINT64_C(1) << 60));
     assert_size("9223372036854775807", INT64_MAX);
+    assert_size("0x1b", 27); /* a digit, not a unit */
+    assert_size(" \t\n+2k", 2048);
+}
+
+static void test_sizes_with_fractions(void **state)
+{
+    assert_size(".5M", 512 << 10);
+    assert_size("+.5M", 512 << 10);
+    assert_size("1.", 1);
+    assert_size("2.k", 2048);
+    assert_size("1024.0", 1024);
+    assert_size("2.0b", 2);
+    assert_size(".0", 0);
+    assert_size("1.1M", 1153434); /* 1153433.6 */
+    assert_size("1.999k", 2047);  /* 2046.976 */
+    assert_size(".1k", 102);      /* 102.4 */
 }
 
 static void test_sizes_that_are_too_large(void **state)
 {
     assert_no_size("8E", ERANGE);
+    assert_no_size("7.9999999999999999999E", ERANGE);
     assert_no_size("16E", ERANGE);
     assert_no_size("17E", ERANGE); /* 1E, were it to wrap */
     assert_no_size("9223372036854775808", ERANGE);
@@ -178,6 +201,18 @@ static void test_words_that_are_no_sizes(void **state)
     assert_no_size("-1", EINVAL);
     assert_no_size("1kk", EINVAL);
     assert_no_size("1.5", EINVAL);
+    assert_no_size("2.5b", EINVAL);
+    assert_no_size(".", EINVAL);
+    assert_no_size(".M", EINVAL);
+    assert_no_size("0x", EINVAL);
+    assert_no_size("0x1M", EINVAL); /* mebibytes, or a digit too many? */
+    assert_no_size("0x1.5k", EINVAL);
+    assert_no_size("0x 1", EINVAL);
+    assert_no_size("+ 1", EINVAL);
+    assert_no_size("+-1", EINVAL);
+    assert_no_size("1e3", EINVAL);
+    assert_no_size("1.5.2", EINVAL);
+    assert_no_size("1 ", EINVAL);
 }
 
 /* --- percent ---------------------------------------------------------------------------------- */
@@ -226,6 +261,61 @@ static void test_ports_beyond_65535_are_refused(void **state)
     }
 }
 
+/* --- files ------------------------------------------------------------------------------------ */
+
+static int open_unnamed_file(void)
+{
+    FILE *file = tmpfile();
+    int fd;
+
+    assert_non_null(file);
+    fd = dup(fileno(file));
+    fclose(file);
+    assert_true(fd >= 0);
+    return fd;
+}
+
+static void test_a_read_ends_at_the_end_of_the_file(void **state)
+{
+    int fd = open_unnamed_file();
+    char buf[16];
+
+    assert_int_equal(fd_write_at(fd, "0123456789", 10, 100), 0);
+    assert_int_equal(fd_read_at(fd, buf, 4, 102), 4);
+    assert_memory_equal(buf, "2345", 4);
+    assert_int_equal(fd_read_at(fd, buf, sizeof(buf), 105), 5);
+    assert_memory_equal(buf, "56789", 5);
+    assert_int_equal(fd_read_at(fd, buf, sizeof(buf), 110), 0);
+    close(fd);
+}
+
+static void test_files_that_cannot_be_read_or_written(void **state)
+{
+    char buf[4] = {0};
+    int fd = open("/dev/full", O_WRONLY | O_CLOEXEC);
+
+    assert_int_equal(fd_read_at(fd, buf, sizeof(buf), 0), -EBADF);
+    assert_int_equal(fd_write_at(fd, buf, sizeof(buf), 0), -ENOSPC);
+    close(fd);
+}
+
+/* A file that may have no more than 6 bytes takes a write in part. */
+static void test_a_write_goes_on_after_a_part(void **state)
+{
+    int fd = open_unnamed_file();
+    struct rlimit before, small;
+    char buf[8];
+
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    small = (struct rlimit){.rlim_cur = 6, .rlim_max = before.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    assert_int_equal(fd_write_at(fd, "01234567", 8, 0), -EFBIG);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    assert_int_equal(fd_read_at(fd, buf, sizeof(buf), 0), 6);
+    close(fd);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -237,12 +327,16 @@ int main(void)
         cmocka_unit_test(test_a_byte_anywhere_in_a_buffer_is_not_zero),
         cmocka_unit_test(test_rounding_up_does_not_wrap),
         cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_sizes_with_fractions),
         cmocka_unit_test(test_sizes_that_are_too_large),
         cmocka_unit_test(test_words_that_are_no_sizes),
         cmocka_unit_test(test_percent_decoding),
         cmocka_unit_test(test_a_zero_byte_would_cut_a_name_short),
         cmocka_unit_test(test_percent_signs_that_stand_for_nothing),
         cmocka_unit_test(test_ports_beyond_65535_are_refused),
+        cmocka_unit_test(test_a_read_ends_at_the_end_of_the_file),
+        cmocka_unit_test(test_files_that_cannot_be_read_or_written),
+        cmocka_unit_test(test_a_write_goes_on_after_a_part),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

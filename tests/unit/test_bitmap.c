@@ -185,6 +185,37 @@ static void test_last_granule_is_cut_at_the_size(void **state)
 
 /* ---- memory ---- */
 
+/* Every second granule of 16 TiB, as it is read from an image: 32 MiB, and as good as no more. */
+static void test_16_tib_take_their_bits_and_directories(void **state)
+{
+    const uint64_t granules = 256 * MiB, step = 1 * MiB;
+    struct dirty_bitmap *b = bitmap_new(16 * TiB, GRANULARITY), *all;
+    uint8_t *bits = malloc(step);
+
+    memset(bits, 0x55, step);
+    for (uint64_t first = 0; first < granules; first += step * 8) {
+        assert_int_equal(dirty_bitmap_deserialize(b, first, bits, step), 0);
+    }
+    assert_int_equal(dirty_bitmap_count(b), 8 * TiB);
+    assert_in_range(dirty_bitmap_memory(b), 32 * MiB, 32 * MiB + 80 * KiB);
+    all = dirty_bitmap_clone_merged(b, b);
+    assert_int_equal(dirty_bitmap_count(all), 8 * TiB);
+    assert_in_range(dirty_bitmap_memory(all), 32 * MiB, 32 * MiB + 80 * KiB);
+    dirty_bitmap_free(all);
+
+    memset(bits, 0xff, step);
+    all = bitmap_new(16 * TiB, GRANULARITY);
+    for (uint64_t first = 0; first < granules; first += step * 8) {
+        assert_int_equal(dirty_bitmap_deserialize(all, first, bits, step), 0);
+    }
+    assert_int_equal(dirty_bitmap_count(all), 16 * TiB);
+    assert_true(dirty_bitmap_memory(all) < 128 * KiB);
+    assert_next(all, 0, UINT64_MAX, 0, 16 * TiB);
+    dirty_bitmap_free(all);
+    dirty_bitmap_free(b);
+    free(bits);
+}
+
 static void test_partly_cleared_whole_region_gets_leaves(void **state)
 {
     const uint64_t size = (3 * LEAF_BITS + 5) * 512;
@@ -228,6 +259,7 @@ static void test_without_memory_a_region_reads_dirty(void **state)
     assert_int_equal(dirty_bitmap_merge(b, src), -ENOMEM);
     assert_true(dirty_bitmap_get(b, 3 * leaf));
     assert_null(dirty_bitmap_clone(b));
+    assert_null(dirty_bitmap_clone_merged(b, src));
     assert_int_equal(dirty_bitmap_resize(b, 5 * leaf), -ENOMEM);
     assert_int_equal(dirty_bitmap_size(b), 4 * leaf + 10);
     assert_int_equal(dirty_bitmap_count(b), 2 * 512 + 2 * leaf);
@@ -313,6 +345,115 @@ static void test_merge_of_another_granularity_and_size(void **state)
     assert_int_equal(dirty_bitmap_count(fine), 3 * MiB + 512);
     dirty_bitmap_free(fine);
     dirty_bitmap_free(coarse);
+}
+
+/* Random granules, a range, and a leaf that is set as a whole. */
+static void fill_randomly(struct dirty_bitmap *b, unsigned *seed)
+{
+    const uint64_t granularity = dirty_bitmap_granularity(b), granules = dirty_bitmap_granules(b);
+    uint64_t at = (uint64_t)rand_r(seed) % granules;
+
+    for (uint64_t i = 0; i < granules / 3; i++) {
+        dirty_bitmap_set(b, (uint64_t)rand_r(seed) % granules * granularity, 1);
+    }
+    dirty_bitmap_set(b, at * granularity, granules / 10 * granularity);
+    if (rand_r(seed) % 2) {
+        dirty_bitmap_set(b, LEAF_BITS * granularity, LEAF_BITS * granularity);
+    }
+    if (rand_r(seed) % 2) {
+        dirty_bitmap_clear(b, 0, granules / 4 * granularity);
+    }
+}
+
+static bool any_dirty(const struct dirty_bitmap *b, uint64_t offset, uint64_t end)
+{
+    uint64_t got_offset, got_length;
+
+    return dirty_bitmap_next_dirty(b, offset, end, &got_offset, &got_length);
+}
+
+static void check_walk(const struct dirty_bitmap *b, uint64_t first, uint64_t end)
+{
+    struct dirty_bitmap_walk walk = {.bitmap = b};
+
+    for (uint64_t at = first, length, wanted; at < end; at += length) {
+        bool dirty = dirty_bitmap_status(b, at, end, &wanted);
+
+        assert_int_equal(dirty_bitmap_walk_status(&walk, at, end, &length), dirty);
+        assert_int_equal(length, wanted);
+    }
+}
+
+static void test_a_walk_finds_what_status_finds(void **state)
+{
+    const uint64_t size = (4 * LEAF_BITS + 777) * 512 - 100;
+    unsigned seed = 1;
+
+    for (int round = 0; round < 20; round++) {
+        struct dirty_bitmap *b = bitmap_new(size, 512);
+        uint64_t first = (uint64_t)rand_r(&seed) % (size / 2);
+
+        if (round > 0) {
+            fill_randomly(b, &seed);
+        }
+        if (round > 10) {
+            dirty_bitmap_set(b, LEAF_BITS * 512 - 512, 2 * LEAF_BITS * 512);
+        }
+        check_walk(b, 0, size);
+        check_walk(b, first, first + size / 3);
+        dirty_bitmap_free(b);
+    }
+}
+
+static void check_merge(uint64_t size, uint64_t src_size, uint32_t granularity, uint32_t src_of,
+                        unsigned *seed)
+{
+    struct dirty_bitmap *dest = bitmap_new(size, granularity);
+    struct dirty_bitmap *src = bitmap_new(src_size, src_of), *before, *merged;
+
+    fill_randomly(src, seed);
+    if (rand_r(seed) % 2) {
+        fill_randomly(dest, seed);
+    }
+    before = dirty_bitmap_clone(dest);
+    merged = dirty_bitmap_clone_merged(dest, src);
+    assert_int_equal(
+        rand_r(seed) % 2 ? dirty_bitmap_merge(dest, src) : dirty_bitmap_merge_alone(dest, src), 0);
+    for (uint64_t at = 0, count = 0; at < size; at += granularity) {
+        bool wanted = dirty_bitmap_get(before, at) || any_dirty(src, at, at + granularity);
+
+        assert_int_equal(dirty_bitmap_get(dest, at), wanted);
+        assert_int_equal(dirty_bitmap_get(merged, at), wanted);
+        count += wanted ? MIN(granularity, size - at) : 0;
+        if (at + granularity >= size) {
+            assert_int_equal(dirty_bitmap_count(dest), count);
+            assert_int_equal(dirty_bitmap_count(merged), count);
+        }
+    }
+    dirty_bitmap_free(merged);
+    dirty_bitmap_free(before);
+    dirty_bitmap_free(dest);
+    dirty_bitmap_free(src);
+}
+
+static void test_merge_of_all_pairs_of_granularities(void **state)
+{
+    const uint64_t granules = 2 * LEAF_BITS + 5001;
+    unsigned seed = 1;
+
+    for (unsigned shift = 0; shift <= 22; shift++) {
+        uint32_t fine = 512;
+        uint64_t size = MAX(granules * fine, 100ull << (9 + shift)) - 100;
+
+        if (size > (LEAF_BITS << 14)) {
+            fine = BITMAP_GRANULARITY_MAX >> (shift > 8 ? 8 : shift);
+            size = granules * fine - 100;
+        }
+        check_merge(size, size, fine, MIN((uint64_t)fine << shift, BITMAP_GRANULARITY_MAX), &seed);
+        check_merge(size, size, MIN((uint64_t)fine << shift, BITMAP_GRANULARITY_MAX), fine, &seed);
+        check_merge(size / 3, size, fine, fine << (shift % 8), &seed);
+        check_merge(size, size / 3, fine << (shift % 8), fine, &seed);
+    }
 }
 
 static void test_merge_of_another_granularity_without_memory(void **state)
@@ -541,6 +682,20 @@ static void model_merge_random(struct model *m, struct dirty_bitmap *b)
     dirty_bitmap_free(src);
 }
 
+static void test_a_merge_is_cut_at_the_end_of_its_target(void **state)
+{
+    struct dirty_bitmap *dest = bitmap_new(21257, 2048), *src = bitmap_new(32017, 512);
+
+    dirty_bitmap_set(src, 21504, 1024); /* in the last granule of `dest`, but past its end */
+    assert_int_equal(dirty_bitmap_merge(dest, src), 0);
+    assert_int_equal(dirty_bitmap_count(dest), 0);
+    dirty_bitmap_set(src, 21256, 1);
+    assert_int_equal(dirty_bitmap_merge_alone(dest, src), 0);
+    assert_int_equal(dirty_bitmap_count(dest), 21257 - 20480);
+    dirty_bitmap_free(src);
+    dirty_bitmap_free(dest);
+}
+
 static void model_step(struct model *m, struct dirty_bitmap *b)
 {
     uint64_t offset = random_below(m->size);
@@ -603,6 +758,104 @@ static void test_random_changes_agree_with_the_model(void **state)
     }
 }
 
+/* ---- what is set again and again ---- */
+
+/* Sets until the bitmap knows it: dirty_bitmap_is_known_set() must become true. */
+static void set_until_known(struct dirty_bitmap *b, uint64_t offset)
+{
+    for (unsigned i = 0; i < 1000 && !dirty_bitmap_is_known_set(b, offset, 512); i++) {
+        dirty_bitmap_set(b, offset, 512);
+    }
+    assert_true(dirty_bitmap_is_known_set(b, offset, 512));
+}
+
+static void test_known_bits_are_those_that_are_set(void **state)
+{
+    struct dirty_bitmap *b = bitmap_new(GiB, GRANULARITY);
+
+    set_until_known(b, 5 * GRANULARITY);
+    assert_false(dirty_bitmap_is_known_set(b, 4 * GRANULARITY, 512));
+    assert_false(dirty_bitmap_is_known_set(b, 6 * GRANULARITY, 512));
+    assert_false(dirty_bitmap_is_known_set(b, 5 * GRANULARITY, GRANULARITY + 1));
+    assert_true(dirty_bitmap_is_known_set(b, 5 * GRANULARITY, GRANULARITY));
+    assert_false(dirty_bitmap_is_known_set(b, 37 * GRANULARITY, 512));
+    dirty_bitmap_set(b, 37 * GRANULARITY, 512);
+    assert_true(dirty_bitmap_get(b, 37 * GRANULARITY));
+    dirty_bitmap_free(b);
+}
+
+static void test_what_was_known_is_set_again_after_a_clear(void **state)
+{
+    struct dirty_bitmap *b = bitmap_new(64 * GiB, GRANULARITY);
+
+    for (uint64_t at = 0; at < 64 * GiB; at += 8 * GiB) {
+        set_until_known(b, at);
+        dirty_bitmap_clear(b, at, GRANULARITY);
+        assert_false(dirty_bitmap_is_known_set(b, at, 512));
+        dirty_bitmap_set(b, at, 512);
+        assert_true(dirty_bitmap_get(b, at));
+        set_until_known(b, at);
+    }
+    dirty_bitmap_clear_all(b);
+    for (uint64_t at = 0; at < 64 * GiB; at += 8 * GiB) {
+        assert_false(dirty_bitmap_is_known_set(b, at, 512));
+        dirty_bitmap_set(b, at, 512);
+    }
+    assert_int_equal(dirty_bitmap_count(b), 8 * GRANULARITY);
+    dirty_bitmap_free(b);
+}
+
+static void test_what_was_known_is_set_again_after_a_swap_or_resize(void **state)
+{
+    struct dirty_bitmap *b = bitmap_new(GiB, GRANULARITY), *clean = bitmap_new(GiB, GRANULARITY);
+
+    set_until_known(b, 3 * GRANULARITY);
+    set_until_known(b, GiB - GRANULARITY);
+    dirty_bitmap_swap(b, clean);
+    dirty_bitmap_set(b, 3 * GRANULARITY, 512);
+    assert_int_equal(dirty_bitmap_count(b), GRANULARITY);
+    set_until_known(b, GiB - GRANULARITY);
+    assert_int_equal(dirty_bitmap_resize(b, GiB / 2), 0);
+    assert_int_equal(dirty_bitmap_resize(b, GiB), 0);
+    dirty_bitmap_set(b, GiB - GRANULARITY, 512);
+    assert_int_equal(dirty_bitmap_count(b), 2 * GRANULARITY);
+    dirty_bitmap_free(b);
+    dirty_bitmap_free(clean);
+}
+
+/* The table has fewer places than such a disk has groups. */
+static void test_groups_that_contend_for_a_place(void **state)
+{
+    struct dirty_bitmap *b = bitmap_new(64 * TiB, GRANULARITY);
+
+    for (uint64_t at = 0; at < 64 * TiB; at += TiB) {
+        set_until_known(b, at);
+        assert_false(dirty_bitmap_is_known_set(b, at + TiB, 512));
+    }
+    assert_int_equal(dirty_bitmap_count(b), 64 * GRANULARITY);
+    dirty_bitmap_free(b);
+}
+
+/* Of a disk that grew, more groups than a table has numbers for. */
+static void test_nothing_is_known_of_too_many_groups(void **state)
+{
+    struct dirty_bitmap *b = bitmap_new(GiB, 512);
+
+    set_until_known(b, 0);
+    assert_int_equal(dirty_bitmap_resize(b, 128 * TiB), 0);
+    for (unsigned i = 0; i < 1000; i++) {
+        dirty_bitmap_set(b, 0, 512);
+    }
+    /* Its group has the number 2^32. */
+    assert_false(dirty_bitmap_is_known_set(b, 64 * TiB, 512));
+    for (unsigned i = 0; i < 1000; i++) {
+        dirty_bitmap_set(b, 64 * TiB, 512);
+        dirty_bitmap_set(b, 64 * TiB + 512, 512);
+    }
+    assert_int_equal(dirty_bitmap_count(b), 3 * 512);
+    dirty_bitmap_free(b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -615,15 +868,24 @@ int main(void)
         cmocka_unit_test(test_partial_granule_is_left_alone_when_cleared),
         cmocka_unit_test(test_last_granule_is_cut_at_the_size),
         cmocka_unit_test(test_partly_cleared_whole_region_gets_leaves),
+        cmocka_unit_test(test_16_tib_take_their_bits_and_directories),
         cmocka_unit_test(test_without_memory_a_region_reads_dirty),
         cmocka_unit_test(test_serialised_bit_0_is_granule_0),
         cmocka_unit_test(test_serialised_in_pieces_comes_back_equal),
         cmocka_unit_test(test_merge_of_another_granularity_and_size),
+        cmocka_unit_test(test_merge_of_all_pairs_of_granularities),
         cmocka_unit_test(test_merge_of_another_granularity_without_memory),
         cmocka_unit_test(test_merge_of_whole_regions_takes_no_time_or_memory),
+        cmocka_unit_test(test_known_bits_are_those_that_are_set),
+        cmocka_unit_test(test_what_was_known_is_set_again_after_a_clear),
+        cmocka_unit_test(test_what_was_known_is_set_again_after_a_swap_or_resize),
+        cmocka_unit_test(test_groups_that_contend_for_a_place),
+        cmocka_unit_test(test_nothing_is_known_of_too_many_groups),
+        cmocka_unit_test(test_a_walk_finds_what_status_finds),
         cmocka_unit_test(test_swap_exchanges_contents),
         cmocka_unit_test(test_growth_is_clean),
         cmocka_unit_test(test_shrinking_loses_what_is_beyond),
+        cmocka_unit_test(test_a_merge_is_cut_at_the_end_of_its_target),
         cmocka_unit_test(test_random_changes_agree_with_the_model),
     };
 

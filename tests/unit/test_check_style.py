@@ -118,6 +118,14 @@ class CheckStyle(unittest.TestCase):
         self.write("src/base/meson.build", LIST + "'log.c'\n")
         self.assert_clean("src/base/log.c", SPDX + "    write(STDERR_FILENO, a, 1);\n")
 
+    def test_members_that_another_file_owns(self):
+        for text in ("b->enabled = true;", "b->enabled |= 1;", "b->recorder=NULL;"):
+            body = f"void f(struct b *b)\n{{\n    {text}\n}}\n"
+            self.assert_complaint("src/base/a.c", SPDX + body, "only src/block/bitmap_list.c assigns")
+
+    def test_members_that_are_read_pass(self):
+        self.assert_clean("src/base/a.c", SPDX + "int f(struct b *b)\n{\n    return b->enabled == 1;\n}\n")
+
     def test_private_header(self):
         self.write("src/meson.build", LAYERS.replace("'co'", "'block',\n  'co'"))
         self.write("src/block/meson.build", LIST)

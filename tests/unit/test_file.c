@@ -576,7 +576,7 @@ static void only_regular_files_are_opened(void *arg)
 static void wrong_options_are_refused_by_name(void *arg)
 {
     make_file(IMAGE, 512, 0);
-    assert_open_fails("driver=file", EINVAL, "'filename' is missing");
+    assert_open_fails("driver=file", EINVAL, "The 'file' block driver requires a file name");
     assert_open_fails("driver=file,filename=" IMAGE ",bogus=1", EINVAL, "'bogus'");
     assert_open_fails("driver=file,filename=" IMAGE ",locking=maybe", EINVAL, "'locking'");
     assert_open_fails("driver=file,filename=" IMAGE ",aio=fast", EINVAL, "'aio'");
@@ -805,7 +805,7 @@ static void raw_shows_a_part_of_its_file(void *arg)
                       "cannot be greater than size of the containing file");
     assert_open_fails("driver=raw,size=7E,offset=7E,file.driver=null-co", EINVAL,
                       "cannot be greater than size of the containing file");
-    assert_open_fails("driver=raw", EINVAL, "'file' is missing");
+    assert_open_fails("driver=raw", EINVAL, "A block device must be specified for \"file\"");
 }
 
 static void raw_knows_the_holes_of_its_file(void *arg)

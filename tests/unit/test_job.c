@@ -429,6 +429,20 @@ static void co_verbs_end_the_sleep_of_a_low_speed(void)
     dirty_bitmap_free(copying.todo);
 }
 
+static void co_a_limit_that_is_lifted_ends_the_sleep(void)
+{
+    struct job *job = start_copying(JOB_ON_ERROR_REPORT, 0, 1);
+    int64_t start = loop_now_ns();
+
+    loop_co_sleep(2 * NS_PER_MS);
+    assert_true(copying.calls < 4);
+    assert_int_equal(job_set_speed(job, 0, NULL), 0);
+    co_wait_until_gone();
+    assert_int_equal(copying.r, 0);
+    assert_true(loop_now_ns() - start < 5 * NS_PER_SECOND);
+    dirty_bitmap_free(copying.todo);
+}
+
 /* A pause ends the wait of a piece, which is not copied before its time for that. */
 static void co_a_pause_lets_no_piece_through(void)
 {
@@ -468,6 +482,7 @@ int main(void)
         CO_TEST(co_a_reported_error_leaves_its_piece_dirty),
         CO_TEST(co_an_error_that_stops_waits_for_the_user),
         CO_TEST(co_verbs_end_the_sleep_of_a_low_speed),
+        CO_TEST(co_a_limit_that_is_lifted_ends_the_sleep),
         CO_TEST(co_a_pause_lets_no_piece_through),
     };
 

@@ -101,6 +101,28 @@ static void what_is_kept_for_a_new_bitmap_stays(void *arg)
     image_close(&i);
 }
 
+/* The last bitmap was removed, and the log is there until the image is closed. */
+static void an_activity_log_stays(void *arg)
+{
+    struct block_bitmap *b;
+    struct image i;
+
+    open_overlay(&i, "");
+    image_close(&i);
+    image_open(&i, "a", BASE ",durable-bitmaps=power");
+    assert_int_equal(block_co_bitmap_add(i.node, "b", 0, true, false, &b, NULL), 0);
+    assert_int_equal(image_write(&i, 0, 64 * KiB, 7), 0);
+    assert_int_equal(block_co_bitmap_remove(b, NULL), 0);
+    assert_int_equal(make_empty(&i), 0);
+    assert_int_equal(image_write(&i, 0, 4 * MiB, 9), 0);
+    assert_int_equal(block_co_bitmap_add(i.node, "c", 0, true, false, &b, NULL), 0);
+    assert_int_equal(image_write(&i, 4 * MiB, MiB, 8), 0);
+    image_expect(&i, 0, 4 * MiB, 9);
+    image_expect(&i, 4 * MiB, MiB, 8);
+    image_close(&i);
+    image_check("a", 0);
+}
+
 /* Snapshots, bitmaps and what version 2 lacks take the way through all tables. */
 static void what_else_has_clusters_stays(void *arg)
 {
@@ -179,8 +201,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         CO_TEST(an_emptied_image_is_as_a_new_one),    CO_TEST(it_can_be_written_at_once),
-        CO_TEST(what_is_kept_for_a_new_bitmap_stays), CO_TEST(what_else_has_clusters_stays),
-        CO_TEST(stopped_anywhere_it_is_sound),
+        CO_TEST(what_is_kept_for_a_new_bitmap_stays), CO_TEST(an_activity_log_stays),
+        CO_TEST(what_else_has_clusters_stays),        CO_TEST(stopped_anywhere_it_is_sound),
     };
 
     return cmocka_run_group_tests(tests, qcow2_group_setup, qcow2_group_teardown);

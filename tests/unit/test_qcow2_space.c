@@ -297,12 +297,23 @@ static void room_comes_back_with_a_bitmap_that_goes(void *arg)
 /* There is no cluster for its bits, only its table and the directory. */
 static void a_new_bitmap_is_stored_as_all_dirty(void *arg)
 {
+    struct block_bitmap_state state;
+    struct block_bitmap *b;
     struct image i;
+    uint64_t dirty;
 
     image_create("a", SIZE, "cluster_size=4k");
     image_open(&i, "a", "");
-    add(&i, "b", CLUSTER);
+    b = add(&i, "b", CLUSTER);
     fill(&i, 0);
+    block_bitmap_get_state(b, &state);
+    assert_int_equal(state.trust, BLOCK_BITMAP_EXACT);
+    dirty = dirty_bitmap_count(b->bits);
+    assert_int_equal(qcow2_co_store_bitmaps(i.q, NULL), 0);
+    block_bitmap_get_state(b, &state);
+    assert_int_equal(state.trust, BLOCK_BITMAP_SUPERSET);
+    assert_int_equal(state.excess, SIZE - dirty);
+    assert_string_equal(state.why, "there was no space to store it exactly");
     close_full(&i);
     expect_stored(&i, "b", SIZE, SIZE);
     image_close(&i);
@@ -333,7 +344,8 @@ static void a_stored_bitmap_is_stored_in_place(void *arg)
     image_create("a", SIZE, "cluster_size=4k");
     image_open(&i, "a", "");
     add(&i, "b", CLUSTER);
-    add(&i, "unchanged", CLUSTER)->enabled = false;
+    b = add(&i, "unchanged", CLUSTER);
+    block_bitmap_set_enabled(b, false);
     assert_int_equal(image_write(&i, 0, CLUSTER, 1), 0);
     image_close(&i);
     image_open(&i, "a", ""); /* its bits stay in the image */

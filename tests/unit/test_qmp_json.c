@@ -62,6 +62,32 @@ static void members_have_the_order_of_qemu(void **state)
 }
 
 /* More members than fit on the stack of the writer. */
+/* Answers are put together from such texts; the text is not escaped again. */
+static void a_text_stands_for_a_value(void **state)
+{
+    struct json_object *o = json_object_new_object();
+    struct strbuf out = STRBUF_INIT, text = STRBUF_INIT;
+
+    strbuf_puts(&text, "[{\"a\": -9223372036854775808}, 18446744073709551615, \"\\\"\"]");
+    json_object_object_add(o, "return", json_text_new(&text));
+    json_object_object_add(o, "id", json_object_new_string("x"));
+    json_write(&out, o, false);
+    assert_string_equal(strbuf_str(&out),
+                        "{\"return\": [{\"a\": -9223372036854775808}, 18446744073709551615, "
+                        "\"\\\"\"], \"id\": \"x\"}");
+    strbuf_clear(&out);
+    json_object_put(o);
+    text.failed = true;
+    assert_null(json_text_new(&text));
+    strbuf_clear(&text);
+}
+
+static void integers_of_all_sizes(void **state)
+{
+    expect_written("[0,-1,10,9223372036854775807,-9223372036854775808,18446744073709551615]", false,
+                   "[0, -1, 10, 9223372036854775807, -9223372036854775808, 18446744073709551615]");
+}
+
 static void an_object_may_have_many_members(void **state)
 {
     struct json_object *o = json_object_new_object(), *read;
@@ -88,6 +114,8 @@ int main(void)
         cmocka_unit_test(bytes_that_are_no_utf8_are_replaced),
         cmocka_unit_test(members_have_the_order_of_qemu),
         cmocka_unit_test(an_object_may_have_many_members),
+        cmocka_unit_test(a_text_stands_for_a_value),
+        cmocka_unit_test(integers_of_all_sizes),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -53,7 +53,7 @@ static const struct check_case cases[] = {
     {"block-dirty-bitmap-merge", "{\"node\": \"n\", \"target\": \"t\", \"bitmaps\": \"a\"}",
      "Invalid parameter type for 'bitmaps', expected: array"},
     {"block-dirty-bitmap-merge", "{\"node\": \"n\", \"target\": \"t\", \"bitmaps\": [\"a\", 5]}",
-     "Invalid parameter type for 'bitmaps[1]', expected: BlockDirtyBitmapOrStr"},
+     "Invalid parameter type for 'null', expected: BlockDirtyBitmapOrStr"},
     {"block-dirty-bitmap-merge",
      "{\"node\": \"n\", \"target\": \"t\", \"bitmaps\": [{\"node\": \"m\"}]}",
      "Parameter 'bitmaps[0].name' is missing"},
@@ -107,8 +107,7 @@ static const struct check_case cases[] = {
      "Parameter 'discard' does not accept value 'on'"},
     {"blockdev-add", "{\"driver\": \"file\", \"filename\": \"a\\u0000b\"}",
      "A string contains a NUL character: 'a'"},
-    {"blockdev-add", "{\"driver\": \"vmdk\", \"file\": \"f\"}",
-     "The format 'vmdk' is not supported"},
+    {"blockdev-add", "{\"driver\": \"qed\", \"file\": \"f\"}", "The format 'qed' is not supported"},
     {"blockdev-reopen", "{\"options\": [{\"driver\": \"raw\", \"file\": 3}]}",
      "Invalid parameter type for 'file', expected: BlockdevRef"},
     {"transaction", "{\"actions\": []}", NULL},
@@ -129,14 +128,15 @@ static const struct check_case cases[] = {
      "Parameter 'completion-mode' does not accept value 'none'"},
 };
 
-static void expect(const struct qmp_type *type, const char *args, unsigned flags, const char *error)
+static void expect(const struct schema_type *type, const char *args, unsigned flags,
+                   const char *error)
 {
     struct json_object *o = json_tokener_parse(args);
     ERROR_AUTO(err);
     int r;
 
     assert_non_null(o);
-    r = qmp_check(type, o, flags, &err);
+    r = schema_check(type, o, flags, &err);
     json_object_put(o);
     if (error) {
         assert_true(r < 0);
@@ -164,7 +164,7 @@ static void text_of_a_command_line_is_converted(void **state)
     struct json_object *bitmaps;
     ERROR_AUTO(err);
 
-    assert_int_equal(qmp_check(&export_options_type, o, QMP_CHECK_KEYVAL, &err), 0);
+    assert_int_equal(schema_check(&export_options_type, o, SCHEMA_CHECK_KEYVAL, &err), 0);
     assert_true(json_object_is_type(qmp_get(o, "writable"), json_type_boolean));
     assert_true(qmp_get_bool(o, "writable", false));
     bitmaps = qmp_get(o, "bitmaps");
@@ -178,22 +178,22 @@ static void text_of_a_command_line_may_be_wrong(void **state)
 {
     expect(&export_options_type,
            "{\"type\": \"nbd\", \"id\": \"e\", \"node-name\": \"n\", \"writable\": \"maybe\"}",
-           QMP_CHECK_KEYVAL, "Parameter 'writable' expects 'on' or 'off'");
+           SCHEMA_CHECK_KEYVAL, "Parameter 'writable' expects 'on' or 'off'");
     expect(&export_options_type,
            "{\"type\": \"nbd\", \"id\": \"e\", \"node-name\": \"n\", \"bitmaps\": {\"1\": \"a\"}}",
-           QMP_CHECK_KEYVAL, "Parameter 'bitmaps.0' missing");
+           SCHEMA_CHECK_KEYVAL, "Parameter 'bitmaps.0' missing");
     expect(&qmp_type_nbd_server_options,
            "{\"addr\": {\"type\": \"unix\", \"path\": \"p\"}, \"max-connections\": \"3x\"}",
-           QMP_CHECK_KEYVAL, "Parameter 'max-connections' expects integer");
+           SCHEMA_CHECK_KEYVAL, "Parameter 'max-connections' expects integer");
     expect(&qmp_type_nbd_server_options,
            "{\"addr\": {\"type\": \"unix\", \"path\": \"p\"}, \"max-connections\": \"-3\"}",
-           QMP_CHECK_KEYVAL, "Parameter 'max-connections' expects uint32_t");
+           SCHEMA_CHECK_KEYVAL, "Parameter 'max-connections' expects uint32_t");
 }
 
 static void every_action_of_the_schema_can_run(void **state)
 {
-    const struct qmp_variant *v = qmp_type_transaction_action.variants;
-    const struct qmp_type *kinds = qmp_type_transaction_action.members[0].type;
+    const struct schema_variant *v = qmp_type_transaction_action.variants;
+    const struct schema_type *kinds = qmp_type_transaction_action.members[0].type;
     size_t variants = 0, values = 0;
 
     for (; v->value; v++, variants++) {
@@ -264,7 +264,7 @@ static void the_schema_describes_itself(void **state)
     ERROR_AUTO(err);
 
     for (size_t i = 0; i < json_object_array_length(schema); i++) {
-        if (qmp_check(command->result->element, json_object_array_get_idx(schema, i), 0, &err) <
+        if (schema_check(command->result->element, json_object_array_get_idx(schema, i), 0, &err) <
             0) {
             fail_msg("entry %zu: %s", i, error_message(&err));
         }
@@ -350,11 +350,11 @@ static void every_command_and_event_has_a_text(void **state)
 static void a_program_can_add_commands_and_replace_some(void **state)
 {
     static const struct qmp_command commands[] = {
-        {"eject", &qmp_empty, &qmp_empty, NULL},
-        {"quit", &qmp_empty, &qmp_empty, NULL},
+        {"eject", &schema_empty, &schema_empty, NULL},
+        {"quit", &schema_empty, &schema_empty, NULL},
         {NULL, NULL, NULL, NULL},
     };
-    static const struct qmp_event events[] = {{"STOP", &qmp_empty}, {NULL, NULL}};
+    static const struct qmp_event events[] = {{"STOP", &schema_empty}, {NULL, NULL}};
     static const struct qmp_addition addition = {commands, events};
     const struct qmp_command *c = NULL;
     struct json_object *schema;

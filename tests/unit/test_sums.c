@@ -24,17 +24,20 @@ static void test_a_file_with_something_behind_its_end_is_refused(void **state)
 {
     int fd AUTO_CLOSE = open(PATH, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     uint8_t digest[SUMS_DIGEST_SIZE] = {1};
+    struct stored *file = stored_create(fd, NULL, STORED_SUMS);
     struct sums_runs runs = {0};
     struct sums sums;
 
     assert_int_equal(sums_runs_add(&runs, 2, 1, SUMS_DATA), 0);
-    assert_int_equal(sums_write_digests(fd, 0, digest, 1), 0);
-    assert_int_equal(sums_write_finish(fd, &runs, DISK), 0);
+    assert_int_equal(sums_write_digests(file, 0, digest, 1), 0);
+    assert_int_equal(sums_write_finish(file, &runs, DISK), 0);
+    stored_free(file);
     sums_runs_clear(&runs);
-    assert_int_equal(sums_open(open(PATH, O_RDONLY | O_CLOEXEC), PATH, DISK, &sums, NULL), 0);
+    assert_int_equal(sums_open(open(PATH, O_RDONLY | O_CLOEXEC), NULL, PATH, DISK, &sums, NULL), 0);
     sums_close(&sums);
     assert_int_equal(lseek(fd, 0, SEEK_END) > 0 && write(fd, "", 1) == 1, 1);
-    assert_int_equal(sums_open(open(PATH, O_RDONLY | O_CLOEXEC), PATH, DISK, &sums, NULL), -EINVAL);
+    assert_int_equal(sums_open(open(PATH, O_RDONLY | O_CLOEXEC), NULL, PATH, DISK, &sums, NULL),
+                     -EINVAL);
     unlink(PATH);
 }
 

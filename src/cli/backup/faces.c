@@ -10,6 +10,7 @@
 #include "backup/backup.h"
 #include "backup/fleece.h"
 #include "base/checked.h"
+#include "cli/backup/notify.h"
 #include "cli/cli.h"
 #include "cli/json.h"
 
@@ -56,8 +57,8 @@ static const struct {
     int code;
     const char *name;
 } kinds[] = {
-    {EBADMSG, "damaged"}, {EBUSY, "busy"},      {EINTR, "stopped"},
-    {ENOSPC, "no-space"}, {EDQUOT, "no-space"},
+    {EBADMSG, "damaged"}, {EBUSY, "busy"}, {EINTR, "stopped"},    {ENOSPC, "no-space"},
+    {EDQUOT, "no-space"}, {ENOKEY, "key"}, {EKEYREJECTED, "key"},
 };
 
 int backup_print_json(struct json_object *o)
@@ -73,20 +74,24 @@ int backup_print_json(struct json_object *o)
 int backup_fail(struct error *err, bool json)
 {
     const char *name = "failed";
+    struct json_object *o, *e;
 
     for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
         name = err->code == kinds[i].code ? kinds[i].name : name;
     }
+    o = json_object_new_object();
+    e = json_object_new_object();
+    json_object_object_add(o, "error", e);
+    json_object_object_add(e, "kind", json_object_new_string(name));
+    json_object_object_add(e, "message", json_object_new_string(error_message(err)));
+    if (err->hint) {
+        json_object_object_add(e, "hint", json_object_new_string(err->hint));
+    }
+    backup_note_result(o);
     if (json) {
-        struct json_object *o = json_object_new_object(), *e = json_object_new_object();
-
-        json_object_object_add(o, "error", e);
-        json_object_object_add(e, "kind", json_object_new_string(name));
-        json_object_object_add(e, "message", json_object_new_string(error_message(err)));
-        if (err->hint) {
-            json_object_object_add(e, "hint", json_object_new_string(err->hint));
-        }
         backup_print_json(o);
+    } else {
+        json_object_put(o);
     }
     cli_report(err);
     return BACKUP_FAILED;
@@ -138,14 +143,14 @@ static void print_leftovers(const struct source_leftovers *all)
     }
 }
 
-int backup_co_print_leftovers(const char *qmp_socket, const char *node, bool json)
+int backup_co_print_leftovers(const struct source_options *source, const char *node, bool json)
 {
     struct source_leftovers all = {0};
     struct json_object *list;
     ERROR_AUTO(err);
     int status = 0;
 
-    if (backup_co_leftovers(qmp_socket, node, &all, &err) < 0) {
+    if (backup_co_leftovers(source, node, &all, &err) < 0) {
         return backup_fail(&err, json);
     }
     if (json) {

@@ -1,135 +1,48 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The faces that only read a repository: backups, restore and verify. */
+/* The faces that only read a repository: restore and verify. */
+#include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "backup/backup.h"
+#include "backup/files.h"
+#include "backup/set_root.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "base/time_units.h"
 #include "cli/args.h"
 #include "cli/backup/faces.h"
+#include "cli/backup/notify.h"
 #include "cli/cli.h"
 #include "cli/observe.h"
-
-/* Warn of a damaged description: backups can be read without it, but no new one can be made. */
-static void warn_about_description(const struct repository *r)
-{
-    if (r->problem) {
-        cli_warn("%s; 'tidemark repair %s' makes it again", r->problem, r->path);
-    }
-}
-
-/* --- backups ---------------------------------------------------------------------------------- */
-
-static const struct cli_usage backups_usage = {
-    .synopsis = "DIR",
-    .about = "Lists the backups in a directory, oldest first, with their contents and costs.",
-    .examples = "@/backups/disk\n"
-                "@--output=json /backups/disk\n"
-                "        all details of each backup",
-};
-
-static void print_table(const struct repository *r)
-{
-    printf("%-20s  %-11s  %10s  %10s  %10s  %10s  %8s\n", "ID", "KIND", "DISK", "CHANGED", "MOVED",
-           "STORED", "TIME");
-    for (size_t i = 0; i < r->count; i++) {
-        const struct repository_entry *e = &r->entries[i];
-        const struct manifest *m = &e->manifest;
-        char disk[16], changed[16], moved[16], stored[16];
-
-        if (e->problem) {
-            printf("%-20s  damaged: %s\n", e->id, e->problem);
-            continue;
-        }
-        printf("%-20s  %-11s  %10s  %10s  %10s  %10s  %6.1f s\n", e->id,
-               manifest_is_full(m) ? "full" : "incremental", backup_size(m->virtual_size, disk),
-               backup_size(m->changed, changed), backup_size(m->moved, moved),
-               backup_size(m->stored, stored), (double)m->duration_ms / 1000);
-    }
-}
-
-static int print_list_json(const struct repository *r)
-{
-    struct json_object *list = json_object_new_array();
-
-    for (size_t i = 0; i < r->count; i++) {
-        struct json_object *o;
-
-        if (r->entries[i].problem) {
-            o = json_object_new_object();
-            json_object_object_add(o, "id", json_object_new_string(r->entries[i].id));
-            json_object_object_add(o, "problem", json_object_new_string(r->entries[i].problem));
-        } else {
-            o = manifest_to_json(&r->entries[i].manifest);
-        }
-        json_object_array_add(list, o);
-    }
-    return backup_print_json(list);
-}
-
-int cli_backups_main(int argc, char **argv)
-{
-    REPOSITORY_AUTO(repository);
-    CLI_OBSERVE_AUTO(observe);
-    const char *output = NULL;
-    bool json;
-    int status;
-    ERROR_AUTO(err);
-    const struct cli_arg args[] = {
-        {"output", 0, CLI_VALUE, &output, "FORMAT", "'human' or 'json'"},
-        CLI_OBSERVE_ARGS(observe),
-        CLI_ARG_END,
-    };
-    int first = cli_args_parse(args, &backups_usage, argc, argv);
-
-    if (first < 0) {
-        return cli_exit_status(first, &err);
-    }
-    if (first != argc - 1) {
-        cli_usage_error(&err, &backups_usage, "expecting one directory");
-        return cli_report(&err);
-    }
-    if (!cli_observe(&observe, &status)) {
-        return status;
-    }
-    if (cli_parse_output(output, &json, &err) < 0) {
-        return cli_report(&err);
-    }
-    if (repository_open(argv[first], &repository, &err) < 0) {
-        return backup_fail(&err, json);
-    }
-    warn_about_description(&repository);
-    if (json) {
-        return print_list_json(&repository);
-    }
-    if (repository.count == 0) {
-        printf("There are no backups in '%s' yet.\n", repository.path);
-    } else {
-        print_table(&repository);
-    }
-    return 0;
-}
+#include "loop/loop.h"
 
 /* --- restore ---------------------------------------------------------------------------------- */
 
 static const struct cli_usage restore_usage = {
     .synopsis = "DIR TARGET",
-    .about = "Writes the disk as it was at the time of a backup: to a new file, in which areas of "
-             "zeroes take\n"
-             "no space, to a block device, or to an export of an NBD server. All data is compared "
-             "with its\n"
-             "checksum first. A file gets its name when it is complete. With --force it replaces "
-             "an existing\n"
-             "file, and takes over its owner, mode and labels. Files in use, mounted devices and "
-             "symbolic links\n"
-             "to files are never replaced.",
+    .about =
+        "Writes the disk as it was at the time of a backup: to a new file, in which areas of "
+        "zeroes "
+        "take\n"
+        "no space, to a block device, to an export of an NBD server, or to standard output ('-'). "
+        "All\n"
+        "data is compared with its checksum first. A file gets its name when it is complete. With\n"
+        "--force it replaces an existing file, and takes over its owner, mode and labels. Files in "
+        "use,\n"
+        "mounted devices and symbolic links to files are never replaced. With --qmp and --node a\n"
+        "running daemon gets the disk as a new node.",
     .examples = "@/backups/disk disk.raw\n"
                 "        the newest backup\n"
                 "@/backups/disk --at 20261120T0930 -f qcow2 disk.qcow2\n"
-                "        the backup of 20 November 2026, 09:30 (UTC)",
+                "        the backup of 20 November 2026, 09:30 (UTC)\n"
+                "@/backups/disk - | ssh host 'cat > disk.raw'",
 };
 
-static int print_restore_json(const struct restore_options *options,
-                              const struct restore_result *result)
+static struct json_object *restore_json(const struct restore_options *options,
+                                        const struct restore_result *result)
 {
     struct json_object *o = json_object_new_object();
 
@@ -138,17 +51,20 @@ static int print_restore_json(const struct restore_options *options,
     json_object_object_add(o, "virtual-size", json_object_new_uint64(result->virtual_size));
     json_object_object_add(o, "written-bytes", json_object_new_uint64(result->written));
     json_object_object_add(o, "duration-ms", json_object_new_uint64(result->duration_ms));
-    return backup_print_json(o);
+    return o;
 }
 
 static void print_restore(const struct restore_options *options,
                           const struct restore_result *result)
 {
+    bool stream = strcmp(options->target, "-") == 0;
     char size[16], written[16];
 
-    printf("Backup %s is restored to '%s': disk %s, data %s, verified, in %.1f s\n", result->id,
-           options->target, backup_size(result->virtual_size, size),
-           backup_size(result->written, written), (double)result->duration_ms / 1000);
+    fprintf(stream ? stderr : stdout,
+            "Backup %s is restored to %s%s%s: disk %s, data %s, verified, in %.1f s\n", result->id,
+            stream ? "" : "'", stream ? "standard output" : options->target, stream ? "" : "'",
+            backup_size(result->virtual_size, size), backup_size(result->written, written),
+            (double)result->duration_ms / 1000);
 }
 
 static int restore_co_main(int argc, char **argv, struct error *err)
@@ -157,6 +73,7 @@ static int restore_co_main(int argc, char **argv, struct error *err)
     const char *output = NULL, *progress = NULL;
     CLI_OBSERVE_AUTO(observe);
     struct restore_result result;
+    struct json_object *o;
     bool json, shown = false;
     int first, status, r;
     const struct cli_arg args[] = {
@@ -166,7 +83,12 @@ static int restore_co_main(int argc, char **argv, struct error *err)
         {"format", 'f', CLI_VALUE, &options.format, "FORMAT", "'raw' (default) or 'qcow2'"},
         {"force", 0, CLI_FLAG, &options.force, NULL,
          "overwrite an existing file, a device or an export"},
+        {"qmp", 0, CLI_VALUE, &options.qmp_socket, "SOCKET",
+         "QMP socket of a daemon that gets the disk, with --node"},
+        {"node", 0, CLI_VALUE, &options.node, "NODE", "the name of its new node"},
+        BACKUP_NOTIFY_ARG,
         BACKUP_PROGRESS_ARGS(shown, progress),
+        BACKUP_KEY_ARGS,
         {"output", 0, CLI_VALUE, &output, "FORMAT", "'human' or 'json'"},
         CLI_OBSERVE_ARGS(observe),
         CLI_ARG_END,
@@ -183,30 +105,39 @@ static int restore_co_main(int argc, char **argv, struct error *err)
         return cli_usage_error(err, &restore_usage, "--format needs 'raw' or 'qcow2', not '%s'",
                                options.format);
     }
+    if (!options.qmp_socket != !options.node) {
+        return cli_usage_error(err, &restore_usage, "--qmp and --node need each other");
+    }
     if (!cli_observe(&observe, &status)) {
         return status;
     }
+    options.dir = argv[first];
+    options.target = argv[first + 1];
     r = cli_parse_output(output, &json, err);
     UNLESS_FAILED(r, backup_progress(shown, progress, &options.progress, err));
+    if (r == 0 && json && strcmp(options.target, "-") == 0) {
+        r = cli_usage_error(err, &restore_usage, "the disk goes to standard output, so JSON can't");
+    }
     if (r < 0) {
         return r;
     }
-    options.dir = argv[first];
-    options.target = argv[first + 1];
     backup_catch_signals();
     if (restore_co_run(&options, &result, err) < 0) {
         return backup_fail(err, json);
     }
+    o = restore_json(&options, &result);
+    backup_note_result(o);
     if (json) {
-        return print_restore_json(&options, &result);
+        return backup_print_json(o);
     }
+    json_object_put(o);
     print_restore(&options, &result);
     return 0;
 }
 
 int cli_restore_main(int argc, char **argv)
 {
-    return cli_run(restore_co_main, argc, argv);
+    return backup_notify("restore", cli_run(restore_co_main, argc, argv));
 }
 
 /* --- verify ----------------------------------------------------------------------------------- */
@@ -223,25 +154,67 @@ static const struct cli_usage verify_usage = {
         "4 if it was stopped.",
     .examples = "@/backups/disk\n"
                 "@/backups/disk --at 20261120T093000Z\n"
-                "        that backup and those that it builds on",
+                "        that backup and those that it builds on\n"
+                "@/backups/disk --for 1h\n"
+                "        for a timer: each day an hour, until all were verified, and again",
+};
+
+/* "90", "90s", "15m", "2h", "1d" as nanoseconds. -EINVAL */
+static int parse_limit(const char *text, int64_t *ret_ns, struct error *err)
+{
+    static const struct {
+        const char *suffix;
+        int64_t seconds;
+    } units[] = {{"", 1}, {"s", 1}, {"m", 60}, {"h", 3600}, {"d", 86400}};
+    char *end;
+    unsigned long long n;
+
+    if (!text) {
+        return 0;
+    }
+    errno = 0;
+    n = strtoull(text, &end, 10);
+    for (size_t i = 0; end != text && text[0] >= '0' && text[0] <= '9' && i < ARRAY_SIZE(units);
+         i++) {
+        if (strcmp(end, units[i].suffix) == 0 && errno == 0 && n > 0 && n <= 1000000000) {
+            *ret_ns = (int64_t)n * units[i].seconds * NS_PER_SECOND;
+            return 0;
+        }
+    }
+    return cli_usage_error(err, &verify_usage,
+                           "--for needs a time such as '90s', '30m' or '2h', not '%s'", text);
+}
+
+struct verify_reports {
+    const char *disk; /* in a root of sets; NULL: there is only one */
+    struct json_object *list;
+    bool json; /* only that is printed, at the end */
 };
 
 static void print_report(const struct verify_report *report, void *arg)
 {
-    struct json_object *list = arg;
+    const struct verify_reports *reports = arg;
+    struct json_object *o = json_object_new_object();
     char size[16];
 
-    if (list) {
-        struct json_object *o = json_object_new_object();
-
-        json_object_object_add(o, "id", json_object_new_string(report->id));
-        json_object_object_add(o, "sound", json_object_new_boolean(!report->problem));
-        json_object_object_add(o, "compared-bytes", json_object_new_uint64(report->bytes));
-        if (report->problem) {
-            json_object_object_add(o, "problem", json_object_new_string(report->problem));
-        }
-        json_object_array_add(list, o);
+    if (reports->disk) {
+        json_object_object_add(o, "directory", json_object_new_string(reports->disk));
+    }
+    json_object_object_add(o, "id", json_object_new_string(report->id));
+    json_object_object_add(o, "sound", json_object_new_boolean(!report->problem));
+    json_object_object_add(o, "compared-bytes", json_object_new_uint64(report->bytes));
+    if (report->from) {
+        json_object_object_add(o, "from-bytes", json_object_new_uint64(report->from));
+    }
+    if (report->problem) {
+        json_object_object_add(o, "problem", json_object_new_string(report->problem));
+    }
+    json_object_array_add(reports->list, o);
+    if (reports->json) {
         return;
+    }
+    if (reports->disk) {
+        printf("%-12s  ", reports->disk);
     }
     if (report->problem) {
         printf("%-20s  DAMAGED: %s\n", report->id, report->problem);
@@ -267,18 +240,109 @@ static int report_damage(const struct verify_result *result, const char *dir)
     return result->damaged || result->description ? BACKUP_DAMAGED : 0;
 }
 
+/* --- all disks of a root of sets --- */
+
+static void add_result(struct verify_result *sum, const struct verify_result *one)
+{
+    sum->damaged += one->damaged;
+    sum->description = sum->description || one->description;
+    sum->verified += one->verified;
+    sum->left += one->left;
+    sum->unrecorded = sum->unrecorded ? sum->unrecorded : one->unrecorded;
+}
+
+/* Sets that have lost a backup, or have a damaged one; as backups of the directory "sets". */
+static void report_sets(const struct set_root *root, const char *machine, const char *at,
+                        struct verify_reports *reports, struct verify_result *sum)
+{
+    reports->disk = SET_DIRECTORY;
+    for (size_t i = 0; i < root->sets.count; i++) {
+        const struct set *s = &root->sets.list[i];
+        const struct set_disk *d = set_problem_disk(s);
+        const struct verify_report report = {
+            .id = s->id,
+            .problem = s->damaged ? "its description is damaged"
+                       : d        ? d->problem
+                                  : NULL,
+        };
+
+        if (report.problem && set_is_of(s, machine) && (!at || strcmp(at, s->id) == 0)) {
+            print_report(&report, reports);
+            sum->damaged++;
+        }
+    }
+}
+
+/* Each disk gets what is left of the time, another one first in each run. */
+static int co_verify_disks(const struct verify_options *options, const struct set_root *root,
+                           const struct set *only, struct verify_result *sum, struct error *err)
+{
+    struct verify_reports *reports = options->arg;
+    const int64_t began = loop_now_ns();
+    const size_t first = options->limit_ns ? (size_t)time(NULL) / 60 % root->count : 0;
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && i < root->count; i++) {
+        const char *disk = root->disks[(first + i) % root->count];
+        const char *backup = only ? set_backup_of(only, disk) : NULL;
+        char *path AUTO_FREE = files_join(root->path, disk);
+        struct verify_options one = *options;
+        struct verify_result result = {0};
+
+        if (only && !backup) {
+            continue;
+        }
+        reports->disk = disk;
+        one.dir = path;
+        one.at = backup;
+        if (options->limit_ns) {
+            one.limit_ns = MAX(options->limit_ns - (loop_now_ns() - began), 1);
+        }
+        r = path ? verify_co_run(&one, &result, err) : error_out_of_memory(err);
+        add_result(sum, &result);
+    }
+    return r;
+}
+
+static int co_verify_root(const struct verify_options *options, const char *machine,
+                          struct verify_result *ret_result, struct error *err)
+{
+    const struct set *only = NULL;
+    struct set_root root = {0};
+    int r = set_root_open(options->dir, machine, &root, err);
+
+    *ret_result = (struct verify_result){0};
+    if (r == 0 && options->at) {
+        only = set_find(&root.sets, options->at, err);
+        r = only ? 0 : -ENOENT;
+    }
+    UNLESS_FAILED(r, co_verify_disks(options, &root, only, ret_result, err));
+    if (r == 0) {
+        report_sets(&root, machine, only ? only->id : NULL, options->arg, ret_result);
+    }
+    set_root_clear(&root);
+    return r;
+}
+
 static int verify_co_main(int argc, char **argv, struct error *err)
 {
-    struct verify_options options = {.report = print_report, .stop = &backup_stop};
-    const char *output = NULL, *progress = NULL;
+    struct verify_options options = {
+        .report = print_report, .stop = &backup_stop, .remember = true};
+    const char *output = NULL, *progress = NULL, *limit = NULL, *machine = NULL;
     CLI_OBSERVE_AUTO(observe);
-    struct json_object *list = NULL;
+    struct verify_reports reports = {0};
     struct verify_result result;
-    bool json, shown = false;
+    bool shown = false;
     int first, status, r;
     const struct cli_arg args[] = {
         {"at", 0, CLI_VALUE, &options.at, "ID", "only this backup and those that it builds on"},
+        {"for", 0, CLI_VALUE, &limit, "TIME",
+         "stop after this time (90s, 30m, 2h); begin with what was not\n"
+         "verified for longest, and go on where the last run was stopped"},
+        BACKUP_VM_ARG(machine),
+        BACKUP_NOTIFY_ARG,
         BACKUP_PROGRESS_ARGS(shown, progress),
+        BACKUP_KEY_ARGS,
         {"output", 0, CLI_VALUE, &output, "FORMAT", "'human' or 'json'"},
         CLI_OBSERVE_ARGS(observe),
         CLI_ARG_END,
@@ -294,25 +358,41 @@ static int verify_co_main(int argc, char **argv, struct error *err)
     if (!cli_observe(&observe, &status)) {
         return status;
     }
-    r = cli_parse_output(output, &json, err);
+    r = cli_parse_output(output, &reports.json, err);
     UNLESS_FAILED(r, backup_progress(shown, progress, &options.progress, err));
+    UNLESS_FAILED(r, parse_limit(limit, &options.limit_ns, err));
     if (r < 0) {
         return r;
     }
     options.dir = argv[first];
-    options.arg = list = json ? json_object_new_array() : NULL;
+    reports.list = json_object_new_array();
+    options.arg = &reports;
     backup_catch_signals();
-    if (verify_co_run(&options, &result, err) < 0) {
-        json_object_put(list);
-        return backup_fail(err, json);
+    r = machine || set_is_root(options.dir) ? co_verify_root(&options, machine, &result, err)
+                                            : verify_co_run(&options, &result, err);
+    if (r < 0) {
+        json_object_put(reports.list);
+        backup_fail(err, reports.json);
+        return r == -EINTR ? BACKUP_STOPPED : BACKUP_FAILED;
     }
-    if (json && backup_print_json(list) != 0) {
-        return 1;
+    backup_note_result(reports.list);
+    if (reports.json) {
+        backup_print_json(reports.list);
+    } else {
+        json_object_put(reports.list);
+    }
+    if (result.unrecorded) {
+        cli_warn("Could not record in '%s' what was verified: %s", options.dir,
+                 strerror(-result.unrecorded));
+    }
+    if (!reports.json && result.left) {
+        printf("The time is up: %zu verified, %zu left for the next run\n", result.verified,
+               result.left);
     }
     return report_damage(&result, options.dir);
 }
 
 int cli_verify_main(int argc, char **argv)
 {
-    return cli_run(verify_co_main, argc, argv);
+    return backup_notify("verify", cli_run(verify_co_main, argc, argv));
 }

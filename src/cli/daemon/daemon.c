@@ -29,15 +29,11 @@
 static const struct cli_usage usage = {
     .synopsis = "",
     .about =
-        "Opens disk images, serves them over NBD, and takes commands (QMP) on a socket. Options "
-        "are carried\n"
-        "out in the order given. Ends on SIGTERM, SIGINT, SIGHUP or the QMP command 'quit': "
-        "clients are\n"
-        "disconnected, images completed and closed. If storage hangs, a second signal, or the end "
-        "of 30 s,\n"
-        "ends the daemon at once: the other images are completed, the hanging ones are named, and "
-        "the\n"
-        "status is 1.",
+        "Opens disk images, serves them over NBD and FUSE, and takes commands (QMP) on a socket.\n"
+        "Options are carried out in the order given. Ends on SIGTERM, SIGINT, SIGHUP or the QMP\n"
+        "command 'quit': clients are disconnected, images completed and closed. If storage hangs,\n"
+        "a second signal, or the end of 30 s, ends the daemon at once: the other images are\n"
+        "completed, the hanging ones are named, and the status is 1.",
     .examples =
         "@--blockdev driver=file,node-name=file,filename=disk.qcow2 \\\n"
         "      --blockdev driver=qcow2,node-name=disk,file=file \\\n"
@@ -108,7 +104,7 @@ static const struct maker {
 } makers[] = {
     {"blockdev", "driver", co_make_blockdev}, {"chardev", "backend", chardev_co_add},
     {"export", "type", co_make_export},       {"monitor", "chardev", qmp_monitor_add},
-    {"nbd-server", NULL, co_make_nbd_server}, {"object", "qom-type", user_object_add},
+    {"nbd-server", NULL, co_make_nbd_server}, {"object", "qom-type", user_object_co_add},
 };
 
 /*
@@ -147,6 +143,9 @@ static int co_make(const struct cli_item *item, struct error *err)
 
             UNLESS_FAILED(r, m->co_make(opts, err));
             prepend_option(item, err);
+            if (strcmp(m->option, "object") == 0) {
+                cli_hide_secret(item->value);
+            }
             return r;
         }
     }
@@ -196,10 +195,13 @@ int cli_daemon_main(int argc, char **argv)
         {"nbd-server", 0, CLI_REPEAT, &d.items, "OPTIONS",
          "serve NBD: addr.type=unix,addr.path=PATH or\n"
          "addr.type=inet,addr.host=HOST,addr.port=PORT;\n"
-         "max-connections=N, tls-creds=ID, tls-authz=ID"},
+         "max-connections=N, x-max-connections-per-address=N,\n"
+         "tls-creds=ID, tls-authz=ID"},
         {"export", 0, CLI_REPEAT, &d.items, "OPTIONS",
          "offer a node: [type=]nbd,id=ID,node-name=NODE;\n"
-         "name=NAME, writable=on, bitmaps.0=BITMAP, iothread=ID"},
+         "name=NAME, writable=on, bitmaps.0=BITMAP, iothread=ID;\n"
+         "fuse,id=ID,node-name=NODE,mountpoint=FILE, growable=on,\n"
+         "allow-other=on|off|auto"},
         {"chardev", 0, CLI_REPEAT, &d.items, "OPTIONS",
          "place for a monitor: socket,id=ID,path=PATH,server=on,\n"
          "wait=off, or without server=on: connect there, again\n"

@@ -210,7 +210,8 @@ static size_t start_completions(struct completion **ret_list)
     while (*ret_list && (node = block_node_next(node))) {
         struct completion *c = &(*ret_list)[count];
 
-        if (node == end.node || block_node_is_read_only(node) || block_node_is_filter(node)) {
+        if (node == end.node || block_node_is_read_only(node) || block_node_is_filter(node) ||
+            (!end.hasty && !block_node_has_to_complete(node))) {
             continue;
         }
         *c = (struct completion){.node = block_node_ref(node), .suspect = is_suspect(node)};
@@ -249,33 +250,71 @@ static void co_complete_all_images(void)
 static void co_close_node(struct block_node *node)
 {
     AUTO_FREE char *name = strdup(block_node_name(node));
+    bool reported = block_node_failure_reported(node);
     ERROR_AUTO(err);
 
     block_node_set_monitor_owned(node, false);
-    if (block_co_close(node, &err) < 0) {
+    if (block_co_close(node, &err) < 0 && !reported) {
         report_unclosed(name ?: "", &err);
     }
+}
+
+/*
+ * The monitor's nodes, oldest first; they stay the monitor's until this file closes them, since no
+ * command runs. NULL: no memory. The caller frees the list.
+ */
+static struct block_node **list_owned_nodes(size_t *ret_count)
+{
+    struct block_node *node = NULL, **list;
+    size_t count = 0;
+
+    while ((node = block_node_next(node))) {
+        count++;
+    }
+    list = malloc((count + 1) * sizeof(struct block_node *));
+    *ret_count = 0;
+    while (list && (node = block_node_next(node))) {
+        if (block_node_is_monitor_owned(node)) {
+            list[(*ret_count)++] = node;
+        }
+    }
+    return list;
+}
+
+static void co_close_node_of_end(struct block_node *node)
+{
+    end.node = node;
+    co_close_node(node);
+    end.node = NULL;
+}
+
+/* Close the nodes that nothing uses, newest first. Returns false if the monitor has no node. */
+static bool co_close_unused_nodes(void)
+{
+    size_t count, closed = 0;
+    AUTO_FREE struct block_node **nodes = list_owned_nodes(&count);
+
+    if (!nodes) {
+        end.status = cli_fail("nodes are not closed: out of memory");
+        return false;
+    }
+    for (size_t i = count; i-- > 0 && !end.hasty;) {
+        if (!block_node_in_use(nodes[i])) {
+            co_close_node_of_end(nodes[i]);
+            closed++;
+        }
+    }
+    if (closed == 0 && count > 0 && !end.hasty) {
+        co_close_node_of_end(nodes[count - 1]);
+    }
+    return count > 0;
 }
 
 /* Close node by node, from those without users to those that they use. */
 static void co_close_nodes(void)
 {
-    while (!end.hasty) {
-        struct block_node *node = NULL, *unused = NULL, *owned = NULL;
-
-        while ((node = block_node_next(node))) {
-            if (block_node_is_monitor_owned(node)) {
-                owned = node;
-                unused = block_node_in_use(node) ? unused : node;
-            }
-        }
-        node = unused ?: owned;
-        if (!node) {
-            return;
-        }
-        end.node = node;
-        co_close_node(node);
-        end.node = NULL;
+    while (!end.hasty && co_close_unused_nodes()) {
+        /* the children of the closed ones may be unused now */
     }
 }
 

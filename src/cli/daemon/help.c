@@ -7,8 +7,8 @@
 
 #include "base/strbuf.h"
 #include "block/option_types.h"
-#include "block/user_object.h"
 #include "chardev/chardev.h"
+#include "cli/object_help.h"
 #include "export/export.h"
 #include "qmp/table.h"
 #include "schema/help.h"
@@ -39,59 +39,11 @@ static const char *const chardev_options[] = {"abstract=<bool (on/off)>",
                                               "wait=<bool (on/off)>",
                                               NULL};
 
-/* Whether one of the parts between commas is "help". */
-static bool asks_for_help(const char *value)
-{
-    while (*value) {
-        size_t len = strcspn(value, ",");
-
-        if (len == 4 && memcmp(value, "help", len) == 0) {
-            return true;
-        }
-        value += len + (value[len] == ',');
-    }
-    return false;
-}
-
 static void print_list(const char *const *names)
 {
     for (; *names; names++) {
         printf("  %s\n", *names);
     }
-}
-
-/*
- * The variant that the value names, "KEY=NAME,..." or "NAME,..."; NULL: none.
- */
-static const struct schema_variant *find_help_variant(const struct schema_type *type,
-                                                      const char *value)
-{
-    size_t tag_len = strlen(type->tag), len;
-
-    if (strncmp(value, type->tag, tag_len) == 0 && value[tag_len] == '=') {
-        value += tag_len + 1;
-    }
-    len = strcspn(value, ",");
-    for (const struct schema_variant *v = schema_variants_of(type); v->value; v++) {
-        if (strlen(v->value) == len && memcmp(v->value, value, len) == 0) {
-            return v;
-        }
-    }
-    return NULL;
-}
-
-static void print_object_help(const char *value)
-{
-    const struct schema_variant *v = find_help_variant(&user_object_options_type, value);
-    STRBUF_AUTO(text);
-
-    if (v) {
-        schema_help_properties(v->type, &text);
-        printf("%s options:\n%s", v->value, strbuf_str(&text));
-        return;
-    }
-    printf("List of user creatable objects:\n");
-    print_list(schema_values_of(user_object_options_type.members[0].type));
 }
 
 static void print_members(const char *title, const struct schema_type *type)
@@ -109,7 +61,7 @@ static void print_members(const char *title, const struct schema_type *type)
 static void print_union_help(const char *option, const char *what, const struct schema_type *type,
                              const char *value)
 {
-    const struct schema_variant *v = find_help_variant(type, value);
+    const struct schema_variant *v = cli_help_variant(type, value);
     char title[64];
 
     if (v) {
@@ -139,12 +91,12 @@ static void print_chardev_help(const char *value)
 
 bool daemon_help(const char *option, const char *value, int *ret_result, struct error *err)
 {
-    if (value[0] == '{' || !asks_for_help(value)) {
+    if (!cli_asks_for_help(value)) {
         return false;
     }
     *ret_result = 0;
     if (strcmp(option, "object") == 0) {
-        print_object_help(value);
+        cli_print_object_help(value);
     } else if (strcmp(option, "blockdev") == 0) {
         print_union_help(option, "Drivers", &block_options_type, value);
     } else if (strcmp(option, "export") == 0) {

@@ -122,7 +122,7 @@ static void co_daemon_start(void *arg)
     r = d->serving ? cli_serving_co_start(d->serving, &d->err) : 0;
     UNLESS_FAILED(r, co_make_all(d, &d->err));
     d->failed = r < 0 && !d->ending;
-    qmp_release_commands();
+    qmp_release_commands(d->failed);
     d->starting = false;
     daemon_note(&d->signals);
 }

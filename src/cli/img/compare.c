@@ -285,7 +285,7 @@ int img_co_compare(int argc, char **argv, struct error *err)
     __attribute__((cleanup(co_compare_release))) struct compare c = {.err = err};
     struct cli_image image[2] = {{.cache = "writeback"}, {.cache = "writeback"}};
     bool progress = false;
-    int first;
+    int first, r;
     CLI_ITEMS_AUTO(objects);
     const struct cli_arg args[] = {
         {"a-format", 'f', CLI_VALUE, &image[0].format, "FMT",
@@ -313,7 +313,11 @@ int img_co_compare(int argc, char **argv, struct error *err)
     image[1].cache = image[0].cache;
     image[1].force_share = image[0].force_share;
     image[1].image_opts = image[0].image_opts;
-    if (img_prepare(&image[0], "source cache", &objects, err) < 0 || co_open_both(&c, image) < 0) {
+    r = img_prepare(&image[0], "source cache", &objects, err);
+    if (r == CLI_ARGS_HELP) {
+        return r;
+    }
+    if (r < 0 || co_open_both(&c, image) < 0) {
         return COMPARE_CANNOT_OPEN;
     }
     return (int)co_compare(&c, progress && !c.quiet);

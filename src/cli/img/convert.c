@@ -25,6 +25,7 @@ static const struct cli_usage usage = {
              "space in the target. Several sources are joined in the order given.",
     .examples = "@-p -O qcow2 disk.raw disk.qcow2\n"
                 "@-c -O qcow2 disk.qcow2 small.qcow2\n"
+                "@-O vmdk -o subformat=streamOptimized disk.qcow2 upload.vmdk\n"
                 "@-n -O raw disk.qcow2 /dev/vg/volume\n"
                 "@-O raw nbd://server/export disk.raw",
 };
@@ -175,6 +176,7 @@ static int co_open_sources(struct convert *c, int count, char **names, struct er
             .image_opts = q->image_opts,
             .force_share = q->force_share,
             .snapshot = q->snapshot,
+            .alone = true,
         };
         int r = cli_co_open_disk(&image, 0, &source->disk, err);
 
@@ -284,22 +286,23 @@ static int co_copy_bitmap(struct block_bitmap *from, struct block_node *to, stru
 static int co_copy_bitmaps(const struct convert *c, struct error *err)
 {
     struct block_node *source = c->sources[0].disk.node;
+    struct block_bitmap_commits commits;
     struct block_bitmap *b = NULL;
+    int r = 0;
 
     while ((b = block_bitmap_previous(source, b))) {
         if (block_bitmap_persistent(b) && block_bitmap_inconsistent(b)) {
             cli_warn("Skipping inconsistent bitmap '%s'", block_bitmap_name(b));
         }
     }
-    while ((b = block_bitmap_next(source, b))) {
-        int r = is_copied(b) ? co_copy_bitmap(b, c->target.disk.node, err) : 0;
-
+    block_bitmap_commits_begin(&commits);
+    while (r == 0 && (b = block_bitmap_next(source, b))) {
+        r = is_copied(b) ? co_copy_bitmap(b, c->target.disk.node, err) : 0;
         if (r < 0) {
             error_prepend(err, "Failed to populate bitmap %s: ", block_bitmap_name(b));
-            return r;
         }
     }
-    return 0;
+    return block_co_bitmap_commits_finish(&commits, r, err);
 }
 
 /* --- the target ------------------------------------------------------------------------------- */
@@ -312,9 +315,10 @@ static bool co_is_encrypted(const struct cli_disk *disk)
 }
 
 /*
- * The options for opening a new target that is encrypted; NULL if it is not. The caller frees them.
+ * The options for opening a new target that is encrypted; NULL if it needs none. The caller frees
+ * them. A target in several files may open those that were just made.
  */
-static int key_options(const struct convert_request *q, char **ret_text, struct error *err)
+static int new_target_options(const struct convert_request *q, char **ret_text, struct error *err)
 {
     AUTO_FREE char *id = NULL;
     const char *name = strcmp(q->target_format, "luks") == 0 ? "key-secret" : "encrypt.key-secret";
@@ -323,6 +327,10 @@ static int key_options(const struct convert_request *q, char **ret_text, struct 
     *ret_text = NULL;
     if (r < 0) {
         return r;
+    }
+    if (!q->no_create && strcmp(q->target_format, "vmdk") == 0) {
+        *ret_text = strdup("x-other-files=directory");
+        return *ret_text ? 0 : error_out_of_memory(err);
     }
     return id && asprintf(ret_text, "%s=%s", name, id) < 0 ? error_out_of_memory(err) : 0;
 }
@@ -339,11 +347,14 @@ static bool compresses_preallocated(const struct convert_request *q)
 
 static int check_compression(const struct convert_request *q, bool encrypted, struct error *err)
 {
+    const struct block_driver *driver = block_find_driver(q->target_format);
+
     if (compresses_preallocated(q)) {
         return error_set(err, EINVAL,
                          "Compression and preallocation not supported at the same time");
     }
-    if (q->copy.compressed && strcmp(q->target_format, "raw") == 0 && !q->target_image_opts) {
+    if (q->copy.compressed && !q->target_image_opts && driver &&
+        !(block_driver_traits(driver) & BLOCK_DRIVER_COMPRESSES)) {
         return error_set(err, ENOTSUP, "Compression not supported for this file format");
     }
     if (q->copy.compressed && encrypted) {
@@ -382,13 +393,15 @@ static int co_create_target(const struct convert *c, const char *name, struct er
 }
 
 /* Find out what need not be written. */
-static void plan_target(struct convert *c)
+static void co_plan_target(struct convert *c)
 {
     const struct convert_request *q = c->request;
     struct image_copy_target *t = &c->target;
     struct block_node *backing = block_node_backing(t->disk.node);
+    struct block_info info;
     bool is_zero;
 
+    t->whole_clusters = block_co_get_info(t->disk.node, &info) == 0 && info.writes_whole_clusters;
     t->share_backing = request_has_backing(q) && backing;
     t->backing_size = backing ? block_node_size(backing) : 0;
     is_zero = q->no_create ? q->target_is_zero && !backing : is_zero_when_new(t->disk.node);
@@ -398,18 +411,19 @@ static void plan_target(struct convert *c)
 static int co_open_convert_target(struct convert *c, const char *name, struct error *err)
 {
     const struct convert_request *q = c->request;
-    AUTO_FREE char *key = NULL;
+    AUTO_FREE char *extra = NULL;
     struct cli_image image = {
         .name = name,
         .format = q->target_image_opts ? NULL : q->target_format,
         .cache = q->target_cache,
         .image_opts = q->target_image_opts,
     };
-    int r = key_options(q, &key, err);
+    int r = new_target_options(q, &extra, err);
+    bool encrypted = extra && strstr(extra, "key-secret=");
 
-    UNLESS_FAILED(r, check_compression(q, key, err));
+    UNLESS_FAILED(r, check_compression(q, encrypted, err));
     UNLESS_FAILED(r, co_create_target(c, name, err));
-    image.extra_options = key;
+    image.extra_options = extra;
     UNLESS_FAILED(r, cli_co_open_disk(&image, BLOCK_OPEN_RDWR, &c->target.disk, err));
     UNLESS_FAILED(r, check_compression(q, co_is_encrypted(&c->target.disk), err));
     if (r < 0) {
@@ -418,7 +432,7 @@ static int co_open_convert_target(struct convert *c, const char *name, struct er
     if (cli_disk_size(&c->target.disk) < c->total) {
         return error_set(err, ENOSPC, "output file is smaller than input file");
     }
-    plan_target(c);
+    co_plan_target(c);
     return 0;
 }
 

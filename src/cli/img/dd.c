@@ -88,15 +88,11 @@ static int co_copy_blocks(struct cli_disk *from, struct cli_disk *to, uint64_t o
         int r = block_co_pread(from->edge, offset + done, buffer, piece);
 
         if (r < 0) {
-            return error_set_errno(
-                err, -r, "error while reading from input image file '%s' at byte %" PRIu64,
-                from->name, offset + done);
+            return error_set_errno(err, -r, "error while reading from input image file");
         }
         r = block_co_pwrite(to->edge, done, buffer, piece, 0);
         if (r < 0) {
-            return error_set_errno(err, -r,
-                                   "error while writing to output image file '%s' at byte %" PRIu64,
-                                   to->name, done);
+            return error_set_errno(err, -r, "error while writing to output image file");
         }
         done += piece;
     }

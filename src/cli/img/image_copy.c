@@ -449,7 +449,8 @@ static void choose_sizes(struct image_copy *c)
         c->granule = MIN(MAX(c->granule, cluster), CLI_BUFFER_SIZE);
     }
     c->unit = 1;
-    if (c->options->compressed && is_power_of_2(limits->cluster_size)) {
+    if ((c->options->compressed || c->target->whole_clusters) &&
+        is_power_of_2(limits->cluster_size)) {
         c->unit = limits->cluster_size;
         c->granule = MAX(limits->cluster_size, GRANULE_MIN);
     }

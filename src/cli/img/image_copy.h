@@ -40,6 +40,8 @@ struct image_copy_target {
     /* Areas that the source's top image does not store are in the target's backing file. */
     bool share_backing;
     uint64_t backing_size; /* if share_backing */
+    /* Its clusters are written once, as a whole. */
+    bool whole_clusters;
 };
 
 /*

@@ -44,7 +44,21 @@ static const struct img_command commands[] = {
     {"snapshot", img_co_snapshot, "[options] FILENAME", "snapshots within an image"},
 };
 
-static void print_img_help(void)
+/* What each command takes, one line each, for programs that search --help for an option. */
+static void co_print_syntax(void)
+{
+    printf("\ncommand syntax:\n");
+    cli_args_set_only_synopsis(true);
+    for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
+        char help[] = "--help";
+        char *arguments[] = {(char *)commands[i].name, help, NULL};
+
+        (void)commands[i].co_run(2, arguments, NULL);
+    }
+    cli_args_set_only_synopsis(false);
+}
+
+static void co_print_img_help(void)
 {
     printf("usage: %s [--trace PATTERN] [--log-level LEVEL] COMMAND [options] ...\n"
            "       %s COMMAND --help\n"
@@ -56,21 +70,24 @@ static void print_img_help(void)
     for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
         printf("  %-13s %-29s %s\n", commands[i].name, commands[i].synopsis, commands[i].about);
     }
+    printf("\n"
+           "options before the command:\n"
+           "  -T, --trace PATTERN  trace: [[enable=]PATTERN][,events=FILE][,file=FILE]; or help\n"
+           "  --log-level LEVEL    print messages up to: error, warning (default), notice, info, "
+           "debug\n"
+           "\n"
+           "options of most commands:\n"
+           "  -f FORMAT         format of the image, -O of the target; guessed if absent\n"
+           "  -o OPTIONS        options of the new image; '-o help' lists them\n"
+           "  -t, -T CACHE      cache mode of the image that is written, or read\n"
+           "  -U                read an image that another program uses\n"
+           "  -p, -q            show progress, be quiet\n"
+           "  --image-opts      FILENAME is a list of the options of a node\n"
+           "  --object OPTIONS  TLS credentials, or a secret\n");
+    if (cli_is_compat()) {
+        co_print_syntax();
+    }
     printf(
-        "\n"
-        "options before the command:\n"
-        "  -T, --trace PATTERN  trace: [[enable=]PATTERN][,events=FILE][,file=FILE]; or help\n"
-        "  --log-level LEVEL    print messages up to: error, warning (default), notice, info, "
-        "debug\n"
-        "\n"
-        "options of most commands:\n"
-        "  -f FORMAT         format of the image, -O of the target; guessed if absent\n"
-        "  -o OPTIONS        options of the new image; '-o help' lists them\n"
-        "  -t, -T CACHE      cache mode of the image that is written, or read\n"
-        "  -U                read an image that another program uses\n"
-        "  -p, -q            show progress, be quiet\n"
-        "  --image-opts      FILENAME is a list of the options of a node\n"
-        "  --object OPTIONS  TLS credentials, or a secret\n"
         "\n"
         "FILENAME is a path, an NBD address (nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH), "
         "or\n"
@@ -99,7 +116,7 @@ static int co_img_main(int argc, char **argv, struct error *err)
 
     progress_listen();
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
-        print_img_help();
+        co_print_img_help();
         return 0;
     }
     for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {

@@ -9,6 +9,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/size.h"
+#include "block/bitmaps.h"
 #include "block/control.h"
 #include "cli/img/command_line.h"
 #include "cli/img/img.h"
@@ -96,6 +97,45 @@ static struct json_object *limits_json(const struct block_node *node)
     return o;
 }
 
+static bool is_named(struct json_object *o, const char *name)
+{
+    const char *text = json_object_get_string(json_object_object_get(o, "name"));
+
+    return text && strcmp(text, name) == 0;
+}
+
+/* Say of each stored bitmap how far it is to be trusted; not under the name of QEMU's tool. */
+static void add_bitmap_states(struct json_object *specific, struct block_node *node)
+{
+    static const char *const kinds[] = {[BLOCK_BITMAP_EXACT] = "exact",
+                                        [BLOCK_BITMAP_SUPERSET] = "superset",
+                                        [BLOCK_BITMAP_LOST] = "lost"};
+    struct json_object *bitmaps =
+        json_object_object_get(json_object_object_get(specific, "data"), "bitmaps");
+
+    struct block_bitmap *next = block_bitmap_next(node, NULL);
+
+    /* The node has them in the same order, without those that it does not know. */
+    for (size_t i = 0; bitmaps && !cli_is_compat() && i < json_object_array_length(bitmaps); i++) {
+        struct json_object *o = json_object_array_get_idx(bitmaps, i);
+        const struct block_bitmap *b = next && is_named(o, block_bitmap_name(next)) ? next : NULL;
+        struct json_object *shown = json_object_new_object();
+        struct block_bitmap_state state = {.trust = BLOCK_BITMAP_LOST,
+                                           .why = "its type or flags are unknown"};
+
+        if (b) {
+            block_bitmap_get_state(b, &state);
+            next = block_bitmap_next(node, next);
+        }
+        add_text(shown, "kind", kinds[state.trust]);
+        add_text(shown, "reason", state.why);
+        if (state.trust == BLOCK_BITMAP_SUPERSET) {
+            json_object_object_add(shown, "excess", json_object_new_uint64(state.excess));
+        }
+        json_object_object_add(o, "x-tidemark-state", shown);
+    }
+}
+
 /* All about a node and the nodes below it, without backing files; a new reference. */
 static struct json_object *co_info_json(struct block_node *node, bool limits)
 {
@@ -127,6 +167,7 @@ static struct json_object *co_info_json(struct block_node *node, bool limits)
         json_object_object_add(o, "limits", limits_json(node));
     }
     if (specific) {
+        add_bitmap_states(specific, node);
         json_object_object_add(o, "format-specific", specific);
     }
     if (has_info && info.encrypted) {

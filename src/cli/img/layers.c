@@ -9,6 +9,7 @@
 #include "base/cleanup.h"
 #include "base/time_units.h"
 #include "nbd/client.h"
+#include "nbd/uri.h"
 
 #define CONNECT_NS (30 * NS_PER_SECOND)
 /* Bytes of the disk per request, so that each answer is quick to compute. */
@@ -75,20 +76,23 @@ static int co_read_layers(struct layer_map *map, struct nbd_client *client, bool
 int layer_map_co_read(struct layer_map *map, const char *uri, const char *bitmap, bool exact_depth,
                       struct error *err)
 {
-    struct socket_address address CLEANUP(socket_address_clear) = {0};
-    AUTO_FREE char *export = NULL;
-    struct nbd_client *client;
-    int r = nbd_address_parse(uri, &address, &export, err);
+    struct nbd_uri u CLEANUP(nbd_uri_clear) = {0};
+    struct nbd_client_tls tls = {0};
+    struct tls_creds *creds = NULL;
+    struct nbd_client *client = NULL;
+    int r = nbd_uri_parse(uri, &u, err);
 
-    UNLESS_FAILED(r, nbd_client_co_connect_merged(&address, NULL, export, bitmap, exact_depth,
-                                                  CONNECT_NS, &client, err));
-    if (r < 0) {
-        return r;
-    }
-    r = co_read_layers(map, client, exact_depth);
-    if (r < 0) {
-        error_set_errno(err, -r, "Could not read the block status of '%s'", uri);
+    UNLESS_FAILED(r, nbd_tls_params_get(&u.tls, &creds, err));
+    tls = (struct nbd_client_tls){.creds = creds, .hostname = u.tls.hostname};
+    UNLESS_FAILED(r, nbd_client_co_connect_merged(&u.address, creds ? &tls : NULL, u.export_name,
+                                                  bitmap, exact_depth, CONNECT_NS, &client, err));
+    if (r == 0) {
+        r = co_read_layers(map, client, exact_depth);
+        if (r < 0) {
+            error_set_errno(err, -r, "Could not read the block status of '%s'", uri);
+        }
     }
     nbd_client_co_close(client);
+    tls_creds_unref(creds);
     return r;
 }

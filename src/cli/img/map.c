@@ -214,10 +214,10 @@ int img_co_map(int argc, char **argv, struct error *err)
     if (r == 0 && layers && (image.image_opts || image.format)) {
         r = cli_usage_error(err, &usage, "--layers takes the address of an NBD server only");
     }
+    UNLESS_FAILED(r, cli_add_objects(&objects, err));
     if (r == 0 && layers) {
         return co_print_layers(image.name, bitmap, start, length, json, err);
     }
-    UNLESS_FAILED(r, cli_add_objects(&objects, err));
     UNLESS_FAILED(r, cli_co_open_disk(&image, 0, &disk, err));
     if (r < 0) {
         return r;

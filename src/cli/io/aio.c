@@ -83,6 +83,7 @@ static void co_aio(void *arg)
     struct block_edge *edge = aio->edge;
     int r;
 
+    io_co_admit(io, aio->is_write || aio->discard, aio->size);
     if (aio->discard) {
         r = block_co_discard(edge, aio->offset, aio->size);
         finish_aio_discard(aio, r);

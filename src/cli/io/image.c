@@ -59,6 +59,9 @@ static int check_open_arguments(const struct io *io, const struct io_command *co
     if (!cli_is_discard_mode(a->value['d'])) {
         return error_set(err, EINVAL, "Invalid discard option: %s", a->value['d']);
     }
+    if (io->image_opts && a->set['o']) {
+        return error_set(err, EINVAL, "--image-opts and 'open -o' are mutually exclusive");
+    }
     if (a->argc > 1 || (a->argc == 0 && !a->set['o'])) {
         return io_usage(command);
     }
@@ -88,6 +91,7 @@ static int co_run_open(struct io *io, const struct io_command *command, struct i
     o.force_share = a->set['U'];
     o.overlay = a->set['s'];
     o.copy_on_read = a->set['C'];
+    o.image_opts = io->image_opts;
     o.native_aio = a->set['k'] || (a->set['i'] && strcmp(a->value['i'], "native") == 0);
     io_opening_clear(&io->opening);
     io->opening = o;

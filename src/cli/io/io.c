@@ -219,7 +219,7 @@ static struct io_opening opening_of(const struct io_command_line *l, const char 
 /* Run the commands of -c, or of standard input. Returns the exit status. */
 static int co_run_all(const struct io_command_line *l, const char *filename, struct error *err)
 {
-    struct io io = {.misalign = l->misalign};
+    struct io io = {.misalign = l->misalign, .image_opts = l->image_opts};
     int r = 0;
 
     co_group_init(&io.in_flight);

@@ -92,6 +92,7 @@ static int co_run_read(struct io *io, const struct io_command *command, struct i
         return -ENOMEM;
     }
     began = loop_now_ns();
+    io_co_admit(io, false, q.length);
     if (a->set['b']) {
         r = block_co_preadv_vmstate(io->disk.edge, q.offset, iov_from_buf(&vec, buffer, q.length));
     } else {
@@ -214,7 +215,7 @@ static int parse_write(struct io *io, const struct io_command *command, const st
 
 static bool can_compress(struct block_node *node)
 {
-    return block_node_limits(block_node_skip_filters(node))->cluster_size > 0;
+    return block_node_traits(block_node_skip_filters(node)) & BLOCK_DRIVER_COMPRESSES;
 }
 
 static int co_run_write(struct io *io, const struct io_command *command, struct io_args *a,
@@ -238,6 +239,7 @@ static int co_run_write(struct io *io, const struct io_command *command, struct 
         return r;
     }
     began = loop_now_ns();
+    io_co_admit(io, true, q.length);
     if (a->set['z']) {
         r = block_co_write_zeroes(io->disk.edge, q.offset, q.length,
                                   q.flags & ~BLOCK_REQ_COMPRESSED);
@@ -333,6 +335,7 @@ static int co_run_readv(struct io *io, const struct io_command *command, struct 
         return r;
     }
     began = loop_now_ns();
+    io_co_admit(io, false, v.iov.size);
     r = block_co_preadv(io->disk.edge, v.offset, v.iov, 0);
     if (r < 0) {
         vector_clear(io, &v);
@@ -365,6 +368,7 @@ static int co_run_writev(struct io *io, const struct io_command *command, struct
         return r;
     }
     began = loop_now_ns();
+    io_co_admit(io, true, v.iov.size);
     r = block_co_pwritev(io->disk.edge, v.offset, v.iov,
                          a->set['f'] || io->disk.writethrough ? BLOCK_REQ_FUA : 0);
     if (r < 0) {
@@ -393,6 +397,7 @@ static int co_run_discard(struct io *io, const struct io_command *command, struc
         return -EINVAL;
     }
     began = loop_now_ns();
+    io_co_admit(io, true, length);
     r = block_co_discard(io->disk.edge, offset, length);
     if (r < 0) {
         return request_failed("discard", r);

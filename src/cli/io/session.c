@@ -7,6 +7,13 @@
 #include "cli/cli.h"
 #include "filter/filter.h"
 
+void io_co_admit(const struct io *io, bool is_write, uint64_t bytes)
+{
+    if (io->co_admit) {
+        io->co_admit(io->admit_arg, is_write, bytes);
+    }
+}
+
 void io_opening_clear(struct io_opening *o)
 {
     free(o->name);

@@ -41,6 +41,9 @@ typedef void io_account_fn(void *arg, enum io_account_op op, uint64_t offset, ui
 
 struct io;
 
+/* A request of `bytes` is about to begin: wait until it may. Yields. */
+typedef void io_co_admit_fn(void *arg, bool is_write, uint64_t bytes);
+
 /* What a reopen changes. */
 struct io_reopen {
     const char *cache, *options; /* NULL: as they were */
@@ -54,10 +57,13 @@ struct io {
     struct cli_disk disk;   /* not open: {0} */
     io_account_fn *account; /* NULL: nobody counts */
     void *account_arg;
+    io_co_admit_fn *co_admit; /* NULL: nobody has to wait */
+    void *admit_arg;
     io_co_reopen_fn *co_reopen; /* NULL: the image is closed, and opened again */
     struct io_opening opening;
     struct co_group in_flight; /* requests of aio_read, aio_write, aio_discard */
     bool misalign;             /* buffers are not aligned for O_DIRECT */
+    bool image_opts;           /* `open` takes options, as --image-opts says, and no filename */
     bool quit;
     bool failed; /* a command failed: the exit status is 1 */
 };
@@ -71,6 +77,8 @@ int io_co_open_again(struct io *io, struct error *err);
  * also on failure.
  */
 int io_co_close(struct io *io, struct error *err);
+/* Wait until a request may begin. Yields. */
+void io_co_admit(const struct io *io, bool is_write, uint64_t bytes);
 /* Free the text, and leave `o` empty. */
 void io_opening_clear(struct io_opening *o);
 

@@ -13,7 +13,7 @@ int machine_co_qmp(const char *name, struct json_object *args, struct json_objec
     const struct qmp_command *command = qmp_find_command(name);
     struct qmp_call call = {.negotiated = true, .passed_fd = -1};
     struct json_object *value = NULL;
-    int r = command ? qmp_check(command->args, args, 0, err)
+    int r = command ? schema_check(command->args, args, 0, err)
                     : error_set_class(err, ERROR_CLASS_COMMAND_NOT_FOUND, EINVAL,
                                       "The command %s has not been found", name);
 

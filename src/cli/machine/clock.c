@@ -7,12 +7,17 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/strbuf.h"
 #include "base/time_units.h"
 #include "cli/machine/lines.h"
+#include "filter/throttle_group.h"
 #include "loop/loop.h"
 #include "qmp/events.h"
+
+/* Requests that were let pass end within that. */
+#define SETTLE_NS (2 * NS_PER_MS)
 
 static bool stepped;
 static int64_t stepped_ns;
@@ -48,6 +53,24 @@ static int64_t argument_of(const char *line, const char *command)
     return errno != 0 || end == line + length ? -1 : ns;
 }
 
+/*
+ * Requests that wait for a limit pass one after the other on the way. What may pass then has ended
+ * when this returns, as far as disks answer at once.
+ */
+static void co_step_to(int64_t ns)
+{
+    int64_t next;
+
+    while ((next = throttle_clock_next()) <= ns - stepped_ns) {
+        stepped_ns += MAX(next, 1);
+        throttle_clock_changed();
+    }
+    stepped_ns = ns;
+    throttle_clock_changed();
+    qmp_event_clock_moved();
+    loop_co_sleep(SETTLE_NS);
+}
+
 /* QEMU's docs/devel/testing/qtest, "QTest Protocol", as far as it concerns the clock. */
 static void co_qtest_line(struct machine_lines *lines, const char *line)
 {
@@ -55,12 +78,10 @@ static void co_qtest_line(struct machine_lines *lines, const char *line)
     int64_t step_ns = argument_of(line, "clock_step"), set_ns = argument_of(line, "clock_set");
 
     if (step_ns >= 0) {
-        stepped_ns += step_ns;
-        qmp_event_clock_moved();
+        co_step_to(stepped_ns + step_ns);
         strbuf_printf(&answer, "OK %" PRId64 "\n", stepped_ns);
     } else if (set_ns >= stepped_ns) {
-        stepped_ns = set_ns;
-        qmp_event_clock_moved();
+        co_step_to(set_ns);
         strbuf_printf(&answer, "OK %" PRId64 "\n", stepped_ns);
     } else {
         strbuf_printf(&answer, "FAIL Unknown command '%s'\n", line);

@@ -126,62 +126,70 @@ static int co_device_del(struct qmp_call *call, struct json_object *args,
 
 /* --- types ------------------------------------------------------------------------------------ */
 
-OBJECT(name_info, "NameInfo", OPT("name", qmp_str));
-OBJECT(status_info, "StatusInfo", REQ("running", qmp_bool), REQ("status", qmp_str));
-OBJECT(blockstats_args, "q_obj_query-blockstats-arg", OPT("query-nodes", qmp_bool));
-ARRAY(anything, qmp_any);
-static const struct qmp_type device_add = {
-    .kind = QMP_OBJECT,
+OBJECT(name_info, "NameInfo", OPT("name", schema_str));
+OBJECT(status_info, "StatusInfo", REQ("running", schema_bool), REQ("status", schema_str));
+OBJECT(blockstats_args, "q_obj_query-blockstats-arg", OPT("query-nodes", schema_bool));
+ARRAY(anything, schema_any);
+static const struct schema_type device_add = {
+    .kind = SCHEMA_OBJECT,
     .name = "q_obj_device_add-arg",
-    .members = MEMBERS(REQ("driver", qmp_str), OPT("bus", qmp_str), OPT("id", qmp_str)),
+    .members = MEMBERS(REQ("driver", schema_str), OPT("bus", schema_str), OPT("id", schema_str)),
     .open = true,
 };
-OBJECT(device_del, "q_obj_device_del-arg", REQ("id", qmp_str));
-OBJECT(human_command, "q_obj_human-monitor-command-arg", REQ("command-line", qmp_str),
-       OPT("cpu-index", qmp_int));
-OBJECT(eject, "q_obj_eject-arg", OPT("device", qmp_str), OPT("id", qmp_str),
-       OPT("force", qmp_bool));
-OBJECT(tray, "q_obj_blockdev-open-tray-arg", OPT("device", qmp_str), OPT("id", qmp_str),
-       OPT("force", qmp_bool));
-OBJECT(medium, "q_obj_blockdev-remove-medium-arg", REQ("id", qmp_str));
-OBJECT(insert_medium, "q_obj_blockdev-insert-medium-arg", REQ("id", qmp_str),
-       REQ("node-name", qmp_str));
+OBJECT(device_del, "q_obj_device_del-arg", REQ("id", schema_str));
+OBJECT(human_command, "q_obj_human-monitor-command-arg", REQ("command-line", schema_str),
+       OPT("cpu-index", schema_int));
+OBJECT(eject, "q_obj_eject-arg", OPT("device", schema_str), OPT("id", schema_str),
+       OPT("force", schema_bool));
+OBJECT(tray, "q_obj_blockdev-open-tray-arg", OPT("device", schema_str), OPT("id", schema_str),
+       OPT("force", schema_bool));
+OBJECT(medium, "q_obj_blockdev-remove-medium-arg", REQ("id", schema_str));
+OBJECT(insert_medium, "q_obj_blockdev-insert-medium-arg", REQ("id", schema_str),
+       REQ("node-name", schema_str));
 ENUM(read_only_mode, "BlockdevChangeReadOnlyMode", "retain", "read-only", "read-write");
-OBJECT(change_medium, "q_obj_blockdev-change-medium-arg", OPT("device", qmp_str),
-       OPT("id", qmp_str), REQ("filename", qmp_str), OPT("format", qmp_str), OPT("force", qmp_bool),
-       OPT("read-only-mode", read_only_mode));
-OBJECT(nbd_server_add, "NbdServerAddOptions", REQ("device", qmp_str), OPT("name", qmp_str),
-       OPT("description", qmp_str), OPT("writable", qmp_bool), OPT("bitmap", qmp_str));
+OBJECT(change_medium, "q_obj_blockdev-change-medium-arg", OPT("device", schema_str),
+       OPT("id", schema_str), REQ("filename", schema_str), OPT("format", schema_str),
+       OPT("force", schema_bool), OPT("read-only-mode", read_only_mode));
+/* A limit: its mean, the rate of a burst, and how long a burst may last. */
+#define LIMIT(name)                                                                                \
+    REQ(name, schema_int), OPT(name "_max", schema_int), OPT(name "_max_length", schema_int)
+OBJECT(io_throttle, "BlockIOThrottle", OPT("device", schema_str), OPT("id", schema_str),
+       LIMIT("bps"), LIMIT("bps_rd"), LIMIT("bps_wr"), LIMIT("iops"), LIMIT("iops_rd"),
+       LIMIT("iops_wr"), OPT("iops_size", schema_int), OPT("group", schema_str));
+OBJECT(nbd_server_add, "NbdServerAddOptions", REQ("device", schema_str), OPT("name", schema_str),
+       OPT("description", schema_str), OPT("writable", schema_bool), OPT("bitmap", schema_str));
 
-OBJECT(reset_event, "q_obj_RESET-arg", REQ("guest", qmp_bool), REQ("reason", qmp_str));
-OBJECT(shutdown_event, "q_obj_SHUTDOWN-arg", REQ("guest", qmp_bool), REQ("reason", qmp_str));
-OBJECT(device_deleted, "q_obj_DEVICE_DELETED-arg", OPT("device", qmp_str), REQ("path", qmp_str));
-OBJECT(tray_moved, "q_obj_DEVICE_TRAY_MOVED-arg", REQ("device", qmp_str), REQ("id", qmp_str),
-       REQ("tray-open", qmp_bool));
+OBJECT(reset_event, "q_obj_RESET-arg", REQ("guest", schema_bool), REQ("reason", schema_str));
+OBJECT(shutdown_event, "q_obj_SHUTDOWN-arg", REQ("guest", schema_bool), REQ("reason", schema_str));
+OBJECT(device_deleted, "q_obj_DEVICE_DELETED-arg", OPT("device", schema_str),
+       REQ("path", schema_str));
+OBJECT(tray_moved, "q_obj_DEVICE_TRAY_MOVED-arg", REQ("device", schema_str), REQ("id", schema_str),
+       REQ("tray-open", schema_bool));
 
 static const struct qmp_command commands[] = {
-    {"block-latency-histogram-set", &qmp_type_latency_set, &qmp_empty,
+    {"block-latency-histogram-set", &qmp_type_latency_set, &schema_empty,
      machine_co_latency_histogram_set},
-    {"blockdev-change-medium", &change_medium, &qmp_empty, machine_co_change_medium},
-    {"blockdev-close-tray", &tray, &qmp_empty, machine_co_close_tray},
-    {"blockdev-insert-medium", &insert_medium, &qmp_empty, machine_co_insert_medium},
-    {"blockdev-open-tray", &tray, &qmp_empty, machine_co_open_tray},
-    {"blockdev-remove-medium", &medium, &qmp_empty, machine_co_remove_medium},
-    {"cont", &qmp_empty, &qmp_empty, co_cont},
-    {"device_add", &device_add, &qmp_empty, co_device_add},
-    {"device_del", &device_del, &qmp_empty, co_device_del},
-    {"eject", &eject, &qmp_empty, machine_co_eject},
-    {"human-monitor-command", &human_command, &qmp_str, machine_co_human_monitor_command},
-    {"nbd-server-add", &nbd_server_add, &qmp_empty, machine_co_nbd_server_add},
-    {"qom-set", &qmp_type_qom_set, &qmp_empty, machine_co_qom_set},
-    {"query-block", &qmp_empty, &qmp_type_block_infos, machine_co_query_block},
+    {"block_set_io_throttle", &io_throttle, &schema_empty, machine_co_set_io_throttle},
+    {"blockdev-change-medium", &change_medium, &schema_empty, machine_co_change_medium},
+    {"blockdev-close-tray", &tray, &schema_empty, machine_co_close_tray},
+    {"blockdev-insert-medium", &insert_medium, &schema_empty, machine_co_insert_medium},
+    {"blockdev-open-tray", &tray, &schema_empty, machine_co_open_tray},
+    {"blockdev-remove-medium", &medium, &schema_empty, machine_co_remove_medium},
+    {"cont", &schema_empty, &schema_empty, co_cont},
+    {"device_add", &device_add, &schema_empty, co_device_add},
+    {"device_del", &device_del, &schema_empty, co_device_del},
+    {"eject", &eject, &schema_empty, machine_co_eject},
+    {"human-monitor-command", &human_command, &schema_str, machine_co_human_monitor_command},
+    {"nbd-server-add", &nbd_server_add, &schema_empty, machine_co_nbd_server_add},
+    {"qom-set", &qmp_type_qom_set, &schema_empty, machine_co_qom_set},
+    {"query-block", &schema_empty, &qmp_type_block_infos, machine_co_query_block},
     {"query-blockstats", &blockstats_args, &anything, machine_co_query_blockstats},
-    {"query-name", &qmp_empty, &name_info, co_query_name},
-    {"query-status", &qmp_empty, &status_info, co_query_status},
-    {"query-tpm", &qmp_empty, &anything, co_query_tpm},
-    {"quit", &qmp_empty, &qmp_empty, co_quit},
-    {"stop", &qmp_empty, &qmp_empty, co_stop},
-    {"system_reset", &qmp_empty, &qmp_empty, co_system_reset},
+    {"query-name", &schema_empty, &name_info, co_query_name},
+    {"query-status", &schema_empty, &status_info, co_query_status},
+    {"query-tpm", &schema_empty, &anything, co_query_tpm},
+    {"quit", &schema_empty, &schema_empty, co_quit},
+    {"stop", &schema_empty, &schema_empty, co_stop},
+    {"system_reset", &schema_empty, &schema_empty, co_system_reset},
     {NULL, NULL, NULL, NULL},
 };
 
@@ -189,9 +197,9 @@ static const struct qmp_event events[] = {
     {"DEVICE_DELETED", &device_deleted},
     {"DEVICE_TRAY_MOVED", &tray_moved},
     {"RESET", &reset_event},
-    {"RESUME", &qmp_empty},
+    {"RESUME", &schema_empty},
     {"SHUTDOWN", &shutdown_event},
-    {"STOP", &qmp_empty},
+    {"STOP", &schema_empty},
     {NULL, NULL},
 };
 

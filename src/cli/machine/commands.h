@@ -15,6 +15,7 @@ qmp_co_command machine_co_query_block, machine_co_query_blockstats;
 qmp_co_command machine_co_eject, machine_co_open_tray, machine_co_close_tray,
     machine_co_insert_medium, machine_co_remove_medium, machine_co_change_medium;
 qmp_co_command machine_co_nbd_server_add;
+qmp_co_command machine_co_set_io_throttle;
 qmp_co_command machine_co_qom_set;
 
 /* -S: no guest runs in the beginning. Does not yield. */

@@ -10,6 +10,7 @@
 #include "base/cleanup.h"
 #include "base/list.h"
 #include "block/user_object.h"
+#include "cli/machine/bus.h"
 #include "cli/machine/disk.h"
 #include "qmp/answer.h"
 #include "qmp/events.h"
@@ -33,18 +34,19 @@ enum type_flags {
 /* By name, or alias. */
 static const struct device_type {
     const char *name, *alias, *bus;
+    const char *provides; /* the type of the bus that it makes; NULL: none */
     unsigned flags;
 } types[] = {
-    {"floppy", NULL, "floppy-bus", HAS_DRIVE | REMOVABLE | TRAY},
-    {"ide-cd", NULL, "IDE", HAS_DRIVE | REMOVABLE | TRAY | READ_ONLY},
-    {"ide-hd", NULL, "IDE", HAS_DRIVE | RESIZABLE | WRITES},
-    {"lsi53c895a", "lsi", "PCI", ON_PCI},
-    {"scsi-cd", NULL, "SCSI", HAS_DRIVE | REMOVABLE | TRAY | READ_ONLY},
-    {"scsi-hd", NULL, "SCSI", HAS_DRIVE | RESIZABLE},
-    {"virtio-blk-device", NULL, "virtio-bus", HAS_DRIVE | RESIZABLE},
-    {"virtio-blk-pci", "virtio-blk", "PCI", TYPE_VIRTIO_BLK | ON_PCI},
-    {"virtio-scsi-device", NULL, "virtio-bus", 0},
-    {"virtio-scsi-pci", "virtio-scsi", "PCI", ON_PCI},
+    {"floppy", NULL, "floppy-bus", NULL, HAS_DRIVE | REMOVABLE | TRAY},
+    {"ide-cd", NULL, "IDE", NULL, HAS_DRIVE | REMOVABLE | TRAY | READ_ONLY},
+    {"ide-hd", NULL, "IDE", NULL, HAS_DRIVE | RESIZABLE | WRITES},
+    {"lsi53c895a", "lsi", "PCI", "SCSI", ON_PCI},
+    {"scsi-cd", NULL, "SCSI", NULL, HAS_DRIVE | REMOVABLE | TRAY | READ_ONLY},
+    {"scsi-hd", NULL, "SCSI", NULL, HAS_DRIVE | RESIZABLE},
+    {"virtio-blk-device", NULL, "virtio-bus", NULL, HAS_DRIVE | RESIZABLE},
+    {"virtio-blk-pci", "virtio-blk", "PCI", NULL, TYPE_VIRTIO_BLK | ON_PCI},
+    {"virtio-scsi-device", NULL, "virtio-bus", "SCSI", 0},
+    {"virtio-scsi-pci", "virtio-scsi", "PCI", "SCSI", ON_PCI},
 };
 
 /*
@@ -54,7 +56,6 @@ static const char *const guest_properties[] = {
     "addr",
     "backend_defaults",
     "bootindex",
-    "bus",
     "channel",
     "discard_granularity",
     "disable-legacy",
@@ -68,7 +69,6 @@ static const char *const guest_properties[] = {
     "queue-size",
     "scsi-id",
     "serial",
-    "unit",
     "device_id",
     "wwn",
 };
@@ -82,7 +82,9 @@ struct machine_device {
     bool share_writes;         /* share-rw */
     int write_cache;           /* off, on, as the drive says */
     bool tray_open;
-    bool leaving;                 /* waits for a reset */
+    bool leaving; /* waits for a reset */
+    struct machine_place place;
+    struct machine_bus *bus;      /* the bus that it makes; NULL: none */
     struct user_object *iothread; /* referenced; NULL: none */
 };
 
@@ -234,6 +236,8 @@ static void co_free_device(struct machine_device *d)
     if (d->iothread) {
         user_object_unref(d->iothread);
     }
+    machine_bus_leave(&d->place);
+    machine_bus_remove(d->bus);
     free(d->path);
     free(d->id);
     free(d);
@@ -275,7 +279,13 @@ static int co_find_drive(struct machine_device *d, const char *name, struct mach
 
     *ret_new = !disk;
     if (disk && disk->user) {
-        return error_set(err, EBUSY, "Drive '%s' is already in use by another block device", name);
+        return error_set(err, EBUSY,
+                         disk->connected
+                             ? "Drive '%s' is already in use because it has been automatically "
+                               "connected to another device (did you need 'if=none' in the drive "
+                               "options?)"
+                             : "Drive '%s' is already in use by another device",
+                         name);
     }
     if (disk) {
         *ret_disk = disk;
@@ -283,8 +293,8 @@ static int co_find_drive(struct machine_device *d, const char *name, struct mach
     }
     node = block_node_find(name);
     if (!node) {
-        return error_set(err, ENOENT, "Property '%s.drive' can't find value '%s'", d->type->name,
-                         name);
+        return error_set(err, ENOENT, "Property '%s.drive' can't find value '%s'",
+                         d->type->flags & BEHIND_PROXY ? "virtio-blk-device" : d->type->name, name);
     }
     r = machine_disk_new(NULL, &disk, err);
     if (r < 0) {
@@ -308,16 +318,55 @@ static int co_attach_drive(struct machine_device *d, const char *name, struct er
     bool is_new = true;
     int r;
 
-    if (name) {
+    if (name && *name) {
         r = co_find_drive(d, name, &disk, &is_new, err);
     } else if (d->type->flags & REMOVABLE) {
         r = machine_disk_new(NULL, &disk, err);
     } else {
-        r = error_set(err, EINVAL, "drive property not set");
+        r = error_set(err, EINVAL,
+                      strcmp(d->type->bus, "IDE") == 0 ? "No drive specified"
+                                                       : "drive property not set");
     }
     UNLESS_FAILED(r, co_attach(d, disk, err));
     if (r < 0 && is_new) {
         machine_disk_co_free(disk);
+    }
+    return r;
+}
+
+/* A floppy has a kind of drive, which has no effect without a guest, and one size of block. */
+static int check_floppy(struct options *opts, struct error *err)
+{
+    static const char *const kinds[] = {"144", "288", "120", "none", "auto", NULL};
+    uint64_t physical = 512, logical = 512;
+    int kind, r = options_take_enum(opts, "drive-type", kinds, 0, &kind, err);
+
+    UNLESS_FAILED(r, options_take_enum(opts, "fallback", kinds, 0, &kind, err));
+    UNLESS_FAILED(r, options_take_size(opts, "physical_block_size", 512, &physical, err));
+    UNLESS_FAILED(r, options_take_size(opts, "logical_block_size", 512, &logical, err));
+    if (r >= 0 && logical > physical) {
+        return error_set(err, EINVAL, "logical_block_size > physical_block_size not supported");
+    }
+    if (r >= 0 && (logical != 512 || physical != 512)) {
+        return error_set(err, EINVAL, "Physical and logical block size must be 512 for floppy");
+    }
+    return r;
+}
+
+/* Put the device on a bus, by the properties `bus` and `unit`, and make the bus that it has. */
+static int take_place(struct machine_device *d, struct options *opts, struct error *err)
+{
+    AUTO_FREE char *bus = NULL;
+    uint64_t unit = MACHINE_UNIT_FREE;
+    int r = options_take_str(opts, "bus", &bus, err);
+
+    if (machine_bus_has_units(d->type->bus)) {
+        UNLESS_FAILED(r,
+                      options_take_uint(opts, "unit", MACHINE_UNIT_FREE, UINT32_MAX, &unit, err));
+    }
+    UNLESS_FAILED(r, machine_bus_take(d->type->name, d->type->bus, bus, unit, &d->place, err));
+    if (d->type->provides) {
+        UNLESS_FAILED(r, machine_bus_add(d->type->provides, d->id, &d->bus, err));
     }
     return r;
 }
@@ -329,10 +378,11 @@ static int take_properties(struct machine_device *d, struct options *opts, struc
     AUTO_FREE char *iothread = NULL;
     int r;
 
+    r = strcmp(d->type->name, "floppy") == 0 ? check_floppy(opts, err) : 0;
     for (size_t i = 0; i < ARRAY_SIZE(guest_properties); i++) {
         options_drop(opts, guest_properties[i]);
     }
-    r = options_take_bool(opts, "share-rw", false, &d->share_writes, err);
+    UNLESS_FAILED(r, options_take_bool(opts, "share-rw", false, &d->share_writes, err));
     UNLESS_FAILED(
         r, options_take_enum(opts, "write-cache", on_off, WRITE_CACHE_AUTO, &d->write_cache, err));
     UNLESS_FAILED(r, options_take_str(opts, "iothread", &iothread, err));
@@ -375,6 +425,7 @@ int machine_co_add_device(struct options *opts_, struct error *err)
 
     UNLESS_FAILED(r, options_take_str(opts, "id", &id, err));
     UNLESS_FAILED(r, options_take_str(opts, "drive", &drive, err));
+    UNLESS_FAILED(r, id ? options_check_identifier("id", id, err) : 0);
     if (r < 0) {
         return r;
     }
@@ -386,13 +437,14 @@ int machine_co_add_device(struct options *opts_, struct error *err)
         return error_set(err, EINVAL, "'%s' is not a valid device model name", name);
     }
     if (id && is_device_id_taken(id)) {
-        return error_set(err, EEXIST, "Duplicate device ID '%s'", id);
+        return error_set(err, EEXIST, "Duplicate ID '%s' for device", id);
     }
     d = new_device(type, id, true);
     if (!d) {
         return error_out_of_memory(err);
     }
-    r = take_properties(d, opts, err);
+    r = take_place(d, opts, err);
+    UNLESS_FAILED(r, take_properties(d, opts, err));
     if (type->flags & HAS_DRIVE) {
         UNLESS_FAILED(r, co_attach_drive(d, drive, err));
     }
@@ -403,12 +455,16 @@ int machine_co_add_device(struct options *opts_, struct error *err)
     return r;
 }
 
-int machine_co_add_device_on(const char *type, struct machine_disk *disk, struct error *err)
+int machine_co_add_device_on(const char *type, const char *bus, uint64_t unit,
+                             struct machine_disk *disk, struct error *err)
 {
     const struct device_type *t = find_device_type(type);
     struct machine_device *d = new_device(t, NULL, t->flags & BEHIND_PROXY);
-    int r = d ? co_attach(d, disk, err) : error_out_of_memory(err);
+    int r =
+        d ? machine_bus_take(t->name, t->bus, bus, unit, &d->place, err) : error_out_of_memory(err);
 
+    UNLESS_FAILED(r, co_attach(d, disk, err));
+    disk->connected = r >= 0;
     if (r < 0 && d) {
         co_free_device(d);
     }

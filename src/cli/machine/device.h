@@ -23,10 +23,11 @@ struct machine_disk;
  */
 int machine_co_add_device(struct options *opts, struct error *err);
 /*
- * Make a device of a type on a disk, as -drive with if= does. `what` names the option for errors of
- * an empty drive.
+ * Make a device of a type on a disk, as -drive with if= does, in a place as machine_bus_take() has
+ * it. -EINVAL: the drive is empty; errors of permissions.
  */
-int machine_co_add_device_on(const char *type, struct machine_disk *disk, struct error *err);
+int machine_co_add_device_on(const char *type, const char *bus, uint64_t unit,
+                             struct machine_disk *disk, struct error *err);
 /*
  * device_del: by id or path. A device on a PCI bus goes when the machine is reset, since no guest
  * lets it go. Its drive goes with it. Class DeviceNotFound.

@@ -39,19 +39,27 @@ int machine_disk_new(const char *name, struct machine_disk **ret_disk, struct er
     return 0;
 }
 
+void machine_disk_forget_name(struct machine_disk *disk)
+{
+    if (disk->name) {
+        block_device_remove(&disk->device);
+        disk->device.name = NULL;
+        free(disk->name);
+        disk->name = NULL;
+    }
+}
+
 void machine_disk_co_free(struct machine_disk *disk)
 {
     if (!disk) {
         return;
     }
     machine_disk_co_remove(disk);
-    if (disk->name) {
-        block_device_remove(&disk->device);
-    }
+    machine_disk_co_drop_limits(disk);
+    machine_disk_forget_name(disk);
     list_remove(&disk->link);
     co_group_destroy(&disk->io.in_flight);
     accounting_clear(&disk->accounting);
-    free(disk->name);
     free(disk);
 }
 
@@ -116,7 +124,9 @@ void machine_disk_co_remove(struct machine_disk *disk)
     }
     /* Resume requests held at breakpoints: otherwise this would wait for them forever. */
     (void)fault_remove_break(block_root_node(root), NULL);
+    machine_disk_hurry(disk, true);
     co_group_wait(&disk->io.in_flight);
+    machine_disk_hurry(disk, false);
     disk->device.root = NULL;
     block_co_root_release(root);
 }

@@ -34,9 +34,11 @@ struct machine_disk {
     bool read_only;              /* of a medium that is inserted without saying */
     bool writethrough;           /* cache.writeback=off */
     bool is_cdrom;               /* media=cdrom */
+    bool connected;              /* -drive made the device, not -device */
     bool stops_on_error;         /* werror or rerror say that the guest stops */
     struct accounting accounting;
-    struct io io; /* requests of qemu-io; `disk` is filled while one begins */
+    struct machine_limits *limits; /* of its requests; NULL: none */
+    struct io io;                  /* requests of qemu-io; `disk` is filled while one begins */
 };
 
 /*
@@ -48,8 +50,24 @@ int machine_disk_new(const char *name, struct machine_disk **ret_disk, struct er
  * Remove the medium, if there is one, and free the disk, which no device is on. NULL is fine.
  */
 void machine_disk_co_free(struct machine_disk *disk);
+/* From now on only the device on the disk knows it: another drive may have its name. */
+void machine_disk_forget_name(struct machine_disk *disk);
 /* Free all disks at the end of the machine. */
 void machine_disks_co_free(void);
+
+/*
+ * Limit the disk: `limits` is a ThrottleLimits of QEMU's schema; without a limit in it the disk
+ * leaves its group, and what waits is carried out. `group`: the disks and the object that have this
+ * name share their limits; NULL: as it is, or else `name`. -EINVAL: wrong values. Yields.
+ */
+int machine_disk_co_set_limits(struct machine_disk *disk, struct json_object *limits,
+                               const char *group, const char *name, struct error *err);
+/* Let what waits pass, and leave the group. Yields. */
+void machine_disk_co_drop_limits(struct machine_disk *disk);
+/* From now on, until it is called with false, no request waits for a limit. Does not yield. */
+void machine_disk_hurry(struct machine_disk *disk, bool hurry);
+/* Put the limits, and the name of the group, into a BlockDeviceInfo. Does not yield. */
+void machine_disk_put_limits(const struct machine_disk *disk, struct json_object *info);
 
 /* The node of the disk; NULL: it has no medium. */
 struct block_node *machine_disk_node(const struct machine_disk *disk);

@@ -2,6 +2,7 @@
 #include "cli/machine/drive.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,33 +11,47 @@
 #include "base/cleanup.h"
 #include "cli/cli.h"
 #include "cli/image.h"
+#include "cli/machine/bus.h"
 #include "cli/machine/device.h"
 #include "cli/machine/disk.h"
+#include "cli/machine/limits.h"
 
 struct interface {
     const char *name;
     int units;             /* on a bus; 0: no buses */
+    int places;            /* that the machine has */
     const char *disk, *cd; /* the device that is made; NULL: none */
+    bool has_actions;      /* werror and rerror */
 };
 
 static const struct interface interfaces[] = {
-    {"none", 0, NULL, NULL},
-    {"ide", 2, "ide-hd", "ide-cd"},
-    {"scsi", 7, "scsi-hd", "scsi-cd"},
-    {"floppy", 0, "floppy", "floppy"},
-    {"virtio", 0, "virtio-blk-pci", "virtio-blk-pci"},
+    {"none", 0, 0, NULL, NULL, true},
+    {"ide", 2, 4, "ide-hd", "ide-cd", true},
+    {"scsi", 7, 0, NULL, NULL, true},
+    {"floppy", 0, 2, "floppy", "floppy", false},
+    {"virtio", 0, INT_MAX, "virtio-blk-pci", "virtio-blk-pci", true},
 };
 
 struct machine_drive {
     struct machine_disk *disk;
     const struct interface *interface;
+    uint64_t index; /* of the unit, over all buses */
 };
+
+/* snapshot= where an option does not say. */
+static bool overlays_by_default;
+
+void machine_drives_get_overlays(void)
+{
+    overlays_by_default = true;
+}
 
 /* What the text says that is not an option of the node. All text is owned. */
 struct settings {
     char *interface, *id, *media, *file, *format, *cache, *aio, *werror, *rerror;
     uint64_t index, bus, unit; /* UINT64_MAX: not given */
     bool overlay, read_only, copy_on_read, writeback;
+    struct machine_drive_limits limits;
 };
 
 static void clear_settings(struct settings *s)
@@ -47,6 +62,7 @@ static void clear_settings(struct settings *s)
     for (size_t i = 0; i < ARRAY_SIZE(texts); i++) {
         free(texts[i]);
     }
+    machine_clear_drive_limits(&s->limits);
 }
 
 /* --- parsing ---------------------------------------------------------------------------------- */
@@ -116,6 +132,7 @@ static int check_word(const char *word, const char *const *words, const char *co
 static int take_drive_settings(struct options *opts, struct settings *s, struct error *err)
 {
     static const char *const actions[] = {"report", "ignore", "enospc", "stop", NULL};
+    static const char *const media[] = {"disk", "cdrom", NULL};
     AUTO_FREE char *driver = NULL;
     int r;
 
@@ -127,7 +144,7 @@ static int take_drive_settings(struct options *opts, struct settings *s, struct 
         (r = options_take_str(opts, "aio", &s->aio, err)) < 0 ||
         (r = options_take_str(opts, "werror", &s->werror, err)) < 0 ||
         (r = options_take_str(opts, "rerror", &s->rerror, err)) < 0 ||
-        (r = options_take_bool(opts, "snapshot", false, &s->overlay, err)) < 0 ||
+        (r = options_take_bool(opts, "snapshot", overlays_by_default, &s->overlay, err)) < 0 ||
         (r = options_take_bool(opts, "copy-on-read", false, &s->copy_on_read, err)) < 0 ||
         (r = options_take_uint(opts, "index", UINT64_MAX, INT32_MAX, &s->index, err)) < 0 ||
         (r = options_take_uint(opts, "bus", UINT64_MAX, INT32_MAX, &s->bus, err)) < 0 ||
@@ -141,8 +158,13 @@ static int take_drive_settings(struct options *opts, struct settings *s, struct 
     if (s->aio && cli_check_aio_mode(s->aio, NULL) < 0) {
         return error_set(err, EINVAL, "invalid aio option");
     }
-    r = check_word(s->werror, actions, "invalid write error action", err);
-    return r < 0 ? r : check_word(s->rerror, actions, "invalid read error action", err);
+    r = check_word(s->media, media, "invalid media", err);
+    UNLESS_FAILED(r, check_word(s->werror, actions, "invalid write error action", err));
+    UNLESS_FAILED(r, check_word(s->rerror, actions, "invalid read error action", err));
+    if (s->id) {
+        UNLESS_FAILED(r, options_check_identifier("id", s->id, err));
+    }
+    return r;
 }
 
 /*
@@ -213,6 +235,22 @@ static const struct interface *find_interface(const char *name)
     return NULL;
 }
 
+static int choose_interface(const struct settings *s, const char *otherwise,
+                            const struct interface **ret_interface, struct error *err)
+{
+    const struct interface *i = find_interface(s->interface ?: otherwise ?: "ide");
+
+    if (!i) {
+        return error_set(err, EINVAL, "unsupported bus type '%s'", s->interface);
+    }
+    if (!i->has_actions && (s->werror || s->rerror)) {
+        return error_set(err, EINVAL, "%s is not supported by this bus type",
+                         s->werror ? "werror" : "rerror");
+    }
+    *ret_interface = i;
+    return 0;
+}
+
 /* The name of the unit number `index` of an interface. To be freed. */
 static char *unit_name(const struct interface *i, const struct settings *s, uint64_t index)
 {
@@ -229,6 +267,35 @@ static char *unit_name(const struct interface *i, const struct settings *s, uint
     return r < 0 ? NULL : name;
 }
 
+/* The units that drives have taken. */
+static struct unit {
+    const struct interface *interface;
+    uint64_t index;
+} * taken;
+static size_t taken_count;
+
+static bool is_taken(const struct interface *i, uint64_t index)
+{
+    for (size_t k = 0; k < taken_count; k++) {
+        if (taken[k].interface == i && taken[k].index == index) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int take_unit(const struct interface *i, uint64_t index, struct error *err)
+{
+    struct unit *more = realloc(taken, (taken_count + 1) * sizeof(*more));
+
+    if (!more) {
+        return error_out_of_memory(err);
+    }
+    taken = more;
+    taken[taken_count++] = (struct unit){i, index};
+    return 0;
+}
+
 /* Give the disk the name of the first unit that is free, or of the one that the text says. */
 static int choose_name(const struct interface *i, struct settings *s, struct error *err)
 {
@@ -239,20 +306,25 @@ static int choose_name(const struct interface *i, struct settings *s, struct err
             ? (s->bus == UINT64_MAX ? 0 : s->bus) * units + (s->unit == UINT64_MAX ? 0 : s->unit)
             : 0;
     bool is_given = s->index != UINT64_MAX || s->unit != UINT64_MAX;
-    static uint64_t taken[ARRAY_SIZE(interfaces)];
-    uint64_t *units_taken = &taken[i - interfaces];
 
-    while (!is_given && index < 64 && (*units_taken & (1ULL << index))) {
+    if (s->index != UINT64_MAX && (s->bus != UINT64_MAX || s->unit != UINT64_MAX)) {
+        return error_set(err, EINVAL, "index cannot be used with bus and unit");
+    }
+    if (i->units > 0 && s->unit != UINT64_MAX && s->unit >= units) {
+        return error_set(err, EINVAL, "unit %llu too big (max is %d)", (unsigned long long)s->unit,
+                         i->units - 1);
+    }
+    while (!is_given && is_taken(i, index)) {
         index++;
     }
-    if (index >= 64 || (*units_taken & (1ULL << index))) {
+    if (is_taken(i, index)) {
         return error_set(err, EEXIST, "drive with bus=%llu, unit=%llu (index=%llu) exists",
                          (unsigned long long)(index / units), (unsigned long long)(index % units),
                          (unsigned long long)index);
     }
-    *units_taken |= 1ULL << index;
+    s->index = index;
     s->id = s->id ?: unit_name(i, s, index);
-    return s->id ? 0 : error_out_of_memory(err);
+    return s->id ? take_unit(i, index, err) : error_out_of_memory(err);
 }
 
 /* --- the image -------------------------------------------------------------------------------- */
@@ -316,7 +388,9 @@ static int co_insert_image(struct machine_disk *disk, const struct settings *s,
     if (s->overlay) {
         UNLESS_FAILED(r, cli_co_add_overlay(&node, err));
     }
-    if (s->copy_on_read) {
+    if (s->copy_on_read && r >= 0 && block_node_is_read_only(node)) {
+        cli_warn("disabling copy-on-read on read-only drive");
+    } else if (s->copy_on_read) {
         UNLESS_FAILED(r, cli_co_add_copy_on_read(&node, err));
     }
     UNLESS_FAILED(r, machine_disk_co_insert(disk, node, err));
@@ -365,6 +439,8 @@ static int co_make_disk(struct settings *s, struct options *opts_ /* consumed */
     s->read_only = disk->is_cdrom;
     r = take_accounting(opts, &disk->accounting, err);
     UNLESS_FAILED(r, take_cache(opts, s, err));
+    UNLESS_FAILED(r, machine_take_drive_limits(opts, &s->limits, err));
+    UNLESS_FAILED(r, machine_co_use_drive_limits(&s->limits, disk, err));
     disk->writethrough = !s->writeback;
     disk->read_only = disk->is_cdrom || options_is_text(opts, "read-only", "on");
     if (r >= 0 && names_an_image(s, opts)) {
@@ -405,27 +481,68 @@ int machine_co_add_drive(const char *text, const char *interface, struct machine
     json_object_put(pairs);
     UNLESS_FAILED(r, cli_name_drivers(&opts, err));
     UNLESS_FAILED(r, take_drive_settings(opts, &s, err));
-    if (r >= 0) {
-        drive->interface = find_interface(s.interface ?: interface ?: "ide");
-        r = drive->interface ? choose_name(drive->interface, &s, err)
-                             : error_set(err, EINVAL, "unsupported bus type '%s'", s.interface);
+    UNLESS_FAILED(r, choose_interface(&s, interface, &drive->interface, err));
+    UNLESS_FAILED(r, choose_name(drive->interface, &s, err));
+    if (r >= 0 && machine_disk_find(s.id)) {
+        r = error_set(err, EEXIST, "Duplicate ID '%s' for drive", s.id);
     }
     UNLESS_FAILED(r, co_make_disk(&s, TAKE_PTR(opts), &drive->disk, err));
     if (r < 0) {
         free(drive);
         return r;
     }
+    drive->index = s.index;
     *ret_drive = drive;
     return 0;
 }
 
+/* A place that the machine has nothing for. */
+static int no_such_place(const struct machine_drive *drive, struct error *err)
+{
+    unsigned long long units = drive->interface->units ? (unsigned)drive->interface->units : 1;
+
+    return error_set(err, EINVAL, "machine type does not support if=%s,bus=%llu,unit=%llu",
+                     drive->interface->name, drive->index / units, drive->index % units);
+}
+
+static int co_connect(const struct machine_drive *drive, struct error *err)
+{
+    const struct interface *i = drive->interface;
+    const char *type = drive->disk->is_cdrom ? i->cd : i->disk;
+    char bus[16];
+
+    if (strcmp(i->name, "none") == 0) {
+        return 0;
+    }
+    if (drive->index >= (unsigned)i->places) {
+        return no_such_place(drive, err);
+    }
+    if (strcmp(i->name, "ide") != 0) {
+        return machine_co_add_device_on(
+            type, NULL, strcmp(i->name, "floppy") == 0 ? drive->index : MACHINE_UNIT_FREE,
+            drive->disk, err);
+    }
+    snprintf(bus, sizeof(bus), "ide.%d", (int)drive->index / i->units);
+    return machine_co_add_device_on(type, bus, drive->index % (unsigned)i->units, drive->disk, err);
+}
+
 int machine_co_connect_drive(struct machine_drive *drive, struct error *err)
 {
-    const char *type = drive->disk->is_cdrom ? drive->interface->cd : drive->interface->disk;
-    int r = type ? machine_co_add_device_on(type, drive->disk, err) : 0;
+    int r = co_connect(drive, err);
 
     free(drive);
     return r;
+}
+
+void machine_drive_free(struct machine_drive *drive)
+{
+    free(drive);
+}
+
+bool machine_drive_is_on_board(const struct machine_drive *drive)
+{
+    return strcmp(drive->interface->name, "ide") == 0 &&
+           drive->index < (unsigned)drive->interface->places;
 }
 
 /* --- help ------------------------------------------------------------------------------------- */

@@ -24,6 +24,12 @@ int machine_co_add_drive(const char *text, const char *interface, struct machine
  * also on failure.
  */
 int machine_co_connect_drive(struct machine_drive *drive, struct error *err);
+/* Free what a disk that will not be connected was to be made of; the disk stays. */
+void machine_drive_free(struct machine_drive *drive);
+/* Whether the device will be one of the machine's board, rather than one that the option adds. */
+bool machine_drive_is_on_board(const struct machine_drive *drive);
+/* From now on a drive gets a temporary overlay if its text does not say: the option -snapshot. */
+void machine_drives_get_overlays(void);
 /* Print the formats, as `-drive format=help` does, if the text asks for that. */
 bool machine_drive_help(const char *text);
 

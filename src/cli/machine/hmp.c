@@ -5,9 +5,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/size.h"
 #include "block/control_lock.h"
 #include "cli/machine/call.h"
 #include "cli/machine/lines.h"
@@ -46,6 +48,72 @@ static char *next_word(char **line, struct error *err)
     *line = from + (*from != '\0');
     *to = '\0';
     return word;
+}
+
+unsigned hmp_take_flags(int *argc, char ***argv, const char *letters)
+{
+    unsigned flags = 0;
+    const char *at;
+
+    while (*argc > 0 && (*argv)[0][0] == '-' && (*argv)[0][1] && !(*argv)[0][2] &&
+           (at = strchr(letters, (*argv)[0][1]))) {
+        flags |= 1u << (at - letters);
+        (*argc)--;
+        (*argv)++;
+    }
+    return flags;
+}
+
+/* An error of the line itself. */
+static int refuse_word(struct hmp *hmp, const char *command, struct error *err)
+{
+    hmp->plain_error = true;
+    error_hint(err, "Try \"help %s\" for more information", command);
+    return -EINVAL;
+}
+
+int hmp_size(struct hmp *hmp, const char *command, const char *text, uint64_t *ret_bytes,
+             struct error *err)
+{
+    size_t size = strlen(text);
+    bool is_plain = size > 0 && strspn(text, "0123456789.") == size;
+    AUTO_FREE char *with_unit = NULL;
+    uint64_t bytes = 0;
+    int r;
+
+    if (asprintf(&with_unit, "%s%s", text, is_plain ? "M" : "") < 0) {
+        with_unit = NULL;
+        return error_out_of_memory(err);
+    }
+    r = size_parse(with_unit, "size", &bytes, NULL);
+    if (r >= 0 && strncasecmp(text, "0x", 2) == 0 &&
+        (mul_overflows(bytes, MiB, &bytes) || bytes > INT64_MAX)) {
+        r = -ERANGE;
+    }
+    if (r < 0) {
+        error_set(err, EINVAL, "invalid size");
+        return refuse_word(hmp, command, err);
+    }
+    *ret_bytes = bytes;
+    return 0;
+}
+
+int hmp_number(struct hmp *hmp, const char *command, const char *text, int64_t *ret_number,
+               struct error *err)
+{
+    char *end;
+
+    errno = 0;
+    *ret_number = strtoll(text, &end, 0);
+    if (errno == ERANGE) {
+        error_set(err, EINVAL, "number too large");
+        return refuse_word(hmp, command, err);
+    }
+    if (end == text || *end) {
+        error_set(err, EINVAL, "invalid char '%c' in expression", *end);
+        return refuse_word(hmp, command, err);
+    }
+    return 0;
 }
 
 /* --- commands --------------------------------------------------------------------------------- */
@@ -87,7 +155,8 @@ static const struct hmp_command own_commands[] = {
     {0},
 };
 
-static const struct hmp_command *const tables[] = {own_commands, hmp_disk_commands};
+static const struct hmp_command *const tables[] = {own_commands, hmp_disk_commands,
+                                                   hmp_server_commands};
 
 static const struct hmp_command *find_hmp_command(const char *name)
 {
@@ -111,6 +180,9 @@ static int co_run_help(struct hmp *hmp, int argc, char **argv, struct error *err
 {
     const struct hmp_command *only = argc > 0 ? find_hmp_command(argv[0]) : NULL;
 
+    if (argc > 0 && !only) {
+        hmp_printf(hmp, "unknown command: '%s'\n", argv[0]);
+    }
     for (size_t t = 0; t < ARRAY_SIZE(tables); t++) {
         for (const struct hmp_command *c = tables[t]; c->name; c++) {
             if (argc == 0 || c == only) {
@@ -156,7 +228,10 @@ void hmp_co_run(struct hmp *hmp, const char *line)
     ERROR_AUTO(err);
 
     if (copy && co_run_hmp_words(hmp, copy, &err) < 0 && error_is_set(&err)) {
-        hmp_printf(hmp, "Error: %s\n", error_message(&err));
+        hmp_printf(hmp, "%s%s\n", hmp->plain_error ? "" : "Error: ", error_message(&err));
+        if (err.hint) {
+            hmp_printf(hmp, "%s\n", err.hint);
+        }
     }
 }
 

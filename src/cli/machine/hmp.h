@@ -19,6 +19,7 @@ struct chardev;
 struct hmp {
     struct strbuf out; /* what it prints; lines end in \r\n */
     bool quit;         /* the machine ends */
+    bool plain_error;  /* an error is printed without "Error: " before the sentence */
 };
 
 /* Words that a line may have. */
@@ -33,7 +34,23 @@ struct hmp_command {
 };
 
 /* The tables, each ended by a NULL name. */
-extern const struct hmp_command hmp_disk_commands[], hmp_info_commands[];
+extern const struct hmp_command hmp_disk_commands[], hmp_info_commands[], hmp_server_commands[];
+
+/*
+ * Take the flags (one letter each, of `letters`) out of the words. Returns which were given: bit N
+ * stands for letter N of `letters`.
+ */
+unsigned hmp_take_flags(int *argc, char ***argv, const char *letters);
+
+/*
+ * The value of an argument of `command`: a size, which counts mebibytes if it has no unit, and is
+ * at most INT64_MAX; or a number, decimal or with 0x. 0; -EINVAL and an error in the monitor's
+ * words; -ENOMEM.
+ */
+int hmp_size(struct hmp *hmp, const char *command, const char *text, uint64_t *ret_bytes,
+             struct error *err);
+int hmp_number(struct hmp *hmp, const char *command, const char *text, int64_t *ret_number,
+               struct error *err);
 
 /* Print (hmp_print.c). */
 void hmp_printf(struct hmp *hmp, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -50,6 +67,8 @@ qmp_co_command machine_co_human_monitor_command;
 
 /* The command `info`, whose first argument chooses what. */
 int hmp_co_info(struct hmp *hmp, int argc, char **argv, struct error *err);
+/* The command `commit` (hmp_commit.c). */
+int hmp_co_run_commit(struct hmp *hmp, int argc, char **argv, struct error *err);
 /* The command `qemu-io` (hmp_io.c). */
 int hmp_co_qemu_io(struct hmp *hmp, int argc, char **argv, struct error *err);
 

@@ -4,31 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/size.h"
 #include "block/option_types.h"
 #include "cli/machine/call.h"
 #include "cli/machine/device.h"
 #include "cli/machine/disk.h"
 #include "cli/machine/drive.h"
 #include "cli/machine/hmp.h"
-
-/*
- * Take the flags (one letter each, of `letters`) out of the words. Returns which were given, by
- * their place in `letters`.
- */
-static unsigned take_flags(int *argc, char ***argv, const char *letters)
-{
-    unsigned flags = 0;
-    const char *at;
-
-    while (*argc > 0 && (*argv)[0][0] == '-' && (*argv)[0][1] && !(*argv)[0][2] &&
-           (at = strchr(letters, (*argv)[0][1]))) {
-        flags |= 1u << (at - letters);
-        (*argc)--;
-        (*argv)++;
-    }
-    return flags;
-}
 
 static const char *arg(int argc, char **argv, int i)
 {
@@ -38,7 +19,7 @@ static const char *arg(int argc, char **argv, int i)
 static int co_run_eject(struct hmp *hmp, int argc, char **argv, struct error *err)
 {
     struct json_object *args = json_object_new_object();
-    bool force = take_flags(&argc, &argv, "f");
+    bool force = hmp_take_flags(&argc, &argv, "f");
 
     qmp_put_str(args, "device", arg(argc, argv, 0) ?: "");
     qmp_put_bool(args, "force", force);
@@ -60,23 +41,21 @@ static int co_run_block_resize(struct hmp *hmp, int argc, char **argv, struct er
 {
     struct json_object *args = json_object_new_object();
     uint64_t bytes = 0;
-    int r = size_parse(argv[1], "size", &bytes, err);
+    int r = hmp_size(hmp, "block_resize", argv[1], &bytes, err);
 
     if (r < 0) {
         json_object_put(args);
         return r;
     }
-    /* A plain number counts mebibytes here. */
     qmp_put_str(args, "device", argv[0]);
-    qmp_put_uint(args, "size",
-                 strspn(argv[1], "0123456789") == strlen(argv[1]) ? bytes << 20 : bytes);
+    qmp_put_uint(args, "size", bytes);
     return machine_co_qmp("block_resize", args, NULL, err);
 }
 
 static int co_run_snapshot_blkdev(struct hmp *hmp, int argc, char **argv, struct error *err)
 {
     struct json_object *args = json_object_new_object();
-    bool reuse = take_flags(&argc, &argv, "n");
+    bool reuse = hmp_take_flags(&argc, &argv, "n");
 
     if (!arg(argc, argv, 1)) {
         json_object_put(args);
@@ -112,14 +91,14 @@ static int co_copy_drive(const char *command, unsigned flags, int argc, char **a
 
 static int co_run_drive_mirror(struct hmp *hmp, int argc, char **argv, struct error *err)
 {
-    unsigned flags = take_flags(&argc, &argv, "nf");
+    unsigned flags = hmp_take_flags(&argc, &argv, "nf");
 
     return co_copy_drive("drive-mirror", flags, argc, argv, err);
 }
 
 static int co_run_drive_backup(struct hmp *hmp, int argc, char **argv, struct error *err)
 {
-    unsigned flags = take_flags(&argc, &argv, "nfc");
+    unsigned flags = hmp_take_flags(&argc, &argv, "nfc");
 
     return co_copy_drive("drive-backup", flags, argc, argv, err);
 }
@@ -136,7 +115,7 @@ static int co_job_verb(const char *command, const char *device, struct error *er
 
 static int co_run_job_cancel(struct hmp *hmp, int argc, char **argv, struct error *err)
 {
-    bool force = take_flags(&argc, &argv, "f");
+    bool force = hmp_take_flags(&argc, &argv, "f");
     struct json_object *args = json_object_new_object();
 
     qmp_put_str(args, "device", arg(argc, argv, 0) ?: "");
@@ -169,7 +148,7 @@ static int co_run_stream(struct hmp *hmp, int argc, char **argv, struct error *e
     qmp_put_str(args, "job-id", argv[0]);
     qmp_put_str(args, "base", arg(argc, argv, 2));
     if (argc > 1) {
-        r = size_parse(argv[1], "speed", &speed, err);
+        r = hmp_size(hmp, "block_stream", argv[1], &speed, err);
         qmp_put_uint(args, "speed", speed);
     }
     if (r < 0) {
@@ -185,7 +164,7 @@ static int co_run_stream(struct hmp *hmp, int argc, char **argv, struct error *e
 static int co_run_drive_add(struct hmp *hmp, int argc, char **argv, struct error *err)
 {
     struct machine_drive *drive;
-    bool is_node = take_flags(&argc, &argv, "n");
+    bool is_node = hmp_take_flags(&argc, &argv, "n");
     int r;
 
     if (argc < 2) {
@@ -203,6 +182,7 @@ static int co_run_drive_add(struct hmp *hmp, int argc, char **argv, struct error
         options_free(opts);
         return r < 0 ? r : machine_co_qmp("blockdev-add", args, NULL, err);
     }
+    hmp->plain_error = true;
     r = machine_co_add_drive(argv[1], "none", &drive, err);
     UNLESS_FAILED(r, machine_co_connect_drive(drive, err));
     if (r >= 0) {
@@ -215,11 +195,20 @@ static int co_run_drive_del(struct hmp *hmp, int argc, char **argv, struct error
 {
     struct machine_disk *disk = machine_disk_find(argv[0]);
 
+    if (!disk && block_node_find(argv[0])) {
+        struct json_object *args = json_object_new_object();
+
+        qmp_put_str(args, "node-name", argv[0]);
+        return machine_co_qmp("blockdev-del", args, NULL, err);
+    }
     if (!disk) {
+        hmp->plain_error = true;
         return error_set(err, ENOENT, "Device '%s' not found", argv[0]);
     }
     machine_disk_co_remove(disk);
-    if (!disk->user) {
+    if (disk->user) {
+        machine_disk_forget_name(disk);
+    } else {
         machine_disk_co_free(disk);
     }
     return 0;
@@ -252,6 +241,9 @@ const struct hmp_command hmp_disk_commands[] = {
      "copy data from a backing file into a block device", co_run_stream},
     {"change", NULL, 2, 4, "device filename [format [read-only-mode]]", "change a removable medium",
      co_run_change},
+    {"commit", NULL, 1, 1, "device|all",
+     "commit changes to the disk images (if -snapshot is used) or backing files",
+     hmp_co_run_commit},
     {"device_add", NULL, 1, 1, "driver[,prop=value][,...]", "add device", co_run_device_add},
     {"device_del", NULL, 1, 1, "device", "remove device", co_run_device_del},
     {"drive_add", NULL, 2, 3, "[-n] [[<domain>:]<bus>:]<slot> [file=file][,if=type]...",

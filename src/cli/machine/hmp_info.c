@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The command info of the human monitor. */
 #include <errno.h>
+#include <inttypes.h>
 #include <string.h>
 
 #include "base/checked.h"
@@ -17,6 +18,26 @@ static void print_cache_mode(struct hmp *hmp, struct json_object *cache)
                qmp_get_bool(cache, "no-flush", false) ? ", ignore flushes" : "");
 }
 
+static void print_limits(struct hmp *hmp, struct json_object *node)
+{
+    static const char *const names[] = {
+        "bps",     "bps_rd",  "bps_wr",   "bps_max",     "bps_rd_max",  "bps_wr_max", "iops",
+        "iops_rd", "iops_wr", "iops_max", "iops_rd_max", "iops_wr_max", "iops_size"};
+    uint64_t any = 0;
+
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        any |= qmp_get_uint(node, names[i], 0);
+    }
+    if (any == 0) {
+        return;
+    }
+    hmp_printf(hmp, "    I/O throttling:  ");
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        hmp_printf(hmp, " %s=%" PRIu64, names[i], qmp_get_uint(node, names[i], 0));
+    }
+    hmp_printf(hmp, " group=%s\n", qmp_get_str(node, "group") ?: "");
+}
+
 /* A node: the part of a disk that is inserted, or a node by itself. */
 static void print_node(struct hmp *hmp, struct json_object *node)
 {
@@ -31,6 +52,7 @@ static void print_node(struct hmp *hmp, struct json_object *node)
     if (detect && strcmp(detect, "off") != 0) {
         hmp_printf(hmp, "    Detect zeroes:    %s\n", detect);
     }
+    print_limits(hmp, node);
 }
 
 static void print_image(struct hmp *hmp, struct json_object *node)
@@ -53,7 +75,7 @@ static void print_disk(struct hmp *hmp, struct json_object *disk)
     if (*name) {
         hmp_printf(hmp, node_name ? "%s (%s)" : "%s", name, node_name);
     } else {
-        hmp_printf(hmp, "%s", node_name ?: "<anonymous>");
+        hmp_printf(hmp, "%s", node_name ?: qmp_get_str(disk, "qdev") ?: "<anonymous>");
     }
     print_image(hmp, node);
     if (qmp_get_str(disk, "qdev")) {
@@ -183,11 +205,44 @@ static int co_info_block_jobs(struct hmp *hmp, int argc, char **argv, struct err
     return r;
 }
 
+/* The figures of a disk, by names that are shorter than those of QMP. */
+static void print_figures(struct hmp *hmp, struct json_object *disk)
+{
+    static const char *const names[] = {
+        "rd_bytes",         "wr_bytes",         "rd_operations",    "wr_operations",
+        "flush_operations", "wr_total_time_ns", "rd_total_time_ns", "flush_total_time_ns",
+        "rd_merged",        "wr_merged",        "idle_time_ns",
+    };
+    struct json_object *stats = qmp_get(disk, "stats");
+
+    if (!*qmp_get_str(disk, "device")) {
+        return;
+    }
+    hmp_printf(hmp, "%s:", qmp_get_str(disk, "device"));
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        hmp_printf(hmp, " %s=%" PRIu64, names[i], qmp_get_uint(stats, names[i], 0));
+    }
+    hmp_printf(hmp, "\n");
+}
+
+static int co_info_blockstats(struct hmp *hmp, int argc, char **argv, struct error *err)
+{
+    struct json_object *list = NULL;
+    int r = machine_co_qmp("query-blockstats", json_object_new_object(), &list, err);
+
+    for (size_t i = 0; r >= 0 && i < json_object_array_length(list); i++) {
+        print_figures(hmp, json_object_array_get_idx(list, i));
+    }
+    json_object_put(list);
+    return r;
+}
+
 const struct hmp_command hmp_info_commands[] = {
     {"block", NULL, 0, 3, "[-n] [-v] [device]", "show info of one block device or all",
      co_info_block},
     {"block-jobs", NULL, 0, 0, "", "show progress of ongoing block device operations",
      co_info_block_jobs},
+    {"blockstats", NULL, 0, 0, "", "show block device statistics", co_info_blockstats},
     {"status", NULL, 0, 0, "", "show the current VM status", co_info_status},
     {"version", NULL, 0, 0, "", "show the version of QEMU", co_info_version},
     {0},
@@ -201,6 +256,10 @@ int hmp_co_info(struct hmp *hmp, int argc, char **argv, struct error *err)
         if (strcmp(c->name, what) == 0 && argc - 1 <= c->max_args) {
             return c->co_run(hmp, argc - 1, argv + 1, err);
         }
+    }
+    if (argc > 0) {
+        hmp_printf(hmp, "unknown command: 'info %s'\n", what);
+        return 0;
     }
     for (const struct hmp_command *c = hmp_info_commands; c->name; c++) {
         hmp_printf(hmp, "info %s %s -- %s\n", c->name, c->arguments, c->about);

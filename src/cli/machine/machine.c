@@ -35,6 +35,7 @@
 #include "cli/machine/monitors.h"
 #include "cli/observe.h"
 #include "export/nbd_server.h"
+#include "qcow2/qcow2.h"
 #include "qmp/monitor.h"
 #include "chardev/stdio_pair.h"
 #include "qmp/transaction.h"
@@ -65,7 +66,9 @@ static int co_make_object(const struct maker *maker, const char *text, struct er
     struct options *opts;
     int r = options_parse(text, "qom-type", &opts, err);
 
-    return r < 0 ? r : user_object_add(opts, err);
+    UNLESS_FAILED(r, user_object_co_add(opts, err));
+    cli_hide_secret(text);
+    return r;
 }
 
 /* -add-fd fd=N,set=ID,opaque=TEXT: a duplicate of an inherited descriptor goes into the set. */
@@ -125,30 +128,63 @@ static int co_make_node(const struct maker *maker, const char *text, struct erro
 }
 
 /* Drives whose devices are still to be made, in order. */
-static struct machine_drive **drives;
-static size_t drive_count;
+struct connection {
+    struct machine_drive *drive;
+    const char *option, *value; /* borrowed */
+    bool on_board;              /* QEMU's errors of devices of the board name no option */
+};
 
-static int co_make_drive_of(const char *text, const char *interface, struct error *err)
+static struct connection *drives;
+/* Those that were made, and those of them that were connected. */
+static size_t drive_count, connected_count;
+
+static int co_make_drive_of(const struct maker *maker, const char *value, const char *text,
+                            const char *interface, struct error *err)
 {
-    struct machine_drive **more =
-        realloc(drives, (drive_count + 1) * sizeof(struct machine_drive *));
+    struct connection *more = realloc(drives, (drive_count + 1) * sizeof(*more));
     int r;
 
     if (!more) {
         return error_out_of_memory(err);
     }
     drives = more;
-    r = machine_co_add_drive(text, interface, &drives[drive_count], err);
-    drive_count += r >= 0;
+    drives[drive_count] = (struct connection){.option = maker->option, .value = value};
+    r = machine_co_add_drive(text, interface, &drives[drive_count].drive, err);
+    if (r >= 0) {
+        drives[drive_count].on_board = machine_drive_is_on_board(drives[drive_count].drive);
+        drive_count++;
+    }
+    return r;
+}
+
+/* QEMU connects the drives after the monitors, and before it makes other devices. */
+static int co_connect_drives(struct error *err)
+{
+    int r = 0;
+
+    while (connected_count < drive_count && r >= 0) {
+        const struct connection *c = &drives[connected_count++];
+
+        r = machine_co_connect_drive(c->drive, err);
+        if (r < 0 && !c->on_board) {
+            error_prepend(err, "-%s %s: ", c->option, c->value);
+        }
+    }
     return r;
 }
 
 static int co_make_drive(const struct maker *maker, const char *text, struct error *err)
 {
-    return co_make_drive_of(text, NULL, err);
+    return co_make_drive_of(maker, text, text, NULL, err);
 }
 
-/* -hda and its like: an image as the unit `detail` of IDE; the third one is the CD. */
+enum unit_detail {
+    UNIT_NUMBER = 3,
+    UNIT_IS_CD = 1 << 2,
+    UNIT_IS_FLOPPY = 1 << 3,
+};
+
+/* -hda and its like: an image as a unit of IDE, of which the third one is the CD, or a floppy. */
 static int co_make_unit(const struct maker *maker, const char *text, struct error *err)
 {
     AUTO_FREE char *options = NULL;
@@ -158,12 +194,13 @@ static int co_make_unit(const struct maker *maker, const char *text, struct erro
         strbuf_append(&name, p, 1);
         strbuf_puts(&name, *p == ',' ? "," : "");
     }
-    if (asprintf(&options, "file=%s,index=%d,media=%s", strbuf_str(&name), maker->detail & 3,
-                 maker->detail & 4 ? "cdrom" : "disk") < 0) {
+    if (asprintf(&options, "file=%s,index=%d,media=%s", strbuf_str(&name),
+                 maker->detail & UNIT_NUMBER, maker->detail & UNIT_IS_CD ? "cdrom" : "disk") < 0) {
         options = NULL;
         return error_out_of_memory(err);
     }
-    return co_make_drive_of(options, "ide", err);
+    return co_make_drive_of(maker, text, options, maker->detail & UNIT_IS_FLOPPY ? "floppy" : "ide",
+                            err);
 }
 
 static int co_make_monitor(const struct maker *maker, const char *text, struct error *err)
@@ -194,7 +231,9 @@ static const struct maker makers[] = {
     {"hdb", DRIVES, co_make_unit, 1},
     {"hdc", DRIVES, co_make_unit, 2},
     {"hdd", DRIVES, co_make_unit, 3},
-    {"cdrom", DRIVES, co_make_unit, 2 | 4},
+    {"cdrom", DRIVES, co_make_unit, 2 | UNIT_IS_CD},
+    {"fda", DRIVES, co_make_unit, 0 | UNIT_IS_FLOPPY},
+    {"fdb", DRIVES, co_make_unit, 1 | UNIT_IS_FLOPPY},
     {"mon", MONITORS, co_make_monitor, 0},
     {"qmp", MONITORS, co_make_talk, MACHINE_TALK_QMP},
     {"qmp-pretty", MONITORS, co_make_talk, MACHINE_TALK_QMP_PRETTY},
@@ -267,12 +306,15 @@ static int co_make_machine(struct daemon_run *run, struct error *err)
     struct machine *m = container_of(run, struct machine, run);
     int r = 0;
 
+    qcow2_refuse_legacy_encryption();
     for (int turn = 0; turn < TURNS && r >= 0; turn++) {
         r = co_make_turn(m, turn, err);
-        /* QEMU connects the drives before it makes other devices. */
-        for (size_t i = 0; turn == MONITORS && i < drive_count && r >= 0; i++) {
-            r = machine_co_connect_drive(drives[i], err);
+        if (turn == MONITORS) {
+            UNLESS_FAILED(r, co_connect_drives(err));
         }
+    }
+    while (connected_count < drive_count) {
+        machine_drive_free(drives[connected_count++].drive);
     }
     free(drives);
     block_set_creation_fn(cli_announce_creation);
@@ -320,10 +362,9 @@ static void print_machine_usage(void)
     printf("usage: %s [options]\n"
            "\n"
            "The storage daemon under the command line of QEMU's system emulator, without a guest.\n"
-           "For tests. Options that make something: -add-fd -object -chardev -blockdev -drive -hda "
-           "... "
-           "-mon\n"
-           "-qmp -monitor -qtest -device; -S -accel -pidfile -daemonize -incoming.\n",
+           "For tests. Options that make something: -add-fd -object -chardev -blockdev -drive\n"
+           "-hda ... -cdrom -fda -fdb -mon -qmp -monitor -qtest -device; -S -accel -snapshot\n"
+           "-pidfile -daemonize -incoming.\n",
            cli_program());
 }
 
@@ -355,6 +396,10 @@ static enum verdict take_plain_option(struct machine *m, const char *name, const
     }
     if (strcmp(name, "S") == 0) {
         machine_start_stopped();
+        return NEXT;
+    }
+    if (strcmp(name, "snapshot") == 0) {
+        machine_drives_get_overlays();
         return NEXT;
     }
     if (strcmp(name, "daemonize") == 0) {

@@ -22,6 +22,7 @@ static struct json_object *co_inserted_json(const struct machine_disk *disk)
     if (json_object_object_get_ex(o, "cache", &cache)) {
         qmp_put_bool(cache, "writeback", !disk->writethrough);
     }
+    machine_disk_put_limits(disk, o);
     return o;
 }
 

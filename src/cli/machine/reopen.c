@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/json_string.h"
 #include "block/reopen.h"
 #include "cli/image.h"
 #include "cli/io/session.h"
@@ -12,7 +13,7 @@ static struct json_object *copy_json(struct json_object *o)
 {
     struct json_object *copy = NULL;
 
-    return o && json_object_deep_copy(o, &copy, NULL) == 0 ? copy : json_object_new_object();
+    return o && json_copy(o, &copy) == 0 ? copy : json_object_new_object();
 }
 
 static void put_cache(struct json_object *o, const char *mode)

@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Listing the exports of a server. */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 
 #include "base/checked.h"
+#include "base/cleanup.h"
 #include "base/time_units.h"
 #include "cli/nbd/command_line.h"
 #include "nbd/client.h"
 #include "nbd/proto.h"
+#include "nbd/uri.h"
 
 #define LIST_TIMEOUT_NS (30 * NS_PER_SECOND)
 
@@ -66,17 +69,13 @@ static void print_export(const struct nbd_export_info *e)
     }
 }
 
-int nbd_co_list(const struct nbd_command_line *cl, const struct tls_creds *creds, struct error *err)
+static int co_list_server(const struct socket_address *address, const struct tls_creds *creds,
+                          const char *hostname, struct error *err)
 {
-    struct nbd_client_tls tls = {.creds = creds, .hostname = cl->tls_hostname};
-    struct socket_address address = {
-        .path = (char *)(uintptr_t)cl->socket,
-        .host = (char *)(uintptr_t)(cl->bind ?: "localhost"),
-        .port = (char *)(uintptr_t)(cl->port ?: NBD_DEFAULT_PORT),
-    };
+    struct nbd_client_tls tls = {.creds = creds, .hostname = hostname};
     struct nbd_export_info *list;
     size_t count;
-    int r = nbd_client_co_list(&address, creds ? &tls : NULL, LIST_TIMEOUT_NS, &list, &count, err);
+    int r = nbd_client_co_list(address, creds ? &tls : NULL, LIST_TIMEOUT_NS, &list, &count, err);
 
     if (r < 0) {
         return r;
@@ -87,4 +86,33 @@ int nbd_co_list(const struct nbd_command_line *cl, const struct tls_creds *creds
     }
     nbd_export_list_free(list, count);
     return 0;
+}
+
+/* The server of a URI, whatever export that names. */
+static int co_list_uri(const char *uri, const struct tls_creds *creds, const char *hostname,
+                       struct error *err)
+{
+    struct nbd_uri u CLEANUP(nbd_uri_clear) = {0};
+    struct tls_creds *own = NULL;
+    int r = nbd_uri_parse(uri, &u, err);
+
+    if (r == 0 && creds && (u.tls.own || u.tls.creds)) {
+        r = error_set(err, EINVAL, "'%s' says how to use TLS, and --tls-creds does, too", uri);
+    }
+    UNLESS_FAILED(r, nbd_tls_params_get(&u.tls, &own, err));
+    UNLESS_FAILED(r, co_list_server(&u.address, own ?: creds, hostname ?: u.tls.hostname, err));
+    tls_creds_unref(own);
+    return r;
+}
+
+int nbd_co_list(const struct nbd_command_line *cl, const struct tls_creds *creds, struct error *err)
+{
+    struct socket_address address = {
+        .path = (char *)(uintptr_t)cl->socket,
+        .host = (char *)(uintptr_t)(cl->bind ?: "localhost"),
+        .port = (char *)(uintptr_t)(cl->port ?: NBD_DEFAULT_PORT),
+    };
+
+    return cl->file ? co_list_uri(cl->file, creds, cl->tls_hostname, err)
+                    : co_list_server(&address, creds, cl->tls_hostname, err);
 }

@@ -7,19 +7,23 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/checked.h"
+#include "cli/background.h"
 #include "cli/cli.h"
 #include "cli/image.h"
 #include "cli/snapshot.h"
 #include "nbd/proto.h"
 
+/* The socket of a device, where QEMU's program has it. */
+#define DEVICE_SOCKET "/var/lock/qemu-nbd-%s"
+
 static const struct cli_usage usage = {
-    .synopsis = "FILE | -L",
+    .synopsis = "FILE | -L [NBD-URI] | -d DEV",
     .about =
         "Serves FILE, a disk image, over the NBD protocol, on TCP or on a unix socket. Ends when "
         "the last\n"
@@ -27,21 +31,42 @@ static const struct cli_usage usage = {
         "server.",
     .examples = "@-t -f qcow2 -k /run/disk.sock disk.qcow2\n"
                 "@-t -f raw -r -e 8 -p 10809 -x golden golden.img\n"
-                "@-L -k /run/disk.sock",
+                "@-L -k /run/disk.sock\n"
+                "@-L 'nbds://host/?tls-certificates=/etc/pki/nbd'",
+    .like_qemu_nbd = true,
 };
 
 /* --- checks ----------------------------------------------------------------------------------- */
 
-static int refuse_unsupported(const struct nbd_command_line *cl, struct error *err)
+/* --connect: the kernel is a client on a unix socket, which has no TLS there. */
+static int check_device(struct nbd_command_line *cl, int rest, struct error *err)
 {
-    if (cl->connect || cl->disconnect) {
-        return error_set(
-            err, ENOTSUP,
-            "--%s is not supported: this program does not set up the NBD client of the "
-            "kernel; nbd-client(8) does, or nbdfuse(1) without /dev/nbd*",
-            cl->connect ? "connect" : "disconnect");
+    const char *name = cl->connect ? strrchr(cl->connect, '/') : NULL;
+
+    if (cl->disconnect) {
+        return rest == 1 ? 0 : cli_usage_error(err, &usage, "Invalid number of arguments");
     }
-    return 0;
+    if (!cl->connect) {
+        return 0;
+    }
+    if (cl->list) {
+        return error_set(err, EINVAL, "List mode is incompatible with per-device settings");
+    }
+    if (cl->tls_creds) {
+        return error_set(err, EINVAL, "TLS is not supported with a host device");
+    }
+    if (cl->port || cl->bind) {
+        return error_set(err, EINVAL, "A host device is connected by a unix socket (--socket)");
+    }
+    if (!cl->socket) {
+        if (asprintf(&cl->device_socket, DEVICE_SOCKET, name ? name + 1 : cl->connect) < 0) {
+            cl->device_socket = NULL;
+            return error_out_of_memory(err);
+        }
+        cl->socket = cl->device_socket;
+    }
+    cl->fork = cl->fork || !cl->observe.verbose;
+    return nbd_device_check(cl->connect, err);
 }
 
 /* A socket that was passed excludes the options that say where to listen. */
@@ -107,14 +132,19 @@ static int check_tls(const struct nbd_command_line *cl, struct error *err)
     return 0;
 }
 
-static int check_list_mode(const struct nbd_command_line *cl, int rest, struct error *err)
+/* `server`: the argument, the address of a server; NULL: there is none. */
+static int check_list_mode(const struct nbd_command_line *cl, int rest, const char *server,
+                           struct error *err)
 {
-    if (rest > 0) {
+    if (rest > 1 || (server && (cli_is_compat() || strncmp(server, "nbd", 3) != 0))) {
         return error_set(err, EINVAL, "List mode is incompatible with a file name");
     }
+    if (server && (cl->socket || cl->bind || cl->port)) {
+        return error_set(err, EINVAL, "The address of the server is given twice");
+    }
     if (cl->name || cl->description || cl->offset || cl->bitmaps.count || cl->depth ||
-        cl->discard || cl->format || cl->cache || cl->no_cache || cl->aio || cl->load_snapshot ||
-        cl->snapshot || cl->stats || cl->serving.metrics || cl->serving.slow_request) {
+        cl->discard || cl->format || cl->cache || cl->aio || cl->load_snapshot || cl->snapshot ||
+        cl->stats || cl->serving.metrics || cl->serving.slow_request || cl->per_address) {
         return error_set(err, EINVAL, "List mode is incompatible with per-device settings");
     }
     if (cl->fork) {
@@ -143,6 +173,89 @@ static int check_texts(const struct nbd_command_line *cl, struct error *err)
     return cli_take_number(cl->port, "port", cl->list ? 1 : 0, 65535, &port, err);
 }
 
+/* An option that can be given once: its value, unless it was given otherwise already. */
+static int take_once(const struct cli_items *items, const char *name, const char **value,
+                     struct error *err)
+{
+    if (items->count > 1) {
+        return error_set(err, EINVAL, "%s can only be specified once", name);
+    }
+    *value = items->count ? items->item[0].value : *value;
+    return 0;
+}
+
+static int take_modes(struct nbd_command_line *cl, struct error *err)
+{
+    int r = take_once(&cl->caches, "-n and --cache", &cl->cache, err);
+
+    if (r == 0 && cl->caches.count > 0 && !cl->cache) {
+        cl->cache = "none"; /* -n, which has no value */
+    }
+    UNLESS_FAILED(r, take_once(&cl->discards, "--discard", &cl->discard, err));
+    UNLESS_FAILED(r, take_once(&cl->aios, "--aio", &cl->aio, err));
+    return r;
+}
+
+/* The modes of cache, discards, zeroes and I/O, in the words of qemu-nbd. */
+static int check_modes(const struct nbd_command_line *cl, struct error *err)
+{
+    static const char *const detect[] = {"off", "on", "unmap"};
+    bool known = !cl->detect_zeroes;
+
+    for (size_t i = 0; i < ARRAY_SIZE(detect) && !known; i++) {
+        known = strcmp(cl->detect_zeroes, detect[i]) == 0;
+    }
+    if (cli_check_cache_mode(cl->cache, "", NULL) < 0) {
+        return error_set(err, EINVAL, "Invalid cache mode `%s'", cl->cache);
+    }
+    if (!cli_is_discard_mode(cl->discard)) {
+        return error_set(err, EINVAL, "Invalid discard mode `%s'", cl->discard);
+    }
+    if (!known) {
+        return error_set(err, EINVAL,
+                         "Failed to parse detect_zeroes mode: invalid parameter value: %s",
+                         cl->detect_zeroes);
+    }
+    if (cl->detect_zeroes && strcmp(cl->detect_zeroes, "unmap") == 0 &&
+        (!cl->discard || (strcmp(cl->discard, "unmap") != 0 && strcmp(cl->discard, "on") != 0))) {
+        return error_set(err, EINVAL,
+                         "setting detect-zeroes to unmap is not allowed without "
+                         "setting discard operation to unmap");
+    }
+    if (cli_check_aio_mode(cl->aio, NULL) < 0) {
+        return error_set(err, EINVAL, "Invalid aio mode '%s'", cl->aio);
+    }
+    return 0;
+}
+
+/* The sentence for a number that is none, or too large. */
+static int check_number_of_nbd(int r, const char *name, const char *text, struct error *err)
+{
+    if (r < 0) {
+        error_clear(err);
+        return error_set(err, EINVAL, "Invalid %s '%s'", name, text);
+    }
+    return 0;
+}
+
+static int take_numbers(struct nbd_command_line *cl, struct error *err)
+{
+    int r =
+        cli_take_number(cl->shared, "shared device number", 0, INT32_MAX, &cl->max_clients, NULL);
+
+    r = check_number_of_nbd(r, "shared device number", cl->shared, err);
+    UNLESS_FAILED(r, cli_take_number(cl->per_address, "number of clients per address", 0,
+                                     UINT32_MAX, &cl->max_per_address, err));
+    UNLESS_FAILED(r, cli_take_number(cl->handshake_limit, "handshake limit", 0, UINT32_MAX,
+                                     &cl->handshake_seconds, err));
+    if (r < 0) {
+        return r;
+    }
+    return check_number_of_nbd(
+        cli_take_size(cl->offset, "offset", 0, INT64_MAX, &cl->offset_bytes, NULL), "offset",
+        cl->offset, err);
+}
+
 static int check_serve_mode(struct nbd_command_line *cl, int rest, struct error *err)
 {
     int r;
@@ -153,43 +266,32 @@ static int check_serve_mode(struct nbd_command_line *cl, int rest, struct error 
     if (cl->image_opts && cl->format) {
         return error_set(err, EINVAL, "--image-opts and -f are mutually exclusive");
     }
-    if (cl->no_cache && cl->cache) {
-        return error_set(err, EINVAL, "-n and --cache can only be specified once");
-    }
     if (cl->stats && cl->fork) {
         return error_set(err, EINVAL, "--stats is incompatible with forking");
     }
-    if (cl->no_cache) {
-        cl->cache = "none";
-    }
-    r = cli_check_cache_mode(cl->cache, "cache mode", err);
-    if (r == 0 && !cli_is_discard_mode(cl->discard)) {
-        r = error_set(err, EINVAL, "Invalid discard mode `%s'", cl->discard);
-    }
     cl->max_clients = 1;
-    UNLESS_FAILED(r, cli_take_number(cl->shared, "shared device number", 0, INT32_MAX,
-                                     &cl->max_clients, err));
-    UNLESS_FAILED(r, cli_take_number(cl->handshake_limit, "handshake limit", 0, UINT32_MAX,
-                                     &cl->handshake_seconds, err));
-    if (r == 0 && cli_check_aio_mode(cl->aio, NULL) < 0) {
-        r = error_set(err, EINVAL, "Invalid aio mode '%s'", cl->aio);
-    }
-    UNLESS_FAILED(r, cli_take_size(cl->offset, "offset", 0, INT64_MAX, &cl->offset_bytes, err));
+    r = check_modes(cl, err);
+    UNLESS_FAILED(r, take_numbers(cl, err));
     UNLESS_FAILED(r, cli_serving_apply(&cl->serving, err));
     return r;
 }
 
 static int check_nbd_command_line(struct nbd_command_line *cl, int rest, struct error *err)
 {
-    int r = refuse_unsupported(cl, err);
+    int r = check_device(cl, rest, err);
 
+    if (r < 0 || cl->disconnect) {
+        return r;
+    }
     cl->read_only = cl->read_only || cl->load_snapshot;
     UNLESS_FAILED(r, check_activation(cl, err));
     UNLESS_FAILED(r, check_selinux(cl, err));
     UNLESS_FAILED(r, check_tls(cl, err));
     UNLESS_FAILED(r, check_texts(cl, err));
+    UNLESS_FAILED(r, take_modes(cl, err));
     UNLESS_FAILED(r, cli_check_snapshot(cl->load_snapshot, err));
-    UNLESS_FAILED(r, cl->list ? check_list_mode(cl, rest, err) : check_serve_mode(cl, rest, err));
+    UNLESS_FAILED(r, cl->list ? check_list_mode(cl, rest, cl->file, err)
+                              : check_serve_mode(cl, rest, err));
     return r;
 }
 
@@ -199,8 +301,16 @@ static int co_nbd_main(void *arg, struct error *err)
 {
     const struct nbd_command_line *cl = arg;
     struct tls_creds *creds = NULL;
-    int r = cli_add_objects(&cl->objects, err);
+    int r;
 
+    if (cl->disconnect) {
+        r = nbd_device_co_disconnect(cl->file, err);
+        if (r == 0) {
+            printf("%s disconnected\n", cl->file);
+        }
+        return r;
+    }
+    r = cli_add_objects(&cl->objects, err);
     if (r < 0) {
         return r;
     }
@@ -211,76 +321,41 @@ static int co_nbd_main(void *arg, struct error *err)
             return r;
         }
     }
-    r = cl->list ? nbd_co_list(cl, creds, err) : nbd_co_serve(cl, err);
+    r = cl->co_prepare ? cl->co_prepare(cl->prepare_arg, err) : 0;
+    UNLESS_FAILED(r, cl->list ? nbd_co_list(cl, creds, err) : nbd_co_serve(cl, err));
     tls_creds_unref(creds);
     return r;
 }
 
-/* Wait until the child serves, or has failed and printed why. Returns the exit status. */
-static int wait_for_child(pid_t child, int ready_fd)
-{
-    int status = 0;
-    char byte;
-    ssize_t n;
-
-    do {
-        n = read(ready_fd, &byte, 1);
-    } while (n < 0 && errno == EINTR);
-    close(ready_fd);
-    if (n == 1) {
-        return 0;
-    }
-    waitpid(child, &status, 0);
-    return WIFEXITED(status) && WEXITSTATUS(status) ? WEXITSTATUS(status) : 1;
-}
-
-/* --fork: go on in a child. Returns 0 in the child; the parent ends here. */
-static int go_to_background(struct nbd_command_line *cl, struct error *err)
-{
-    int pipe_fds[2];
-    pid_t child;
-
-    if (pipe2(pipe_fds, O_CLOEXEC) < 0) {
-        return error_set_errno(err, errno, "Could not make a pipe");
-    }
-    child = fork();
-    if (child < 0) {
-        return error_set_errno(err, errno, "Failed to fork");
-    }
-    if (child > 0) {
-        close(pipe_fds[1]);
-        exit(wait_for_child(child, pipe_fds[0]));
-    }
-    close(pipe_fds[0]);
-    cl->ready_fd = pipe_fds[1];
-    setsid();
-    return 0;
-}
-
-/* Returns the exit status. */
-static int run_nbd(struct nbd_command_line *cl)
+int nbd_run(struct nbd_command_line *cl)
 {
     ERROR_AUTO(err);
 
     cli_observe_server();
-    if (cl->fork && go_to_background(cl, &err) < 0) {
+    if (cl->fork && cli_go_to_background(&cl->ready_fd, &err) < 0) {
         return cli_report(&err);
     }
-    if (!cl->list) {
+    if (!cl->list && !cl->disconnect) {
         cli_end_signals(&cl->end_signals);
         /* The signal of this process to itself: the last client has left. */
-        sigaddset(&cl->end_signals, SIGUSR1);
+        sigaddset(&cl->end_signals, SIGRTMIN);
         /* Before there are threads, so that all of them leave these signals to the signalfd. */
         pthread_sigmask(SIG_BLOCK, &cl->end_signals, NULL);
+        /* qemu-nbd is not ended by it, and programs ask for progress with it. */
+        (void)signal(SIGUSR1, SIG_IGN);
     }
     return cli_run_with(co_nbd_main, cl);
 }
 
-static void nbd_command_line_clear(struct nbd_command_line *cl)
+void nbd_command_line_clear(struct nbd_command_line *cl)
 {
     cli_items_clear(&cl->bitmaps);
     cli_items_clear(&cl->objects);
+    cli_items_clear(&cl->caches);
+    cli_items_clear(&cl->discards);
+    cli_items_clear(&cl->aios);
     cli_observe_clear(&cl->observe);
+    free(cl->device_socket);
 }
 
 int cli_nbd_main(int argc, char **argv)
@@ -296,6 +371,8 @@ int cli_nbd_main(int argc, char **argv)
         {"socket", 'k', CLI_VALUE, &cl.socket, "PATH", "listen on a unix socket instead"},
         {"shared", 'e', CLI_VALUE, &cl.shared, "NUM",
          "clients at a time (default 1; 0: any number)"},
+        {"max-per-address", 0, CLI_VALUE, &cl.per_address, "NUM",
+         "clients at a time of one address (default 0: any number)"},
         {"handshake-limit", 0, CLI_VALUE, &cl.handshake_limit, "SECONDS",
          "drop clients that take longer to choose an export\n"
          "(default 10; 0: no limit)"},
@@ -311,15 +388,20 @@ int cli_nbd_main(int argc, char **argv)
         {"load-snapshot", 'l', CLI_VALUE, &cl.load_snapshot, "SNAPSHOT",
          "serve an internal snapshot, read-only: its ID or name"},
         {"offset", 'o', CLI_VALUE, &cl.offset, "BYTES", "where in the image the disk begins"},
-        {"nocache", 'n', CLI_FLAG, &cl.no_cache, NULL, "same as --cache=none"},
-        {"cache", 0, CLI_VALUE, &cl.cache, "MODE",
+        {"nocache", 'n', CLI_ACTION, &cl.caches, NULL, "same as --cache=none"},
+        {"cache", 0, CLI_REPEAT, &cl.caches, "MODE",
          "none, writeback (default), writethrough, directsync, unsafe"},
-        {"discard", 0, CLI_VALUE, &cl.discard, "MODE", "ignore (default) or unmap"},
+        {"discard", 0, CLI_REPEAT, &cl.discards, "MODE", "ignore (default) or unmap"},
         {"detect-zeroes", 0, CLI_VALUE, &cl.detect_zeroes, "MODE", "off (default), on, unmap"},
-        {"aio", 0, CLI_VALUE, &cl.aio, "MODE",
+        {"aio", 0, CLI_REPEAT, &cl.aios, "MODE",
          "threads, native or io_uring: checked, without effect"},
         {"fork", 0, CLI_FLAG, &cl.fork, NULL, "go to the background once clients can connect"},
         {"pid-file", 0, CLI_VALUE, &cl.pid_file, "PATH", "write the process ID to a file"},
+        {"connect", 'c', CLI_VALUE, &cl.connect, "DEV",
+         "make the device DEV (/dev/nbd0) a client, and go to the\n"
+         "background, unless --verbose is given"},
+        {"disconnect", 'd', CLI_FLAG, &cl.disconnect, NULL,
+         "disconnect the device FILE from its server"},
         {"list", 'L', CLI_FLAG, &cl.list, NULL, "list the exports of a server"},
         CLI_ARG_OBJECT(cl.objects),
         {"tls-creds", 0, CLI_VALUE, &cl.tls_creds, "ID",
@@ -336,9 +418,6 @@ int cli_nbd_main(int argc, char **argv)
         CLI_SERVING_ARGS(cl.serving),
         CLI_OBSERVE_ARGS(cl.observe),
         {"version", 'V', CLI_FLAG, &cl.version, NULL, "print the version"},
-        /* Known, and refused by name. */
-        {"connect", 'c', CLI_VALUE, &cl.connect, "DEV", NULL},
-        {"disconnect", 'd', CLI_FLAG, &cl.disconnect, NULL, NULL},
         CLI_ARG_END,
     };
     ERROR_AUTO(err);
@@ -355,9 +434,9 @@ int cli_nbd_main(int argc, char **argv)
     if (!cli_observe(&cl.observe, &status)) {
         return status;
     }
+    cl.file = argv[first];
     if (check_nbd_command_line(&cl, argc - first, &err) < 0) {
         return cli_report(&err);
     }
-    cl.file = cl.list ? NULL : argv[first];
-    return run_nbd(&cl);
+    return nbd_run(&cl);
 }

@@ -14,6 +14,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "block/socket_address.h"
+#include "cli/background.h"
 #include "cli/image.h"
 #include "cli/nbd/command_line.h"
 #include "export/export.h"
@@ -31,7 +32,7 @@ static void client_left(void *arg, size_t left)
 
     if (left == 0 && !cl->persistent) {
         export_nbd_server_stop_accepting();
-        kill(getpid(), SIGUSR1);
+        kill(getpid(), SIGRTMIN);
     }
 }
 
@@ -87,6 +88,14 @@ static int co_apply_offset(const struct nbd_command_line *cl, struct cli_disk *d
     return r;
 }
 
+/* The error of opening as qemu-nbd says it, which does not repeat that it could not. */
+static void put_in_words_of_nbd(const char *file, struct error *err)
+{
+    if (strncmp(error_message(err), "Failed to load snapshot", 23) != 0) {
+        error_prepend(err, "Failed to blk_new_open '%s': ", file);
+    }
+}
+
 static int co_open_served_image(const struct nbd_command_line *cl, struct cli_disk *disk,
                                 struct error *err)
 {
@@ -110,9 +119,9 @@ static int co_open_served_image(const struct nbd_command_line *cl, struct cli_di
         }
         image.extra_options = extra;
     }
-    r = cli_co_open_disk(&image, cl->read_only ? 0 : BLOCK_OPEN_RDWR, disk, err);
+    r = cli_co_open_disk_plainly(&image, cl->read_only ? 0 : BLOCK_OPEN_RDWR, disk, err);
     if (r < 0) {
-        error_prepend(err, "Failed to blk_new_open '%s': ", cl->file);
+        put_in_words_of_nbd(cl->file, err);
         return r;
     }
     /* The export has a root of its own. */
@@ -134,6 +143,7 @@ static int co_start_server_of_face(const struct nbd_command_line *cl, struct err
     config.address = &address;
     config.listen_fd = take_passed_socket();
     config.max_connections = (unsigned)cl->max_clients;
+    config.max_per_address = (unsigned)cl->max_per_address;
     if (cl->handshake_limit) {
         config.handshake_max_seconds = (unsigned)cl->handshake_seconds;
     }
@@ -189,52 +199,6 @@ static int co_add_nbd_export(const struct nbd_command_line *cl, const struct cli
     return export_co_add(&config, err);
 }
 
-/*
- * The file stays when the server ends, as that of qemu-nbd: the user removes it, maybe at this
- * moment.
- */
-static int write_pid_file(const char *path, struct error *err)
-{
-    FILE *f = fopen(path, "w");
-
-    if (!f || fprintf(f, "%ld\n", (long)getpid()) < 0 || fflush(f) != 0) {
-        int code = errno;
-
-        if (f) {
-            fclose(f);
-        }
-        return error_set_errno(err, code, "Failed to store PID in '%s'", path);
-    }
-    fclose(f);
-    return 0;
-}
-
-/*
- * Let the process that the user started end, and give up its terminal; with --verbose standard
- * error stays.
- */
-static void announce_serving(const struct nbd_command_line *cl)
-{
-    int null;
-
-    if (cl->ready_fd < 0) {
-        return;
-    }
-    null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    if (null >= 0) {
-        dup2(null, STDIN_FILENO);
-        dup2(null, STDOUT_FILENO);
-        if (!cl->observe.verbose) {
-            dup2(null, STDERR_FILENO);
-        }
-        close(null);
-    }
-    if (write(cl->ready_fd, "", 1) < 0) {
-        log_warning("The process that started this one has gone");
-    }
-    close(cl->ready_fd);
-}
-
 /* Wait until a signal arrives. */
 static void co_wait_for_end(int fd)
 {
@@ -284,16 +248,25 @@ static int co_serve_export(const struct nbd_command_line *cl, const struct cli_d
     }
     r = co_add_nbd_export(cl, disk, err);
     if (cl->pid_file) {
-        UNLESS_FAILED(r, write_pid_file(cl->pid_file, err));
+        UNLESS_FAILED(r, cli_write_pid_file(cl->pid_file, err));
     }
     if (r == 0) {
         export_nbd_server_let_in();
-        announce_serving(cl);
+    }
+    if (cl->connect) {
+        UNLESS_FAILED(r, nbd_device_co_connect(cl->connect, cl->socket, cl->name ?: "", err));
+    }
+    if (r == 0) {
+        cli_announce_serving(cl->ready_fd, cl->observe.verbose);
         if (cl->stats) {
             nbd_live_begin(EXPORT_ID);
         }
         co_wait_for_end(end_fd);
         nbd_live_end();
+        if (cl->connect) {
+            /* It fails if that is why the server ends. */
+            (void)nbd_device_co_disconnect(cl->connect, NULL);
+        }
     }
     export_co_nbd_server_stop(NULL);
     return r;

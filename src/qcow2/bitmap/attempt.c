@@ -26,15 +26,14 @@ static void co_free_replaced_run_locked(struct qcow2 *q, const struct cluster_ru
     }
 }
 
-/* Frees clusters to which the old directory referred. */
-static void co_free_replaced(struct qcow2 *q, struct bitmap_store *st)
+void qcow2_co_free_replaced(struct qcow2 *q, struct cluster_runs *old)
 {
     co_mutex_lock(&q->lock);
-    for (size_t i = 0; i < st->old.count; i++) {
-        co_free_replaced_run_locked(q, &st->old.runs[i]);
+    for (size_t i = 0; i < old->count; i++) {
+        co_free_replaced_run_locked(q, &old->runs[i]);
     }
     co_mutex_unlock(&q->lock);
-    st->old.count = 0;
+    old->count = 0;
 }
 
 void qcow2_co_store_give_back(struct qcow2 *q, struct bitmap_store *st, size_t first)
@@ -124,7 +123,7 @@ int qcow2_co_store_end(struct qcow2 *q, struct bitmap_store *st, int result)
 {
     CO_ASSERT_HELD(&q->bitmaps.mutex);
     if (result == 0) {
-        co_free_replaced(q, st);
+        qcow2_co_free_replaced(q, &st->old);
     } else if (!st->written) {
         qcow2_co_store_give_back(q, st, 0);
     }

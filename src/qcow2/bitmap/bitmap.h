@@ -4,10 +4,16 @@
  *
  *   stored.c        bitmaps as the directory describes them: directory and tables
  *   mark.c          marking in use (R5)
- *   load.c          bitmaps at open; reading their bits
+ *   load.c          bitmaps at open
+ *   read_bits.c     reading their bits
  *   reserve.c       clusters kept for bitmaps that are not stored yet
  *   store.c         storing all: bits.c, in_place.c, switch.c over attempt.c
  *   remove.c        whether a bitmap can be added; removing one
+ *   size.c          before the size of the disk changes
+ *   activity.c      the activity log: its begin, what the block layer asks of it
+ *   activity_map.c  its map in the image: read, named by the header, given back
+ *   joint.h         changes of the bitmaps of several images
+ *   keep.c          adding bits to stored bitmaps while the image is in use
  *
  * All `co_` functions yield, and run on the main reactor unless stated. None is called with
  * bitmaps.mutex held. They return 0 or -errno, and fill `err` on failure, unless stated.
@@ -15,10 +21,12 @@
 #ifndef TIDEMARK_QCOW2_BITMAP_BITMAP_H
 #define TIDEMARK_QCOW2_BITMAP_BITMAP_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/list.h"
 
+struct block_activity_range;
 struct block_bitmap;
 struct block_node;
 struct error;
@@ -42,6 +50,8 @@ struct stored_bitmap {
     uint64_t flags_position;
     /* The bitmap of the node; NULL if it was not loaded (unknown type or flags). */
     struct block_bitmap *loaded;
+    /* It was in use at open, and the activity log says nothing of it. */
+    bool is_void;
 };
 
 /* --- open and close --------------------------------------------------------------------------- */
@@ -58,6 +68,16 @@ int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err);
  * read-only image.
  */
 int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err);
+/*
+ * Store all of them for the size that the node has now, and switch to the header that has this
+ * size: one write. -ENOSPC, with nothing changed, if there is no space for new clusters.
+ */
+int qcow2_co_store_bitmaps_anew(struct qcow2 *q, struct error *err);
+/*
+ * The same while the image stays in use: the activity log and the marks stay. On failure what is
+ * stored is what was stored before.
+ */
+int qcow2_co_commit_bitmaps(struct block_node *node, struct error *err);
 /* Free the memory of bitmaps.stored, and of bitmaps.reserve. Neither yields. */
 void qcow2_free_stored_bitmaps(struct qcow2 *q);
 void qcow2_free_bitmap_reserve(struct qcow2 *q);
@@ -69,6 +89,61 @@ void qcow2_free_bitmap_reserve(struct qcow2 *q);
  * use, stably, and set bitmaps.marked. Any reactor.
  */
 int qcow2_co_mark_bitmaps(struct qcow2 *q);
+/* The same, with the activity log before the marks: without it they say that bits are missing. */
+int qcow2_co_mark_before_change(struct qcow2 *q);
+/*
+ * Before a change that the other bitmaps have already: mark those that should record and can't,
+ * since their type is unknown or their bits can't be read.
+ */
+int qcow2_co_mark_unusable_bitmaps(struct qcow2 *q);
+
+/* --- activity log ----------------------------------------------------------------------------- */
+
+/*
+ * The image becomes writable: make the log of the node, with the regions that are hot in the image.
+ */
+int qcow2_co_activity_open(struct qcow2 *q, struct error *err);
+/*
+ * The options of the image have changed; the node is drained. A log that is in the image stays
+ * there until the bitmaps are stored. Does not yield.
+ */
+void qcow2_activity_set_options(struct qcow2 *q);
+/* Wait until nothing becomes cold in the background, until block_activity_start(). */
+void qcow2_co_pause_activity(struct qcow2 *q);
+/* The image is released, or was completed and becomes read-only. */
+void qcow2_activity_close(struct qcow2 *q);
+/*
+ * Read the map that the header names. NULL with *ret_size 0: the header names none. One that can't
+ * be read, or does not suit the disk, counts as none, with a warning. The caller frees it. -ENOMEM
+ */
+int qcow2_co_read_activity(struct qcow2 *q, uint8_t **ret_map, struct error *err);
+/* Whether an entry of the directory is one that the log says nothing of. Does not yield. */
+bool qcow2_activity_ignores(const struct stored_bitmap *b);
+/* The entries that the log says nothing of fit into the header. Does not yield. */
+bool qcow2_activity_is_possible(struct qcow2 *q);
+/*
+ * Write the header again, since what the log says nothing of has changed. Any reactor.
+ * bitmaps.mutex is held. -ENOSPC: there is no room for it.
+ */
+int qcow2_co_write_activity_header_locked(struct qcow2 *q);
+/* Note the place of the map, for the next header: `size` 0: none. Does not yield. */
+void qcow2_set_activity_map(struct qcow2 *q, uint64_t offset, uint64_t size);
+/*
+ * Take the log out of the header, stably, and free its clusters: what is marked in use then is
+ * void after a crash. bitmaps.mutex is held.
+ */
+int qcow2_co_drop_activity_locked(struct qcow2 *q, struct error *err);
+/* The header does not name the log any more: all bits are stored. bitmaps.mutex is held. */
+void qcow2_co_activity_ended(struct qcow2 *q);
+
+/* The driver's functions of these names: see struct block_driver. */
+int qcow2_co_begin_activity(struct block_node *node);
+bool qcow2_co_activity_has_room(struct block_node *node);
+int qcow2_co_write_activity(struct block_node *node, uint64_t at, const void *buf, size_t size,
+                            bool sync);
+int qcow2_co_sync_activity(struct block_node *node);
+int qcow2_co_store_bits_of(struct block_node *node, const struct block_activity_range *ranges,
+                           size_t count);
 
 /* --- operations on one bitmap ----------------------------------------------------------------- */
 
@@ -89,6 +164,21 @@ int qcow2_co_remove_stored_bitmap(struct block_node *node, const char *name, str
 
 /* --- resize and repair ------------------------------------------------------------------------ */
 
+/*
+ * Whether all bitmaps can follow the disk to `size` bytes. Reads their bits. -ENOTSUP with the name
+ * of one that can't; `what` ("resize") is what can't be done then.
+ */
+int qcow2_co_check_bitmaps_fit(struct qcow2 *q, uint64_t size, const char *what, struct error *err);
+/* Whether there are persistent bitmaps, and an activity log that makes them durable. */
+bool qcow2_has_durable_bitmaps(const struct qcow2 *q);
+/*
+ * Write the header with the size that the node has now, and durable bitmaps for it: one write, so
+ * that a crash finds both old or both new. Others, and those for which there is no space, are
+ * marked in use before, and are to be stored afterwards.
+ */
+int qcow2_co_switch_with_bitmaps(struct qcow2 *q, struct error *err);
+/* Mark all persistent bitmaps in use, stably, also those that do not record. */
+int qcow2_co_mark_all_bitmaps(struct qcow2 *q, struct error *err);
 /*
  * -EFBIG if a bitmap with `granularity` (bytes, a power of two) of a disk of `disk_size` bytes
  * would be too large to be stored. Does not yield.

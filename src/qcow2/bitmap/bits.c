@@ -64,7 +64,8 @@ static uint64_t stored_entry(const struct bitmap_tables *t, uint64_t i)
 }
 
 /*
- * Fills t->bits with the bits of entry `i`, those that were not read from the image included.
+ * Fills t->bits with the bits of entry `i`, those of a successor included, and those that were not
+ * read from the image.
  * *ret_any: some bit is set. *ret_same: the stored cluster has the same bits. It is kept then, so
  * that a large bitmap is not written again for a few bits.
  */
@@ -76,6 +77,13 @@ static int co_gather_bits(struct qcow2 *q, struct bitmap_tables *t, uint64_t i, 
 
     *ret_any =
         dirty_bitmap_serialize(t->bitmap->bits, i * q->cluster_size * 8, t->bits, q->cluster_size);
+    if (t->bitmap->successor) {
+        *ret_any |= dirty_bitmap_serialize(t->bitmap->successor->bits, i * q->cluster_size * 8,
+                                           t->stored, q->cluster_size);
+        for (uint64_t k = 0; k < q->cluster_size; k++) {
+            t->bits[k] |= t->stored[k];
+        }
+    }
     *ret_same = false;
     if (offset == 0) {
         if (t->bitmap->unread && entry == BITMAP_TABLE_ALL_ONES) {
@@ -107,7 +115,8 @@ static int co_store_entry_bits(struct qcow2 *q, struct bitmap_store *st, struct 
     int r = co_gather_bits(q, t, i, &any, &same);
 
     if (r < 0) {
-        t->bitmap->inconsistent = true; /* the bits that are only in the image are lost */
+        /* The bits that are only in the image are lost. */
+        block_bitmap_lose(t->bitmap, "its bits could not be read from the image");
         return r;
     }
     if (same) {
@@ -168,7 +177,7 @@ int qcow2_co_store_bits(struct qcow2 *q, struct bitmap_store *st, struct block_b
     int r = co_prepare_tables(q, b, s, &t);
 
     if (r < 0 && b->unread && r != -ENOMEM && r != -EFBIG) {
-        b->inconsistent = true;
+        block_bitmap_lose(b, "its table could not be read from the image");
     }
     for (uint64_t i = 0; i < t.now_entries && r == 0; i++) {
         r = co_store_entry_bits(q, st, &t, i);
@@ -181,12 +190,17 @@ int qcow2_co_store_bits(struct qcow2 *q, struct bitmap_store *st, struct block_b
         log_warning("image '%s': no space to store bitmap '%s' exactly: %llu bytes are stored as "
                     "dirty that are not",
                     block_node_display_name(q->node), b->name, (unsigned long long)t.overstated);
+        block_bitmap_add_excess(b, t.overstated, "there was no space to store it exactly");
     }
     ret_entry->table_entries = (uint32_t)t.now_entries;
     ret_entry->granularity_bits = (uint8_t)__builtin_ctz(b->granularity);
     ret_entry->type = BITMAP_TYPE_DIRTY;
-    ret_entry->flags =
-        (b->enabled ? BITMAP_FLAG_AUTO : 0) | (ret_entry->flags & BITMAP_FLAG_EXTRA_COMPATIBLE);
+    ret_entry->is_void = false;
+    ret_entry->flags = (b->enabled ? BITMAP_FLAG_AUTO : 0) |
+                       (st->stays_in_use && (b->borrowed || (b->enabled && q->activity.offset > 0))
+                            ? BITMAP_FLAG_IN_USE
+                            : 0) |
+                       (ret_entry->flags & BITMAP_FLAG_EXTRA_COMPATIBLE);
     free_tables(&t);
     return r;
 }

@@ -202,8 +202,9 @@ int qcow2_co_in_place_directory(struct qcow2 *q, struct stored_bitmap *gone,
                                 struct bitmap_store *st)
 {
     struct cluster_runs *old = &st->old;
-    int r = qcow2_co_mark_in_use_locked(q, gone);
+    int r = qcow2_co_read_bits_locked(q, gone->loaded); /* if it is not removed after all */
 
+    UNLESS_FAILED(r, qcow2_co_mark_in_use_locked(q, gone));
     CO_ASSERT_HELD(&q->bitmaps.mutex);
     /*
      * The last run is the table, which must stay intact as long as the old directory refers to it.
@@ -212,11 +213,6 @@ int qcow2_co_in_place_directory(struct qcow2 *q, struct stored_bitmap *gone,
         if (co_is_sole_owner(q, old->runs[i].offset, q->cluster_size)) {
             st->place = old->runs[i].offset;
             old->runs[i] = old->runs[--old->count];
-            /*
-             * Bits that are only in that cluster are lost, even if the bitmap is not removed after
-             * all.
-             */
-            gone->loaded->inconsistent |= gone->loaded->unread;
             return 0;
         }
     }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Persistent bitmaps: loading them at open, and reading their bits.
+ * Persistent bitmaps: loading them at open.
  *
  * An open reads the tables only. The bits stay in the image until they are needed (struct
  * block_bitmap, `unread`): those of a large disk may take a quarter of a gigabyte, and most opens
@@ -13,168 +13,16 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/size.h"
 #include "block/bitmaps.h"
+#include "qcow2/bitmap/joint.h"
 #include "qcow2/bitmap/stored.h"
 #include "trace/events.h"
 
-/* Limit in bytes for one read of bits, whose clusters are contiguous. */
-#define READ_BYTES (1 * MiB)
 /* Limit in bytes for the tables that an open reads. */
 #define OPEN_TABLE_BYTES (256 * MiB)
 
-/* Whether its table has the length for the size of the disk. */
-static bool fits_disk_size(const struct qcow2 *q, const struct stored_bitmap *b)
-{
-    return b->table_entries ==
-           qcow2_bitmap_table_entries(q, block_node_size(q->node), b->granularity_bits);
-}
-
-/* Reads and checks the table of a bitmap. */
-static int co_read_checked_table(struct qcow2 *q, const struct stored_bitmap *b, uint64_t *budget,
-                                 uint64_t **ret_table)
-{
-    AUTO_FREE uint64_t *table = NULL;
-    int r;
-
-    if (!fits_disk_size(q, b)) {
-        return -EINVAL;
-    }
-    r = qcow2_co_read_bitmap_table(q, b, &table);
-    UNLESS_FAILED(r, qcow2_check_bitmap_table(q, table, b->table_entries, budget));
-    if (r == 0) {
-        *ret_table = TAKE_PTR(table);
-    }
-    return r;
-}
-
-/* --- bits ------------------------------------------------------------------------------------- */
-
-/* How many entries from `i` have contiguous clusters of bits; limited to one read. */
-static uint32_t contiguous_clusters(const struct qcow2 *q, const uint64_t *table, uint32_t entries,
-                                    uint32_t i)
-{
-    uint32_t n = 1, most = (uint32_t)MAX(READ_BYTES >> q->cluster_bits, 1);
-
-    while (n < most && i + n < entries && table[i + n] == table[i] + n * q->cluster_size) {
-        n++;
-    }
-    return n;
-}
-
-/*
- * Called with `count` bits from granule `first` on, a multiple of 8. `bits` is NULL if all are set.
- */
-typedef int bits_fn(void *arg, uint64_t first, const uint8_t *bits, uint64_t count);
-
-/* Calls `fn` for all entries that have bits. */
-static int co_read_bits_locked(struct qcow2 *q, const struct stored_bitmap *b,
-                               const uint64_t *table, bits_fn *fn, void *arg)
-{
-    uint64_t span = q->cluster_size * 8; /* granules of a cluster */
-    AUTO_FREE uint8_t *buf = malloc(MAX(READ_BYTES, q->cluster_size));
-    uint32_t n;
-    int r = buf ? 0 : -ENOMEM;
-
-    CO_ASSERT_HELD(&q->bitmaps.bits_mutex);
-    for (uint32_t i = 0; table && i < b->table_entries && r == 0; i += n) {
-        uint64_t offset = table[i] & ENTRY_OFFSET_MASK;
-
-        n = 1;
-        if (offset != 0) {
-            n = contiguous_clusters(q, table, b->table_entries, i);
-            r = block_co_pread(q->node->file, offset, buf, n * q->cluster_size);
-            UNLESS_FAILED(r, fn(arg, i * span, buf, n * span));
-        } else if (table[i] & BITMAP_TABLE_ALL_ONES) {
-            r = fn(arg, i * span, NULL, span);
-        }
-    }
-    return r;
-}
-
-/* Calls `fn` for the stored bits of a bitmap. -ENOENT if it was removed meanwhile. */
-static int co_visit_stored_bits(struct block_node *node, const struct block_bitmap *bitmap,
-                                bits_fn *fn, void *arg)
-{
-    struct qcow2 *q = qcow2_state(node);
-    uint64_t budget = qcow2_bitmap_budget(q);
-    AUTO_FREE uint64_t *table = NULL;
-    const struct stored_bitmap *b;
-    int r;
-
-    co_mutex_lock(&q->bitmaps.bits_mutex);
-    b = bitmap->driver_state;
-    r = b ? co_read_checked_table(q, b, &budget, &table) : -ENOENT;
-    UNLESS_FAILED(r, co_read_bits_locked(q, b, table, fn, arg));
-    co_mutex_unlock(&q->bitmaps.bits_mutex);
-    return r;
-}
-
-static int add_stored_bits(void *arg, uint64_t first, const uint8_t *bits, uint64_t count)
-{
-    struct block_bitmap *b = arg;
-
-    if (bits) {
-        return dirty_bitmap_deserialize(b->bits, first, bits, count / 8);
-    }
-    dirty_bitmap_set(b->bits, first * b->granularity, count * b->granularity);
-    return 0;
-}
-
-int qcow2_co_fetch_bitmap(struct block_node *node, struct block_bitmap *bitmap)
-{
-    return co_visit_stored_bits(node, bitmap, add_stored_bits, bitmap);
-}
-
-struct bit_count {
-    uint64_t granules; /* of the disk; bits behind them are ignored */
-    uint64_t dirty;    /* granules */
-    bool last;         /* the last granule is dirty */
-};
-
-static int count_stored_bits(void *arg, uint64_t first, const uint8_t *bits, uint64_t count)
-{
-    struct bit_count *c = arg;
-    uint64_t end = MIN(first + count, c->granules);
-
-    if (first >= end) {
-        return 0;
-    }
-    for (uint64_t i = 0; bits && i < (end - first) / 8; i++) {
-        c->dirty += (uint64_t)__builtin_popcount(bits[i]);
-    }
-    for (uint64_t i = bits ? round_down(end, 8) : first; bits && i < end; i++) {
-        c->dirty += bits[(i - first) / 8] >> (i % 8) & 1;
-    }
-    c->dirty += bits ? 0 : end - first;
-    if (end == c->granules) {
-        c->last = !bits || bits[(end - 1 - first) / 8] >> ((end - 1) % 8) & 1;
-    }
-    return 0;
-}
-
-int qcow2_co_count_bitmap(struct block_node *node, const struct block_bitmap *bitmap,
-                          uint64_t *ret_bytes)
-{
-    struct bit_count c = {.granules = dirty_bitmap_granules(bitmap->bits)};
-    uint64_t size = dirty_bitmap_size(bitmap->bits);
-    int r = co_visit_stored_bits(node, bitmap, count_stored_bits, &c);
-
-    *ret_bytes = c.dirty * bitmap->granularity;
-    if (c.last) {
-        *ret_bytes -= c.granules * bitmap->granularity - size; /* the part behind the disk */
-    }
-    return r;
-}
-
 /* --- open ------------------------------------------------------------------------------------- */
-
-/* Whether its type, flags and granularity are known. Other bitmaps are kept as they are. */
-static bool is_known(const struct stored_bitmap *b)
-{
-    return b->type == BITMAP_TYPE_DIRTY && !(b->flags & ~BITMAP_FLAGS_KNOWN) &&
-           (b->extra_size == 0 || (b->flags & BITMAP_FLAG_EXTRA_COMPATIBLE)) &&
-           b->granularity_bits >= 9 && b->granularity_bits <= 31;
-}
 
 /* Limits for the tables of all bitmaps at open. */
 struct budgets {
@@ -188,22 +36,23 @@ struct budgets {
 };
 
 /*
- * *ret_bits is an empty bitmap, or NULL if what is stored can't be used: it is marked in use, or
- * its table is invalid.
+ * *ret_bits is an empty bitmap, or NULL if what is stored can't be used: it is marked in use
+ * without an activity log, or its table is invalid. `hot`: the map of the log; NULL: there is none.
  */
-static int co_prepare_bits(struct qcow2 *q, const struct stored_bitmap *b, struct budgets *budgets,
-                           struct dirty_bitmap **ret_bits, struct error *err)
+static int co_prepare_bits(struct qcow2 *q, const struct stored_bitmap *b, const uint8_t *hot,
+                           struct budgets *budgets, struct dirty_bitmap **ret_bits,
+                           struct error *err)
 {
     uint64_t bytes = (uint64_t)b->table_entries * 8;
     AUTO_FREE uint64_t *table = NULL;
     int r;
 
     *ret_bits = NULL;
-    if (b->flags & BITMAP_FLAG_IN_USE) {
+    if ((b->flags & BITMAP_FLAG_IN_USE) && (!hot || b->is_void)) {
         return 0;
     }
-    r = bytes <= budgets->tables || !fits_disk_size(q, b)
-            ? co_read_checked_table(q, b, &budgets->bytes, &table)
+    r = bytes <= budgets->tables || !qcow2_bitmap_fits_disk(q, b)
+            ? qcow2_co_read_checked_table(q, b, &budgets->bytes, &table)
             : 0;
     budgets->tables -= MIN(bytes, budgets->tables);
     if (r < 0 && r != -ENOMEM) {
@@ -220,20 +69,20 @@ static int co_prepare_bits(struct qcow2 *q, const struct stored_bitmap *b, struc
  * A bitmap that can't be used is added as inconsistent, and can only be removed. It does not keep
  * the image from opening.
  */
-static int co_load_bitmap(struct qcow2 *q, struct stored_bitmap *b, struct budgets *budgets,
-                          struct error *err)
+static int co_load_bitmap(struct qcow2 *q, struct stored_bitmap *b, const uint8_t *hot,
+                          struct budgets *budgets, struct error *err)
 {
     struct dirty_bitmap *bits;
     struct block_bitmap *loaded;
     int r;
 
-    if (!is_known(b)) {
+    if (!qcow2_bitmap_is_known(b)) {
         log_warning(
             "image '%s': bitmap '%s' has an unknown type or flags; it is kept, but not used",
             block_node_display_name(q->node), b->name);
         return 0;
     }
-    r = co_prepare_bits(q, b, budgets, &bits, err);
+    r = co_prepare_bits(q, b, hot, budgets, &bits, err);
     trace_qcow2_bitmap_load(q->node->name, b->name, r == 0 && !bits, r);
     if (r < 0) {
         return r;
@@ -243,23 +92,74 @@ static int co_load_bitmap(struct qcow2 *q, struct stored_bitmap *b, struct budge
         return r;
     }
     loaded->unread = bits != NULL;
-    loaded->enabled = bits && (b->flags & BITMAP_FLAG_AUTO);
+    block_bitmap_set_enabled(loaded, bits && (b->flags & BITMAP_FLAG_AUTO));
     loaded->read_only = q->read_only;
     loaded->driver_state = b;
+    if (!bits) {
+        loaded->lost_why = b->flags & BITMAP_FLAG_IN_USE
+                               ? "a program that had the image open did not store it: it ended "
+                                 "abruptly, or does not keep bitmaps"
+                               : "its table in the image is invalid";
+    }
     b->loaded = loaded;
+    b->is_void = b->is_void || !bits;
+    if (bits && (b->flags & BITMAP_FLAG_IN_USE) && loaded->enabled) {
+        block_bitmap_add_excess(loaded, qcow2_set_hot_regions(q, hot, bits),
+                                "the image was not closed, and parts of it were in use");
+    }
     return 0;
+}
+
+/* Which entries of the directory the activity log says nothing of. */
+static void mark_void_entries(struct qcow2 *q)
+{
+    struct stored_bitmap *b;
+    uint32_t entry = 0;
+
+    LIST_FOREACH (b, &q->bitmaps.stored, link) {
+        for (unsigned i = 0; i < q->activity.void_count; i++) {
+            b->is_void = b->is_void || q->activity.void_entries[i] == entry;
+        }
+        entry++;
+    }
+}
+
+/* Say what a crash costs. */
+static void report_recovery(struct qcow2 *q)
+{
+    struct block_bitmap *b;
+    uint64_t excess = 0;
+    unsigned count = 0;
+    char text[32];
+
+    for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
+        count += b->persistent && !b->inconsistent && b->excess > 0;
+        excess = MAX(excess, b->excess);
+    }
+    if (count > 0) {
+        log_notice("image '%s' was not closed cleanly: dirty bitmaps are complete; at most %s may "
+                   "be dirty in excess",
+                   block_node_display_name(q->node), size_format(excess, text, sizeof(text)));
+    }
 }
 
 int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err)
 {
     struct budgets budgets = {.bytes = qcow2_bitmap_budget(q), .tables = OPEN_TABLE_BYTES};
+    AUTO_FREE uint8_t *hot = NULL;
     struct stored_bitmap *b;
     int r;
 
-    if (q->bitmaps.directory_size == 0) {
+    if (q->bitmaps.directory_size == 0 && q->joint.state == JOINT_NONE) {
         return 0;
     }
-    r = qcow2_co_read_bitmap_directory(q, err);
+    r = q->bitmaps.directory_size > 0 ? qcow2_co_read_bitmap_directory(q, err) : 0;
+    UNLESS_FAILED(r, qcow2_co_read_activity(q, &hot, err));
+    if (r < 0) {
+        return r;
+    }
+    mark_void_entries(q);
+    r = qcow2_co_joint_open(q, !(q->node->open_flags & (BLOCK_OPEN_CHECK | BLOCK_OPEN_NO_IO)), err);
     if (r < 0) {
         return r;
     }
@@ -267,10 +167,14 @@ int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err)
         return 0; /* a check needs the directory only */
     }
     LIST_FOREACH (b, &q->bitmaps.stored, link) {
-        r = co_load_bitmap(q, b, &budgets, err);
+        r = co_load_bitmap(q, b, hot, &budgets, err);
         if (r < 0) {
             return r;
         }
     }
-    return 0;
+    r = qcow2_co_joint_add_other(q, hot, err);
+    if (r == 0) {
+        report_recovery(q);
+    }
+    return r;
 }

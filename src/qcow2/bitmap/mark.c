@@ -38,6 +38,17 @@ static int co_write_mark(struct qcow2 *q, const struct stored_bitmap *b)
         r, block_co_pwrite(q->node->file, b->flags_position, flags, sizeof(flags), 0));
 }
 
+/*
+ * A mark that may be on disk, or not: nothing counts on it, and it is removed when the bitmap is
+ * stored.
+ */
+static void doubt_mark(struct stored_bitmap *b)
+{
+    if (b->loaded) {
+        b->loaded->unstored = true;
+    }
+}
+
 static bool needs_mark(const struct stored_bitmap *b)
 {
     return records_writes(b) && !(b->flags & BITMAP_FLAG_IN_USE);
@@ -56,15 +67,32 @@ static int co_mark_all_in_use(struct qcow2 *q)
             r = co_write_mark(q, b);
         }
     }
-    if (r < 0 || !any) {
+    if (!any) {
         return r;
     }
-    r = block_co_flush(q->node->file);
+    UNLESS_FAILED(r, block_co_flush(q->node->file));
     LIST_FOREACH (b, &q->bitmaps.stored, link) {
         if (needs_mark(b) && r == 0) {
             b->flags |= BITMAP_FLAG_IN_USE;
+        } else if (needs_mark(b)) {
+            doubt_mark(b);
         }
     }
+    return r;
+}
+
+int qcow2_co_mark_unusable_bitmaps(struct qcow2 *q)
+{
+    struct stored_bitmap *b;
+    int r = 0;
+
+    co_mutex_lock(&q->bitmaps.mutex);
+    LIST_FOREACH (b, &q->bitmaps.stored, link) {
+        if ((!b->loaded || b->loaded->inconsistent) && needs_mark(b)) {
+            r = error_first(r, qcow2_co_mark_in_use_locked(q, b));
+        }
+    }
+    co_mutex_unlock(&q->bitmaps.mutex);
     return r;
 }
 
@@ -83,6 +111,14 @@ int qcow2_co_mark_bitmaps(struct qcow2 *q)
     return r;
 }
 
+int qcow2_co_mark_before_change(struct qcow2 *q)
+{
+    struct block_activity *log = q->node->activity;
+    int r = log ? block_co_activity_begin(log) : 0;
+
+    return UNLESS_FAILED(r, qcow2_co_mark_bitmaps(q));
+}
+
 int qcow2_co_mark_in_use_locked(struct qcow2 *q, struct stored_bitmap *b)
 {
     int r;
@@ -95,27 +131,8 @@ int qcow2_co_mark_in_use_locked(struct qcow2 *q, struct stored_bitmap *b)
     UNLESS_FAILED(r, block_co_flush(q->node->file));
     if (r == 0) {
         b->flags |= BITMAP_FLAG_IN_USE;
+    } else {
+        doubt_mark(b);
     }
     return r;
-}
-
-int qcow2_co_bitmap_will_change(struct block_node *node, struct block_bitmap *bitmap,
-                                struct error *err)
-{
-    struct qcow2 *q = qcow2_state(node);
-    struct stored_bitmap *b;
-    int r = 0;
-
-    if (q->read_only) {
-        return 0;
-    }
-    co_mutex_lock(&q->bitmaps.mutex);
-    b = qcow2_find_stored(q, bitmap->name);
-    r = b ? qcow2_co_mark_in_use_locked(q, b) : 0;
-    co_mutex_unlock(&q->bitmaps.mutex);
-    if (r < 0) {
-        return error_set_errno(err, -r, "Could not mark bitmap '%s' of '%s' as in use",
-                               bitmap->name, block_node_display_name(node));
-    }
-    return 0;
 }

@@ -65,6 +65,7 @@ static int co_remove_bitmap_locked(struct qcow2 *q, const char *name, struct err
         return r;
     }
     qcow2_store_begin(q, &st);
+    st.stays_in_use = true;
     LIST_FOREACH (s, &q->bitmaps.stored, link) {
         struct stored_bitmap *copy = s == gone ? NULL : qcow2_stored_bitmap_copy(s, s->name);
 
@@ -76,7 +77,9 @@ static int co_remove_bitmap_locked(struct qcow2 *q, const char *name, struct err
     }
     qcow2_co_collect_clusters(q, gone, &st.old);
     UNLESS_FAILED(r, qcow2_co_switch_directory(q, &st, &why));
-    if (qcow2_is_no_room(r) && bitmap && qcow2_co_in_place_directory(q, gone, &st) == 0) {
+    /* With an activity log the bits of a bitmap that stays after all must not be lost. */
+    if (qcow2_is_no_room(r) && bitmap && q->activity.offset == 0 &&
+        qcow2_co_in_place_directory(q, gone, &st) == 0) {
         error_clear(&why);
         r = qcow2_co_switch_directory(q, &st, &why);
     }
@@ -84,7 +87,9 @@ static int co_remove_bitmap_locked(struct qcow2 *q, const char *name, struct err
         error_move(err, &why);
     } else if (bitmap) {
         bitmap->driver_state = NULL;
-        bitmap->inconsistent = bitmap->inconsistent || bitmap->unread;
+        if (bitmap->unread) {
+            block_bitmap_lose(bitmap, "it was removed from the image before its bits were read");
+        }
         bitmap->unread = false;
     }
     r = qcow2_co_store_end(q, &st, r);

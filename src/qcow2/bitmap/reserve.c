@@ -277,6 +277,21 @@ void qcow2_co_reserve_directory_again_locked(struct qcow2 *q)
     }
 }
 
+void qcow2_reserve_take_used_locked(struct qcow2 *q, struct cluster_runs *ret_runs)
+{
+    struct reserved_run *run, *next;
+
+    CO_ASSERT_HELD(&q->bitmaps.mutex);
+    LIST_FOREACH_SAFE (run, next, &q->bitmaps.reserve, link) {
+        if (run->used) {
+            /* Without memory they leak, if the attempt fails. */
+            (void)cluster_runs_add(
+                ret_runs, (struct cluster_run){.offset = run->offset, .length = run->length});
+            free_reserved(run);
+        }
+    }
+}
+
 void qcow2_co_reserve_end_locked(struct qcow2 *q)
 {
     struct reserved_run *run, *next;

@@ -31,6 +31,8 @@ bool qcow2_co_reserve_use_locked(struct qcow2 *q, const char *name, uint64_t byt
  * still not stored. If that fails, storing allocates them.
  */
 void qcow2_co_reserve_directory_again_locked(struct qcow2 *q);
+/* What the attempt uses leaves the reserve: it is appended to `ret_runs`. Does not yield. */
+void qcow2_reserve_take_used_locked(struct qcow2 *q, struct cluster_runs *ret_runs);
 /* All is stored: what was used belongs to the image now, the rest is given back. */
 void qcow2_co_reserve_end_locked(struct qcow2 *q);
 

@@ -13,16 +13,32 @@
 
 #include "base/log.h"
 #include "block/bitmaps.h"
+#include "qcow2/bitmap/joint.h"
 #include "qcow2/bitmap/reserve.h"
 #include "qcow2/bitmap/store.h"
 #include "qcow2/stats.h"
 #include "qcow2/table/commit.h"
 #include "trace/events.h"
 
+/* A check has not loaded the bitmaps, and leaves them as they are. */
+static bool is_check(const struct qcow2 *q)
+{
+    return q->node->open_flags & BLOCK_OPEN_CHECK;
+}
+
 static bool has_stale_bitmaps(struct qcow2 *q)
 {
+    const struct stored_bitmap *s;
     struct block_bitmap *b;
 
+    if (q->joint.state == JOINT_PREPARED && !is_check(q)) {
+        return true; /* the directory that was prepared is to be forgotten */
+    }
+    LIST_FOREACH (s, &q->bitmaps.stored, link) {
+        if (s->loaded && s->loaded->detached) {
+            return true; /* it is to be removed */
+        }
+    }
     for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
         if (qcow2_bitmap_is_stale(b->driver_state, b)) {
             return true;
@@ -69,8 +85,8 @@ static int co_append_to_directory(struct qcow2 *q, struct bitmap_store *st, cons
     return b ? co_store_stale_bitmap(q, st, b, s, copy) : 0;
 }
 
-/* Builds the new directory: stored bitmaps in their order, then new ones. */
-static int co_build_directory(struct qcow2 *q, struct bitmap_store *st)
+/* Stored bitmaps in their order, then new ones. */
+int qcow2_co_build_directory(struct qcow2 *q, struct bitmap_store *st)
 {
     struct stored_bitmap *s;
     struct block_bitmap *b;
@@ -79,6 +95,10 @@ static int co_build_directory(struct qcow2 *q, struct bitmap_store *st)
     LIST_FOREACH (s, &q->bitmaps.stored, link) {
         bool stale = s->loaded && qcow2_bitmap_is_stale(s, s->loaded);
 
+        if (s->loaded && s->loaded->detached) {
+            qcow2_co_collect_clusters(q, s, &st->old);
+            continue;
+        }
         r = co_append_to_directory(q, st, s->name, s, stale ? s->loaded : NULL);
         if (r < 0) {
             return r;
@@ -96,13 +116,14 @@ static int co_build_directory(struct qcow2 *q, struct bitmap_store *st)
 }
 
 /* Stores all in new clusters. */
-static int co_store_in_new_clusters(struct qcow2 *q, struct error *err)
+static int co_store_in_new_clusters(struct qcow2 *q, bool stays_in_use, struct error *err)
 {
     struct bitmap_store st;
     int r;
 
     qcow2_store_begin(q, &st);
-    r = co_build_directory(q, &st);
+    st.stays_in_use = stays_in_use;
+    r = qcow2_co_build_directory(q, &st);
     if (r < 0) {
         error_set_errno(err, -r, "Could not store the bitmaps of '%s'",
                         block_node_display_name(q->node));
@@ -112,18 +133,23 @@ static int co_store_in_new_clusters(struct qcow2 *q, struct error *err)
     return qcow2_co_store_end(q, &st, r);
 }
 
-/* Stores all over the clusters of the stored bitmaps: see in_place.c. */
-static int co_store_in_place(struct qcow2 *q, struct error *err)
+/*
+ * Stores all over the clusters of the stored bitmaps: see in_place.c. A crash meanwhile must not
+ * find them trusted by the activity log.
+ */
+static int co_store_in_place_locked(struct qcow2 *q, struct error *err)
 {
     struct bitmap_store st;
-    int r = qcow2_co_in_place_begin(q, err);
+    int r = qcow2_co_drop_activity_locked(q, err);
+
+    UNLESS_FAILED(r, qcow2_co_in_place_begin(q, err));
 
     qcow2_store_begin(q, &st);
     st.in_place = true;
     if (r < 0) {
         return qcow2_co_store_end(q, &st, r);
     }
-    r = co_build_directory(q, &st);
+    r = qcow2_co_build_directory(q, &st);
     UNLESS_FAILED(r, qcow2_co_in_place_write_tables(q, &st));
     if (r == 0 && !st.moved) {
         r = qcow2_co_in_place_finish(q, &st);
@@ -137,35 +163,42 @@ static int co_store_in_place(struct qcow2 *q, struct error *err)
     return qcow2_co_store_end(q, &st, r);
 }
 
-static int co_store_bitmaps_locked(struct qcow2 *q, struct error *err)
+void qcow2_note_stored_locked(struct qcow2 *q)
 {
     struct stored_bitmap *s;
-    ERROR_AUTO(why);
-    int r;
 
     CO_ASSERT_HELD(&q->bitmaps.mutex);
-    if (!has_stale_bitmaps(q)) {
-        return 0;
-    }
-    r = co_store_in_new_clusters(q, &why);
-    if (qcow2_is_no_room(r)) {
-        error_clear(&why);
-        r = co_store_in_place(q, &why);
-    }
-    if (r < 0) {
-        error_move(err, &why);
-        return r;
-    }
     LIST_FOREACH (s, &q->bitmaps.stored, link) {
         if (s->loaded) {
             s->loaded->unstored = false;
         }
     }
     atomic_store(&q->bitmaps.marked, false); /* the next write marks again */
+}
+
+static int co_store_bitmaps_locked(struct qcow2 *q, bool stays_in_use, struct error *err)
+{
+    ERROR_AUTO(why);
+    int r;
+
+    CO_ASSERT_HELD(&q->bitmaps.mutex);
+    if (!has_stale_bitmaps(q)) {
+        return stays_in_use || !q->activity.log ? 0 : qcow2_co_drop_activity_locked(q, err);
+    }
+    r = co_store_in_new_clusters(q, stays_in_use, &why);
+    if (qcow2_is_no_room(r) && !stays_in_use) {
+        error_clear(&why);
+        r = co_store_in_place_locked(q, &why);
+    }
+    if (r < 0) {
+        error_move(err, &why);
+        return r;
+    }
+    qcow2_note_stored_locked(q);
     return 0;
 }
 
-int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err)
+static int co_store_bitmaps(struct qcow2 *q, bool stays_in_use, struct error *err)
 {
     int r;
 
@@ -175,13 +208,48 @@ int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err)
     co_mutex_lock(&q->bitmaps.mutex);
     co_mutex_lock(&q->bitmaps.bits_mutex);
     trace_qcow2_bitmaps_store_begin(q->node->name);
-    r = co_store_bitmaps_locked(q, err);
+    r = co_store_bitmaps_locked(q, stays_in_use, err);
     trace_qcow2_bitmaps_store_end(q->node->name, r);
     counters_count(&q->counters, QCOW2_STAT_BITMAP_STORES);
     co_mutex_unlock(&q->bitmaps.bits_mutex);
     if (r == 0) {
         qcow2_co_reserve_end_locked(q);
     }
+    if (r == 0 && !stays_in_use && !is_check(q)) {
+        r = qcow2_co_joint_retire_locked(q, err);
+    }
     co_mutex_unlock(&q->bitmaps.mutex);
     return r;
+}
+
+int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err)
+{
+    return co_store_bitmaps(q, false, err);
+}
+
+int qcow2_co_store_bitmaps_anew(struct qcow2 *q, struct error *err)
+{
+    struct block_bitmap *b;
+    int r;
+
+    co_mutex_lock(&q->bitmaps.mutex);
+    co_mutex_lock(&q->bitmaps.bits_mutex);
+    for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
+        b->unstored = true;
+    }
+    r = co_store_in_new_clusters(q, false, err);
+    if (r == 0) {
+        qcow2_note_stored_locked(q);
+    }
+    co_mutex_unlock(&q->bitmaps.bits_mutex);
+    if (r == 0) {
+        qcow2_co_reserve_end_locked(q);
+    }
+    co_mutex_unlock(&q->bitmaps.mutex);
+    return r;
+}
+
+int qcow2_co_commit_bitmaps(struct block_node *node, struct error *err)
+{
+    return co_store_bitmaps(qcow2_state(node), true, err);
 }

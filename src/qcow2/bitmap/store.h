@@ -29,6 +29,13 @@ struct bitmap_store {
     struct cluster_runs old;
     /* A bitmap is new, or its table has moved: the directory has to be written as well. */
     bool moved;
+    /*
+     * The image stays in use: the new directory has the marks of bitmaps that record, and the
+     * header still names the activity log.
+     */
+    bool stays_in_use;
+    /* Where the new directory was written; 0, 0: it is empty. */
+    uint64_t directory_offset, directory_size;
 
     /* --- for storing in place: see in_place.c --- */
 
@@ -66,6 +73,8 @@ struct bitmap_tables {
 void qcow2_store_begin(struct qcow2 *q, struct bitmap_store *st);
 /* Free what the attempt leaves, by its `result`, and its memory. Returns `result`. */
 int qcow2_co_store_end(struct qcow2 *q, struct bitmap_store *st, int result);
+/* Free clusters to which an old directory referred; the list is empty then. */
+void qcow2_co_free_replaced(struct qcow2 *q, struct cluster_runs *old);
 /* Append clusters to a list. Out of memory: they leak. Does not yield. */
 void qcow2_store_add_run(struct cluster_runs *list, uint64_t offset, uint64_t length);
 /* Give back the clusters of st->made from run `first` on. Nothing on disk refers to them. */
@@ -89,6 +98,13 @@ int qcow2_co_store_write_reserved(struct qcow2 *q, struct bitmap_store *st, cons
 bool qcow2_bitmap_is_stale(const struct stored_bitmap *s, const struct block_bitmap *b);
 /* Replace bitmaps.stored by `entries`, which is empty afterwards. Does not yield. */
 void qcow2_adopt_entries(struct qcow2 *q, struct list *entries);
+
+/* --- store.c ---------------------------------------------------------------------------------- */
+
+/* Write bits and tables of all bitmaps as they are now: the entries of the new directory. */
+int qcow2_co_build_directory(struct qcow2 *q, struct bitmap_store *st);
+/* The bitmaps are stored as they are. */
+void qcow2_note_stored_locked(struct qcow2 *q);
 
 /* --- bits.c ----------------------------------------------------------------------------------- */
 
@@ -145,5 +161,12 @@ int qcow2_co_in_place_finish(struct qcow2 *q, struct bitmap_store *st);
  * unless it is unknown which directory the header names: then the image takes no more writes.
  */
 int qcow2_co_switch_directory(struct qcow2 *q, struct bitmap_store *st, struct error *err);
+/* Its two steps: write the directory; and, once all that it names is stable, switch (R1, R3). */
+int qcow2_co_write_directory(struct qcow2 *q, struct bitmap_store *st);
+/* `joint`: what the same header says of a joint change (joint.h). */
+int qcow2_co_switch_to_written(struct qcow2 *q, struct bitmap_store *st,
+                               enum qcow2_joint_state joint, struct error *err);
+/* Switch, but for the header, which says so when it is written next. Does not yield. */
+void qcow2_switch_in_memory(struct qcow2 *q, struct bitmap_store *st);
 
 #endif

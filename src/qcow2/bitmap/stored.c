@@ -301,3 +301,21 @@ int qcow2_check_bitmap_table(const struct qcow2 *q, const uint64_t *table, uint3
     }
     return r;
 }
+
+/* --- what the activity log says nothing of ---------------------------------------------------- */
+
+bool qcow2_activity_ignores(const struct stored_bitmap *b)
+{
+    return b->is_void || (b->loaded && (b->loaded->inconsistent || b->loaded->borrowed));
+}
+
+bool qcow2_activity_is_possible(struct qcow2 *q)
+{
+    const struct stored_bitmap *b;
+    unsigned count = 0;
+
+    LIST_FOREACH (b, &q->bitmaps.stored, link) {
+        count += qcow2_activity_ignores(b);
+    }
+    return count <= ACTIVITY_VOID_MAX;
+}

@@ -50,6 +50,32 @@ uint64_t qcow2_bitmap_budget(const struct qcow2 *q);
 int qcow2_check_bitmap_table(const struct qcow2 *q, const uint64_t *table, uint32_t entries,
                              uint64_t *budget);
 
+/*
+ * Read the bits of a bitmap to memory, unless they are there, for a caller that holds bits_mutex:
+ * what is stored is about to be overwritten.
+ */
+int qcow2_co_read_bits_locked(struct qcow2 *q, struct block_bitmap *bitmap);
+
+/* Whether its type, flags and granularity are known. Other bitmaps are kept as they are. */
+bool qcow2_bitmap_is_known(const struct stored_bitmap *b);
+/* Whether its table has the length for the size of the disk. */
+bool qcow2_bitmap_fits_disk(const struct qcow2 *q, const struct stored_bitmap *b);
+/*
+ * Read its table, and check it: *ret_table is the caller's. *budget are the bytes of the file that
+ * tables may still name. -EINVAL, -ENOMEM, errors of reading.
+ */
+int qcow2_co_read_checked_table(struct qcow2 *q, const struct stored_bitmap *b, uint64_t *budget,
+                                uint64_t **ret_table);
+/* Set in `bits` what the map of the activity log has. Returns the number of bytes. */
+uint64_t qcow2_set_hot_regions(const struct qcow2 *q, const uint8_t *hot,
+                               struct dirty_bitmap *bits);
+/*
+ * The bits of an entry of a directory, with the hot regions of the map `hot` (NULL: none) if it is
+ * one that records. The caller frees *ret_bits. -EINVAL, -ENOMEM, errors of reading.
+ */
+int qcow2_co_read_bits_of(struct qcow2 *q, const struct stored_bitmap *b, const uint8_t *hot,
+                          struct dirty_bitmap **ret_bits);
+
 /* Mark one bitmap in use, stably, unless it is marked. */
 int qcow2_co_mark_in_use_locked(struct qcow2 *q, struct stored_bitmap *b);
 

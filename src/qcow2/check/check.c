@@ -238,7 +238,11 @@ int qcow2_co_check(struct block_node *node, unsigned fix, struct block_check_res
     int r;
 
     memset(ret_result, 0, sizeof(*ret_result));
+    /* The first one may free clusters: the second one writes that. */
     r = q->read_only ? 0 : qcow2_co_commit(q);
+    if (r == 0 && !q->read_only) {
+        r = qcow2_co_commit(q);
+    }
     if (r < 0) {
         return error_set_errno(err, -r, "Could not write the metadata of '%s'",
                                block_node_display_name(node));

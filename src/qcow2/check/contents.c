@@ -81,6 +81,12 @@ static int co_count_bitmaps(struct check *c)
 
     qcow2_check_add_reference(c, q->header.luks_offset, q->header.luks_size);
     qcow2_check_add_reference(c, q->bitmaps.directory_offset, q->bitmaps.directory_size);
+    qcow2_check_add_reference(c, q->activity.offset, q->activity.size);
+    qcow2_check_add_reference(c, q->joint.offset, q->joint.size);
+    for (size_t i = 0; i < q->joint.other_clusters.count; i++) {
+        qcow2_check_add_reference(c, q->joint.other_clusters.runs[i].offset,
+                                  q->joint.other_clusters.runs[i].length);
+    }
     LIST_FOREACH (b, &q->bitmaps.stored, link) {
         count += b->table_entries > 0;
     }

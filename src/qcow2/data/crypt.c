@@ -11,6 +11,7 @@
 #include "block/user_object.h"
 #include "luks/sectors.h"
 #include "luks/volume.h"
+#include "qcow2/qcow2.h"
 
 /* Most bytes that are encrypted or decrypted at a time. */
 #define PIECE_MAX (2 * MiB)
@@ -60,12 +61,20 @@ static struct luks_io luks_io_of_image(struct qcow2 *q)
 /* --- open ------------------------------------------------------------------------------------- */
 
 /* The key of method 1 is the beginning of the password, padded with zeroes. */
+/* In this program; see qcow2_refuse_legacy_encryption(). */
+static bool refuses_aes;
+
+void qcow2_refuse_legacy_encryption(void)
+{
+    refuses_aes = true;
+}
+
 static int set_aes_key(struct qcow2 *q, const char *secret_id, struct error *err)
 {
     const struct luks_encryption aes = {
         .alg = luks_find_cipher("aes-128"), .mode = LUKS_CBC, .ivgen = LUKS_PLAIN64};
     AUTO_SECRET uint8_t *key = secret_alloc(aes.alg->key_size);
-    AUTO_FREE char *password = NULL;
+    AUTO_SECRET char *password = NULL;
     size_t size;
     int r = key ? secret_get(secret_id, &password, &size, err) : error_out_of_memory(err);
 
@@ -73,7 +82,6 @@ static int set_aes_key(struct qcow2 *q, const char *secret_id, struct error *err
         return r;
     }
     memcpy(key, password, MIN(size, aes.alg->key_size));
-    explicit_bzero(password, size);
     return luks_cipher_new(&aes, key, &q->crypt->cipher, err);
 }
 
@@ -132,6 +140,11 @@ int qcow2_co_crypt_open(struct qcow2 *q, struct options *opts, struct error *err
     UNLESS_FAILED(r, check_format(q, format, err));
     if (r < 0 || q->crypt_method == CRYPT_NONE) {
         return r;
+    }
+    if (q->crypt_method == CRYPT_AES && refuses_aes) {
+        return error_set(err, ENOSYS,
+                         "Use of AES-CBC encrypted qcow2 images is no longer supported in system "
+                         "emulators");
     }
     if (!secret_id && !metadata_only) {
         return error_set(err, EINVAL, "Parameter 'encrypt.key-secret' is required for cipher");

@@ -22,11 +22,15 @@ static inline int qcow2_co_begin_change(struct qcow2 *q)
     if (r < 0 || atomic_load_explicit(&q->bitmaps.marked, memory_order_acquire)) {
         return r;
     }
-    return qcow2_co_conclude(q, qcow2_co_mark_bitmaps(q));
+    return qcow2_co_conclude(q, qcow2_co_mark_before_change(q));
 }
 
 /* block_driver.co_preadv. Of the flags BLOCK_REQ_PREFETCH is passed down. */
 int qcow2_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);
+
+/* block_driver.co_read_pages. */
+int qcow2_co_read_pages(struct block_node *node, uint64_t offset, uint64_t length,
+                        struct block_page_sink *sink);
 
 /* block_driver.co_pwritev for data that are stored plain. None of the flags is passed down. */
 int qcow2_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);

@@ -24,11 +24,15 @@ static int co_zero_in_file(struct qcow2 *q, uint64_t host, uint64_t bytes,
 /* Most clusters that are linked while the lock is held once. */
 #define CHUNK_CLUSTERS 512
 
-/* Make the file have space, and zeroes, for clusters that are about to be mapped. */
+/*
+ * Make the file have space, and zeroes, for clusters that are about to be mapped. A raw data file
+ * does not get longer than the disk, of `disk_size` bytes.
+ */
 static int co_reserve_space(struct qcow2 *q, uint64_t host, uint64_t bytes, bool fresh,
-                            enum block_prealloc prealloc, struct error *err)
+                            uint64_t disk_size, enum block_prealloc prealloc, struct error *err)
 {
-    uint64_t size = block_edge_size(q->data), end = host + bytes;
+    uint64_t size = block_edge_size(q->data);
+    uint64_t end = q->data_file_raw ? MIN(host + bytes, disk_size) : host + bytes;
     /* A raw data file is the disk: what it has is the contents, mapped or not. */
     bool keep = fresh || q->data_file_raw;
     int r = keep ? 0 : co_zero_in_file(q, host, bytes, prealloc);
@@ -125,8 +129,8 @@ static int co_link_chunk_locked(struct qcow2 *q, const struct chunk *c)
  * The file gets space before the clusters are referenced, so that neither a full disk nor a crash
  * leaves a reference beyond the end of the file.
  */
-static int co_preallocate_chunk(struct qcow2 *q, struct chunk *c, enum block_prealloc prealloc,
-                                struct error *err)
+static int co_preallocate_chunk(struct qcow2 *q, struct chunk *c, uint64_t disk_size,
+                                enum block_prealloc prealloc, struct error *err)
 {
     int r;
 
@@ -136,7 +140,8 @@ static int co_preallocate_chunk(struct qcow2 *q, struct chunk *c, enum block_pre
     if (r < 0 || !c->needed) {
         return r;
     }
-    r = co_reserve_space(q, c->host, c->count << q->cluster_bits, c->fresh, prealloc, err);
+    r = co_reserve_space(q, c->host, c->count << q->cluster_bits, c->fresh, disk_size, prealloc,
+                         err);
     co_mutex_lock(&q->lock);
     UNLESS_FAILED(r, co_link_chunk_locked(q, c));
     if (r < 0 && !q->has_data_file) {
@@ -161,7 +166,7 @@ int qcow2_co_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum block
     while (at < end && r == 0) {
         struct chunk c = {.guest = at, .count = MIN((end - at) >> q->cluster_bits, CHUNK_CLUSTERS)};
 
-        r = co_preallocate_chunk(q, &c, prealloc, err);
+        r = co_preallocate_chunk(q, &c, MAX(to, block_node_size(q->node)), prealloc, err);
         if (qcow2_co_make_room(q, r)) {
             error_clear(err);
             r = 0;

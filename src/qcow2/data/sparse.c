@@ -15,6 +15,9 @@
 
 enum sparse_answer { UNKNOWN, DENSE, SPARSE };
 
+/* A data file of this size is read about as fast as it is asked for holes. */
+#define DATA_FILE_SMALL (256 * MiB)
+
 /* Whether at least `least` clusters of the first `clusters` of the file are in use. */
 static bool co_uses_locked(struct qcow2 *q, uint64_t clusters, uint64_t least)
 {
@@ -38,6 +41,9 @@ static bool co_lacks_storage(struct qcow2 *q)
     uint64_t stored, least;
     bool lacks;
 
+    if (q->has_data_file && block_edge_size(q->data) <= DATA_FILE_SMALL) {
+        return false; /* as in QEMU */
+    }
     if (block_co_allocated_size(block_edge_node(q->node->file), &stored) < 0) {
         return false;
     }

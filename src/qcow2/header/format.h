@@ -64,6 +64,12 @@ enum crypt_method { CRYPT_NONE, CRYPT_AES, CRYPT_LUKS };
 /* Bits of autoclear_features. */
 #define AUTOCLEAR_BITMAPS (1ULL << 0)
 #define AUTOCLEAR_DATA_FILE_RAW (1ULL << 1)
+/* Our own: the extension EXT_ACTIVITY, and the map that it names, are valid. */
+#define AUTOCLEAR_ACTIVITY_BIT 62
+#define AUTOCLEAR_ACTIVITY (1ULL << AUTOCLEAR_ACTIVITY_BIT)
+/* Likewise EXT_JOINT, and the record that it names. */
+#define AUTOCLEAR_JOINT_BIT 61
+#define AUTOCLEAR_JOINT (1ULL << AUTOCLEAR_JOINT_BIT)
 
 /* Types of header extensions. */
 #define EXT_END 0u
@@ -80,6 +86,47 @@ enum crypt_method { CRYPT_NONE, CRYPT_AES, CRYPT_LUKS };
  * change the size.
  */
 #define EXT_GREATEST_SIZE 0x54444753u
+
+/*
+ * Our own type: the activity log (docs/qcow2.md). Valid only together with AUTOCLEAR_ACTIVITY.
+ *
+ *   0   version, 1 (4)
+ *   4   log2 of the bytes of a region (4)
+ *   8   file offset of the map (8)
+ *   16  bytes of the map (8)
+ *   24  numbers of entries of the bitmap directory, from 0, that the log says nothing of (4 each)
+ */
+#define EXT_ACTIVITY 0x54444c47u
+#define ACTIVITY_VERSION 1u
+#define EXT_ACTIVITY_SIZE 24u
+/* So that the extension fits into the first sector. */
+#define ACTIVITY_VOID_MAX 16u
+
+/*
+ * Our own type: a change of the bitmaps of several images (docs/qcow2.md, "Joint changes"). Valid
+ * only together with AUTOCLEAR_JOINT.
+ *
+ *   0   version, 1 (4)
+ *   4   state, enum qcow2_joint_state (4)
+ *   8   number of the change, the same in all images (16)
+ *   24  file offset of the record (8)
+ *   32  bytes of the record (8)
+ */
+#define EXT_JOINT 0x54444a43u
+#define JOINT_VERSION 1u
+#define EXT_JOINT_SIZE 40u
+#define JOINT_RECORD_BYTES_MAX (1 * MiB)
+/* Images of one change. */
+#define JOINT_NAMES_MAX 4096u
+
+/* The record. Behind these fields: void entries (4 each), then names (length, 4, and bytes). */
+#define JOINT_DIRECTORY_OFFSET 0u
+#define JOINT_DIRECTORY_SIZE 8u
+#define JOINT_BITMAPS 16u /* in the directory */
+#define JOINT_VOIDS 20u
+#define JOINT_NAMES 24u
+#define JOINT_OWN 28u /* number of this image among the names */
+#define JOINT_FIXED_SIZE 32u
 
 /* Limit of extensions with unknown types. */
 #define EXTENSIONS_MAX 64

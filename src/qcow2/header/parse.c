@@ -234,6 +234,53 @@ static int parse_encryption_extension(struct qcow2 *q, const uint8_t *data, uint
 }
 
 /*
+ * The activity log. Without the bit another program has written to the image since: what the
+ * extension names may belong to somebody else by now, so the extension is dropped unread.
+ */
+static int parse_activity_extension(struct qcow2 *q, const uint8_t *data, uint32_t size)
+{
+    struct qcow2_activity *a = &q->activity;
+    uint32_t count = size >= EXT_ACTIVITY_SIZE ? (size - EXT_ACTIVITY_SIZE) / 4 : 0;
+
+    if (!(q->header.autoclear & AUTOCLEAR_ACTIVITY)) {
+        a->is_stale = true;
+        return 0;
+    }
+    if (size < EXT_ACTIVITY_SIZE || load_be32(data) != ACTIVITY_VERSION ||
+        count > ACTIVITY_VOID_MAX) {
+        log_warning("image '%s': the activity log is of an unknown version; it is not used",
+                    block_node_display_name(q->node));
+        return 0;
+    }
+    a->region_bits = load_be32(data + 4);
+    a->offset = load_be64(data + 8);
+    a->size = load_be64(data + 16);
+    a->void_count = count;
+    for (uint32_t i = 0; i < count; i++) {
+        a->void_entries[i] = load_be32(data + EXT_ACTIVITY_SIZE + (size_t)4 * i);
+    }
+    return 0;
+}
+
+/* A change of the bitmaps of several images. Without the bit: as above. */
+static int parse_joint_extension(struct qcow2 *q, const uint8_t *data, uint32_t size)
+{
+    struct qcow2_joint *j = &q->joint;
+    uint32_t state = size == EXT_JOINT_SIZE ? load_be32(data + 4) : JOINT_NONE;
+
+    if (!(q->header.autoclear & AUTOCLEAR_JOINT) || size != EXT_JOINT_SIZE ||
+        load_be32(data) != JOINT_VERSION || state < JOINT_PREPARED || state > JOINT_UNDONE) {
+        j->is_stale = true;
+        return 0;
+    }
+    j->state = (enum qcow2_joint_state)state;
+    memcpy(j->id, data + 8, JOINT_ID_SIZE);
+    j->offset = load_be64(data + 24);
+    j->size = load_be64(data + 32);
+    return 0;
+}
+
+/*
  * Keep an extension of an unknown type. EXTENSIONS_MAX limits their number; known ones are not
  * counted, since they are generated when the header is written.
  */
@@ -287,6 +334,10 @@ static int parse_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, 
     case EXT_GREATEST_SIZE:
         q->header.greatest_size = size == 8 ? load_be64(data) : 0;
         return 0;
+    case EXT_ACTIVITY:
+        return parse_activity_extension(q, data, size);
+    case EXT_JOINT:
+        return parse_joint_extension(q, data, size);
     case EXT_FEATURE_NAMES:
         return 0; /* generated when the header is written */
     default:

@@ -74,21 +74,75 @@ struct feature_name {
     const char *name;
 };
 
-static void put_feature_names(struct strbuf *sb)
+/* The activity log, with the entries of the directory that it says nothing of. */
+static void put_activity(const struct qcow2 *q, struct strbuf *sb)
+{
+    uint8_t data[EXT_ACTIVITY_SIZE + 4 * ACTIVITY_VOID_MAX] = {0};
+    const struct stored_bitmap *b;
+    uint32_t entry = 0, count = 0;
+
+    if (!(q->header.autoclear & AUTOCLEAR_ACTIVITY)) {
+        return;
+    }
+    store_be32(data, ACTIVITY_VERSION);
+    store_be32(data + 4, q->activity.region_bits);
+    store_be64(data + 8, q->activity.offset);
+    store_be64(data + 16, q->activity.size);
+    LIST_FOREACH (b, &q->bitmaps.stored, link) {
+        if (qcow2_activity_ignores(b) && count < ACTIVITY_VOID_MAX) {
+            store_be32(data + EXT_ACTIVITY_SIZE + (size_t)4 * count++, entry);
+        }
+        entry++;
+    }
+    put_extension(sb, EXT_ACTIVITY, data, EXT_ACTIVITY_SIZE + 4 * count);
+}
+
+static void put_joint(const struct qcow2 *q, struct strbuf *sb)
+{
+    uint8_t data[EXT_JOINT_SIZE] = {0};
+
+    if (q->joint.state == JOINT_NONE) {
+        return;
+    }
+    store_be32(data, JOINT_VERSION);
+    store_be32(data + 4, q->joint.state);
+    memcpy(data + 8, q->joint.id, JOINT_ID_SIZE);
+    store_be64(data + 24, q->joint.offset);
+    store_be64(data + 32, q->joint.size);
+    put_extension(sb, EXT_JOINT, data, sizeof(data));
+}
+
+static void put_feature_names(const struct qcow2 *q, struct strbuf *sb)
 {
     static const struct feature_name names[] = {
-        {0, 0, "dirty bit"},        {0, 1, "corrupt bit"},         {0, 2, "external data file"},
-        {0, 3, "compression type"}, {0, 4, "extended L2 entries"}, {1, 0, "lazy refcounts"},
-        {2, 0, "bitmaps"},          {2, 1, "raw external data"},
+        {0, 0, "dirty bit"},
+        {0, 1, "corrupt bit"},
+        {0, 2, "external data file"},
+        {0, 3, "compression type"},
+        {0, 4, "extended L2 entries"},
+        {1, 0, "lazy refcounts"},
+        {2, 0, "bitmaps"},
+        {2, 1, "raw external data"},
+        /* The last two: only while there is one. */
+        {2, AUTOCLEAR_ACTIVITY_BIT, "activity log"},
+        {2, AUTOCLEAR_JOINT_BIT, "joint change"},
     };
+    bool there[ARRAY_SIZE(names)];
     uint8_t data[ARRAY_SIZE(names) * 48] = {0};
+    size_t count = 0;
 
+    memset(there, true, sizeof(there));
+    there[ARRAY_SIZE(names) - 2] = q->header.autoclear & AUTOCLEAR_ACTIVITY;
+    there[ARRAY_SIZE(names) - 1] = q->joint.state != JOINT_NONE;
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
-        data[i * 48] = names[i].type;
-        data[i * 48 + 1] = names[i].bit;
-        memcpy(data + i * 48 + 2, names[i].name, strlen(names[i].name));
+        if (there[i]) {
+            data[count * 48] = names[i].type;
+            data[count * 48 + 1] = names[i].bit;
+            memcpy(data + count * 48 + 2, names[i].name, strlen(names[i].name));
+            count++;
+        }
     }
-    put_extension(sb, EXT_FEATURE_NAMES, data, sizeof(data));
+    put_extension(sb, EXT_FEATURE_NAMES, data, count * 48);
 }
 
 static void put_fixed_part(const struct qcow2 *q, uint8_t *h)
@@ -108,7 +162,8 @@ static void put_fixed_part(const struct qcow2 *q, uint8_t *h)
     store_be64(h + HDR_INCOMPATIBLE,
                q->header.incompatible | (atomic_load(&q->corrupt) ? INCOMPAT_CORRUPT : 0));
     store_be64(h + HDR_COMPATIBLE, q->header.compatible);
-    store_be64(h + HDR_AUTOCLEAR, q->header.autoclear);
+    store_be64(h + HDR_AUTOCLEAR, (q->header.autoclear & ~AUTOCLEAR_JOINT) |
+                                      (q->joint.state != JOINT_NONE ? AUTOCLEAR_JOINT : 0));
     store_be32(h + HDR_REFCOUNT_ORDER, q->refcounts.order);
     store_be32(h + HDR_LENGTH, HDR_OUR_SIZE + q->header.unknown_fields_size);
     h[HDR_COMPRESSION_TYPE] = (uint8_t)q->compression;
@@ -171,6 +226,8 @@ static void put_bitmaps_and_size(const struct qcow2 *q, struct strbuf *sb)
         store_be64(size, q->header.greatest_size);
         put_extension(sb, EXT_GREATEST_SIZE, size, sizeof(size));
     }
+    put_activity(q, sb);
+    put_joint(q, sb);
 }
 
 static void put_extensions(struct qcow2 *q, struct strbuf *sb, enum form form)
@@ -193,7 +250,7 @@ static void put_extensions(struct qcow2 *q, struct strbuf *sb, enum form form)
         put_extension(sb, EXT_FULL_DISK_ENCRYPTION, place, sizeof(place));
     }
     if (form == FORM_FULL && q->version >= 3) {
-        put_feature_names(sb);
+        put_feature_names(q, sb);
     }
     put_bitmaps_and_size(q, sb);
     LIST_FOREACH (e, &q->header.extensions, link) {
@@ -526,6 +583,25 @@ static int co_write_new_header(struct qcow2 *q, struct header_write *w)
     return r;
 }
 
+/* mark_mutex is held: others write single fields of the header while requests run. */
+static int co_replace_header_locked(struct qcow2 *q, struct header_write *w, struct error *err)
+{
+    int r = block_co_pread(q->node->file, 0, w->old.bytes, q->cluster_size);
+
+    CO_ASSERT_HELD(&q->header.mark_mutex);
+    if (r == 0) {
+        w->old.extensions_end = q->header.end;
+        r = build_new_header(q, w, err);
+        if (r < 0) {
+            return r;
+        }
+        r = co_write_new_header(q, w);
+    }
+    return r < 0 ? error_set_errno(err, -r, "Could not write the header of '%s'",
+                                   block_node_display_name(q->node))
+                 : 0;
+}
+
 int qcow2_co_write_header(struct qcow2 *q, struct error *err)
 {
     CLEANUP(header_write_release)
@@ -539,20 +615,18 @@ int qcow2_co_write_header(struct qcow2 *q, struct error *err)
     if (!w.old.bytes || !w.new.bytes || !w.short_form.bytes) {
         return error_out_of_memory(err);
     }
-    r = block_co_pread(q->node->file, 0, w.old.bytes, q->cluster_size);
-    if (r == 0) {
-        w.old.extensions_end = q->header.end;
-        r = build_new_header(q, &w, err);
-        if (r < 0) {
-            return r;
-        }
-        r = qcow2_co_overlap_check(q, 0, q->cluster_size, OVERLAP_BIT(OVERLAP_MAIN_HEADER));
-        UNLESS_FAILED(r, co_write_new_header(q, &w));
+    r = qcow2_co_overlap_check(q, 0, q->cluster_size, OVERLAP_BIT(OVERLAP_MAIN_HEADER));
+    if (r < 0) {
+        error_set_errno(err, -r, "Could not write the header of '%s'",
+                        block_node_display_name(q->node));
+    } else {
+        co_mutex_lock(&q->header.mark_mutex);
+        r = co_replace_header_locked(q, &w, err);
+        co_mutex_unlock(&q->header.mark_mutex);
     }
     trace_qcow2_header_write(q->node->name, r);
     if (r < 0) {
-        return error_set_errno(err, -r, "Could not write the header of '%s'",
-                               block_node_display_name(q->node));
+        return r;
     }
     co_mutex_lock(&q->lock);
     qcow2_overlap_note_header_locked(q);

@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "qcow2/header/header.h"
 #include "qcow2/options.h"
+#include "qcow2/snapshot/changed.h"
 #include "qcow2/snapshot/operation.h"
 #include "qcow2/snapshot/references.h"
 #include "qcow2/table/commit.h"
@@ -31,7 +32,7 @@ static int co_switch_active_l1(struct qcow2 *q, const uint64_t *l1, uint32_t ent
     }
     q->l1.offset = offset;
     block_node_set_size(q->node, disk_size);
-    r = qcow2_co_write_header(q, err);
+    r = qcow2_co_bitmaps_switch_size(q, old_disk_size, err);
     if (r < 0) {
         qcow2_co_set_active_l1(q, old, old_entries);
         q->l1.offset = old_offset;
@@ -171,6 +172,22 @@ static int co_apply_snapshot(struct qcow2 *q, struct apply *a, struct error *err
     return qcow2_co_write_dirty_bit(q, false, err);
 }
 
+/* As above, and bitmaps know what has changed. */
+static int co_apply_with_bitmaps(struct qcow2 *q, struct apply *a, struct error *err)
+{
+    uint64_t old_size = block_node_size(q->node), size = a->snapshot->disk_size;
+    uint64_t greatest = q->header.greatest_size;
+    struct l1_view now = {a->old, a->old_entries}, then = {a->l1, a->entries};
+    int r = qcow2_co_bitmaps_before_apply(q, now, then, size, err);
+
+    if (r < 0) {
+        q->header.greatest_size = greatest;
+        return r;
+    }
+    r = co_apply_snapshot(q, a, err);
+    return qcow2_co_bitmaps_after_apply(q, old_size, r, err);
+}
+
 int qcow2_co_snapshot_apply(struct block_node *node, const char *id_or_name, struct error *err)
 {
     struct qcow2 *q = qcow2_state(node);
@@ -186,12 +203,6 @@ int qcow2_co_snapshot_apply(struct block_node *node, const char *id_or_name, str
         log_error("%s", error_message(&why));
         return error_set_errno(err, -r, "Failed to load snapshot");
     }
-    if (!list_is_empty(&node->bitmaps) || !list_is_empty(&q->bitmaps.stored)) {
-        return error_set(err, ENOTSUP,
-                         "Image '%s' has dirty bitmaps, which would not know what a snapshot "
-                         "changes; remove them first",
-                         block_node_display_name(node));
-    }
     r = qcow2_co_read_snapshot_l1(q, a.snapshot, &a.l1, &a.entries, err);
     UNLESS_FAILED(r, qcow2_co_write_lazy_refcounts(q, err));
     if (r < 0) {
@@ -200,5 +211,5 @@ int qcow2_co_snapshot_apply(struct block_node *node, const char *id_or_name, str
     a.old = qcow2_copy_active_l1(q);
     a.old_entries = q->l1.size;
     a.old_offset = q->l1.offset;
-    return a.old ? co_apply_snapshot(q, &a, err) : error_out_of_memory(err);
+    return a.old ? co_apply_with_bitmaps(q, &a, err) : error_out_of_memory(err);
 }

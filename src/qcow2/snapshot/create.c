@@ -110,9 +110,7 @@ int qcow2_co_snapshot_create(struct block_node *node, const char *name, struct e
         return r;
     }
     if (q->has_data_file) {
-        return error_set(err, ENOTSUP,
-                         "Image '%s' has an external data file, which can't hold snapshots",
-                         block_node_display_name(node));
+        return error_set(err, ENOTSUP, "%s", strerror(ENOTSUP)); /* QEMU's words */
     }
     if (strlen(name) > SNAPSHOT_NAME_MAX) {
         return error_set(err, EINVAL,

@@ -12,7 +12,8 @@
  *            4. write a copy of the L1 table, and the snapshot table
  *            5. header: the table, and the dirty bit cleared
  *
- *   apply    1. refcounts of the snapshot + 1
+ *   apply    0. what differs is set in the bitmaps that record (changed.h)
+ *            1. refcounts of the snapshot + 1
  *            2. write a copy of its L1 table
  *            3. header: L1 table and disk size
  *            4. release the old references of the disk

@@ -4,6 +4,7 @@
  *
  *   table.c         the snapshot table
  *   references.c    changing the references of a whole L1 table
+ *   changed.c       bitmaps of a disk that goes back to a snapshot
  *   operation.c     what the operations share: create.c, apply.c, delete.c, show.c
  *
  * All `co_` functions yield. The node is drained. They return 0 or -errno, and fill `err` on

@@ -55,17 +55,23 @@ static int co_write_reftable_fields(struct qcow2 *q, uint64_t offset, uint64_t e
 }
 
 /*
- * Write the new table's place to the header. If that fails, the header on disk may name either
- * table, and entries may only be added to a table that it is known to name. So the fields of the
- * old table are written again; if that fails too, the image takes no more writes.
+ * Write the new table's place to the header, and remember it. If that fails, the header on disk may
+ * name either table, and entries may only be added to a table that it is known to name. So the
+ * fields of the old table are written again; if that fails too, the image takes no more writes.
  */
 static int co_switch_reftable(struct qcow2 *q, uint64_t offset, uint64_t entries)
 {
-    int r = co_write_reftable_fields(q, offset, entries);
+    int r;
 
-    if (r < 0 && co_write_reftable_fields(q, q->reftable.offset, q->reftable.size) < 0) {
+    co_mutex_lock(&q->header.mark_mutex);
+    r = co_write_reftable_fields(q, offset, entries);
+    if (r == 0) {
+        q->reftable.offset = offset;
+        q->reftable.size = (uint32_t)entries;
+    } else if (co_write_reftable_fields(q, q->reftable.offset, q->reftable.size) < 0) {
         qcow2_give_up_header(q, r);
     }
+    co_mutex_unlock(&q->header.mark_mutex);
     return r;
 }
 
@@ -180,8 +186,6 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
     q->reftable.entries = TAKE_PTR(table);
     q->reftable.dirty = TAKE_PTR(dirty);
     q->reftable.dirty_count = 0;
-    q->reftable.offset = table_offset;
-    q->reftable.size = (uint32_t)to.entries;
     qcow2_overlap_note_header_locked(q);
     for (uint64_t i = 0; i < to.blocks; i++) {
         qcow2_overlap_note_locked(q, OVERLAP_REFCOUNT_BLOCK, (to.first + i) << q->cluster_bits,

@@ -234,12 +234,14 @@ static int co_lower_locked(struct qcow2 *q, const struct cluster_run *run)
 }
 
 /*
- * Punch holes for the clusters of a run that are not shared. Their refcount is 1, and stays 1:
- * only a commit lowers refcounts, and only a snapshot of a drained node raises them.
+ * Empty the clusters of a run that are not shared. Their refcount is 1, and stays 1: only a commit
+ * lowers refcounts, and only a snapshot of a drained node raises them.
  */
-static void co_punch_run(struct qcow2 *q, const struct cluster_run *run)
+static int co_empty_run(struct qcow2 *q, const struct cluster_run *run,
+                        int (*co_empty)(struct qcow2 *q, uint64_t offset, uint64_t length))
 {
     uint64_t first = run->offset, end = run->offset + run->length;
+    int r = 0;
 
     while (first < end) {
         uint64_t last = first, refcount = 0;
@@ -252,10 +254,40 @@ static void co_punch_run(struct qcow2 *q, const struct cluster_run *run)
         }
         co_mutex_unlock(&q->lock);
         if (last > first) {
-            (void)block_co_discard(q->node->file, first, last - first);
+            r = error_first(r, co_empty(q, first, last - first));
         }
         first = last + (last < end ? q->cluster_size : 0);
     }
+    return r;
+}
+
+static int co_punch(struct qcow2 *q, uint64_t offset, uint64_t length)
+{
+    return block_co_discard(q->node->file, offset, length);
+}
+
+/* The file gets other pages there; those that were lent keep their contents. */
+static int co_detach_pages(struct qcow2 *q, uint64_t offset, uint64_t length)
+{
+    return block_co_write_zeroes(q->node->file, offset, length, BLOCK_REQ_NO_FALLBACK);
+}
+
+/*
+ * Before the clusters of a run are freed. False: they must not be used again. They leak then, which
+ * a repair mends.
+ */
+static bool co_give_up_run(struct qcow2 *q, const struct cluster_run *run)
+{
+    if (run->compressed) {
+        return true;
+    }
+    if (atomic_load(&q->pages_lent) && co_empty_run(q, run, co_detach_pages) < 0) {
+        return false;
+    }
+    if (q->options.pass_discard[run->why]) {
+        (void)co_empty_run(q, run, co_punch);
+    }
+    return true;
 }
 
 /*
@@ -264,14 +296,16 @@ static void co_punch_run(struct qcow2 *q, const struct cluster_run *run)
  */
 static void co_free_runs(struct qcow2 *q, struct cluster_runs *frees)
 {
+    size_t kept = 0;
+
     for (size_t i = 0; i < frees->count; i++) {
-        if (q->options.pass_discard[frees->runs[i].why] && !frees->runs[i].compressed) {
-            co_punch_run(q, &frees->runs[i]);
+        if (co_give_up_run(q, &frees->runs[i])) {
+            frees->runs[kept++] = frees->runs[i];
         }
     }
     if (frees->count > 0) {
         co_mutex_lock(&q->lock);
-        for (size_t i = 0; i < frees->count; i++) {
+        for (size_t i = 0; i < kept; i++) {
             block_co_event(q->node->file, BLOCK_EVENT_CLUSTER_FREE);
             (void)co_lower_locked(q, &frees->runs[i]); /* a failure leaves a leak */
         }

@@ -153,22 +153,43 @@ static int unaligned_l2_table(struct qcow2 *q, uint64_t l1_index, uint64_t table
                          (unsigned long long)table, (unsigned long long)l1_index);
 }
 
-enum map_purpose { MAP_TO_READ, MAP_TO_WRITE, MAP_TOLERATING_CORRUPTION };
-
-static int co_map(struct qcow2 *q, uint64_t offset, uint64_t length, enum map_purpose purpose,
-                  struct qcow2_run *ret_run)
+/* As qcow2_find_slice(); a part of every read and write. */
+static inline int find_slice(struct qcow2 *q, uint64_t offset, struct qcow2_slice_place *ret_place)
 {
     uint64_t l1_index = offset >> (q->cluster_bits + q->l2_bits);
     uint64_t table = 0;
-    struct cache_entry *slice;
-    unsigned index;
-    int r;
 
     if (l1_index < q->l1.size) {
         table = atomic_load_explicit(&q->l1.entries[l1_index], memory_order_relaxed) &
                 ENTRY_OFFSET_MASK;
     }
-    if (table == 0) {
+    if (!is_aligned(table, q->cluster_size)) {
+        return unaligned_l2_table(q, l1_index, table);
+    }
+    ret_place->exists = table != 0;
+    ret_place->offset = slice_of(q, table, offset, &ret_place->index);
+    return 0;
+}
+
+int qcow2_find_slice(struct qcow2 *q, uint64_t offset, struct qcow2_slice_place *ret_place)
+{
+    return find_slice(q, offset, ret_place);
+}
+
+enum map_purpose { MAP_TO_READ, MAP_TO_WRITE, MAP_TOLERATING_CORRUPTION };
+
+static int co_map(struct qcow2 *q, uint64_t offset, uint64_t length, enum map_purpose purpose,
+                  struct qcow2_run *ret_run)
+{
+    struct qcow2_slice_place place = {0};
+    struct cache_entry *slice;
+    unsigned index;
+    int r = find_slice(q, offset, &place);
+
+    if (r < 0) {
+        return r;
+    }
+    if (!place.exists) {
         uint64_t span = qcow2_l2_span(q);
 
         *ret_run = (struct qcow2_run){
@@ -177,10 +198,8 @@ static int co_map(struct qcow2 *q, uint64_t offset, uint64_t length, enum map_pu
         };
         return 0;
     }
-    if (!is_aligned(table, q->cluster_size)) {
-        return unaligned_l2_table(q, l1_index, table);
-    }
-    r = cache_co_get(&q->caches.l2, slice_of(q, table, offset, &index), &slice);
+    index = place.index;
+    r = cache_co_get(&q->caches.l2, place.offset, &slice);
     if (r < 0) {
         return r;
     }

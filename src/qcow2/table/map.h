@@ -89,6 +89,18 @@ int qcow2_decode_entry(const struct qcow2 *q, uint64_t entry, uint64_t bitmap, u
 bool qcow2_entry_extent(const struct qcow2 *q, uint64_t entry, uint64_t *ret_offset,
                         uint64_t *ret_length, bool *ret_compressed);
 
+/* --- slices ----------------------------------------------------------------------------------- */
+
+/* Where the L2 entry for a guest offset is. */
+struct qcow2_slice_place {
+    bool exists;     /* false: there is no L2 table; the others are not valid */
+    unsigned index;  /* of the entry in its slice */
+    uint64_t offset; /* of the slice, in the file */
+};
+
+/* Where the entry for guest `offset` is. -EIO if the L1 entry is corrupt. Does not yield. */
+int qcow2_find_slice(struct qcow2 *q, uint64_t offset, struct qcow2_slice_place *ret_place);
+
 /* --- mapping ---------------------------------------------------------------------------------- */
 
 /* Guest bytes that are mapped alike: contiguous in the file where the type has a host offset. */

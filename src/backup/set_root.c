@@ -1,0 +1,463 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "backup/set_root.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "backup/files.h"
+#include "base/cleanup.h"
+
+bool set_is_root(const char *path)
+{
+    char *sets AUTO_FREE = files_join(path, SET_DIRECTORY);
+    struct stat st;
+
+    return sets && lstat(sets, &st) == 0 && S_ISDIR(st.st_mode) && !repository_is_described(path);
+}
+
+bool set_is_of(const struct set *s, const char *machine)
+{
+    return !machine || (s->machine && strcmp(s->machine, machine) == 0);
+}
+
+const char *set_backup_of(const struct set *s, const char *directory)
+{
+    for (size_t i = 0; i < s->count; i++) {
+        if (strcmp(s->disks[i].directory, directory) == 0) {
+            return s->disks[i].backup;
+        }
+    }
+    return NULL;
+}
+
+static int add_disk(struct set_root *r, const char *directory)
+{
+    char **grown;
+
+    for (size_t i = 0; i < r->count; i++) {
+        if (strcmp(r->disks[i], directory) == 0) {
+            return 0;
+        }
+    }
+    grown = realloc(r->disks, (r->count + 1) * sizeof(*grown));
+    if (!grown) {
+        return -ENOMEM;
+    }
+    r->disks = grown;
+    grown[r->count] = strdup(directory);
+    if (!grown[r->count]) {
+        return -ENOMEM;
+    }
+    r->count++;
+    return 0;
+}
+
+int set_root_open(const char *path, const char *machine, struct set_root *ret_root,
+                  struct error *err)
+{
+    struct set_root *root = ret_root;
+    int r;
+
+    *root = (struct set_root){.path = path};
+    r = set_read_all(path, &root->sets, err);
+    UNLESS_FAILED(r, set_list_examine(&root->sets, path, err));
+    for (size_t i = 0; r == 0 && i < root->sets.count; i++) {
+        const struct set *s = &root->sets.list[i];
+
+        for (size_t k = 0; r == 0 && set_is_of(s, machine) && k < s->count; k++) {
+            r = add_disk(root, s->disks[k].directory) < 0 ? error_out_of_memory(err) : 0;
+        }
+    }
+    if (r == 0 && root->count == 0) {
+        r = machine
+                ? error_set(err, ENOENT, "There is no set of machine '%s' in '%s'", machine, path)
+                : error_set(err, ENOENT, "There is no set in '%s'", path);
+    }
+    return r;
+}
+
+void set_root_clear(struct set_root *r)
+{
+    for (size_t i = 0; i < r->count; i++) {
+        free(r->disks[i]);
+    }
+    free(r->disks);
+    set_list_clear(&r->sets);
+    *r = (struct set_root){0};
+}
+
+/* --- pruning ---------------------------------------------------------------------------------- */
+
+void prune_root_result_clear(struct prune_root_result *r)
+{
+    for (size_t i = 0; i < r->set_count; i++) {
+        free(r->sets[i].problem);
+    }
+    for (size_t i = 0; r->disks && i < r->root.count; i++) {
+        prune_result_clear(&r->disks[i]);
+    }
+    free(r->sets);
+    free(r->disks);
+    set_root_clear(&r->root);
+    *r = (struct prune_root_result){0};
+}
+
+static const char *problem_of(const struct set *s)
+{
+    const struct set_disk *d = set_problem_disk(s);
+
+    return s->damaged ? "its description is damaged" : d ? d->problem : NULL;
+}
+
+/* An item for each set; those that no rule counts get their fate. */
+static int list_sets(struct prune_root_result *result)
+{
+    const struct set_list *sets = &result->root.sets;
+
+    result->sets = calloc(sets->count + 1, sizeof(*result->sets));
+    if (!result->sets) {
+        return -ENOMEM;
+    }
+    for (size_t i = 0; i < sets->count; i++) {
+        const char *problem = problem_of(&sets->list[i]);
+        struct prune_item *item = &result->sets[i];
+
+        result->set_count++;
+        memcpy(item->id, sets->list[i].id, sizeof(item->id));
+        item->time = problem ? INT64_MIN : backup_moment_seconds(&sets->list[i].begin);
+        item->fate = problem ? PRUNE_DAMAGED : PRUNE_KEPT;
+        item->problem = problem ? strdup(problem) : NULL;
+        if (problem && !item->problem) {
+            return -ENOMEM;
+        }
+    }
+    return 0;
+}
+
+/* The rules count the whole sets of the machine, the newest first. */
+static int judge_sets(const struct prune_options *options, const char *machine,
+                      struct prune_root_result *result)
+{
+    size_t count = result->set_count, n = 0;
+    int64_t *times AUTO_FREE = calloc(count + 1, sizeof(*times));
+    unsigned *reasons AUTO_FREE = calloc(count + 1, sizeof(*reasons));
+    struct prune_item **items AUTO_FREE = calloc(count + 1, sizeof(struct prune_item *));
+
+    if (!times || !reasons || !items) {
+        return -ENOMEM;
+    }
+    for (size_t i = count; i-- > 0;) {
+        struct prune_item *item = &result->sets[i];
+
+        if (item->fate != PRUNE_DAMAGED && set_is_of(&result->root.sets.list[i], machine)) {
+            items[n] = item;
+            times[n++] = item->time;
+        }
+    }
+    if (retention_is_set(&options->keep)) {
+        if (retention_apply(&options->keep, times, n, reasons) < 0) {
+            return -ENOMEM;
+        }
+        for (size_t i = 0; i < n; i++) {
+            items[i]->reasons = reasons[i];
+            items[i]->fate = reasons[i] ? PRUNE_KEPT : PRUNE_REMOVED;
+        }
+    }
+    if (n > 0) {
+        items[0]->newest = true;
+        items[0]->fate = PRUNE_KEPT;
+    }
+    return 0;
+}
+
+static int take_named_sets(const struct prune_options *options, struct prune_root_result *result,
+                           struct error *err)
+{
+    for (size_t i = 0; i < options->remove_count; i++) {
+        const struct set *s = set_find(&result->root.sets, options->remove[i], err);
+        struct prune_item *item = s ? &result->sets[s - result->root.sets.list] : NULL;
+
+        if (!item) {
+            return -ENOENT;
+        }
+        if (item->newest) {
+            return error_set(err, EBUSY,
+                             "Set %s is the newest one, on which the next one will build", s->id);
+        }
+        item->fate = PRUNE_REMOVED;
+    }
+    return 0;
+}
+
+/* Whoever can write to the root could have the backups of another one removed by its rules. */
+static int check_no_link(const char *path, struct error *err)
+{
+    struct stat st;
+
+    if (lstat(path, &st) < 0 || !S_ISLNK(st.st_mode)) {
+        return 0;
+    }
+    error_set(err, ELOOP, "'%s' is a link, and what it leads to is not pruned with the set", path);
+    error_hint(err, "Prune the directory that it leads to by itself.");
+    return -ELOOP;
+}
+
+/* Before anything is removed: whether all disks can be pruned. */
+static int check_disks(const struct prune_root_result *result, struct error *err)
+{
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && i < result->root.count; i++) {
+        char *path AUTO_FREE = files_join(result->root.path, result->root.disks[i]);
+        REPOSITORY_AUTO(repository);
+
+        r = path ? check_no_link(path, err) : error_out_of_memory(err);
+        UNLESS_FAILED(r, repository_open_existing(path, &repository, err));
+        UNLESS_FAILED(r, repository_may_change(&repository, "it is not pruned", err));
+    }
+    return r;
+}
+
+/* Sets go before their backups, so that after a kill no set is left that is not whole. */
+static int remove_sets(const struct prune_root_result *result, struct error *err)
+{
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && i < result->set_count; i++) {
+        if (result->sets[i].fate == PRUNE_REMOVED) {
+            r = set_remove(result->root.path, result->sets[i].id, err);
+        }
+    }
+    return r;
+}
+
+static int co_prune_disks(const struct prune_options *options, struct prune_root_result *result,
+                          struct error *err)
+{
+    int r = 0;
+
+    result->disks = calloc(result->root.count, sizeof(*result->disks));
+    if (!result->disks) {
+        return error_out_of_memory(err);
+    }
+    for (size_t i = 0; r == 0 && i < result->root.count; i++) {
+        char *path AUTO_FREE = files_join(result->root.path, result->root.disks[i]);
+        struct prune_options one = *options;
+
+        one.dir = path;
+        one.remove = NULL;
+        one.remove_count = 0;
+        one.sets = result->sets;
+        one.set_count = result->set_count;
+        r = path ? prune_co_run(&one, &result->disks[i], err) : error_out_of_memory(err);
+    }
+    return r;
+}
+
+int prune_root_co_run(const struct prune_options *options, const char *machine,
+                      struct prune_root_result *ret_result, struct error *err)
+{
+    struct prune_root_result *result = ret_result;
+    int r;
+
+    *result = (struct prune_root_result){0};
+    r = set_root_open(options->dir, machine, &result->root, err);
+    if (r == 0 && (list_sets(result) < 0 || judge_sets(options, machine, result) < 0)) {
+        r = error_out_of_memory(err);
+    }
+    UNLESS_FAILED(r, take_named_sets(options, result, err));
+    if (!options->dry_run) {
+        UNLESS_FAILED(r, check_disks(result, err));
+        UNLESS_FAILED(r, remove_sets(result, err));
+    }
+    UNLESS_FAILED(r, co_prune_disks(options, result, err));
+    return r;
+}
+
+/* --- copying ---------------------------------------------------------------------------------- */
+
+/* Whether a set is to be copied: all of them, that of --at, or the newest whole ones. */
+static int select_sets(const struct repository_copy_options *options, const char *machine,
+                       const struct set_root *root, bool *selected, struct error *err)
+{
+    uint64_t most = options->last ? options->last : UINT64_MAX;
+    const struct set *s;
+
+    if (options->at) {
+        s = set_find(&root->sets, options->at, err);
+        if (!s) {
+            return -ENOENT;
+        }
+        selected[s - root->sets.list] = true;
+        return problem_of(s)
+                   ? error_set(err, EBADMSG, "Set %s is not whole: %s", s->id, problem_of(s))
+                   : 0;
+    }
+    for (size_t i = root->sets.count; i-- > 0 && most > 0;) {
+        s = &root->sets.list[i];
+        if (set_is_of(s, machine) && !problem_of(s)) {
+            selected[i] = true;
+            most--;
+        }
+    }
+    return 0;
+}
+
+static int co_copy_disk(const struct repository_copy_options *options, const struct set_root *root,
+                        const char *directory, const bool *selected,
+                        struct repository_copy_result *sum, struct error *err)
+{
+    char *from AUTO_FREE = files_join(root->path, directory);
+    char *to AUTO_FREE = files_join(options->to, directory);
+    const char **ids AUTO_FREE = calloc(root->sets.count + 1, sizeof(const char *));
+    struct repository_copy_options one = *options;
+    struct repository_copy_result result = {0};
+    int r;
+
+    if (!from || !to || !ids) {
+        return error_out_of_memory(err);
+    }
+    one.from = from;
+    one.to = to;
+    if (options->at || options->last) {
+        one.at = NULL;
+        one.last = 0;
+        one.ids = ids;
+        for (size_t i = 0; i < root->sets.count; i++) {
+            const char *id = selected[i] ? set_backup_of(&root->sets.list[i], directory) : NULL;
+
+            if (id) {
+                ids[one.id_count++] = id;
+            }
+        }
+        if (one.id_count == 0) {
+            return 0;
+        }
+    }
+    r = repository_copy_co_run(&one, &result, err);
+    sum->copied += result.copied;
+    sum->merged += result.merged;
+    sum->present += result.present;
+    sum->damaged += result.damaged;
+    sum->bytes += result.bytes;
+    return r;
+}
+
+/* Copy the disks of which there is a copy, or the others; those that are done are in `done`. */
+static int co_copy_disks(const struct repository_copy_options *options, const struct set_root *root,
+                         bool exist, bool *done, const bool *selected,
+                         struct repository_copy_result *sum, struct error *err)
+{
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && i < root->count; i++) {
+        char *to AUTO_FREE = files_join(options->to, root->disks[i]);
+
+        if (!to) {
+            r = error_out_of_memory(err);
+        } else if (exist ? repository_is_described(to) : !done[i]) {
+            done[i] = true;
+            r = co_copy_disk(options, root, root->disks[i], selected, sum, err);
+        }
+    }
+    return r;
+}
+
+/* The key of the copy of a set: its own is that of one of its disks, an encrypted one if any is. */
+static int find_key_of_copy(const char *to, const struct set *s, struct set_key *ret_key,
+                            struct error *err)
+{
+    int r = 0;
+
+    *ret_key = (struct set_key){0};
+    for (size_t i = 0; r == 0 && !ret_key->seal && i < s->count; i++) {
+        char *disk AUTO_FREE = files_join(to, s->disks[i].directory);
+        REPOSITORY_AUTO(repository);
+
+        r = disk ? repository_open(disk, &repository, err) : error_out_of_memory(err);
+        if (r == 0 && (i == 0 || repository_seal(&repository))) {
+            *ret_key =
+                (struct set_key){.key = repository.key, .seal = repository_seal(&repository)};
+        }
+    }
+    return r;
+}
+
+/* What is made in `to` from now on is as the copies that are there. */
+static int join_copies(const char *to, const struct set_root *root, struct error *err)
+{
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && i < root->count; i++) {
+        char *disk AUTO_FREE = files_join(to, root->disks[i]);
+        REPOSITORY_AUTO(repository);
+
+        r = disk ? 0 : error_out_of_memory(err);
+        if (r == 0 && repository_is_described(disk)) {
+            r = repository_open(disk, &repository, err);
+            repository_be_joined(&repository);
+        }
+    }
+    return r;
+}
+
+static int copy_set(const char *from, const char *to, const struct set *s, struct error *err)
+{
+    char *definition AUTO_FREE = NULL;
+    struct set_key key;
+    int r = find_key_of_copy(to, s, &key, err);
+
+    if (r == 0 && s->definition) {
+        r = set_load_definition(from, s->id, &definition, err);
+    }
+    return r < 0 ? r : set_add(to, s, definition, &key, err);
+}
+
+static int copy_sets(const struct repository_copy_options *options, const struct set_root *root,
+                     const bool *selected, size_t *ret_sets, struct error *err)
+{
+    struct set_list there = {0};
+    int r = set_make_root(options->to, err);
+
+    UNLESS_FAILED(r, set_read_all(options->to, &there, err));
+    for (size_t i = 0; r == 0 && i < root->sets.count; i++) {
+        const struct set *s = &root->sets.list[i];
+        bool found = false;
+
+        for (size_t k = 0; k < there.count; k++) {
+            found = found || strcmp(there.list[k].id, s->id) == 0;
+        }
+        if (selected[i] && !found) {
+            r = copy_set(root->path, options->to, s, err);
+            *ret_sets += r == 0;
+        }
+    }
+    set_list_clear(&there);
+    return r;
+}
+
+int copy_root_co_run(const struct repository_copy_options *options, const char *machine,
+                     struct repository_copy_result *ret_result, size_t *ret_sets, struct error *err)
+{
+    struct set_root root = {0};
+    bool *selected AUTO_FREE = NULL, *done AUTO_FREE = NULL;
+    int r = set_root_open(options->from, machine, &root, err);
+
+    *ret_result = (struct repository_copy_result){0};
+    *ret_sets = 0;
+    selected = calloc(root.sets.count + 1, sizeof(*selected));
+    done = calloc(root.count + 1, sizeof(*done));
+    if (r == 0 && (!selected || !done)) {
+        r = error_out_of_memory(err);
+    }
+    UNLESS_FAILED(r, select_sets(options, machine, &root, selected, err));
+    UNLESS_FAILED(r, set_make_root(options->to, err));
+    UNLESS_FAILED(r, co_copy_disks(options, &root, true, done, selected, ret_result, err));
+    UNLESS_FAILED(r, join_copies(options->to, &root, err));
+    UNLESS_FAILED(r, co_copy_disks(options, &root, false, done, selected, ret_result, err));
+    UNLESS_FAILED(r, copy_sets(options, &root, selected, ret_sets, err));
+    set_root_clear(&root);
+    return r;
+}

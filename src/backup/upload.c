@@ -1,0 +1,432 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "backup/upload.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "backup/file_copy.h"
+#include "backup/files.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "base/iov.h"
+#include "block/options.h"
+#include "loop/loop.h"
+#include "ssh/remote_dir.h"
+
+struct upload {
+    struct ssh_target target;
+    const char *address; /* borrowed */
+    struct remote_dir *remote;
+    char *mirror; /* path of the temporary directory; "" before it exists */
+    int mirror_fd;
+};
+
+bool upload_is_address(const char *target)
+{
+    return strncmp(target, "sftp://", 7) == 0 || strncmp(target, "ssh://", 6) == 0;
+}
+
+/* --- small files ------------------------------------------------------------------------------ */
+
+/* The contents of a small file on the server; *ret_text is malloc'ed, with a NUL after it. */
+static int fetch_file(struct upload *u, const char *name, char **ret_text, size_t *ret_size,
+                      struct error *err)
+{
+    struct remote_file *f = NULL;
+    char *text AUTO_FREE = NULL;
+    uint64_t size = 0;
+    struct iovec vec;
+    int r = remote_dir_open_file(u->remote, name, O_RDONLY, &f, err);
+
+    UNLESS_FAILED(r, remote_file_size(f, &size, err));
+    if (r == 0 && size > MANIFEST_SIZE_MAX) {
+        r = error_set(err, EINVAL, "'%s' on the server is too large", name);
+    }
+    if (r == 0) {
+        text = calloc(1, size + 1);
+        r = text ? 0 : error_out_of_memory(err);
+    }
+    if (r == 0 && remote_file_read(f, 0, iov_from_buf(&vec, text, size)) < 0) {
+        r = error_set(err, EIO, "Could not read '%s' on the server", name);
+    }
+    remote_file_close(f);
+    if (r == 0) {
+        *ret_text = TAKE_PTR(text);
+        *ret_size = size;
+    }
+    return r;
+}
+
+/* `data` is not changed. */
+static int put_file(struct upload *u, const char *name, void *data, size_t size, struct error *err)
+{
+    struct remote_file *f = NULL;
+    struct iovec vec;
+    int r = remote_dir_open_file(u->remote, name, O_RDWR | O_CREAT | O_TRUNC, &f, err);
+
+    if (r == 0) {
+        r = remote_file_write(f, 0, iov_from_buf(&vec, data, size));
+        UNLESS_FAILED(r, remote_file_can_sync(f) ? remote_file_sync(f) : 0);
+        if (r < 0) {
+            error_set_errno(err, -r, "Could not write '%s' on the server", name);
+        }
+    }
+    remote_file_close(f);
+    return r;
+}
+
+/* --- the mirror ------------------------------------------------------------------------------- */
+
+static int make_mirror_dir(struct upload *u, struct error *err)
+{
+    const char *place = getenv("TMPDIR");
+
+    if (asprintf(&u->mirror, "%s/tidemark-copy-XXXXXX", place && *place ? place : "/var/tmp") < 0) {
+        u->mirror = NULL;
+        return error_out_of_memory(err);
+    }
+    if (!mkdtemp(u->mirror)) {
+        int r = error_set_errno(err, errno, "Could not make directory '%s'", u->mirror);
+
+        u->mirror[0] = '\0';
+        return r;
+    }
+    u->mirror_fd = files_open_dir(u->mirror, err);
+    return u->mirror_fd < 0 ? u->mirror_fd : 0;
+}
+
+/* A manifest that cannot be read leaves an empty directory, which is a damaged backup. */
+static int mirror_backup(struct upload *u, const char *id, struct error *err)
+{
+    char *name AUTO_FREE = files_join(id, REPOSITORY_MANIFEST), *text AUTO_FREE = NULL;
+    int dir AUTO_CLOSE = files_make_dir_at(u->mirror_fd, id, id, err);
+    ERROR_AUTO(why);
+    size_t size = 0;
+    int r;
+
+    if (dir < 0 || !name) {
+        return dir < 0 ? dir : error_out_of_memory(err);
+    }
+    r = fetch_file(u, name, &text, &size, &why);
+    if (r == 0) {
+        return files_write_bytes_at(dir, REPOSITORY_MANIFEST, text, size, name, err);
+    }
+    if (r == -ENOMEM || r == -EIO) {
+        error_move(err, &why);
+        return r;
+    }
+    return 0;
+}
+
+static int mirror_name(struct upload *u, const char *name, struct error *err)
+{
+    char *text AUTO_FREE = NULL;
+    size_t size = 0;
+    int r;
+
+    if (backup_id_is_valid(name)) {
+        return mirror_backup(u, name, err);
+    }
+    if (strcmp(name, REPOSITORY_DESCRIPTION) == 0) {
+        r = fetch_file(u, name, &text, &size, err);
+        UNLESS_FAILED(r, files_write_bytes_at(u->mirror_fd, name, text, size, name, err));
+        return r;
+    }
+    return strncmp(name, REPOSITORY_OWN_PREFIX, strlen(REPOSITORY_OWN_PREFIX)) == 0
+               ? 0
+               : error_set(err, ENOTEMPTY, "'%s' holds other things than backups: '%s'", u->address,
+                           name);
+}
+
+static int mirror_all(struct upload *u, struct error *err)
+{
+    char **names = NULL;
+    size_t count = 0;
+    int r = make_mirror_dir(u, err);
+
+    UNLESS_FAILED(r, remote_dir_list(u->remote, "", &names, &count, err));
+    for (size_t i = 0; r == 0 && i < count; i++) {
+        r = mirror_name(u, names[i], err);
+    }
+    remote_dir_free_names(names, count);
+    return r;
+}
+
+/* --- opening and closing ---------------------------------------------------------------------- */
+
+static int take_address(struct upload *u, struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = options_new();
+    int r = opts ? ssh_target_parse_filename(u->address, opts, err) : error_out_of_memory(err);
+
+    UNLESS_FAILED(r, ssh_target_take(opts, &u->target, err));
+    return r;
+}
+
+struct upload_job {
+    struct upload *upload;
+    const struct repository *mirror;
+    const struct upload_backup *backup;
+    struct error *err;
+};
+
+static int open_job_run(void *arg)
+{
+    struct upload_job *job = arg;
+    int r = remote_dir_open(&job->upload->target, &job->upload->remote, job->err);
+
+    UNLESS_FAILED(r, mirror_all(job->upload, job->err));
+    return r;
+}
+
+int upload_co_open(const char *address, const struct repository *like, struct upload **ret_upload,
+                   struct repository *ret_mirror, struct error *err)
+{
+    struct upload *u = calloc(1, sizeof(*u));
+    int r;
+
+    if (!u) {
+        return error_out_of_memory(err);
+    }
+    u->address = address;
+    u->mirror_fd = -1;
+    r = take_address(u, err);
+    UNLESS_FAILED(r, loop_co_offload(open_job_run, &(struct upload_job){.upload = u, .err = err}));
+    UNLESS_FAILED(r, repository_open_to_copy(u->mirror, like, ret_mirror, err));
+    if (r < 0) {
+        upload_co_close(u);
+        return r;
+    }
+    *ret_upload = u;
+    return 0;
+}
+
+static void remove_mirror(struct upload *u)
+{
+    int fd = u->mirror_fd < 0 ? -1 : dup(u->mirror_fd);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    struct dirent *d;
+
+    while (dir && (d = readdir(dir)) != NULL) {
+        if (strcmp(d->d_name, ".") != 0 && strcmp(d->d_name, "..") != 0) {
+            files_remove_at(u->mirror_fd, d->d_name);
+        }
+    }
+    if (dir) {
+        closedir(dir);
+    }
+    if (u->mirror_fd >= 0) {
+        close(u->mirror_fd);
+    }
+    if (u->mirror && u->mirror[0]) {
+        rmdir(u->mirror);
+    }
+    free(u->mirror);
+}
+
+static int close_job_run(void *arg)
+{
+    struct upload *u = arg;
+
+    remote_dir_close(u->remote);
+    remove_mirror(u);
+    return 0;
+}
+
+void upload_co_close(struct upload *u)
+{
+    if (u) {
+        loop_co_offload(close_job_run, u);
+        ssh_target_clear(&u->target);
+        free(u);
+    }
+}
+
+/* --- uploading -------------------------------------------------------------------------------- */
+
+static int description_job_run(void *arg)
+{
+    static const char new_name[] = REPOSITORY_OWN_PREFIX REPOSITORY_DESCRIPTION;
+    struct upload_job *job = arg;
+    char *text AUTO_FREE = NULL, *there AUTO_FREE = NULL;
+    size_t size, there_size;
+    int r = files_read_at(job->mirror->fd, REPOSITORY_DESCRIPTION, MANIFEST_SIZE_MAX,
+                          REPOSITORY_DESCRIPTION, &text, &size, job->err);
+
+    /* A server that refuses to replace files need not be asked. */
+    if (r == 0 && fetch_file(job->upload, REPOSITORY_DESCRIPTION, &there, &there_size, NULL) == 0 &&
+        size == there_size && memcmp(text, there, size) == 0) {
+        return 0;
+    }
+    UNLESS_FAILED(r, put_file(job->upload, new_name, text, size, job->err));
+    UNLESS_FAILED(
+        r, remote_dir_rename(job->upload->remote, new_name, REPOSITORY_DESCRIPTION, job->err));
+    return r;
+}
+
+int upload_co_description(struct upload *u, const struct repository *mirror, struct error *err)
+{
+    return loop_co_offload(description_job_run,
+                           &(struct upload_job){.upload = u, .mirror = mirror, .err = err});
+}
+
+/* The functions of a struct file_copy_target. */
+
+static int remote_get_size(void *arg, uint64_t *ret_size)
+{
+    return remote_file_size(arg, ret_size, NULL);
+}
+
+static int remote_set_size(void *arg, uint64_t size)
+{
+    uint64_t now;
+    int r = remote_file_size(arg, &now, NULL);
+
+    return r < 0 || now == size ? r : remote_file_resize(arg, size);
+}
+
+static int remote_read(void *arg, char *buf, size_t size, uint64_t offset)
+{
+    struct iovec vec;
+
+    return remote_file_read(arg, offset, iov_from_buf(&vec, buf, size));
+}
+
+static int remote_write(void *arg, const char *buf, size_t size, uint64_t offset)
+{
+    struct iovec vec;
+
+    return remote_file_write(arg, offset, iov_from_buf(&vec, (void *)buf, size));
+}
+
+static int remote_sync(void *arg)
+{
+    return remote_file_can_sync(arg) ? remote_file_sync(arg) : 0;
+}
+
+static const struct file_copy_target remote_target = {
+    .get_size = remote_get_size,
+    .set_size = remote_set_size,
+    .read = remote_read,
+    .write = remote_write,
+    .sync = remote_sync,
+};
+
+static void name_part(const struct manifest *m, const char *file, char *ret_name, size_t size)
+{
+    snprintf(ret_name, size, "%s%s%s%s", REPOSITORY_PART, m->id, file[0] ? "/" : "", file);
+}
+
+#define PART_NAME_SIZE (sizeof(REPOSITORY_PART) + BACKUP_ID_SIZE + 32)
+
+struct open_file_job {
+    struct upload *upload;
+    const char *name;
+    struct remote_file *file;
+    struct error *err;
+};
+
+static int open_file_job_run(void *arg)
+{
+    struct open_file_job *job = arg;
+
+    return remote_dir_open_file(job->upload->remote, job->name, O_RDWR | O_CREAT, &job->file,
+                                job->err);
+}
+
+static int close_file_job_run(void *arg)
+{
+    remote_file_close(arg);
+    return 0;
+}
+
+static int co_upload_file(struct upload *u, const struct upload_backup *backup, const char *name,
+                          uint64_t size, const char *sha256, uint64_t *written, struct error *err)
+{
+    char part[PART_NAME_SIZE], *shown AUTO_FREE = files_join(backup->shown, name);
+    int from AUTO_CLOSE = -1;
+    struct open_file_job job = {.upload = u, .name = part, .err = err};
+    uint64_t done = 0;
+    int r;
+
+    if (!shown) {
+        return error_out_of_memory(err);
+    }
+    name_part(backup->manifest, name, part, sizeof(part));
+    from = files_open_at(backup->dir, name, shown, err);
+    r = from < 0 ? from : loop_co_offload(open_file_job_run, &job);
+    if (r < 0) {
+        return r;
+    }
+    r = file_copy_co_run(
+        &(struct file_copy){
+            .from = from,
+            .to = -1,
+            .target = &remote_target,
+            .target_arg = job.file,
+            .from_shown = shown,
+            .to_shown = part,
+            .size = size,
+            .sha256 = sha256,
+            .progress = backup->progress,
+            .stop = backup->stop,
+        },
+        &done, err);
+    loop_co_offload(close_file_job_run, job.file);
+    *written += done;
+    return r;
+}
+
+static int begin_job_run(void *arg)
+{
+    struct upload_job *job = arg;
+    char part[PART_NAME_SIZE];
+
+    name_part(job->backup->manifest, "", part, sizeof(part));
+    return remote_dir_make(job->upload->remote, part, job->err);
+}
+
+/* The manifest, and the name. A backup that is there already is a damaged one. */
+static int publish_job_run(void *arg)
+{
+    struct upload_job *job = arg;
+    const struct manifest *m = job->backup->manifest;
+    uint8_t *data AUTO_FREE = NULL;
+    size_t size;
+    char part[PART_NAME_SIZE], manifest[PART_NAME_SIZE];
+    int r;
+
+    name_part(m, "", part, sizeof(part));
+    name_part(m, REPOSITORY_MANIFEST, manifest, sizeof(manifest));
+    r = repository_manifest_data(job->backup->key, job->backup->seal, m, &data, &size);
+    r = r == 0 ? put_file(job->upload, manifest, data, size, job->err)
+               : error_out_of_memory(job->err);
+    if (r == 0) {
+        if (job->backup->replaces) {
+            remote_dir_remove(job->upload->remote, m->id);
+        }
+        r = remote_dir_rename(job->upload->remote, part, m->id, job->err);
+    }
+    return r;
+}
+
+int upload_co_backup(struct upload *u, const struct upload_backup *backup, uint64_t *ret_written,
+                     struct error *err)
+{
+    const struct manifest *m = backup->manifest;
+    struct upload_job job = {.upload = u, .backup = backup, .err = err};
+    int r = loop_co_offload(begin_job_run, &job);
+
+    *ret_written = 0;
+    UNLESS_FAILED(r, co_upload_file(u, backup, REPOSITORY_IMAGE, m->image_size, m->image_sha256,
+                                    ret_written, err));
+    UNLESS_FAILED(r, co_upload_file(u, backup, REPOSITORY_SUMS, m->sums_size, m->sums_sha256,
+                                    ret_written, err));
+    UNLESS_FAILED(r, loop_co_offload(publish_job_run, &job));
+    return r;
+}

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verifying a little at a time: the order, the limit, and going on where the last run was."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+import unittest
+
+from backup_case import MIB, BackupCase, HeldUp, heed_signals
+from tidemark import freeze, run, tool
+
+
+class VerifyCase(BackupCase):
+    size = 32 * MIB
+
+    def setUp(self):
+        super().setUp()
+        self.write_random(0, 24 * MIB)
+        self.first = self.backup()
+        self.write_random(0, MIB)
+        self.second = self.backup()
+        self.state = os.path.join(self.repository, ".tidemark-verified")
+
+    def verify(self, *words, status=0):
+        result = run(*tool("verify"), "--output=json", *words, self.repository, check=False)
+        self.assertEqual(result.returncode, status, result.stderr)
+        return json.loads(result.stdout)
+
+    def recorded(self):
+        with open(self.state, encoding="utf-8") as f:
+            return json.load(f)
+
+    def set_recorded(self, value):
+        with open(self.state, "w", encoding="utf-8") as f:
+            json.dump(value, f)
+
+    def damage(self, manifest):
+        path = self.image_of(manifest)
+        with open(path, "r+b") as f:
+            f.seek(os.path.getsize(path) // 2)
+            f.write(b"damage")
+
+
+class Order(VerifyCase):
+    size = 4 * MIB
+
+    def setUp(self):
+        BackupCase.setUp(self)
+        self.write_random(0, MIB)
+        self.first = self.backup()
+        self.write_random(0, MIB)
+        self.second = self.backup()
+        self.state = os.path.join(self.repository, ".tidemark-verified")
+
+    def test_what_was_not_verified_for_longest_comes_first(self):
+        ids = [self.first["id"], self.second["id"]]
+        self.assertEqual([v["id"] for v in self.verify("--for", "1h")], ids)
+        state = self.recorded()
+        self.assertAlmostEqual(state[ids[0]]["at"], time.time(), delta=60)
+        state[ids[0]]["at"] += 100
+        self.set_recorded(state)
+        self.assertEqual([v["id"] for v in self.verify("--for=2m")], ids[::-1])
+        self.assertEqual([v["id"] for v in self.verify()], ids)
+
+    def test_when_the_time_is_up_the_rest_is_left(self):
+        held = self.own(HeldUp([*tool("verify"), "--for", "1s", self.repository]))
+        time.sleep(1.2)
+        self.assertEqual(held.release()[0], 0)
+        self.assertEqual(list(self.recorded()), [self.first["id"]])
+        self.assertEqual([v["id"] for v in self.verify("--for", "1h")][0], self.second["id"])
+
+    def test_former_damage_counts_for_what_builds_on_it(self):
+        self.damage(self.first)
+        self.assertEqual(
+            [v["sound"] for v in self.verify("--for", "1h", status=2)], [False, False]
+        )
+        state = self.recorded()
+        self.assertFalse(state[self.first["id"]]["sound"])
+        state[self.first["id"]]["at"] += 100
+        del state[self.second["id"]]
+        self.set_recorded(state)
+        second = self.verify("--for", "1h", status=2)[0]
+        self.assertEqual((second["id"], second["sound"]), (self.second["id"], False))
+
+    def test_the_record_is_not_trusted(self):
+        for text in "", "[]", "{", '{"%s": {"at": "x", "position": -1}}' % self.first["id"]:
+            with open(self.state, "w", encoding="utf-8") as f:
+                f.write(text)
+            self.assertEqual(len(self.verify("--for", "1h")), 2)
+        state = self.recorded()
+        state[self.first["id"]]["position"] = 1 << 60
+        self.set_recorded(state)
+        self.damage(self.first)
+        self.assertEqual(len(self.verify("--for", "1h", status=2)), 2)
+        os.unlink(self.state)
+        os.symlink(self.path("elsewhere"), self.state)
+        self.verify("--for", "1h", status=2)
+        self.assertFalse(os.path.exists(self.path("elsewhere")))
+
+    def test_a_record_of_another_image_does_not_count(self):
+        self.verify()
+        state = self.recorded()
+        state[self.first["id"]].update({"position": 5, "image-sha256": "0" * 64})
+        self.set_recorded(state)
+        first = self.verify("--for", "1h")[0]
+        self.assertEqual(first["id"], self.first["id"])
+        self.assertNotIn("from-bytes", first)
+
+    def test_times(self):
+        for text in "", "0", "x", "-1", "1w", "1 h", "1000000001":
+            result = run(*tool("verify"), "--for", text, self.repository, check=False)
+            self.assertEqual(result.returncode, 1, text)
+            self.assertIn("--for needs a time", result.stderr)
+
+
+class Resume(VerifyCase):
+    def half_way(self, limit):
+        """A run that stands still in the middle of the first backup."""
+        process = subprocess.Popen(
+            [*tool("verify"), "--for", limit, self.repository],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=heed_signals,
+        )  # fmt: skip
+        with open(f"/proc/{process.pid}/io", encoding="ascii") as io:
+            while True:
+                io.seek(0)
+                if int(io.readline().split()[1]) > 10 * MIB:
+                    break
+        freeze(process.pid)
+        return process
+
+    def stop_half_way(self):
+        process = self.half_way("1s")
+        time.sleep(1.1)
+        process.send_signal(signal.SIGCONT)
+        self.assertEqual(process.wait(20), 0)
+
+    def test_a_check_goes_on_where_it_was(self):
+        for _ in range(10):
+            self.stop_half_way()
+            state = self.recorded().get(self.first["id"], {"position": 0})
+            if state["position"]:
+                break
+            os.unlink(self.state)
+        self.assertGreater(state["position"], 0)
+        self.assertLess(state["position"], 24 * MIB >> 16)
+        self.assertEqual(state["at"], 0)
+        verified = self.verify("--for", "1h")
+        self.assertEqual(verified[0]["from-bytes"], state["position"] << 16)
+        self.assertTrue(all(v["sound"] for v in verified))
+        self.assertNotIn("from-bytes", self.verify("--for", "1h")[0])
+        self.assertEqual(self.recorded()[self.first["id"]]["position"], 0)
+
+    def test_a_signal_keeps_the_place_too(self):
+        for _ in range(10):
+            process = self.half_way("1h")
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGCONT)
+            status = process.wait(20)
+            place = self.recorded().get(self.first["id"], {}).get("position", 0)
+            if status and place:
+                break
+            os.unlink(self.state)
+        self.assertEqual(status, 4)
+        self.assertGreater(place, 0)
+
+    def test_damage_in_the_part_before_is_found(self):
+        self.verify()
+        state = self.recorded()
+        state[self.first["id"]]["position"] = (24 * MIB >> 16) - 1
+        self.set_recorded(state)
+        self.damage(self.first)
+        self.assertFalse(self.verify("--for", "1h", status=2)[0]["sound"])
+
+
+if __name__ == "__main__":
+    unittest.main()

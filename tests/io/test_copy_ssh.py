@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies of repositories on an SSH server, which is a plain repository there."""
+
+import datetime
+import json
+import os
+import random
+import shutil
+import subprocess
+import unittest
+
+from made_repository import CLUSTER, KEPT, MadeRepository
+from test_ssh import Ssh
+from tidemark import run, tool
+
+START = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
+HOUR = datetime.timedelta(hours=1)
+
+
+class UploadCase(Ssh):
+    def setUp(self):
+        super().setUp()
+        self.random = random.Random(self.id())
+        self.made = MadeRepository(self.path("source"))
+        self.fill(4)
+        self.there = self.local("copy")
+        # Mirrors are here, and nothing of them is left in the end.
+        self.temporary = self.path("mirrors")
+        os.mkdir(self.temporary)
+        self.environment = {**os.environ, "TMPDIR": self.temporary}
+
+    def fill(self, count):
+        for _ in range(count):
+            changes = {
+                n: self.random.choice([None, self.random.randbytes(CLUSTER)])
+                for n in self.random.sample(range(16), 4)
+            }
+            self.made.add(START + len(self.made.order) * HOUR, changes)
+
+    def copy(self, *words, status=0, name="copy"):
+        uri = self.uri(name).replace("ssh://", "sftp://", 1)
+        result = run(*tool("copy"), "--output=json", *words, self.made.path, uri,
+                     check=False, env=self.environment)  # fmt: skip
+        self.assertEqual(result.returncode, status, result.stdout + result.stderr)
+        self.assertEqual(os.listdir(self.temporary), [])
+        return json.loads(result.stdout)
+
+    def assert_right(self, ids=None):
+        listed = json.loads(run(*tool("backups"), "--output=json", self.there).stdout)
+        self.assertEqual([b["id"] for b in listed], ids or self.made.order)
+        for backup in listed:
+            run(*tool("restore"), self.there, "--at", backup["id"], "--force", self.path("o.raw"))
+            with open(self.path("o.raw"), "rb") as f:
+                self.assertEqual(f.read(), self.made.models[backup["id"]])
+        run(*tool("verify"), self.there)
+        left = [n for n in os.listdir(self.there) if n.startswith(".tidemark-") and n not in KEPT]
+        self.assertEqual(left, [])
+
+
+class Uploads(UploadCase):
+    def test_all_then_what_is_new(self):
+        result = self.copy()
+        self.assertEqual((result["copied"], result["present"]), (4, 0))
+        self.assertNotEqual(result["id"], self.made.ident)
+        self.assert_right()
+        self.assertEqual(os.stat(self.there).st_mode & 0o777, 0o700)
+        disk = os.path.join(self.there, self.made.order[0], "disk.qcow2")
+        self.assertEqual(os.stat(disk).st_mode & 0o777, 0o600)
+        self.fill(2)
+        again = self.copy()
+        self.assertEqual((again["copied"], again["present"], again["id"]), (2, 4, result["id"]))
+        self.assert_right()
+
+    def test_a_part_and_a_pruned_source(self):
+        self.copy("--last", "2")
+        self.assert_right(self.made.order[2:])
+        self.fill(3)
+        self.assertEqual(self.copy("--at", self.made.order[5])["merged"], 1)
+        run(*tool("prune"), "--keep-last=1", self.made.path)
+        self.assertEqual(self.copy()["copied"], 1)
+        self.assert_right([self.made.order[i] for i in (2, 3, 5, 6)])
+
+    def test_what_was_cut_short_is_continued(self):
+        self.copy("--at", self.made.order[0])
+        shutil.move(os.path.join(self.there, self.made.order[0]),
+                    os.path.join(self.there, ".tidemark-part-" + self.made.order[0]))  # fmt: skip
+        part = os.path.join(self.there, ".tidemark-part-" + self.made.order[0], "disk.qcow2")
+        size = os.path.getsize(part)
+        for wrong in (False, True):
+            os.truncate(part, size - CLUSTER)
+            if wrong:
+                with open(part, "r+b") as f:
+                    f.seek(2 * CLUSTER)
+                    f.write(b"wrong")
+            written = self.copy("--at", self.made.order[0])["written-bytes"]
+            self.assertEqual(written < size, not wrong)
+            self.assert_right(self.made.order[:1])
+            if not wrong:
+                os.rename(os.path.join(self.there, self.made.order[0]), os.path.dirname(part))
+
+    def test_damage_there_is_mended(self):
+        self.copy()
+        with open(os.path.join(self.there, self.made.order[1], "manifest.json"), "w",
+                  encoding="utf-8"):  # fmt: skip
+            pass
+        self.assertEqual(self.copy()["copied"], 1)
+        self.assert_right()
+
+    def test_damage_here_is_not_sent(self):
+        with open(os.path.join(self.made.path, self.made.order[3], "disk.qcow2"), "r+b") as f:
+            f.seek(5 * CLUSTER)
+            f.write(b"damage")
+        self.assertEqual(self.copy(status=1)["error"]["kind"], "damaged")
+        shutil.rmtree(os.path.join(self.there, ".tidemark-part-" + self.made.order[3]))
+        self.assert_right(self.made.order[:3])
+
+    def test_what_is_no_copy_is_refused(self):
+        os.mkdir(self.there)
+        with open(os.path.join(self.there, "letter.txt"), "w", encoding="utf-8"):
+            pass
+        self.assertIn("letter.txt", self.copy(status=1)["error"]["message"])
+        self.assertEqual(os.listdir(self.there), ["letter.txt"])
+        other = MadeRepository(self.local("other"), ident="aaaaaaaa")
+        other.add(START, {0: b"o" * CLUSTER})
+        self.assertIn("not from", self.copy(status=1, name="other")["error"]["message"])
+        result = run(*tool("copy"), self.made.path, "sftp://127.0.0.1:1/x", check=False)
+        self.assertEqual(result.returncode, 1)
+        result = run(*tool("copy"), self.made.path, "sftp://127.0.0.1:1", check=False)
+        self.assertIn("path", result.stderr)
+
+    def test_killed_copies_are_continued(self):
+        uri = self.uri("copy").replace("ssh://", "sftp://", 1)
+        for step in (12, 25, 60):
+            shutil.rmtree(self.there, ignore_errors=True)
+            subprocess.run(
+                ["strace", "-f", "-o", "/dev/null",
+                 "-e", f"inject=sendto,write:signal=SIGKILL:when={step}",
+                 *tool("copy"), self.made.path, uri],
+                env=self.environment, capture_output=True, check=False,
+            )  # fmt: skip
+            for name in os.listdir(self.temporary):
+                shutil.rmtree(os.path.join(self.temporary, name))
+            self.copy()
+            self.assert_right()
+
+
+class NothingIsRemoved(UploadCase):
+    """A server that refuses to remove, replace and cut files takes copies that only grow."""
+
+    def sftp(self):
+        return "internal-sftp -P remove,rmdir,posix-rename,setstat,fsetstat"
+
+    def test_all_then_what_is_new(self):
+        result = self.copy("--append-only")
+        self.assertEqual((result["copied"], result["present"]), (4, 0))
+        self.fill(2)
+        again = self.copy()
+        self.assertEqual((again["copied"], again["present"]), (2, 4))
+        self.assert_right()
+
+
+if __name__ == "__main__":
+    unittest.main()

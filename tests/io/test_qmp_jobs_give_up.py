@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs that are cancelled by force while their target or base does not answer: guests go on, other
+commands are answered, and where the storage is a server the job ends without it.
+"""
+
+import errno
+import os
+import signal
+import unittest
+
+import tidemark
+from hung_file import HungFileCase
+from nbd_raw import FLUSH, READ, WRITE, RawClient
+from nbd_server import NbdServer, Nbdkit
+from qmp import QmpError
+
+MIB = 1 << 20
+SIZE = 4 * MIB
+END = 20  # a server is left after 5 s
+
+
+class GiveUpCase(tidemark.TestCase):
+    """Disk "disk", which guests use, and node "sick" behind a server of its own."""
+
+    def setUp(self):
+        super().setUp()
+        self.disk = self.create("disk.raw", SIZE, "raw")
+        self.far = self.create("far", SIZE, self.far_format())
+        os.truncate(self.far, 4 * SIZE if self.far_format() == "qcow2" else SIZE)
+        self.remote = self.own(NbdServer(self.dir, "-f", "raw", self.far))
+        self.addCleanup(os.kill, self.remote.pid, signal.SIGCONT)
+        self.nbd = self.path("guest.sock")
+        self.server = self.daemon("--nbd-server", f"addr.type=unix,addr.path={self.nbd}")
+        self.qmp = self.server.qmp
+        self.add_nodes()
+        self.qmp.command(
+            "block-export-add", type="nbd", id="e", node_name="disk", name="e", writable=True
+        )
+        self.count = 0
+
+    @staticmethod
+    def far_format():
+        return "raw"
+
+    def far_node(self, **more):
+        server = {"type": "unix", "path": self.remote.socket}
+        return {"driver": "nbd", "server": server, **more}
+
+    def add_nodes(self):
+        self.qmp.command("blockdev-add", **self.far_node(**{"node-name": "sick"}))
+        self.qmp.command("blockdev-add", driver="raw", node_name="disk",
+                         file={"driver": "file", "filename": self.disk})  # fmt: skip
+
+    def guest(self):
+        client = RawClient(self.nbd, timeout=END)
+        self.addCleanup(client.sock.close)
+        client.go(b"e", structured=False)
+        return client
+
+    def use(self, client):
+        self.count += 1
+        data = bytes([self.count]) * 4096
+        offset = self.count * 65536
+        client.request(WRITE, offset, 4096, payload=data)
+        self.assertEqual(client.simple_reply()[1], 0)
+        client.request(READ, offset, 4096)
+        self.assertEqual(client.simple_reply()[1], 0)
+        self.assertEqual(client.receive(4096), data)
+        client.request(FLUSH)
+        self.assertEqual(client.simple_reply()[1], 0)
+
+    def let_hang(self):
+        tidemark.freeze(self.remote.pid)
+
+    def resume(self):
+        os.kill(self.remote.pid, signal.SIGCONT)
+
+    def status(self, job="j"):
+        return {j["id"]: j["status"] for j in self.other.command("query-jobs")}.get(job)
+
+    def wait_status(self, status):
+        tidemark.wait_until(lambda: self.status() == status, f"job j to be {status}", END)
+
+    def start(self, command, **more):
+        self.other = self.server.connect(timeout=END)
+        self.addCleanup(self.other.close)
+        self.qmp.command(command, job_id="j", **more)
+
+    def start_ready(self, command="blockdev-mirror", **more):
+        self.start(command, **more)
+        self.qmp.wait_event("BLOCK_JOB_READY")
+
+    def start_pending(self, command="blockdev-mirror", **more):
+        self.start_ready(command, auto_finalize=False, **more)
+        self.qmp.command("job-complete", id="j")
+        self.qmp.wait_event("BLOCK_JOB_PENDING")
+
+    def finalize(self):
+        """It hangs, and commands of another monitor are answered."""
+        self.qmp.send_raw('{"execute": "job-finalize", "arguments": {"id": "j"}}\n')
+        with self.assertRaises(TimeoutError):
+            self.qmp.sock.settimeout(0.3)
+            self.qmp.receive_answer()
+        self.qmp.sock.settimeout(END)
+        self.other.command("query-named-block-nodes")
+        self.assertEqual(self.status(), "pending")
+
+    def wait_in_flight(self, node):
+        """A guest's write has reached the node."""
+
+        def is_sent():
+            stats = self.other.command("x-tidemark-query-stats", target="node")
+            return any(
+                s["labels"]["node"] == node and s["stats"].get("in-flight", 0) for s in stats
+            )
+
+        tidemark.wait_until(is_sent, "the guest's write")
+
+    def wait_cancelled(self):
+        event = self.other.wait_event("BLOCK_JOB_CANCELLED", END)
+        self.assertNotIn("error", event["data"])
+        self.wait_status(None)
+        self.assertEqual(self.other.command("query-block-exports")[0]["node-name"], "disk")
+
+
+class Mirrors(GiveUpCase):
+    mirror = {"device": "disk", "target": "sick", "sync": "full"}
+
+    def waiting_guest(self):
+        """Its write waits for the target."""
+        guest = self.guest()
+        guest.request(WRITE, 0, 4096, payload=b"w" * 4096)
+        self.wait_in_flight("sick")
+        return guest
+
+    def check_all_goes_on(self, guest):
+        self.assertEqual(guest.simple_reply()[1], 0)
+        self.use(guest)
+        self.use(self.guest())
+        self.wait_cancelled()
+        self.use(guest)
+        self.assertIn("the connection is cut", self.server.log())
+
+    def test_one_that_is_finalized(self):
+        self.start_pending(**self.mirror)
+        self.let_hang()
+        guest = self.waiting_guest()
+        self.finalize()
+        for verb in "pause", "complete", "finalize":
+            with self.assertRaisesRegex(QmpError, f"cannot accept command verb '{verb}'"):
+                self.other.command(f"job-{verb}", id="j")
+        self.other.command("job-cancel", id="j")
+        self.check_all_goes_on(guest)
+        self.assertIn("return", self.qmp.receive_answer())
+
+    def test_one_that_waits_to_be_finalized(self):
+        self.start_pending(**self.mirror)
+        self.let_hang()
+        guest = self.waiting_guest()
+        self.other.command("job-cancel", id="j")
+        self.check_all_goes_on(guest)
+
+    def test_one_that_is_ready(self):
+        self.start_ready(copy_mode="write-blocking", **self.mirror)
+        self.let_hang()
+        guest = self.waiting_guest()
+        self.other.command("job-cancel", id="j")
+        self.check_all_goes_on(guest)
+
+    def test_one_that_is_cancelled_softly_first(self):
+        self.start_ready(copy_mode="write-blocking", **self.mirror)
+        self.let_hang()
+        guest = self.waiting_guest()
+        self.other.command("block-job-cancel", device="j")
+        self.assertEqual(self.status(), "ready")
+        self.other.command("block-job-cancel", device="j", force=True)
+        self.check_all_goes_on(guest)
+
+    def test_a_server_that_answers_is_not_left(self):
+        self.start_pending(**self.mirror)
+        self.let_hang()
+        guest = self.waiting_guest()
+        self.finalize()
+        self.other.command("job-cancel", id="j")
+        self.resume()
+        self.assertEqual(guest.simple_reply()[1], 0)
+        self.wait_cancelled()
+        self.start_ready(**self.mirror)
+        self.qmp.command("job-complete", id="j")
+        self.assertNotIn("error", self.qmp.wait_event("BLOCK_JOB_COMPLETED")["data"])
+        self.assertNotIn("is cut", self.server.log())
+        self.use(guest)
+
+
+class LastCopies(GiveUpCase):
+    """What the target has refused is copied when the job is finalized, with the disk stopped."""
+
+    def test_guests_do_not_wait_for_them_after_a_cancel(self):
+        trigger = self.path("refuse")
+        slow = self.own(
+            Nbdkit(self.dir, "--filter=error", "--filter=delay", "memory", str(SIZE),
+                   "error-pwrite=EIO", "error-pwrite-rate=100%", f"error-pwrite-file={trigger}",
+                   f"wdelay={END}")
+        )  # fmt: skip
+        self.qmp.command("blockdev-add", driver="nbd", node_name="slow",
+                         server={"type": "unix", "path": slow.socket})  # fmt: skip
+        self.start_pending(device="disk", target="slow", sync="none")
+        with open(trigger, "wb"):
+            pass
+        guest = self.guest()
+        self.use(guest)
+        os.unlink(trigger)
+        self.finalize()
+        guest.request(WRITE, 0, 4096, payload=b"w" * 4096)
+        guest.sock.settimeout(0.3)
+        with self.assertRaises(TimeoutError):
+            guest.simple_reply()
+        guest.sock.settimeout(END / 2)
+        self.other.command("job-cancel", id="j")
+        self.assertEqual(guest.simple_reply()[1], 0)
+        self.assertNotIn("is cut", self.server.log())  # which takes 2.5 s at least
+        self.wait_cancelled()
+        self.use(guest)
+        slow.kill()
+
+    def test_guests_go_on_after_one_that_fails_like_a_cancel(self):
+        """The target's error is ECANCELED, and nobody has cancelled the job."""
+        fault = {"event": "none", "iotype": "write", "errno": errno.ECANCELED, "sector": 128}
+        self.qmp.command("blockdev-add", driver="blkdebug", node_name="odd",
+                         image=self.far_node(), **{"inject-error": [fault]})  # fmt: skip
+        self.start_pending(device="disk", target="odd", sync="none")
+        guest = self.guest()
+        self.use(guest)
+        self.qmp.command("job-finalize", id="j")
+        self.wait_status(None)
+        self.use(guest)
+
+
+class SlowServers(GiveUpCase):
+    """Servers that answer after a while are not left, whoever has given up requests before."""
+
+    mirror = {"device": "disk", "target": "slow", "sync": "none", "copy_mode": "write-blocking"}
+
+    def add_slow(self):
+        slow = self.own(Nbdkit(self.dir, "--filter=delay", "memory", str(SIZE), "wdelay=700ms"))
+        self.qmp.command("blockdev-add", driver="nbd", node_name="slow",
+                         server={"type": "unix", "path": slow.socket})  # fmt: skip
+
+    def write(self, guest):
+        guest.request(WRITE, 0, 4096, payload=b"w" * 4096)
+        self.wait_in_flight("slow")
+
+    def check_not_left(self, guest):
+        self.assertEqual(guest.simple_reply()[1], 0)
+        self.wait_status(None)
+        self.assertNotIn("is cut", self.server.log())
+
+    def test_by_the_second_job_that_is_cancelled(self):
+        self.add_slow()
+        guest = self.guest()
+        for _ in range(2):
+            self.start_ready(**self.mirror)
+            self.other.command("job-cancel", id="j")
+            self.wait_cancelled()
+        self.start_ready(**self.mirror)
+        self.write(guest)
+        self.other.command("job-cancel", id="j")
+        self.check_not_left(guest)
+
+
+class Backups(GiveUpCase):
+    def test_one_that_runs(self):
+        self.start("blockdev-backup", device="disk", target="sick", sync="full", speed=65536)
+        self.let_hang()
+        guest = self.guest()
+        guest.request(WRITE, 3 * MIB, 4096, payload=b"w" * 4096)
+        self.other.command("block-job-set-speed", device="j", speed=0)
+        self.other.command("job-cancel", id="j")
+        self.assertEqual(guest.simple_reply()[1], 0)
+        self.use(guest)
+        self.wait_cancelled()
+        self.use(guest)
+
+
+class Commits(GiveUpCase):
+    """The base of the disk is on the server."""
+
+    @staticmethod
+    def far_format():
+        return "qcow2"
+
+    def add_nodes(self):
+        self.qmp.command("blockdev-add", driver="qcow2", node_name="base", file=self.far_node())
+        for name, backing in ("mid", "base"), ("disk", "mid"):
+            path = self.create(name + ".qcow2", SIZE)
+            if name == "mid":
+                tidemark.io(path, "write -P 3 0 64k", fmt="qcow2")
+            self.qmp.command("blockdev-add", driver="qcow2", node_name=name, backing=backing,
+                             file={"driver": "file", "filename": path})  # fmt: skip
+
+    def write(self, guest, offset):
+        """A whole cluster: nothing of it is in the base."""
+        guest.request(WRITE, offset, 65536, payload=b"c" * 65536)
+
+    def go_on(self, guest):
+        self.write(guest, MIB)
+        self.assertEqual(guest.simple_reply()[1], 0)
+
+    def test_an_active_one_that_is_finalized(self):
+        """The server is not left: it has a part of the disk."""
+        self.start_pending("block-commit", device="disk")
+        guest, waiting = self.guest(), self.guest()
+        self.let_hang()
+        self.write(waiting, 0)
+        self.wait_in_flight("base")
+        self.finalize()
+        self.other.command("job-cancel", id="j")
+        self.go_on(guest)
+        self.assertIn(self.status(), ("pending", "aborting"))
+        self.resume()
+        self.assertEqual(waiting.simple_reply()[1], 0)
+        self.wait_cancelled()
+        self.go_on(guest)
+
+    def test_one_of_an_image_between(self):
+        """It has a bitmap, which the base has to store."""
+        self.qmp.command("block-dirty-bitmap-add", node="mid", name="b", persistent=True)
+        self.start("block-commit", device="disk", top_node="mid", auto_finalize=False)
+        self.qmp.wait_event("BLOCK_JOB_PENDING")
+        guest = self.guest()
+        self.let_hang()
+        self.finalize()
+        self.go_on(guest)
+        self.other.command("job-cancel", id="j")
+        self.go_on(guest)
+        self.resume()
+        self.wait_cancelled()
+        self.go_on(guest)
+
+
+class Files(HungFileCase):
+    def test_guests_go_on_although_the_file_of_the_target_hangs(self):
+        """The job waits for it, and a write that is in flight."""
+        server, qmp = self.server, self.server.qmp
+        qmp.command("block-export-del", id="sick", mode="hard")
+        tidemark.wait_until(
+            lambda: len(qmp.command("query-block-exports")) == 1, "the end of the export"
+        )
+        qmp.command("blockdev-mirror", job_id="j", device="good", target="sick", sync="full",
+                    auto_finalize=False)  # fmt: skip
+        qmp.wait_event("BLOCK_JOB_READY")
+        qmp.command("job-complete", id="j")
+        qmp.wait_event("BLOCK_JOB_PENDING")
+        waiting, guest = self.client("good"), self.client("good")
+        self.use(guest)
+        self.freeze()
+        waiting.request(WRITE, 8192, 4096, payload=b"w" * 4096)
+        other = server.connect(timeout=10)
+        self.addCleanup(other.close)
+        tidemark.wait_until(
+            lambda: any(
+                s["labels"]["node"] == "sick" and s["stats"].get("in-flight", 0)
+                for s in other.command("x-tidemark-query-stats", target="node")
+            ),
+            "the guest's write",
+        )
+        qmp.send_raw('{"execute": "job-finalize", "arguments": {"id": "j"}}\n')
+        tidemark.wait_until(
+            lambda: other.command("query-jobs")[0]["status"] == "pending", "the job"
+        )
+        other.command("query-named-block-nodes")
+        other.command("job-cancel", id="j")
+        self.use(guest)
+        self.thaw()
+        self.assertEqual(waiting.simple_reply(), (1, 0))
+        other.wait_event("BLOCK_JOB_CANCELLED")
+        self.use(guest)
+
+
+if __name__ == "__main__":
+    unittest.main()

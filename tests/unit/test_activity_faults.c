@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The activity log in a file that fails while guests write: a bitmap that is reported consistent
+ * after the end of the process has all that was written, and nothing counts on what is not stable.
+ */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "qcow2_fixture.h"
+
+#include "base/checked.h"
+#include "base/log.h"
+#include "block/activity.h"
+#include "block/bitmaps.h"
+#include "block/block.h"
+
+#define REGION (64 * KiB)
+#define DISK (512 * MiB)
+/* What fills the log: it has room for at least 16 regions, and 1% of the disk. */
+#define FULL 90u
+
+static void make_image(void)
+{
+    struct block_bitmap *b;
+    struct image i;
+
+    image_create("good", DISK, "cluster_size=512");
+    image_open(&i, "good", "");
+    assert_int_equal(block_co_bitmap_add(i.node, "b", REGION, true, false, &b, NULL), 0);
+    image_close(&i);
+}
+
+static struct block_activity_figures figures_of(struct image *i)
+{
+    struct block_activity_figures f;
+
+    block_activity_read_figures(i->q->activity.log, &f);
+    return f;
+}
+
+/* Every second region, so that nothing is heated ahead. */
+static int write_region(struct image *i, unsigned n)
+{
+    return image_write(i, 2ULL * n * REGION, 512, 1);
+}
+
+/* The bitmap of a killed process has all that was tried, or is inconsistent. */
+static void expect_dirty(const char *name, unsigned count)
+{
+    struct block_bitmap *b;
+    struct image i;
+
+    image_open_read_only(&i, name);
+    b = block_bitmap_find(i.node, "b");
+    assert_non_null(b);
+    if (!block_bitmap_inconsistent(b)) {
+        assert_int_equal(block_co_bitmap_fetch(b, NULL), 0);
+        for (unsigned n = 0; n < count; n++) {
+            assert_true(dirty_bitmap_get(block_bitmap_bits(b), 2ULL * n * REGION));
+        }
+    }
+    image_close(&i);
+}
+
+/* What is written with request `after` and later ones failing. False: nothing has failed. */
+static bool writes_that_fail(unsigned kinds, int errnum, unsigned after)
+{
+    struct block_activity_figures before, then;
+    bool failed = false;
+    struct image i;
+    unsigned n = 0;
+
+    memory_file_copy(memory_file("a"), memory_file("good"));
+    image_open(&i, "a", ",durable-bitmaps=power");
+    for (; n < FULL; n++) {
+        assert_int_equal(write_region(&i, n), 0);
+    }
+    memory_file_fail(i.file, kinds, after, errnum);
+    before = figures_of(&i);
+    for (; n < FULL + 8 && !failed; n++) {
+        before = figures_of(&i);
+        failed = write_region(&i, n) < 0;
+    }
+    then = figures_of(&i);
+    memory_file_fail(i.file, 0, 0, 0);
+    if (failed && !atomic_load(&i.q->broken)) {
+        /* The map was not written: the bits before it are not known to be stable. */
+        bool map_failed = then.heated == before.heated;
+
+        then = figures_of(&i);
+        assert_int_equal(write_region(&i, n++), 0);
+        assert_true(!map_failed || figures_of(&i).cooled == then.cooled);
+        assert_int_equal(write_region(&i, n++), 0);
+    }
+    image_kill(&i);
+    expect_dirty("a", failed ? 0 : n);
+    return failed;
+}
+
+static void faults_of_writes(void *arg)
+{
+    static const unsigned kinds[] = {MEMORY_FILE_WRITE, MEMORY_FILE_FLUSH,
+                                     MEMORY_FILE_WRITE | MEMORY_FILE_FLUSH};
+    static const int errors[] = {EIO, ENOSPC};
+
+    (void)arg;
+    make_image();
+    for (unsigned k = 0; k < ARRAY_SIZE(kinds); k++) {
+        for (unsigned e = 0; e < ARRAY_SIZE(errors); e++) {
+            for (unsigned after = 0; writes_that_fail(kinds[k], errors[e], after); after++) {
+            }
+        }
+    }
+    memory_file_free_all();
+}
+
+/* A process may have been killed between a write of the map and its sync. */
+static void what_is_taken_over_is_synced_first(void *arg)
+{
+    struct image i;
+
+    (void)arg;
+    make_image();
+    memory_file_copy(memory_file("a"), memory_file("good"));
+    image_open(&i, "a", ",durable-bitmaps=power");
+    assert_int_equal(write_region(&i, 0), 0);
+    image_kill(&i);
+    image_open(&i, "a", ",durable-bitmaps=power");
+    memory_file_fail(i.file, MEMORY_FILE_FLUSH, 0, EIO);
+    assert_int_equal(write_region(&i, 0), -EIO);
+    memory_file_fail(i.file, MEMORY_FILE_FLUSH, 0, EIO);
+    assert_int_equal(write_region(&i, 0), -EIO); /* it is still not known to be stable */
+    memory_file_fail(i.file, 0, 0, 0);
+    assert_int_equal(write_region(&i, 0), 0);
+    memory_file_fail(i.file, MEMORY_FILE_FLUSH, 0, EIO);
+    assert_int_equal(write_region(&i, 0), 0); /* it is hot now */
+    memory_file_fail(i.file, 0, 0, 0);
+    image_kill(&i);
+    expect_dirty("a", 1);
+    memory_file_free_all();
+}
+
+/* The bits of a request are set at its end: until then its region stays hot, unused as it looks. */
+static void a_region_stays_hot_under_a_long_write(void *arg)
+{
+    block_activity_entry entry;
+    struct block_activity *log;
+    struct image i;
+
+    (void)arg;
+    make_image();
+    memory_file_copy(memory_file("a"), memory_file("good"));
+    image_open(&i, "a", ",durable-bitmaps=power");
+    log = i.q->activity.log;
+    assert_int_equal(block_co_activity_enter(log, 0, 512, &entry), 0);
+    for (unsigned n = 1; n < 4 * FULL; n++) {
+        assert_int_equal(write_region(&i, n), 0);
+    }
+    assert_true(figures_of(&i).cooled > FULL);
+    image_kill(&i);
+    expect_dirty("a", 1);
+    memory_file_free_all();
+}
+
+/* After a resize that fails once the size has changed, the log is one for that size. */
+static bool shrink_that_fails(unsigned after)
+{
+    struct image i;
+    bool broken;
+    int r;
+
+    memory_file_copy(memory_file("a"), memory_file("good"));
+    image_open(&i, "a", ",durable-bitmaps=power");
+    assert_int_equal(write_region(&i, DISK / REGION / 2 - 1), 0);
+    memory_file_fail(i.file, MEMORY_FILE_WRITE, after, EIO);
+    r = block_co_truncate(i.edge, MiB, BLOCK_PREALLOC_OFF, NULL);
+    memory_file_fail(i.file, 0, 0, 0);
+    broken = atomic_load(&i.q->broken);
+    if (!broken) {
+        for (unsigned n = 0; n < 8; n++) {
+            assert_int_equal(write_region(&i, n), 0);
+        }
+        for (unsigned n = 0; n < 8; n++) {
+            image_expect(&i, 2ULL * n * REGION, 512, 1);
+        }
+    }
+    image_kill(&i);
+    if (!broken) {
+        expect_dirty("a", 8);
+    }
+    return r < 0;
+}
+
+static void a_shrink_that_fails(void *arg)
+{
+    (void)arg;
+    make_image();
+    for (unsigned after = 0; shrink_that_fails(after); after++) {
+    }
+    memory_file_free_all();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        CO_TEST(faults_of_writes),
+        CO_TEST(what_is_taken_over_is_synced_first),
+        CO_TEST(a_region_stays_hot_under_a_long_write),
+        CO_TEST(a_shrink_that_fails),
+    };
+
+    log_set_level(LOG_LEVEL_ERROR);
+    return cmocka_run_group_tests(tests, qcow2_group_setup, qcow2_group_teardown);
+}

@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Persistent bitmaps in a file that fails, at each request of each operation: what fails says so
+ * and changes nothing, in memory or, when the file is well again, on disk. If the program ends
+ * there, the image opens, and each bitmap is as before, as after, or inconsistent.
+ */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "qcow2_fixture.h"
+
+#include "base/checked.h"
+#include "base/log.h"
+#include "block/bitmaps.h"
+#include "qcow2/bitmap/bitmap.h"
+
+#define DISK (64 * MiB)
+#define GRANULE (64 * KiB)
+#define NAMES 3
+/* More requests than any of the operations makes. */
+#define REQUESTS_MAX 60
+
+static const char *const names[NAMES] = {"one", "two", "new"};
+
+/* What an image shows of its bitmaps. */
+struct shown {
+    struct {
+        bool exists, enabled, inconsistent;
+        uint64_t dirty; /* one bit for each of the first 64 granules */
+        uint64_t count;
+    } bitmap[NAMES];
+};
+
+typedef int operation(struct image *i, struct error *err);
+
+/* --- operations ------------------------------------------------------------------------------- */
+
+static struct block_bitmap *find(struct image *i, const char *name)
+{
+    struct block_bitmap *b = block_bitmap_find(i->node, name);
+
+    assert_non_null(b);
+    return b;
+}
+
+static int op_add(struct image *i, struct error *err)
+{
+    struct block_bitmap *b;
+
+    return block_co_bitmap_add(i->node, "new", GRANULE, true, false, &b, err);
+}
+
+static int op_remove(struct image *i, struct error *err)
+{
+    return block_co_bitmap_remove(find(i, "one"), err);
+}
+
+static int op_clear(struct image *i, struct error *err)
+{
+    return block_co_bitmap_clear(find(i, "one"), NULL, err);
+}
+
+static int op_merge(struct image *i, struct error *err)
+{
+    struct block_bitmap *source = find(i, "one");
+
+    return block_co_bitmap_merge(find(i, "two"), &source, 1, NULL, err);
+}
+
+static int op_enable(struct image *i, struct error *err)
+{
+    return block_co_bitmap_set_enabled(find(i, "two"), true, err);
+}
+
+static int op_disable(struct image *i, struct error *err)
+{
+    return block_co_bitmap_set_enabled(find(i, "one"), false, err);
+}
+
+static int op_store(struct image *i, struct error *err)
+{
+    return qcow2_co_store_bitmaps(i->q, err);
+}
+
+/* --- what there is ---------------------------------------------------------------------------- */
+
+static void look(struct image *i, struct shown *ret_shown)
+{
+    memset(ret_shown, 0, sizeof(*ret_shown));
+    for (unsigned n = 0; n < NAMES; n++) {
+        struct block_bitmap *b = block_bitmap_find(i->node, names[n]);
+
+        if (!b) {
+            continue;
+        }
+        ret_shown->bitmap[n].exists = true;
+        ret_shown->bitmap[n].inconsistent = block_bitmap_inconsistent(b);
+        if (block_bitmap_inconsistent(b)) {
+            continue;
+        }
+        ret_shown->bitmap[n].enabled = block_bitmap_enabled(b);
+        assert_int_equal(block_co_bitmap_fetch(b, NULL), 0);
+        ret_shown->bitmap[n].count = dirty_bitmap_count(block_bitmap_bits(b));
+        for (unsigned k = 0; k < 64; k++) {
+            ret_shown->bitmap[n].dirty |=
+                (uint64_t)dirty_bitmap_get(block_bitmap_bits(b), k * GRANULE) << k;
+        }
+    }
+}
+
+static void look_into(const char *name, struct shown *ret_shown)
+{
+    struct image i;
+
+    image_open(&i, name, "");
+    look(&i, ret_shown);
+    image_close(&i);
+    image_check(name, UINT64_MAX);
+}
+
+/* Each bitmap is as in one of the two, or is inconsistent. */
+static void expect_either(const struct shown *got, const struct shown *a, const struct shown *b)
+{
+    for (unsigned n = 0; n < NAMES; n++) {
+        if (memcmp(&got->bitmap[n], &a->bitmap[n], sizeof(got->bitmap[n])) != 0 &&
+            memcmp(&got->bitmap[n], &b->bitmap[n], sizeof(got->bitmap[n])) != 0 &&
+            !got->bitmap[n].inconsistent) {
+            fail_msg("bitmap '%s': exists %d, enabled %d, dirty %llx", names[n],
+                     got->bitmap[n].exists, got->bitmap[n].enabled,
+                     (unsigned long long)got->bitmap[n].dirty);
+        }
+    }
+}
+
+/* "good": `one` records, and has granules 1 to 3; `two` is frozen, with granule 5. */
+static void make_image(void)
+{
+    struct block_bitmap *b;
+    struct image i;
+
+    image_create("good", DISK, "cluster_size=4k");
+    image_open(&i, "good", "");
+    assert_int_equal(block_co_bitmap_add(i.node, "two", GRANULE, true, false, &b, NULL), 0);
+    assert_int_equal(image_write(&i, 5 * GRANULE, 1, 1), 0);
+    assert_int_equal(block_co_bitmap_set_enabled(b, false, NULL), 0);
+    assert_int_equal(block_co_bitmap_add(i.node, "one", GRANULE, true, false, &b, NULL), 0);
+    assert_int_equal(image_write(&i, GRANULE, 3 * GRANULE, 1), 0);
+    image_close(&i);
+}
+
+static void open_copy(struct image *i, bool used)
+{
+    memory_file_copy(memory_file("a"), memory_file("good"));
+    image_open(i, "a", "");
+    if (used) {
+        assert_int_equal(image_write(i, 7 * GRANULE, 1, 2), 0);
+    }
+}
+
+/* --- the sweep -------------------------------------------------------------------------------- */
+
+/*
+ * With the request `after` and later ones failing. The bits are still in the image when the
+ * operation begins. False: it succeeded.
+ */
+static bool fails_once(operation *op, bool used, unsigned kinds, int errnum, unsigned after,
+                       const struct shown *before, const struct shown *done)
+{
+    struct shown now, crashed;
+    struct image i;
+    bool broken;
+    ERROR_AUTO(err);
+    int r;
+
+    open_copy(&i, used);
+    memory_file_fail(i.file, kinds, after, errnum);
+    r = op(&i, &err);
+    memory_file_copy(memory_file("crash"), i.file);
+    memory_file_fail(i.file, 0, 0, 0);
+    look(&i, &now);
+    broken = atomic_load(&i.q->broken);
+    if (r >= 0) {
+        assert_memory_equal(&now, done, sizeof(now));
+    } else {
+        assert_true(error_is_set(&err));
+        assert_memory_equal(&now, before, sizeof(now));
+    }
+    if (broken) {
+        image_kill(&i);
+        look_into("a", &now);
+        expect_either(&now, before, done);
+    } else {
+        image_close(&i);
+        image_check("a", 0);
+        look_into("a", &crashed);
+        assert_memory_equal(&crashed, &now, sizeof(now));
+    }
+    look_into("crash", &crashed);
+    expect_either(&crashed, before, done);
+    return r < 0;
+}
+
+static void sweep(operation *op, bool used)
+{
+    static const unsigned kinds[] = {MEMORY_FILE_WRITE, MEMORY_FILE_FLUSH,
+                                     MEMORY_FILE_WRITE | MEMORY_FILE_FLUSH};
+    static const int errors[] = {EIO, ENOSPC};
+    struct shown before, done;
+    struct image i;
+
+    make_image();
+    open_copy(&i, used);
+    look(&i, &before);
+    assert_int_equal(op(&i, NULL), 0);
+    look(&i, &done);
+    image_close(&i);
+    for (unsigned k = 0; k < ARRAY_SIZE(kinds); k++) {
+        for (unsigned e = 0; e < ARRAY_SIZE(errors); e++) {
+            unsigned after = 0, succeeded = 0;
+
+            for (; after < REQUESTS_MAX && succeeded < 3; after++) {
+                succeeded = fails_once(op, used, kinds[k], errors[e], after, &before, &done)
+                                ? 0
+                                : succeeded + 1;
+            }
+            assert_true(after < REQUESTS_MAX);
+        }
+    }
+    memory_file_free_all();
+}
+
+#define SWEEPS(name)                                                                               \
+    static void name##_that_fails(void *arg)                                                       \
+    {                                                                                              \
+        sweep(op_##name, false);                                                                   \
+    }                                                                                              \
+    static void name##_that_fails_after_a_write(void *arg)                                         \
+    {                                                                                              \
+        sweep(op_##name, true);                                                                    \
+    }
+
+SWEEPS(add)
+SWEEPS(remove)
+SWEEPS(clear)
+SWEEPS(merge)
+SWEEPS(enable)
+SWEEPS(disable)
+SWEEPS(store)
+
+#define BOTH(name) CO_TEST(name##_that_fails), CO_TEST(name##_that_fails_after_a_write)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        BOTH(add), BOTH(remove), BOTH(clear), BOTH(merge), BOTH(enable), BOTH(disable), BOTH(store),
+    };
+
+    log_set_level(LOG_LEVEL_ERROR);
+    return cmocka_run_group_tests(tests, qcow2_group_setup, qcow2_group_teardown);
+}
