@@ -51,7 +51,7 @@ struct block_root {
     struct inflight_counter inflight[REACTOR_MAX];
 };
 
-/* --- status.c, status_runs.c: any reactor; they yield --- */
+/* --- node_status.c, status.c, status_runs.c: any reactor; they yield --- */
 
 /*
  * Status of one node at `offset`; `contents`: files below are asked about zeroes. Length 0 and EOF

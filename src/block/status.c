@@ -6,104 +6,8 @@
 #include "block/internal.h"
 #include "trace/events.h"
 
-/* How much of the status is wanted. */
-enum question {
-    ASK_CONTENTS, /* all flags: files below are asked about zeroes */
-    ASK_LAYERS,   /* which layer is allocated: no file is asked */
-};
-
-static int co_node_status(struct block_node *node, uint64_t offset, uint64_t length,
-                          enum question question, struct block_status *ret_status);
-
-/*
- * A mapped extent may be zero in the file below although this layer does not know (preallocated or
- * punched). An error of the file is ignored if this layer has set DATA, which stays; a layer that
- * leaves DATA to the file (raw) needs the answer.
- */
-static int co_refine_by_file(struct block_status *status)
-{
-    struct block_status below;
-    int r = co_node_status(status->file, status->map, status->length, ASK_CONTENTS, &below);
-
-    if (r == 0 && below.length == 0) {
-        r = -EIO; /* the file has become shorter */
-    }
-    if (r < 0) {
-        return status->flags & BLOCK_STATUS_DATA ? 0 : r;
-    }
-    status->flags |= below.flags & (BLOCK_STATUS_ZERO | BLOCK_STATUS_DATA);
-    status->length = MIN(status->length, below.length);
-    return 0;
-}
-
-/* In a node that is read in blocks, a block with some data counts as data whole. */
-static void align_status(const struct block_node *node, uint64_t offset, uint64_t length,
-                         struct block_status *ret_status)
-{
-    uint64_t unit = node->limits.request_alignment;
-    uint64_t end = offset + ret_status->length;
-
-    if (unit <= 1 || is_aligned(end, unit) || ret_status->length == length) {
-        return;
-    }
-    if (round_down(end, unit) > offset) {
-        ret_status->length = round_down(end, unit) - offset;
-        return;
-    }
-    ret_status->length = MIN(round_up(end, unit) - offset, length);
-    ret_status->flags |= BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED;
-    ret_status->flags &= ~BLOCK_STATUS_ZERO;
-    if (ret_status->file != node) {
-        ret_status->flags &= ~BLOCK_STATUS_OFFSET; /* the added part may lie elsewhere */
-    }
-}
-
-static int co_node_status(struct block_node *node, uint64_t offset, uint64_t length,
-                          enum question question, struct block_status *ret_status)
-{
-    uint64_t size = block_node_size(node);
-    int r;
-
-    if (offset >= size) {
-        *ret_status = (struct block_status){.flags = BLOCK_STATUS_EOF};
-        return 0;
-    }
-    length = MIN(length, size - offset);
-    if (!node->driver->co_status) {
-        if (node->filtered) {
-            return co_node_status(node->filtered->node, offset, length, question, ret_status);
-        }
-        *ret_status = (struct block_status){
-            .flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET,
-            .length = length,
-            .map = offset,
-            .file = node,
-        };
-    } else {
-        *ret_status = (struct block_status){0};
-        r = node->driver->co_status(node, offset, length, ret_status);
-        if (r < 0) {
-            return r;
-        }
-        ret_status->length = MIN(ret_status->length, length);
-    }
-    if (question == ASK_CONTENTS && (ret_status->flags & BLOCK_STATUS_RECURSE) &&
-        (ret_status->flags & BLOCK_STATUS_OFFSET) && ret_status->file != node) {
-        r = co_refine_by_file(ret_status);
-        if (r < 0) {
-            return r;
-        }
-    }
-    ret_status->flags &= ~BLOCK_STATUS_RECURSE;
-    align_status(node, offset, length, ret_status);
-    if (offset + ret_status->length == size) {
-        ret_status->flags |= BLOCK_STATUS_EOF;
-    }
-    return ret_status->length > 0 ? 0 : -EIO;
-}
-
-static int co_edge_status(struct block_edge *edge, uint64_t offset, uint64_t length,
-                          enum question question, struct block_status *ret_status)
+static int co_edge_status(struct block_edge *edge, uint64_t offset, uint64_t length, bool contents,
+                          struct block_status *ret_status)
 {
     unsigned index = counters_index();
     int r;
@@ -115,7 +19,7 @@ static int co_edge_status(struct block_edge *edge, uint64_t offset, uint64_t len
     /* What is said of zeroes and holes has to hold while another process writes. */
     r = edge->root && edge->node->handed_over
             ? -EPERM
-            : co_node_status(edge->node, offset, length, question, ret_status);
+            : block_co_node_status(edge->node, offset, length, contents, ret_status);
     trace_block_status_end(edge->node->name, offset, r < 0 ? 0 : ret_status->length,
                            r < 0 ? 0 : ret_status->flags, r);
     if (edge->root) {
@@ -127,14 +31,14 @@ static int co_edge_status(struct block_edge *edge, uint64_t offset, uint64_t len
 int block_co_status(struct block_edge *edge, uint64_t offset, uint64_t length,
                     struct block_status *ret_status)
 {
-    return co_edge_status(edge, offset, length, ASK_CONTENTS, ret_status);
+    return co_edge_status(edge, offset, length, true, ret_status);
 }
 
 int block_co_is_allocated(struct block_edge *edge, uint64_t offset, uint64_t length,
                           bool *ret_allocated, uint64_t *ret_length)
 {
     struct block_status status;
-    int r = co_edge_status(edge, offset, length, ASK_LAYERS, &status);
+    int r = co_edge_status(edge, offset, length, false, &status);
 
     if (r == 0) {
         *ret_allocated = status.flags & BLOCK_STATUS_ALLOCATED;
@@ -144,7 +48,7 @@ int block_co_is_allocated(struct block_edge *edge, uint64_t offset, uint64_t len
 }
 
 static int co_chain_status(struct block_node *node, struct block_node *base, uint64_t offset,
-                           uint64_t length, enum question question, struct block_status *ret_status,
+                           uint64_t length, bool contents, struct block_status *ret_status,
                            int *ret_depth)
 {
     int depth = 1, r;
@@ -152,7 +56,7 @@ static int co_chain_status(struct block_node *node, struct block_node *base, uin
     for (;; depth++) {
         struct block_node *next;
 
-        r = co_node_status(node, offset, length, question, ret_status);
+        r = block_co_node_status(node, offset, length, contents, ret_status);
         if (r < 0 || (ret_status->flags & BLOCK_STATUS_ALLOCATED)) {
             break;
         }
@@ -233,8 +137,8 @@ static void end_query(struct chain_query *q)
 }
 
 static int co_edge_chain_status(struct block_edge *edge, struct block_node *base, uint64_t offset,
-                                uint64_t length, enum question question,
-                                struct block_status *ret_status, int *ret_depth)
+                                uint64_t length, bool contents, struct block_status *ret_status,
+                                int *ret_depth)
 {
     struct chain_query q;
     int64_t below_end = co_begin_query(&q, edge, offset, length);
@@ -246,7 +150,7 @@ static int co_edge_chain_status(struct block_edge *edge, struct block_node *base
             *ret_depth = 0;
         }
     } else if (below_end > 0) {
-        r = co_chain_status(edge->node, base, offset, (uint64_t)below_end, question, ret_status,
+        r = co_chain_status(edge->node, base, offset, (uint64_t)below_end, contents, ret_status,
                             ret_depth);
         /* EOF is about the end of the top node. */
         ret_status->flags &= ~BLOCK_STATUS_EOF;
@@ -260,13 +164,7 @@ static int co_edge_chain_status(struct block_edge *edge, struct block_node *base
 int block_co_status_above(struct block_edge *edge, struct block_node *base, uint64_t offset,
                           uint64_t length, struct block_status *ret_status, int *ret_depth)
 {
-    return co_edge_chain_status(edge, base, offset, length, ASK_CONTENTS, ret_status, ret_depth);
-}
-
-int block_co_node_status(struct block_node *node, uint64_t offset, uint64_t length, bool contents,
-                         struct block_status *ret_status)
-{
-    return co_node_status(node, offset, length, contents ? ASK_CONTENTS : ASK_LAYERS, ret_status);
+    return co_edge_chain_status(edge, base, offset, length, true, ret_status, ret_depth);
 }
 
 int block_co_status_runs(struct block_edge *edge, bool contents, uint64_t offset, uint64_t length,
@@ -289,7 +187,7 @@ int block_co_depth(struct block_edge *edge, uint64_t offset, uint64_t length, in
                    uint64_t *ret_length)
 {
     struct block_status status;
-    int r = co_edge_chain_status(edge, NULL, offset, length, ASK_LAYERS, &status, ret_depth);
+    int r = co_edge_chain_status(edge, NULL, offset, length, false, &status, ret_depth);
 
     if (r == 0) {
         *ret_length = status.length;
