@@ -186,6 +186,12 @@ class RunningTogether(unittest.TestCase):
         self.assertEqual(report.failures[0][0], "make lint failed")
         self.assertIn("/nonexistent", report.failures[0][1])
 
+    def test_a_run_without_tests_fails_and_says_why(self):
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            status = runner.Report().close()
+        self.assertEqual(status, 1)
+        self.assertRegex(printed.getvalue(), "No test matches.*\n0 passed, 0 failed\n$")
+
 
 class SecondRuns(unittest.TestCase):
     """In a CI run a few failures are tried again alone; none is forgotten."""
