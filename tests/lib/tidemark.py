@@ -225,17 +225,19 @@ class Daemon(Process):
         except (OSError, EOFError):
             return None
 
-    def stop(self, **more):
+    def disconnect(self):
         if self.qmp is not None:
             self.qmp.close()
             self.qmp = None
+
+    def stop(self, **more):
+        self.disconnect()
         return super().stop(**more)
 
     def quit(self, expect=0, timeout=TIMEOUT):
         """End it by the command quit. `expect` is the exit status wanted; None: any."""
         self.qmp.command("quit")
-        self.qmp.close()
-        self.qmp = None
+        self.disconnect()
         status = self.wait(timeout)
         if expect is not None and status != expect:
             raise AssertionError(f"exit {status}, wanted {expect}:\n{self.log()}")
@@ -268,7 +270,9 @@ class TestCase(unittest.TestCase):
         return process
 
     def daemon(self, *arguments, **more):
-        return self.own(Daemon(self.dir, *arguments, **more))
+        daemon = self.own(Daemon(self.dir, *arguments, **more))
+        self.addCleanup(daemon.disconnect)
+        return daemon
 
     def end_processes(self):
         for process in self.processes:
