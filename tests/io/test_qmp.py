@@ -2,15 +2,19 @@
 """The daemon's monitor: every command, every kind of error, hostile input, events."""
 
 import contextlib
+import glob
 import json
 import os
 import random
+import re
 import socket
 import sys
 import time
 
 import tidemark
 from qmp import QmpError
+
+SOURCE = os.environ.get("TIDEMARK_SOURCE", ".")
 
 
 class QmpTest(tidemark.TestCase):
@@ -330,6 +334,18 @@ class SchemaTest(QmpTest):
         commands = [c["name"] for c in self.qmp.command("query-commands")]
         for one, next_one in zip(commands, commands[1:]):
             self.assertLess(one, next_one, "order of qmp_commands in src/qmp/table.c")
+
+    def test_all_kinds_of_jobs_are_in_the_schema(self):
+        kinds = []
+        for path in glob.glob(os.path.join(SOURCE, "src", "job", "*.c")):
+            with open(path, encoding="utf-8") as source:
+                kinds += re.findall(r'struct job_driver \w+ = \{\s*\.type = "(.*?)"', source.read())
+        self.assertIn("backup", kinds)
+        self.assertEqual(
+            sorted(set(kinds) - set(self.schema["JobType"]["values"])),
+            [],
+            "no value of qmp_type_job_type in src/qmp/job_types.c",
+        )
 
     def check(self, type_name, value, path=""):
         """Whether a value is what the schema says."""

@@ -3,11 +3,13 @@
 
 import json
 import os
+import re
 
 import tidemark
 from qmp import QmpError
 
 MIB = 1 << 20
+COMMANDS = os.path.join(os.environ.get("TIDEMARK_SOURCE", "."), "src", "qmp", "create_commands.c")
 
 
 class CreateTest(tidemark.TestCase):
@@ -271,6 +273,22 @@ class CommandTest(CreateTest):
         self.refused("Parameter 'options.file' is unexpected", driver="raw", file="f")
         self.refused("Invalid job ID '1'", job_id="1", driver="file", filename="x", size=0)
         self.assertEqual(self.qmp.command("query-jobs"), [])
+
+    def test_no_option_is_lost_on_the_way(self):
+        """A member without a row in `option_names` would be accepted, and do nothing."""
+        schema = {s["name"]: s for s in self.qmp.command("query-qmp-schema")}
+        arguments = schema[schema["blockdev-create"]["arg-type"]]["members"]
+        (options,) = (m["type"] for m in arguments if m["name"] == "options")
+        with open(COMMANDS, encoding="utf-8") as source:
+            known = re.findall(r'^    \{"([\w-]+)", (?:"\w|NULL)', source.read(), re.M)
+        known += ["encrypt", "header"]  # taken by functions of their own
+        members = {
+            (member["name"], variant["case"])
+            for variant in schema[options]["variants"]
+            for member in schema[variant["type"]]["members"]
+        }
+        lost = sorted(f"{name} of {driver}" for name, driver in members if name not in known)
+        self.assertEqual(lost, [], "no row in option_names of src/qmp/create_commands.c")
 
     def test_no_block_job(self):
         options = {"driver": "file", "filename": self.path("a"), "size": 0}
