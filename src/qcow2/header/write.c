@@ -6,7 +6,7 @@
  *
  *   0         header, 112 bytes (72 in version 2)
  *   112       backing format, data file name, encryption, feature names, bitmaps, greatest size,
- *             unknown extensions, end mark
+ *             activity log, joint change, unknown extensions, end mark
  *   ...       backing file name
  *
  * Only one sector can be switched at once (R3), and the extensions may extend beyond the first
