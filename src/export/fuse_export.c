@@ -123,11 +123,25 @@ static int co_truncate_node(struct fuse_state *s, struct block_node *node, uint6
     return r;
 }
 
+/* The node is drained. */
+static int co_resize_node(struct fuse_state *s, struct block_node *node, uint64_t size,
+                          bool grow_only, enum block_prealloc prealloc)
+{
+    int r;
+
+    if (grow_only && block_node_size(node) >= size) {
+        return 0; /* another export of the node has enlarged it meanwhile */
+    }
+    r = check_resizable(node);
+    UNLESS_FAILED(r, co_truncate_node(s, node, size, prealloc));
+    return r == -EAGAIN ? -EIO : r;
+}
+
 /*
  * Drains, which may take long, without the control lock. The export may have another node then,
  * which was not drained: that is drained in its turn.
  */
-static int fuse_co_resize(void *state, uint64_t size, enum block_prealloc prealloc)
+static int fuse_co_resize(void *state, uint64_t size, bool grow_only, enum block_prealloc prealloc)
 {
     struct fuse_state *s = state;
     int r = -EAGAIN;
@@ -138,9 +152,7 @@ static int fuse_co_resize(void *state, uint64_t size, enum block_prealloc preall
         block_co_drain_begin(node);
         block_co_control_lock();
         if (node == block_root_node(s->root)) {
-            r = check_resizable(node);
-            UNLESS_FAILED(r, co_truncate_node(s, node, size, prealloc));
-            r = r == -EAGAIN ? -EIO : r;
+            r = co_resize_node(s, node, size, grow_only, prealloc);
         }
         block_drain_end(node);
         block_co_unref(node);

@@ -161,7 +161,7 @@ void fuse_co_setattr(struct fuse_request *rq)
         return;
     }
     if (set & FUSE_SET_ATTR_SIZE) {
-        r = fuse_disk_co_resize(d, (uint64_t)to.st_size, BLOCK_PREALLOC_OFF);
+        r = fuse_disk_co_resize(d, (uint64_t)to.st_size);
         if (r < 0) {
             fuse_answer(rq, r);
             return;

@@ -50,8 +50,11 @@ struct fuse_disk_config {
     struct reactor *reactor;
     /* Latencies that a user asked for. Borrowed. */
     struct latency_set *latencies;
-    /* Change the size of the node to `size` bytes. Called on the main reactor; 0 or -errno. */
-    int (*co_resize)(void *arg, uint64_t size, enum block_prealloc prealloc);
+    /*
+     * Change the size of the node to `size` bytes. `grow_only`: a node that has them stays as it
+     * is, since somebody else may have enlarged it. Called on the main reactor; 0 or -errno.
+     */
+    int (*co_resize)(void *arg, uint64_t size, bool grow_only, enum block_prealloc prealloc);
     /* A request failed in the node; see export_note_io_error(). Any thread; does not yield. */
     void (*on_error)(void *arg, const char *request, uint64_t offset, uint64_t length, int error);
     void *arg;

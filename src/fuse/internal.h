@@ -152,7 +152,9 @@ void fuse_co_fallocate(struct fuse_request *rq);
 void fuse_co_lseek(struct fuse_request *rq);
 
 /* Change the size of the node, if it is another than `size`. 0 or -errno. */
-int fuse_disk_co_resize(struct fuse_disk *d, uint64_t size, enum block_prealloc prealloc);
+int fuse_disk_co_resize(struct fuse_disk *d, uint64_t size);
+/* Make the node at least `size` bytes long, with space for what is added. 0 or -errno. */
+int fuse_disk_co_allocate(struct fuse_disk *d, uint64_t size);
 /* Make the node at least `size` bytes long, rounded up where its format wants that. 0 or -errno. */
 int fuse_disk_co_grow(struct fuse_disk *d, uint64_t size);
 

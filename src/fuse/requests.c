@@ -38,6 +38,7 @@ static void answer_failure(struct fuse_request *rq, const char *request, int r)
 struct resize_call {
     struct fuse_disk *disk;
     uint64_t size;
+    bool grow_only;
     enum block_prealloc prealloc;
     int r;
 };
@@ -46,12 +47,14 @@ static void co_resize_on_main(void *arg)
 {
     struct resize_call *c = arg;
 
-    c->r = c->disk->config.co_resize(c->disk->config.arg, c->size, c->prealloc);
+    c->r = c->disk->config.co_resize(c->disk->config.arg, c->size, c->grow_only, c->prealloc);
 }
 
-static int co_resize_locked(struct fuse_disk *d, uint64_t size, enum block_prealloc prealloc)
+static int co_resize_locked(struct fuse_disk *d, uint64_t size, bool grow_only,
+                            enum block_prealloc prealloc)
 {
-    struct resize_call call = {.disk = d, .size = size, .prealloc = prealloc};
+    struct resize_call call = {
+        .disk = d, .size = size, .grow_only = grow_only, .prealloc = prealloc};
 
     CO_ASSERT_HELD(&d->resizing);
     if (size > INT64_MAX) {
@@ -61,13 +64,25 @@ static int co_resize_locked(struct fuse_disk *d, uint64_t size, enum block_preal
     return call.r;
 }
 
-int fuse_disk_co_resize(struct fuse_disk *d, uint64_t size, enum block_prealloc prealloc)
+int fuse_disk_co_resize(struct fuse_disk *d, uint64_t size)
 {
     int r = 0;
 
     co_mutex_lock(&d->resizing);
     if (size != atomic_load(&d->size)) {
-        r = co_resize_locked(d, size, prealloc);
+        r = co_resize_locked(d, size, false, BLOCK_PREALLOC_OFF);
+    }
+    co_mutex_unlock(&d->resizing);
+    return r;
+}
+
+int fuse_disk_co_allocate(struct fuse_disk *d, uint64_t size)
+{
+    int r = 0;
+
+    co_mutex_lock(&d->resizing);
+    if (size > atomic_load(&d->size)) {
+        r = co_resize_locked(d, size, true, BLOCK_PREALLOC_FALLOC);
     }
     co_mutex_unlock(&d->resizing);
     return r;
@@ -79,9 +94,9 @@ int fuse_disk_co_grow(struct fuse_disk *d, uint64_t size)
 
     co_mutex_lock(&d->resizing);
     if (size > atomic_load(&d->size)) {
-        r = co_resize_locked(d, size, BLOCK_PREALLOC_OFF);
+        r = co_resize_locked(d, size, true, BLOCK_PREALLOC_OFF);
         if (r == -EINVAL && size % SECTOR) {
-            r = co_resize_locked(d, round_up(size, SECTOR), BLOCK_PREALLOC_OFF);
+            r = co_resize_locked(d, round_up(size, SECTOR), true, BLOCK_PREALLOC_OFF);
         }
     }
     co_mutex_unlock(&d->resizing);
@@ -199,9 +214,8 @@ static int co_zero_range(struct fuse_request *rq, unsigned flags)
 /* Space past the end: the disk grows. Inside the disk no node can be asked for space. */
 static int co_allocate(struct fuse_request *rq, uint64_t end)
 {
-    return rq->offset < atomic_load(&rq->disk->size)
-               ? -EOPNOTSUPP
-               : fuse_disk_co_resize(rq->disk, end, BLOCK_PREALLOC_FALLOC);
+    return rq->offset < atomic_load(&rq->disk->size) ? -EOPNOTSUPP
+                                                     : fuse_disk_co_allocate(rq->disk, end);
 }
 
 static int co_fallocate_range(struct fuse_request *rq, uint64_t end)

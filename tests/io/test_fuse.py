@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """FUSE exports: a node as a regular file."""
 
+import concurrent.futures
 import contextlib
 import ctypes
 import errno
@@ -263,6 +264,32 @@ class Size(FuseCase):
         self.assertEqual(os.fstat(fd).st_size, MIB + 64 * 4096)
         for i in range(64):
             self.assertEqual(os.pread(fd, 4096, MIB + i * 4096), bytes([i % 4 + 1]) * 4096)
+
+    def test_two_exports_of_a_node_grow_at_once(self):
+        """What one of them has enlarged the other one does not cut off."""
+        self.serve_image("raw", size="1M")
+        self.export(growable=True)
+        other = self.path("other")
+        with open(other, "w", encoding="ascii"):
+            pass
+        self.export(id="other", mountpoint=other, growable=True)
+        fds = [self.open(), self.open(path=other)]
+        places = range(MIB, 9 * MIB, 65536)
+
+        def append(number):
+            for place in places[number::3]:
+                if number == 2:
+                    # A write may have taken it past that place.
+                    with contextlib.suppress(OSError):
+                        fallocate(fds[0], 0, place, 4096)
+                else:
+                    os.pwrite(fds[number], bytes([number + 1]) * 4096, place)
+
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            list(pool.map(append, range(3)))
+        for number in range(2):
+            for place in places[number::3]:
+                self.assertEqual(os.pread(fds[0], 4096, place), bytes([number + 1]) * 4096)
 
     def test_it_is_resized_on_demand(self):
         self.serve_image("raw", size="1M")
