@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 import unittest
 
@@ -13,7 +14,7 @@ CLUSTER = 65536
 MIB = 1 << 20
 
 
-class Track(TestCase):
+class TrackCase(TestCase):
     in_memory = True
 
     def setUp(self):
@@ -60,6 +61,8 @@ class Track(TestCase):
     def clusters(self):
         return os.path.getsize(self.disk) // CLUSTER
 
+
+class Track(TrackCase):
     # What is tracked.
 
     def test_the_disk_stays_raw(self):
@@ -244,6 +247,70 @@ class Track(TestCase):
         os.rename(self.path("copy"), self.disk)
         self.assertIn("it is another one", self.look())
 
+    def put_back(self, path):
+        """Another file gets that name, with what was there."""
+        shutil.copy2(path, self.path("copy"))
+        os.rename(self.path("copy"), path)
+
+    def test_a_crash_and_a_file_with_the_number_of_the_old_one(self):
+        """File systems give numbers of inodes again. The record is that of a file made before."""
+        self.tracked()
+        self.kill(self.start())
+        self.edit_state(identity=lambda text: re.sub("made .*", "made 1.000000000", text))
+        self.assert_doubted("it is another one: it was 'inode .*, made 1.0")
+
+    def test_a_file_system_that_begins_to_say_when_files_were_made(self):
+        self.tracked()
+        self.edit_state(identity=lambda text: re.sub(", made .*", "", text))
+        self.assertIn("as it was", self.look())
+
+    def edit_state(self, **changes):
+        with open(self.state, encoding="utf-8") as file:
+            state = json.load(file)
+        for key, change in changes.items():
+            state[key] = change(state[key])
+        with open(self.state, "w", encoding="utf-8") as file:
+            json.dump(state, file)
+
+    def test_a_file_that_was_replaced_while_it_was_served(self):
+        for which in ("disk", "image"):
+            with self.subTest(which):
+                shutil.rmtree(self.dir)
+                self.setUp()
+                path = getattr(self, which)
+                self.tracked()
+                server = self.start()
+                self.put_back(path)
+                server.qmp.close()
+                server.stop(expect=1)
+                self.assertIn(f"'{path}' is not the file that was served", server.log())
+                self.assert_doubted("it is another one|its bitmaps are in another file")
+
+    def test_older_bitmaps(self):
+        """The image was restored from a copy: its bitmaps lack what was written since."""
+        self.tracked()
+        shutil.copy2(self.image, self.path("old"))
+        server = self.start()
+        self.write(9)
+        self.end(server)
+        now = self.path("now")
+        shutil.copy2(self.image, now)
+        os.rename(self.path("old"), self.image)
+        self.assert_doubted("its bitmaps are in another file")
+        # Over the file that is there.
+        was = os.stat(now)
+        shutil.copy(now, self.image)
+        os.utime(self.image, ns=(was.st_atime_ns, was.st_mtime_ns))
+        self.assert_doubted("its bitmaps are older")
+
+    def test_bitmaps_may_change_while_nothing_is_served(self):
+        self.tracked()
+        img("bitmap", "-f", "qcow2", "--add", self.image, "more")
+        self.assertIn("as it was", self.look())
+        server = self.start()
+        self.assertEqual(self.counts(server), {"b": 2, "frozen": 2, "more": 0})
+        self.end(server)
+
     # What is refused.
 
     def refused(self, wanted, *words):
@@ -291,6 +358,41 @@ class Track(TestCase):
         self.assertIn("vhost-user-blk", server.log())
         self.assertIn("not ended cleanly", self.look())
         img("check", self.image)
+
+
+class Device(TrackCase):
+    """A loop device."""
+
+    def setUp(self):
+        super().setUp()
+        as_root = () if os.geteuid() == 0 else ("sudo", "-n")
+        self.below = self.disk
+        self.disk = run(*as_root, "losetup", "-f", "--show", self.below).stdout.strip()
+        self.addCleanup(run, *as_root, "losetup", "-d", self.disk)
+        if as_root:
+            run(*as_root, "chown", str(os.geteuid()), self.disk)
+
+    def start(self, *options, **more):
+        return super().start("--image", self.image, *options, **more)
+
+    def look(self, *options):
+        return super().look("--image", self.image, *options)
+
+    def test_what_is_in_the_page_cache_only_counts(self):
+        self.end(self.start())
+        self.assertIn("as it was", self.look())
+        # The system does not write it back when one of two users closes.
+        with open(self.disk, "rb"):
+            with open(self.disk, "r+b") as file:
+                file.seek(5 * MIB)
+                file.write(b"x" * 4096)
+            self.assertIn("8 sectors of it were written", self.look())
+
+    def test_a_change_of_the_file_below(self):
+        self.end(self.start())
+        with open(self.below, "r+b") as file:
+            file.write(b"x")
+        self.assertIn("samples of its contents", self.look())
 
 
 if __name__ == "__main__":

@@ -110,6 +110,10 @@ static int look_at_device(int fd, dev_t device, struct track_disk *disk)
     if (ioctl(fd, BLKGETSIZE64, &disk->size) < 0) {
         return -errno;
     }
+    /* What another program has written may be in the page cache only. */
+    if (fsync(fd) < 0) {
+        return -errno;
+    }
     disk->device = true;
     snprintf(dir, sizeof(dir), "/sys/dev/block/%u:%u", major(device), minor(device));
     identify_device(dir, device, disk->identity, sizeof(disk->identity));
@@ -127,7 +131,45 @@ static int look_at_device(int fd, dev_t device, struct track_disk *disk)
     return 0;
 }
 
+/* --- files ------------------------------------------------------------------------------------ */
+
+/* Between the number of an inode and the time when it was made. */
+#define MADE ", made "
+
+static int look_at_file(int fd, struct track_disk *disk)
+{
+    struct statx st;
+    size_t used;
+
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &st) < 0) {
+        return -errno;
+    }
+    disk->size = st.stx_size;
+    disk->mtime_ns = st.stx_mtime.tv_sec * NS_PER_S + st.stx_mtime.tv_nsec;
+    disk->ctime_ns = st.stx_ctime.tv_sec * NS_PER_S + st.stx_ctime.tv_nsec;
+    snprintf(disk->identity, sizeof(disk->identity), "inode %" PRIu64, (uint64_t)st.stx_ino);
+    if (st.stx_mask & STATX_BTIME) {
+        used = strlen(disk->identity);
+        snprintf(disk->identity + used, sizeof(disk->identity) - used, MADE "%" PRId64 ".%09u",
+                 (int64_t)st.stx_btime.tv_sec, (unsigned)st.stx_btime.tv_nsec);
+    }
+    return 0;
+}
+
 /* --- all -------------------------------------------------------------------------------------- */
+
+bool track_same_identity(const char *a, const char *b)
+{
+    const char *made_a = strstr(a, MADE), *made_b = strstr(b, MADE);
+    size_t size;
+
+    if (!made_a == !made_b) {
+        return strcmp(a, b) == 0;
+    }
+    /* A system may begin to say when a file was made. */
+    size = made_a ? (size_t)(made_a - a) : (size_t)(made_b - b);
+    return strncmp(a, b, size) == 0 && strlen(made_a ? b : a) == size;
+}
 
 int track_look(const char *path, struct track_disk *ret_disk, struct error *err)
 {
@@ -142,10 +184,7 @@ int track_look(const char *path, struct track_disk *ret_disk, struct error *err)
     if (r == 0 && S_ISBLK(st.st_mode)) {
         r = look_at_device(fd, st.st_rdev, &disk);
     } else if (r == 0) {
-        disk.size = (uint64_t)st.st_size;
-        disk.mtime_ns = st.st_mtim.tv_sec * NS_PER_S + st.st_mtim.tv_nsec;
-        disk.ctime_ns = st.st_ctim.tv_sec * NS_PER_S + st.st_ctim.tv_nsec;
-        snprintf(disk.identity, sizeof(disk.identity), "inode %ju", (uintmax_t)st.st_ino);
+        r = look_at_file(fd, &disk);
     }
     if (r < 0) {
         return error_set_errno(err, -r, "Could not look at '%s'", path);

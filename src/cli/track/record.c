@@ -109,11 +109,13 @@ static int put_fingerprint(struct json_object *o, const char *path, uint64_t siz
     return 0;
 }
 
-static int describe(const char *path, bool clean, struct json_object *o, struct error *err)
+static int describe(const char *path, const char *image_path, bool clean, struct json_object *o,
+                    struct error *err)
 {
-    struct track_disk disk;
+    struct track_disk disk, image;
     int r = track_look(path, &disk, err);
 
+    UNLESS_FAILED(r, track_look(image_path, &image, err));
     if (r < 0) {
         return r;
     }
@@ -122,9 +124,11 @@ static int describe(const char *path, bool clean, struct json_object *o, struct 
     json_object_object_add(o, "clean", json_object_new_boolean(clean));
     put_int(o, "size", (int64_t)disk.size);
     put_str(o, "identity", disk.identity);
+    put_str(o, "image-identity", image.identity);
     if (!clean) {
         return 0;
     }
+    put_int(o, "image-mtime-ns", image.mtime_ns);
     if (disk.device) {
         put_str(o, "boot", disk.boot);
         put_int(o, "changed-sectors", disk.changed_sectors);
@@ -161,10 +165,11 @@ static int replace_file(const char *filename, const char *text, struct error *er
     return UNLESS_FAILED(r, files_sync(dir, filename, err));
 }
 
-int track_write_record(const char *path, const char *record, bool clean, struct error *err)
+int track_write_record(const char *path, const char *image, const char *record, bool clean,
+                       struct error *err)
 {
     struct json_object *o = json_object_new_object();
-    int r = o ? describe(path, clean, o, err) : error_out_of_memory(err);
+    int r = o ? describe(path, image, clean, o, err) : error_out_of_memory(err);
 
     if (r == 0) {
         const char *text = json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY);
@@ -198,12 +203,30 @@ static struct json_object *read_record(const char *record, struct error *err)
 
 /* --- comparing -------------------------------------------------------------------------------- */
 
-/* What has changed since a clean end; NULL: nothing that can be seen. */
+/* What samples show to have changed; NULL: nothing. */
+static char *find_change_of_samples(const char *path, const struct track_disk *disk,
+                                    struct json_object *o)
+{
+    char hex[SHA256_HEX_SIZE];
+    char *why = NULL;
+    int r = take_fingerprint(path, disk->size, (uint64_t)get_int(o, "seed"), hex);
+
+    if (r < 0) {
+        r = asprintf(&why, "it can't be read: %s", strerror(-r));
+    } else if (strcmp(hex, get_str(o, "fingerprint")) != 0) {
+        r = asprintf(&why, "samples of its contents are others");
+    }
+    return r < 0 ? NULL : why;
+}
+
+/*
+ * What has changed since a clean end; NULL: nothing that can be seen. A device does not count what
+ * is written past it, through the disk that it is a part of or the file below it.
+ */
 static char *find_change_of_contents(const char *path, const struct track_disk *disk,
                                      struct json_object *o)
 {
     int64_t sectors = disk->device ? get_int(o, "changed-sectors") : -1;
-    char hex[SHA256_HEX_SIZE];
     char *why = NULL;
     int r = 0;
 
@@ -211,20 +234,12 @@ static char *find_change_of_contents(const char *path, const struct track_disk *
         r = asprintf(&why, "the time of its last change is another");
     } else if (!disk->device && get_int(o, "ctime-ns") != disk->ctime_ns) {
         r = asprintf(&why, "the time of the last change of its inode is another");
-    } else if (sectors >= 0 && disk->changed_sectors >= 0 &&
+    } else if (sectors >= 0 && disk->changed_sectors >= 0 && sectors != disk->changed_sectors &&
                strcmp(get_str(o, "boot"), disk->boot) == 0) {
-        /* Certain, and cheaper than samples. */
-        r = sectors == disk->changed_sectors
-                ? 0
-                : asprintf(&why, "%" PRId64 " sectors of it were written",
-                           disk->changed_sectors - sectors);
+        r = asprintf(&why, "%" PRId64 " sectors of it were written",
+                     disk->changed_sectors - sectors);
     } else {
-        r = take_fingerprint(path, disk->size, (uint64_t)get_int(o, "seed"), hex);
-        if (r < 0) {
-            r = asprintf(&why, "it can't be read: %s", strerror(-r));
-        } else if (strcmp(hex, get_str(o, "fingerprint")) != 0) {
-            r = asprintf(&why, "samples of its contents are others");
-        }
+        return find_change_of_samples(path, disk, o);
     }
     return r < 0 ? NULL : why;
 }
@@ -238,26 +253,50 @@ static char *find_other_disk(const struct track_disk *disk, struct json_object *
     if ((uint64_t)get_int(o, "size") != disk->size) {
         r = asprintf(&why, "it had %" PRId64 " bytes, and has %" PRIu64, get_int(o, "size"),
                      disk->size);
-    } else if (strcmp(get_str(o, "identity"), disk->identity) != 0) {
+    } else if (!track_same_identity(get_str(o, "identity"), disk->identity)) {
         r = asprintf(&why, "it is another one: it was '%s', and is '%s'", get_str(o, "identity"),
                      disk->identity);
     }
     return r < 0 ? NULL : why;
 }
 
-enum track_verdict track_compare(const char *path, const char *record, char **ret_why)
+/*
+ * What tells the image from that of the record; NULL: nothing. One that was changed since is
+ * trusted: bitmaps can be added and cleared while nothing is served.
+ */
+static char *find_other_image(const char *path, const struct track_disk *image,
+                              struct json_object *o)
+{
+    const char *was = get_str(o, "image-identity");
+    char *why = NULL;
+    int r = 0;
+
+    if (was[0] && !track_same_identity(was, image->identity)) {
+        r = asprintf(&why, "its bitmaps are in another file: '%s' was '%s', and is '%s'", path, was,
+                     image->identity);
+    } else if (image->mtime_ns < get_int(o, "image-mtime-ns")) {
+        r = asprintf(&why, "its bitmaps are older: '%s' was put back", path);
+    }
+    return r < 0 ? NULL : why;
+}
+
+enum track_verdict track_compare(const char *path, const char *image_path, const char *record,
+                                 char **ret_why)
 {
     ERROR_AUTO(err);
     struct json_object *o = read_record(record, &err);
     enum track_verdict verdict;
-    struct track_disk disk;
+    struct track_disk disk, image;
 
-    if (!o || track_look(path, &disk, &err) < 0) {
+    if (!o || track_look(path, &disk, &err) < 0 || track_look(image_path, &image, &err) < 0) {
         *ret_why = strdup(error_message(&err));
         json_object_put(o);
         return TRACK_UNKNOWN;
     }
     *ret_why = find_other_disk(&disk, o);
+    if (!*ret_why) {
+        *ret_why = find_other_image(image_path, &image, o);
+    }
     if (*ret_why) {
         verdict = TRACK_CHANGED;
     } else if (json_object_get_boolean(json_object_object_get(o, "clean"))) {

@@ -28,7 +28,10 @@ struct track_disk {
     bool device;
     /* in bytes */
     uint64_t size;
-    /* "inode N", or what names the device across boots, as "dm/uuid LVM-..." */
+    /*
+     * "inode N, made SECONDS", the latter if the file system knows it: numbers of inodes are given
+     * again. Or what names the device across boots, as "dm/uuid LVM-..."
+     */
     char identity[TRACK_IDENTITY_SIZE];
     /* of a file: ns since the epoch */
     int64_t mtime_ns, ctime_ns;
@@ -37,8 +40,13 @@ struct track_disk {
     int64_t changed_sectors;
 };
 
-/* -EINVAL if it is neither a file nor a block device; the errors of opening it. */
+/*
+ * -EINVAL if it is neither a file nor a block device; the errors of opening it. What the system has
+ * not written to a device yet is written first, so that it is counted.
+ */
 int track_look(const char *path, struct track_disk *ret_disk, struct error *err);
+/* Whether both identities can be of one disk or file. */
+bool track_same_identity(const char *a, const char *b);
 
 enum track_verdict {
     /* There is no record that can be read. */
@@ -52,14 +60,16 @@ enum track_verdict {
 };
 
 /*
- * Compare the disk with the record. *ret_why is a sentence for all but TRACK_UNCHANGED; the caller
- * frees it (NULL: no memory).
+ * Compare the disk, and the image with its bitmaps, with the record. *ret_why is a sentence for all
+ * but TRACK_UNCHANGED; the caller frees it (NULL: no memory).
  */
-enum track_verdict track_compare(const char *path, const char *record, char **ret_why);
+enum track_verdict track_compare(const char *path, const char *image, const char *record,
+                                 char **ret_why);
 
 /*
  * Write the record: `clean` after the end, with a fingerprint. On stable storage when it returns 0.
  */
-int track_write_record(const char *path, const char *record, bool clean, struct error *err);
+int track_write_record(const char *path, const char *image, const char *record, bool clean,
+                       struct error *err);
 
 #endif

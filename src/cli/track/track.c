@@ -112,7 +112,7 @@ static void judge(struct track *t)
         printf("%s: not tracked yet\n", t->path);
         return;
     }
-    verdict = track_compare(t->path, t->record, &why);
+    verdict = track_compare(t->path, t->image_path, t->record, &why);
     t->all_dirty = verdict == TRACK_CHANGED || verdict == TRACK_UNKNOWN ||
                    (verdict == TRACK_CRASHED && t->strict);
     switch (verdict) {
@@ -282,6 +282,43 @@ static int serve(const struct track *t, char **rest, int rest_count)
     return cli_daemon_main(argc, argv);
 }
 
+/* While it was served, `path` may have got another file, that nobody has tracked. */
+static int check_is_still(const char *path, const struct track_disk *was, struct error *err)
+{
+    struct track_disk now;
+    int r = track_look(path, &now, err);
+
+    if (r == 0 && !track_same_identity(was->identity, now.identity)) {
+        r = error_set(err, ESTALE,
+                      "'%s' is not the file that was served: it was '%s', and is '%s'; bitmaps say "
+                      "nothing of it, and the next backup is full",
+                      path, was->identity, now.identity);
+    }
+    return r;
+}
+
+/* Serve, between both records. The exit status. */
+static int serve_and_note(const struct track *t, char **rest, int rest_count, struct error *err)
+{
+    struct track_disk disk, image;
+    int status, r = track_look(t->path, &disk, err);
+
+    UNLESS_FAILED(r, track_look(t->image_path, &image, err));
+    UNLESS_FAILED(r, track_write_record(t->path, t->image_path, t->record, false, err));
+    if (r < 0) {
+        return cli_report(err);
+    }
+    fflush(stdout);
+    status = serve(t, rest, rest_count);
+    if (status != 0) {
+        return status;
+    }
+    r = check_is_still(t->path, &disk, err);
+    UNLESS_FAILED(r, check_is_still(t->image_path, &image, err));
+    UNLESS_FAILED(r, track_write_record(t->path, t->image_path, t->record, true, err));
+    return r < 0 ? cli_report(err) : 0;
+}
+
 static int run_track(struct track *t, char **rest, int rest_count, struct error *err)
 {
     int status;
@@ -291,18 +328,7 @@ static int run_track(struct track *t, char **rest, int rest_count, struct error 
         return 0;
     }
     status = prepare_image(t);
-    if (status != 0) {
-        return status;
-    }
-    if (track_write_record(t->path, t->record, false, err) < 0) {
-        return cli_report(err);
-    }
-    fflush(stdout);
-    status = serve(t, rest, rest_count);
-    if (status == 0 && track_write_record(t->path, t->record, true, err) < 0) {
-        return cli_report(err);
-    }
-    return status;
+    return status != 0 ? status : serve_and_note(t, rest, rest_count, err);
 }
 
 /* --- the command line ------------------------------------------------------------------------- */
