@@ -4,7 +4,9 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
+#include "backup/image_header.h"
 #include "backup/merge.h"
 #include "backup/set.h"
 #include "base/cleanup.h"
@@ -153,18 +155,23 @@ static int take_named(struct prune *p, struct error *err)
     return 0;
 }
 
-/* The backup that `e` names as its parent; NULL if there is none, or `e` is not readable. */
+/* The backup that `e` names as its parent, in its manifest or else in its image; NULL: none. */
 static const struct repository_entry *parent_of(const struct prune *p,
                                                 const struct repository_entry *e)
 {
-    return e->problem || manifest_is_full(&e->manifest)
-               ? NULL
-               : repository_get(&p->repository, e->manifest.parent);
+    struct image_header header;
+    const char *parent = e->manifest.parent;
+
+    if (e->problem) {
+        parent =
+            image_header_read_of(&p->repository, e->id, &header, NULL) < 0 ? "" : header.parent;
+    }
+    return parent[0] ? repository_get(&p->repository, parent) : NULL;
 }
 
 /*
- * What cannot be restored cannot be merged either. Its parent has to stay: perhaps what is missing
- * comes back from a copy.
+ * What cannot be restored cannot be merged either. Its parent has to stay: perhaps a repair makes
+ * the manifest again, or what is missing comes back from a copy.
  */
 static int keep_under_damaged(struct prune *p, struct error *err)
 {

@@ -12,18 +12,12 @@
 
 #include "backup/chain.h"
 #include "backup/files.h"
+#include "backup/image_header.h"
 #include "backup/repair_sums.h"
 #include "backup/set_root.h"
 #include "backup/set_sign.h"
 #include "backup/stored.h"
-#include "base/byteorder.h"
 #include "base/cleanup.h"
-
-/* Fields of a qcow2 header, after QEMU's interop/qcow2. */
-#define HEADER_READ 104
-#define BACKING_OFFSET 8
-#define BACKING_SIZE 16
-#define VIRTUAL_SIZE 24
 
 struct repair {
     const struct repair_options *options;
@@ -39,61 +33,30 @@ static int add_item(struct repair *repair, const char *id, const char *file, con
 
 /* --- a manifest that is lost --- */
 
-/* The backup that an image names as its backing file; "": none. */
-static int read_parent(struct stored *file, const uint8_t *header, const char *shown,
-                       char ret_parent[static BACKUP_ID_SIZE], struct error *err)
-{
-    static const char before[] = "../", after[] = "/" REPOSITORY_IMAGE;
-    size_t size = load_be32(header + BACKING_SIZE);
-    size_t outside = sizeof(before) - 1 + sizeof(after) - 1;
-    char name[BACKUP_ID_SIZE + sizeof(before) + sizeof(after)] = "";
-
-    ret_parent[0] = '\0';
-    if (!load_be64(header + BACKING_OFFSET)) {
-        return 0;
-    }
-    if (size > outside && size < outside + BACKUP_ID_SIZE &&
-        stored_read(file, name, size, load_be64(header + BACKING_OFFSET)) == 0 &&
-        strncmp(name, before, sizeof(before) - 1) == 0 &&
-        strcmp(name + size - (sizeof(after) - 1), after) == 0) {
-        name[size - (sizeof(after) - 1)] = '\0';
-        memcpy(ret_parent, name + sizeof(before) - 1, size - outside + 1);
-    }
-    return ret_parent[0] && backup_id_is_valid(ret_parent)
-               ? 0
-               : error_set(err, EINVAL, "'%s' does not name a backup as its backing file", shown);
-}
-
 static int co_read_image(const struct repository *r, const char *id, struct manifest *m,
                          struct error *err)
 {
     char *shown AUTO_FREE = repository_file(r, id, REPOSITORY_IMAGE);
     int fd AUTO_CLOSE = repository_open_file(r, id, REPOSITORY_IMAGE, err);
-    uint8_t header[HEADER_READ];
-    struct stored *file = NULL;
+    struct image_header header;
     struct stat st;
     int status;
 
     if (fd < 0 || !shown) {
         return fd < 0 ? fd : error_out_of_memory(err);
     }
-    status = stored_open(fd, repository_seal(r), STORED_IMAGE, shown, &file, err);
+    status = image_header_read(fd, repository_seal(r), shown, &header, err);
     if (status < 0) {
         return status;
     }
-    status = stored_read(file, header, sizeof(header), 0);
-    if (status < 0 || fstat(fd, &st) < 0) {
-        stored_free(file);
-        return error_set(err, EINVAL, "'%s' %s", shown,
-                         status == -EBADMSG ? "was changed" : "is too short");
+    if (fstat(fd, &st) < 0) {
+        return error_set_errno(err, errno, "Could not inspect '%s'", shown);
     }
-    m->virtual_size = load_be64(header + VIRTUAL_SIZE);
+    m->virtual_size = header.virtual_size;
     m->image_size = (uint64_t)st.st_size;
     m->stored += (uint64_t)st.st_blocks * 512;
-    status = read_parent(file, header, shown, m->parent, err);
-    stored_free(file);
-    UNLESS_FAILED(status, digest_co_file(fd, shown, NULL, m->image_sha256, NULL, err));
-    return status;
+    memcpy(m->parent, header.parent, sizeof(m->parent));
+    return digest_co_file(fd, shown, NULL, m->image_sha256, NULL, err);
 }
 
 static int co_read_sums(const struct repository *r, const char *id, struct manifest *m,

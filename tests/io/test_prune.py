@@ -270,14 +270,27 @@ class Damage(PruneCase):
         self.damage(self.made.order[1], "manifest.json", at=40)
         result = self.prune("--keep-last=2", status=2)
         fates = [b["fate"] for b in result["backups"]]
-        self.assertEqual(fates, ["removed", "damaged", "damaged", "damaged", "kept", "kept"])
+        self.assertEqual(fates, ["kept", "damaged", "damaged", "damaged", "kept", "kept"])
+        self.assertIn("problem", result["backups"][0])
         self.assertIn("problem", result["backups"][2])
         # What can't be restored goes when it is named, the newest first.
         self.prune("--remove", self.made.order[3], status=2)
         self.prune("--remove", self.made.order[2], status=2)
         self.prune("--remove", self.made.order[1])
+        self.prune("--keep-last=2")
         self.assertEqual(self.ids(), self.made.order[4:])
         self.assert_all_restore()
+
+    def test_what_a_lost_manifest_needs_stays_until_a_repair(self):
+        self.fill(5)
+        self.made.add(START + 6 * HOUR, self.changes(), full=True)
+        self.damage(self.made.order[2], "manifest.json", at=40)
+        result = self.prune("--keep-last=1", status=2)
+        self.assertEqual(result["backups"][1]["problem"], "a damaged backup builds on it")
+        run(*tool("repair"), self.made.path)
+        self.assertEqual(self.ids(), self.made.order[1:])
+        self.assert_all_restore()
+        self.assert_sound()
 
     def test_one_that_a_damaged_one_names_stays(self):
         self.fill(4)
