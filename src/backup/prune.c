@@ -102,7 +102,7 @@ static int apply_rules(struct prune *p)
     if (!retention_is_set(&p->options->keep)) {
         return 0;
     }
-    if (retention_apply(&p->options->keep, times, sound, reasons) < 0) {
+    if (retention_apply(&p->options->keep, time(NULL), times, sound, reasons) < 0) {
         return -ENOMEM;
     }
     for (size_t i = 0; i < sound; i++) {

@@ -140,7 +140,7 @@ static void apply_buckets(enum retention_rule rule, uint64_t most, const int64_t
     }
 }
 
-int retention_apply(const struct retention *r, const int64_t *times, size_t count,
+int retention_apply(const struct retention *r, int64_t now, const int64_t *times, size_t count,
                     unsigned *ret_reasons)
 {
     int64_t *used AUTO_FREE = calloc(count + 1, sizeof(*used));
@@ -151,13 +151,13 @@ int retention_apply(const struct retention *r, const int64_t *times, size_t coun
     }
     memset(ret_reasons, 0, count * sizeof(*ret_reasons));
     for (size_t i = 0; i < count; i++) {
-        newest = MAX(newest, times[i]);
+        newest = times[i] <= now ? MAX(newest, times[i]) : newest;
         ret_reasons[i] |= i < r->count[RETENTION_LAST] ? 1u << RETENTION_LAST : 0;
     }
     for (enum retention_rule rule = RETENTION_HOURLY; rule <= RETENTION_YEARLY; rule++) {
         apply_buckets(rule, r->count[rule], times, count, used, ret_reasons);
     }
-    limit = r->has_within && newest != INT64_MIN ? before(newest, &r->within) : INT64_MAX;
+    limit = r->has_within ? before(newest == INT64_MIN ? now : newest, &r->within) : INT64_MAX;
     for (size_t i = 0; i < count; i++) {
         ret_reasons[i] |= times[i] >= limit ? 1u << RETENTION_WITHIN : 0;
     }

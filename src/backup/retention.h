@@ -47,9 +47,11 @@ int retention_parse_span(const char *text, struct retention_span *ret_span, stru
 /*
  * Apply the rules to backups of these times (seconds since the epoch), newest first. ret_reasons[i]
  * gets a bit (1 << rule) for each rule that keeps backup i; 0: it is not kept. A time of INT64_MIN
- * is not known: such a backup is kept by RETENTION_LAST only. -ENOMEM.
+ * is not known: such a backup is kept by RETENTION_LAST only. RETENTION_WITHIN counts from the
+ * newest time that is not after `now`, so that a backup that was taken while the clock was ahead
+ * does not make all others old; later ones are kept. -ENOMEM.
  */
-int retention_apply(const struct retention *r, const int64_t *times, size_t count,
+int retention_apply(const struct retention *r, int64_t now, const int64_t *times, size_t count,
                     unsigned *ret_reasons);
 
 #endif

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include "backup/files.h"
 #include "base/cleanup.h"
@@ -157,7 +158,7 @@ static int judge_sets(const struct prune_options *options, const char *machine,
         }
     }
     if (retention_is_set(&options->keep)) {
-        if (retention_apply(&options->keep, times, n, reasons) < 0) {
+        if (retention_apply(&options->keep, time(NULL), times, n, reasons) < 0) {
             return -ENOMEM;
         }
         for (size_t i = 0; i < n; i++) {

@@ -107,6 +107,16 @@ class Rules(PruneCase):
             result = self.prune("--keep-within", span, "--dry-run")
             self.assertEqual(len(self.kept(result)), count, span)
 
+    def test_span_does_not_count_from_a_time_to_come(self):
+        now = datetime.datetime.now(UTC).replace(microsecond=0)
+        for days in (30, 3, 2, 1):
+            self.made.add(now - datetime.timedelta(days=days), self.changes())
+        self.made.add(now + datetime.timedelta(days=3650), self.changes())
+        self.made.add(now - datetime.timedelta(hours=20), self.changes())
+        result = self.prune("--keep-within=7d")
+        self.assertEqual(self.kept(result), self.made.order[1:])
+        self.assert_all_restore()
+
     def test_days_are_those_of_local_time(self):
         # 23:30 and 00:30 UTC are two days in London and one in Tokyo.
         for t in ("2026-01-05T23:30:00", "2026-01-06T00:30:00"):
