@@ -21,9 +21,12 @@
 #include "backup/fleece.h"
 #include "backup/repository.h"
 #include "backup/stored.h"
+#include "base/checked.h"
 #include "base/cleanup.h"
 
 #define LOCK_FILE ".tidemark-lock"
+/* Backups that may begin in one second. */
+#define SECOND_MAX 999999ul
 #define PROBE_PREFIX REPOSITORY_OWN_PREFIX "probe-"
 
 bool repository_new_append_only;
@@ -427,17 +430,36 @@ int repository_open_to_sign(const char *path, struct repository *ret_repository,
 
 /* --- a new backup --- */
 
+/* Which one of that second an id is: 1, 2 ...; 0: it is of another second. */
+static unsigned number_in_second(const char *id, const char *stamp)
+{
+    size_t size = strlen(stamp);
+
+    if (strncmp(id, stamp, size) != 0) {
+        return 0;
+    }
+    return id[size] == '-' ? (unsigned)MIN(strtoul(id + size + 1, NULL, 10), SECOND_MAX) : 1;
+}
+
+/*
+ * The newest backup is never removed, so an id after all others of its second is not that of a
+ * backup that was removed, which a copy may still have.
+ */
 void repository_new_id(const struct repository *r, char ret_text[static BACKUP_ID_SIZE])
 {
     time_t now = time(NULL);
+    unsigned highest = 0;
     char stamp[20];
     struct tm tm;
 
     gmtime_r(&now, &tm);
     strftime(stamp, sizeof(stamp), "%Y%m%dT%H%M%SZ", &tm);
     snprintf(ret_text, BACKUP_ID_SIZE, "%s", stamp);
-    for (unsigned n = 2; repository_get(r, ret_text) && n < 1000000; n++) {
-        snprintf(ret_text, BACKUP_ID_SIZE, "%s-%u", stamp, n);
+    for (size_t i = 0; i < r->count; i++) {
+        highest = MAX(highest, number_in_second(r->entries[i].id, stamp));
+    }
+    if (highest > 0) {
+        snprintf(ret_text, BACKUP_ID_SIZE, "%s-%u", stamp, highest + 1);
     }
 }
 

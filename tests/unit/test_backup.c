@@ -501,6 +501,31 @@ static void repository_finds_chains_and_refuses_loops(void **state)
     assert_null(repository_find(&r, "202601", NULL));
 }
 
+/* Copies may still have the backups of this second that were removed here. */
+static void no_id_comes_again_in_its_second(void **state)
+{
+    struct repository r = REPOSITORY_INIT;
+    struct repository_entry entries[64];
+    char id[BACKUP_ID_SIZE];
+    time_t now = time(NULL);
+
+    (void)state;
+    memset(entries, 0, sizeof(entries));
+    r.entries = entries;
+    repository_new_id(&r, id);
+    assert_int_equal(strlen(id), strlen("20260101T000000Z"));
+    for (; r.count < 64; r.count++) {
+        char *e = entries[r.count].id;
+        struct tm tm;
+
+        gmtime_r(&now, &tm);
+        strftime(e, BACKUP_ID_SIZE, r.count % 2 ? "%Y%m%dT%H%M%SZ-9" : "%Y%m%dT%H%M%SZ-10", &tm);
+        now += r.count % 2;
+    }
+    repository_new_id(&r, id);
+    assert_string_equal(id + strlen("20260101T000000Z"), "-11");
+}
+
 static void only_one_run_writes_to_a_repository(void **state)
 {
     char *dir AUTO_FREE = fresh_dir();
@@ -603,6 +628,7 @@ int main(void)
         cmocka_unit_test(past_the_end_of_a_layer_are_zeroes),
         cmocka_unit_test(plan_is_walked_in_chunks_of_one_kind),
         cmocka_unit_test(repository_finds_chains_and_refuses_loops),
+        cmocka_unit_test(no_id_comes_again_in_its_second),
         cmocka_unit_test(only_one_run_writes_to_a_repository),
         cmocka_unit_test(directory_with_other_things_is_refused),
         cmocka_unit_test(unfinished_backups_are_removed),
