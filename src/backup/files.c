@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <libgen.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -161,6 +162,23 @@ int files_write_bytes_at(int dir, const char *name, const void *data, size_t siz
 int files_sync(int fd, const char *shown, struct error *err)
 {
     return fsync(fd) < 0 ? error_set_errno(err, errno, "Could not make '%s' stable", shown) : 0;
+}
+
+int files_sync_parent(const char *path, struct error *err)
+{
+    char *real AUTO_FREE = realpath(path, NULL);
+    const char *parent = real ? dirname(real) : NULL;
+    int fd AUTO_CLOSE = -1;
+
+    if (!parent) {
+        return error_set_errno(err, errno, "Could not open directory '%s'", path);
+    }
+    fd = files_open_dir(parent, err);
+    if (fd == -EACCES) {
+        error_clear(err);
+        return 0;
+    }
+    return fd < 0 ? fd : files_sync(fd, parent, err);
 }
 
 /* --- removal --- */

@@ -52,6 +52,11 @@ int files_write_bytes_at(int dir, const char *name, const void *data, size_t siz
 
 /* fsync(2) of a file or directory. */
 int files_sync(int fd, const char *shown, struct error *err);
+/*
+ * The same of the directory that has the directory `path`. 0 as well if this process may not read
+ * it: then another one has made `path`.
+ */
+int files_sync_parent(const char *path, struct error *err);
 
 /*
  * Remove a file or link, or a directory and the files in it. What cannot be removed stays, such as

@@ -110,6 +110,11 @@ int repository_replace(struct repository *repository, struct repository_draft *d
     }
     if (renameat2(repository->fd, draft->name, repository->fd, m->id, RENAME_EXCHANGE) == 0) {
         r = files_sync(repository->fd, repository->path, err);
+        if (r < 0) {
+            /* Perhaps the old one has its name again after a crash: a later run removes it. */
+            free(draft->name);
+            draft->name = NULL;
+        }
     } else if (errno == EINVAL || errno == ENOSYS || errno == EOPNOTSUPP) {
         r = exchange_by_steps(repository, draft->name, m->id, err);
     } else {

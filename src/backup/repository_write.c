@@ -7,7 +7,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -126,21 +125,45 @@ static bool begins_with(const char *name, const char *prefix)
     return strncmp(name, prefix, strlen(prefix)) == 0;
 }
 
+static bool is_leftover(const struct repository *r, const char *name, bool keep_parts)
+{
+    return begins_with(name, REPOSITORY_TMP) ||
+           (begins_with(name, REPOSITORY_OLD) && !r->append_only) ||
+           (begins_with(name, REPOSITORY_PART) && !keep_parts);
+}
+
+static void remove_leftover(const struct repository *r, const char *name)
+{
+    if (begins_with(name, REPOSITORY_TMP)) {
+        remove_draft(r, name);
+    } else if (begins_with(name, REPOSITORY_OLD)) {
+        end_replacement(r, name);
+    } else {
+        files_remove_at(draft_directory(r), name);
+    }
+}
+
+/*
+ * What a killed run was about to remove has lost its name to another backup, perhaps not stably:
+ * nothing is removed before a sync.
+ */
 static void remove_leftovers(const struct repository *r, bool keep_parts)
 {
     ERROR_AUTO(err);
     int fd = files_open_dir_at(draft_directory(r), ".", r->path, &err);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    bool synced = false;
     struct dirent *d;
 
     while (dir && (d = readdir(dir)) != NULL) {
-        if (begins_with(d->d_name, REPOSITORY_TMP)) {
-            remove_draft(r, d->d_name);
-        } else if (begins_with(d->d_name, REPOSITORY_OLD) && !r->append_only) {
-            end_replacement(r, d->d_name);
-        } else if (begins_with(d->d_name, REPOSITORY_PART) && !keep_parts) {
-            files_remove_at(draft_directory(r), d->d_name);
+        if (!is_leftover(r, d->d_name, keep_parts)) {
+            continue;
         }
+        if (!synced && files_sync(r->fd, r->path, NULL) < 0) {
+            break;
+        }
+        synced = true;
+        remove_leftover(r, d->d_name);
     }
     if (dir) {
         closedir(dir);
@@ -164,24 +187,11 @@ static int open_work(struct repository *r, struct error *err)
     return r->work_fd < 0 ? r->work_fd : 0;
 }
 
-/*
- * Make the directory, and sync its parent: the name has to be stable before anything in it counts.
- */
 static int make_directory(const char *path, struct error *err)
 {
-    char *copy AUTO_FREE = NULL;
-    int parent AUTO_CLOSE = -1;
-
-    if (mkdir(path, 0700) < 0) {
-        return errno == EEXIST ? 0
-                               : error_set_errno(err, errno, "Could not make directory '%s'", path);
-    }
-    copy = strdup(path);
-    if (!copy) {
-        return error_out_of_memory(err);
-    }
-    parent = files_open_dir(dirname(copy), err);
-    return parent < 0 ? parent : files_sync(parent, path, err);
+    return mkdir(path, 0700) < 0 && errno != EEXIST
+               ? error_set_errno(err, errno, "Could not make directory '%s'", path)
+               : 0;
 }
 
 /* Open the directory and lock it; nothing is read yet. */
@@ -357,6 +367,8 @@ static int open_to_write(const char *path, bool keep_parts, const struct reposit
     UNLESS_FAILED(r, open_and_lock(path, &repository, err));
     if (r == 0 && !has_description(&repository) && !has_backups(&repository)) {
         r = check_empty(&repository, err);
+        /* The name has to be stable before anything in it counts. */
+        UNLESS_FAILED(r, files_sync_parent(repository.path, err));
         UNLESS_FAILED(r, make_choices(&repository, like, err));
         UNLESS_FAILED(r, repository_make_id(&repository, err));
         UNLESS_FAILED(r, repository_write_description(&repository, err));

@@ -51,7 +51,7 @@ int set_make_root(const char *root, struct error *err)
 {
     char *description AUTO_FREE = files_join(root, "repository.json");
     char *shown AUTO_FREE = files_join(root, SET_DIRECTORY);
-    int dir AUTO_CLOSE = -1, sets AUTO_CLOSE = -1;
+    int dir AUTO_CLOSE = -1, sets AUTO_CLOSE = -1, r = 0;
     struct stat st;
 
     if (!description || !shown) {
@@ -68,6 +68,13 @@ int set_make_root(const char *root, struct error *err)
     dir = files_open_dir(root, err);
     if (dir < 0) {
         return dir;
+    }
+    if (fstatat(dir, SET_DIRECTORY, &st, AT_SYMLINK_NOFOLLOW) < 0) {
+        /* The name has to be stable before anything in it counts. */
+        r = files_sync_parent(root, err);
+    }
+    if (r < 0) {
+        return r;
     }
     sets = files_make_dir_at(dir, SET_DIRECTORY, shown, NULL);
     if (sets == -EEXIST) {
@@ -327,18 +334,22 @@ int set_remove(const char *root, const char *id, struct error *err)
     char *shown AUTO_FREE = NULL;
     int sets AUTO_CLOSE = open_sets(root, &shown, err);
     char tmp[SET_TMP_SIZE];
+    int r;
 
     if (sets < 0) {
         return sets;
     }
-    /* In one step, so that a kill leaves no damaged set. */
+    /* In one step, so that neither a kill nor a crash leaves a damaged set. */
     snprintf(tmp, sizeof(tmp), SET_TMP "%s", id);
     files_remove_at(sets, tmp);
     if (renameat(sets, id, sets, tmp) < 0 && errno != ENOENT) {
         return error_set_errno(err, errno, "Could not remove set '%s' in '%s'", id, shown);
     }
-    files_remove_at(sets, tmp);
-    return files_sync(sets, shown, err);
+    r = files_sync(sets, shown, err);
+    if (r == 0) {
+        files_remove_at(sets, tmp);
+    }
+    return r;
 }
 
 bool set_is_at(int dir, const char *id)

@@ -76,6 +76,19 @@ class Prune(Roots):
         self.take(1)
         self.assertEqual([m["kind"] for m in self.taken[-1][0]["backups"]], ["incremental"] * 2)
 
+    def test_a_set_is_gone_before_its_files_are(self):
+        self.start()
+        self.take(2)
+        root = os.path.realpath(self.repository)
+        run("strace", "-f", "-o", "/dev/null", "-P", os.path.join(root, "sets"),
+            "-e", "trace=fsync", "-e", "inject=fsync:error=EIO",
+            *tool("prune"), "--keep-last=1", root, check=False)  # fmt: skip
+        left = os.path.join(root, "sets", ".tidemark-tmp-" + self.set_id(0))
+        self.assertEqual(os.listdir(left), ["set.json"])
+        self.assertEqual([len(self.backups_of(d)) for d in self.disks], [2, 2])
+        self.ask("prune", "--keep-last=1", root)
+        self.assertEqual([len(self.backups_of(d)) for d in self.disks], [1, 1])
+
     def test_a_link_to_a_directory_elsewhere_is_not_followed(self):
         self.start()
         self.take(3)

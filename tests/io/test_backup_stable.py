@@ -70,6 +70,19 @@ class Order(BackupCase):
             ["disk.qcow2", "checksums", "manifest.json", os.path.basename(draft)],
         )  # fmt: skip
 
+    def test_a_new_directory_is_stable_before_it_is_a_repository(self):
+        image = self.path("image.raw")
+        with open(image, "wb") as f:
+            f.truncate(MIB)
+        for made in (False, True):
+            folder = self.path(f"parent-{made}")
+            target = os.path.join(folder, "new")
+            os.makedirs(target if made else folder)
+            calls = self.calls(*tool("backup"), "--image", image, "--format", "raw",
+                               "--to", target)  # fmt: skip
+            begun = next(i for i, c in enumerate(calls) if 'repository.json"' in c[1])
+            self.assertIn(("fsync", os.path.realpath(folder)), calls[:begun])
+
     def test_a_restored_disk_is_stable_before_and_after_it_gets_its_name(self):
         self.write_random(0, MIB)
         self.backup()

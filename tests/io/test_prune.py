@@ -242,6 +242,23 @@ class Contents(PruneCase):
         self.assert_all_restore()
         self.assert_sound()
 
+    def test_nothing_goes_before_what_replaces_it_is_stable(self):
+        self.fill(6)
+        path, newest = os.path.realpath(self.made.path), self.made.order[-1]
+        left = os.path.join(path, ".tidemark-tmp-" + newest)
+        # The first sync of the directory is that of the exchange; then that before the next run
+        # removes what is left.
+        for _ in range(2):
+            run("strace", "-f", "-o", "/dev/null", "-P", path, "-e", "trace=fsync",
+                "-e", "inject=fsync:error=EIO:when=1", *tool("prune"), "--keep-last=1", path,
+                check=False)  # fmt: skip
+            self.assertEqual(sorted(os.listdir(left)), ["checksums", "disk.qcow2", "manifest.json"])
+            self.assert_all_restore()
+        self.prune("--keep-last=1")
+        self.assertFalse(os.path.exists(left))
+        self.assertEqual(self.ids(), [newest])
+        self.assert_all_restore()
+
     def test_full_file_system_loses_nothing(self):
         self.fill(6)
         for call in ("pwrite64", "fsync", "mkdirat", "renameat2"):
