@@ -102,6 +102,16 @@ static bool is_empty_from_here(off_t *ret_begin)
            S_ISREG(st.st_mode) && *ret_begin >= 0 && st.st_size <= *ret_begin;
 }
 
+/*
+ * A file or device reports with this call what it could not write; pipes and sockets have no such
+ * call.
+ */
+static int sync_stream(void *arg)
+{
+    (void)arg;
+    return fsync(STDOUT_FILENO) < 0 && errno != EINVAL && errno != EROFS ? -errno : 0;
+}
+
 int restore_co_stream(const struct restore_options *options, struct chain *chain,
                       uint64_t *ret_written, struct error *err)
 {
@@ -120,6 +130,12 @@ int restore_co_stream(const struct restore_options *options, struct chain *chain
     progress_end(&s.progress, r == 0);
     if (r == 0 && s.sparse && ftruncate(STDOUT_FILENO, s.begin + (off_t)chain->disk_size) < 0) {
         r = error_set_errno(err, errno, "Could not write to standard output");
+    }
+    if (r == 0) {
+        r = loop_co_offload(sync_stream, NULL);
+        if (r < 0) {
+            error_set_errno(err, -r, "Could not write to standard output");
+        }
     }
     *ret_written = s.written;
     return r;

@@ -233,6 +233,17 @@ class TestStandardOutput(RestoreCase):
         self.assertEqual(self.stream(subprocess.PIPE, "-f", "qcow2").returncode, 1)
         self.assertEqual(self.stream(subprocess.PIPE, "--output=json").returncode, 1)
 
+    def test_what_a_file_can_not_store_reaches_the_status(self):
+        with open(self.target, "wb") as f:
+            result = subprocess.run(
+                ["strace", "-f", "-o", "/dev/null", "-P", os.path.realpath(self.target),
+                 "-e", "trace=fsync", "-e", "inject=fsync:error=EIO",
+                 *tool("restore"), self.repository, "-"],
+                stdout=f, stderr=subprocess.PIPE, check=False,
+            )  # fmt: skip
+        self.assertEqual(result.returncode, 1, result.stderr)
+        self.assertIn(b"Could not write to standard output", result.stderr)
+
 
 class TestNewNode(RestoreCase):
     def test_a_daemon_gets_the_disk(self):
