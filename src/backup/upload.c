@@ -18,6 +18,8 @@
 #include "loop/loop.h"
 #include "ssh/remote_dir.h"
 
+#define NEW_DESCRIPTION REPOSITORY_OWN_PREFIX REPOSITORY_DESCRIPTION
+
 struct upload {
     struct ssh_target target;
     const char *address; /* borrowed */
@@ -123,24 +125,45 @@ static int mirror_backup(struct upload *u, const char *id, struct error *err)
     return 0;
 }
 
-static int mirror_name(struct upload *u, const char *name, struct error *err)
+static int mirror_description(struct upload *u, const char *name, struct error *err)
 {
     char *text AUTO_FREE = NULL;
     size_t size = 0;
-    int r;
+    int r = fetch_file(u, name, &text, &size, err);
 
+    UNLESS_FAILED(
+        r, files_write_bytes_at(u->mirror_fd, REPOSITORY_DESCRIPTION, text, size, name, err));
+    return r;
+}
+
+static int mirror_name(struct upload *u, const char *name, struct error *err)
+{
     if (backup_id_is_valid(name)) {
         return mirror_backup(u, name, err);
     }
     if (strcmp(name, REPOSITORY_DESCRIPTION) == 0) {
-        r = fetch_file(u, name, &text, &size, err);
-        UNLESS_FAILED(r, files_write_bytes_at(u->mirror_fd, name, text, size, name, err));
-        return r;
+        return mirror_description(u, name, err);
     }
     return strncmp(name, REPOSITORY_OWN_PREFIX, strlen(REPOSITORY_OWN_PREFIX)) == 0
                ? 0
                : error_set(err, ENOTEMPTY, "'%s' holds other things than backups: '%s'", u->address,
                            name);
+}
+
+/*
+ * Whether the new description is all that a kill has left, where a rename does not replace a file:
+ * the first one of a repository may be cut short, and is made again.
+ */
+static bool is_new_description_alone(char **names, size_t count)
+{
+    bool described = false, has_new = false, has_backup = false;
+
+    for (size_t i = 0; i < count; i++) {
+        described = described || strcmp(names[i], REPOSITORY_DESCRIPTION) == 0;
+        has_new = has_new || strcmp(names[i], NEW_DESCRIPTION) == 0;
+        has_backup = has_backup || backup_id_is_valid(names[i]);
+    }
+    return has_new && has_backup && !described;
 }
 
 static int mirror_all(struct upload *u, struct error *err)
@@ -152,6 +175,9 @@ static int mirror_all(struct upload *u, struct error *err)
     UNLESS_FAILED(r, remote_dir_list(u->remote, "", &names, &count, err));
     for (size_t i = 0; r == 0 && i < count; i++) {
         r = mirror_name(u, names[i], err);
+    }
+    if (r == 0 && is_new_description_alone(names, count)) {
+        r = mirror_description(u, NEW_DESCRIPTION, err);
     }
     remote_dir_free_names(names, count);
     return r;
@@ -251,7 +277,6 @@ void upload_co_close(struct upload *u)
 
 static int description_job_run(void *arg)
 {
-    static const char new_name[] = REPOSITORY_OWN_PREFIX REPOSITORY_DESCRIPTION;
     struct upload_job *job = arg;
     char *text AUTO_FREE = NULL, *there AUTO_FREE = NULL;
     size_t size, there_size;
@@ -263,9 +288,10 @@ static int description_job_run(void *arg)
         size == there_size && memcmp(text, there, size) == 0) {
         return 0;
     }
-    UNLESS_FAILED(r, put_file(job->upload, new_name, text, size, job->err));
-    UNLESS_FAILED(
-        r, remote_dir_rename(job->upload->remote, new_name, REPOSITORY_DESCRIPTION, job->err));
+    UNLESS_FAILED(r, put_file(job->upload, NEW_DESCRIPTION, text, size, job->err));
+    UNLESS_FAILED(r, remote_dir_rename(job->upload->remote, NEW_DESCRIPTION, REPOSITORY_DESCRIPTION,
+                                       job->err));
+    UNLESS_FAILED(r, remote_dir_sync(job->upload->remote, "", job->err));
     return r;
 }
 
@@ -406,12 +432,14 @@ static int publish_job_run(void *arg)
     r = repository_manifest_data(job->backup->key, job->backup->seal, m, &data, &size);
     r = r == 0 ? put_file(job->upload, manifest, data, size, job->err)
                : error_out_of_memory(job->err);
+    UNLESS_FAILED(r, remote_dir_sync(job->upload->remote, part, job->err));
     if (r == 0) {
         if (job->backup->replaces) {
             remote_dir_remove(job->upload->remote, m->id);
         }
         r = remote_dir_rename(job->upload->remote, part, m->id, job->err);
     }
+    UNLESS_FAILED(r, remote_dir_sync(job->upload->remote, "", job->err));
     return r;
 }
 

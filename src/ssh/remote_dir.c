@@ -2,6 +2,8 @@
 #include "ssh/remote_dir.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,6 +39,36 @@ static int dir_error(const struct remote_dir *d, const char *what, const char *n
                      name, ssh_get_error(d->connection.session), code);
 }
 
+/*
+ * Sync a directory of the server. Not every server can: some have no such request, and some open
+ * files only. `shown` is for errors.
+ */
+static int sync_path(struct remote_dir *d, const char *path, const char *shown, struct error *err)
+{
+    sftp_file f = remote_file_can_sync(&d->connection)
+                      ? sftp_open(d->connection.sftp, path, O_RDONLY, 0)
+                      : NULL;
+    int r = 0;
+
+    if (!f) {
+        return 0;
+    }
+    /* A file system that does not sync directories has another code. */
+    if (sftp_fsync(f) < 0 && sftp_get_error(d->connection.sftp) == SSH_FX_FAILURE) {
+        r = dir_error(d, "sync", shown, err);
+    }
+    sftp_close(f);
+    return r;
+}
+
+/* The name of what was made in a directory. */
+static int sync_parent(struct remote_dir *d, const char *path, const char *shown, struct error *err)
+{
+    char *copy AUTO_FREE = strdup(path);
+
+    return copy ? sync_path(d, dirname(copy), shown, err) : error_out_of_memory(err);
+}
+
 int remote_dir_make(struct remote_dir *d, const char *name, struct error *err)
 {
     char *path AUTO_FREE = path_of(d, name);
@@ -47,7 +79,7 @@ int remote_dir_make(struct remote_dir *d, const char *name, struct error *err)
         return error_out_of_memory(err);
     }
     if (sftp_mkdir(d->connection.sftp, path, DIR_MODE) == 0) {
-        return 0;
+        return sync_parent(d, path, name, err);
     }
     a = sftp_lstat(d->connection.sftp, path);
     is_dir = a && a->type == SSH_FILEXFER_TYPE_DIRECTORY;
@@ -154,6 +186,13 @@ int remote_dir_list(struct remote_dir *d, const char *name, char ***ret_names, s
 }
 
 /* --- changes --- */
+
+int remote_dir_sync(struct remote_dir *d, const char *name, struct error *err)
+{
+    char *path AUTO_FREE = path_of(d, name);
+
+    return path ? sync_path(d, path, name, err) : error_out_of_memory(err);
+}
 
 int remote_dir_rename(struct remote_dir *d, const char *from, const char *to, struct error *err)
 {

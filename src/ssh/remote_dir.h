@@ -25,13 +25,18 @@ int remote_dir_list(struct remote_dir *d, const char *name, char ***ret_names, s
 /* Free such a list. */
 void remote_dir_free_names(char **names, size_t count);
 
-/* Make a directory with mode 0700; one that exists is fine. */
+/* Make a directory with mode 0700, and sync its parent; one that exists is fine. */
 int remote_dir_make(struct remote_dir *d, const char *name, struct error *err);
 /*
  * Rename a file or directory. An existing file is replaced, if need be in two steps; a directory is
  * not.
  */
 int remote_dir_rename(struct remote_dir *d, const char *from, const char *to, struct error *err);
+/*
+ * Sync a directory, so that the names in it are stable; "" is the directory itself. 0 as well if
+ * the server can't: nothing is known then.
+ */
+int remote_dir_sync(struct remote_dir *d, const char *name, struct error *err);
 /* Remove a file, or a directory with the files in it. What is not there is fine. */
 void remote_dir_remove(struct remote_dir *d, const char *name);
 

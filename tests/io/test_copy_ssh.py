@@ -5,12 +5,14 @@ import datetime
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import unittest
 
 from made_repository import CLUSTER, KEPT, MadeRepository
 from test_ssh import Ssh
+from test_ssh_stable import SFTP
 from tidemark import run, tool
 
 START = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
@@ -142,6 +144,62 @@ class Uploads(UploadCase):
                 shutil.rmtree(os.path.join(self.temporary, name))
             self.copy()
             self.assert_right()
+
+
+class NamesAreStable(UploadCase):
+    """On a server of OpenSSH, which syncs directories, too."""
+
+    def sftp(self):
+        return f"strace -f -y -qq -o {self.path('trace')} -e trace=fsync,rename,link,mkdir {SFTP}"
+
+    def calls(self):
+        """(call, path) in order: what was synced, made, and given a name."""
+        with open(self.path("trace"), encoding="utf-8") as f:
+            text = f.read()
+        found = re.findall(r'(\w+)\((?:\d+<(.*?)>|.*?"([^"]*)"(?:, \d+)?)\) += 0', text)
+        return [(call, synced or named) for call, synced, named in found]
+
+    def test_each_name_is_synced(self):
+        there = os.path.realpath(self.directory) + "/copy"
+        self.made.order[1:] = []
+        ident = self.made.order[0]
+        self.copy("--at", ident)
+        calls = self.calls()
+        part = f"{there}/.tidemark-part-{ident}"
+        for before, name, after in (
+            ([], there, os.path.dirname(there)),
+            ([], f"{there}/repository.json", there),
+            ([f"{part}/manifest.json", part], f"{there}/{ident}", there),
+        ):
+            at = next(i for i, c in enumerate(calls) if c[0] != "fsync" and c[1] == name)
+            for path in before:
+                self.assertIn(("fsync", path), calls[:at])
+            self.assertIn(("fsync", after), calls[at:])
+
+
+class DirectoryCanNotBeSynced(UploadCase):
+    def sftp(self):
+        there = os.path.realpath(os.path.dirname(self.path("x"))) + "/files/copy"
+        return f"strace -f -qq -o /dev/null -P {there} -e trace=fsync -e inject=fsync:error=EIO {SFTP}"
+
+    def test_the_copy_fails(self):
+        error = self.copy(status=1)["error"]["message"]
+        self.assertIn("Could not sync", error)
+
+
+class RenamesDoNotReplace(UploadCase):
+    def sftp(self):
+        return "internal-sftp -P posix-rename"
+
+    def test_description_that_was_about_to_be_replaced(self):
+        self.copy()
+        name = os.path.join(self.there, "repository.json")
+        with open(name, encoding="utf-8") as f:
+            before = json.load(f)["id"]
+        os.rename(name, os.path.join(self.there, ".tidemark-repository.json"))
+        self.fill(1)
+        self.assertEqual(self.copy()["id"], before)
+        self.assert_right()
 
 
 class NothingIsRemoved(UploadCase):
