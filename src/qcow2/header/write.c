@@ -493,7 +493,7 @@ static int build_with_new_name(struct qcow2 *q, struct header_write *w)
     int r = -ENOSPC;
 
     put_bitmaps_and_size(q, &there);
-    room -= there.len;
+    room -= MIN(room, there.len);
     for (size_t i = 0; i < ARRAY_SIZE(forms) && r == -ENOSPC; i++) {
         r = build_name_after(q, w, forms[i], i < 2 ? 0 : room);
         UNLESS_FAILED(r, check_room_for_bitmaps(q, &w->new));
