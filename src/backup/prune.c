@@ -9,6 +9,7 @@
 #include "backup/image_header.h"
 #include "backup/merge.h"
 #include "backup/set.h"
+#include "base/checked.h"
 #include "base/cleanup.h"
 
 struct prune {
@@ -64,26 +65,57 @@ static int find_damaged(struct prune *p)
     return 0;
 }
 
-/* Whether a set decides about a backup; then it has its fate. */
-static bool judge_by_set(const struct prune *p, const struct manifest *m, struct prune_item *item)
+static const struct prune_item *set_of(const struct prune *p, const struct manifest *m)
 {
+    for (size_t i = 0; i < p->options->set_count; i++) {
+        if (strcmp(p->options->sets[i].id, m->set) == 0) {
+            return &p->options->sets[i];
+        }
+    }
+    return NULL;
+}
+
+/* The highest sequence number of a backup whose set is there. */
+static uint64_t last_in_a_set(const struct prune *p)
+{
+    uint64_t last = 0;
+
+    for (size_t i = 0; i < p->repository.count; i++) {
+        const struct repository_entry *e = &p->repository.entries[i];
+
+        if (!e->problem && e->manifest.set[0] && set_of(p, &e->manifest)) {
+            last = MAX(last, e->manifest.sequence);
+        }
+    }
+    return last;
+}
+
+/*
+ * Whether a set decides about a backup; then it has its fate. The newest set stays in every prune.
+ * So a set that is not there was removed if it is older; else its description is still to come, as
+ * in a copy that was killed.
+ */
+static bool judge_by_set(const struct prune *p, const struct manifest *m, uint64_t last,
+                         struct prune_item *item)
+{
+    const struct prune_item *set;
+
     if (!p->options->sets || !m->set[0]) {
         return false;
     }
-    item->fate = PRUNE_REMOVED;
-    for (size_t i = 0; i < p->options->set_count; i++) {
-        const struct prune_item *set = &p->options->sets[i];
-
-        if (strcmp(set->id, m->set) == 0) {
-            item->fate = set->fate == PRUNE_REMOVED ? PRUNE_REMOVED : PRUNE_KEPT;
-            item->reasons = set->reasons;
-        }
+    set = set_of(p, m);
+    if (set) {
+        item->fate = set->fate == PRUNE_REMOVED ? PRUNE_REMOVED : PRUNE_KEPT;
+        item->reasons = set->reasons;
+    } else {
+        item->fate = m->sequence > last ? PRUNE_KEPT : PRUNE_REMOVED;
     }
     return true;
 }
 
 static int apply_rules(struct prune *p)
 {
+    uint64_t last = last_in_a_set(p);
     size_t count = p->result->count, sound = 0;
     int64_t *times AUTO_FREE = calloc(count + 1, sizeof(*times));
     unsigned *reasons AUTO_FREE = calloc(count + 1, sizeof(*reasons));
@@ -94,7 +126,7 @@ static int apply_rules(struct prune *p)
     }
     for (size_t i = count; i-- > 0;) {
         if (p->result->items[i].fate != PRUNE_DAMAGED &&
-            !judge_by_set(p, &p->repository.entries[i].manifest, &p->result->items[i])) {
+            !judge_by_set(p, &p->repository.entries[i].manifest, last, &p->result->items[i])) {
             items[sound] = &p->result->items[i];
             times[sound++] = p->result->items[i].time;
         }

@@ -24,7 +24,7 @@ struct prune_options {
     size_t remove_count;
     /*
      * Of a disk of sets: what becomes of the sets, which decides about their backups; those of
-     * other sets are removed. NULL: sets do not count.
+     * other sets are removed, unless they are newer than all of these. NULL: sets do not count.
      */
     const struct prune_item *sets;
     size_t set_count;

@@ -121,6 +121,24 @@ class Prune(Roots):
         self.assertEqual([len(self.backups_of(d)) for d in self.disks], [2, 2])
         self.assert_restores(self.repository, 2)
 
+    def test_sets_of_a_copy_that_was_killed_are_still_to_come(self):
+        self.start()
+        self.take(2)
+        copy = self.path("copy")
+        self.ask("copy", self.repository, copy)
+        self.take(2)
+        # The copy ends after its disks, before the sets.
+        for disk in self.disks:
+            run(*tool("copy"), self.at(disk), os.path.join(copy, disk))
+        self.ask("prune", "--keep-last=1", copy)
+        self.assertEqual([len(self.backups_of(d, copy)) for d in self.disks], [3, 3])
+        self.ask("copy", "--last=2", self.repository, copy)
+        for n in (2, 3):
+            self.assert_restores(copy, n)
+        self.ask("prune", "--keep-last=1", copy)
+        self.assertEqual([len(self.backups_of(d, copy)) for d in self.disks], [1, 1])
+        self.assert_restores(copy, 3)
+
     def test_a_set_that_is_not_whole_stays(self):
         self.start()
         self.take(3)
