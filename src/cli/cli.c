@@ -291,6 +291,14 @@ static bool output_counts(void)
            !S_ISFIFO(st.st_mode) && !S_ISSOCK(st.st_mode);
 }
 
+int cli_end_output(int status)
+{
+    if ((fflush(stdout) != 0 || ferror(stdout)) && output_counts()) {
+        return status ? status : cli_fail("Could not write to standard output");
+    }
+    return status;
+}
+
 int cli_run_with(int (*co_main)(void *arg, struct error *err), void *arg)
 {
     ERROR_AUTO(err);
@@ -309,10 +317,7 @@ int cli_run_with(int (*co_main)(void *arg, struct error *err), void *arg)
     user_objects_release();
     reactor_exit_main();
     ssh_tunnels_end();
-    if ((fflush(stdout) != 0 || ferror(stdout)) && output_counts()) {
-        run.status = run.status ? run.status : cli_fail("Could not write to standard output");
-    }
-    return run.status;
+    return cli_end_output(run.status);
 }
 
 struct cli_words {

@@ -54,6 +54,11 @@ int cli_fail(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* The same for `err`, with its hint on a line of its own. Clears `err`. Returns 1. */
 int cli_report(struct error *err);
 /*
+ * Flush standard output at the end of a program that cli_run() does not run. Returns `status`, or 1
+ * with a message if it is 0 and not all could be written.
+ */
+int cli_end_output(int status);
+/*
  * The exit status for what a face or sub-command returned: `result` itself if it is not negative, 0
  * after CLI_ARGS_HELP, else 1. Prints and clears the error in `err`, if there is one.
  */

@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import shutil
+import subprocess
 import unittest
 
 from backup_case import MIB, BackupCase
@@ -44,6 +45,15 @@ class Catalogue(TestCase):
         text = run(*tool("backups"), self.root).stdout
         self.assertEqual(len(text.splitlines()), 4)
         self.assertIn("in order", text)
+
+    def test_list_that_can_not_be_written_is_a_failure(self):
+        one = self.made["alpha/vda"].path
+        for words in (("backups", one), ("backups", self.root), ("metrics", one)):
+            with open("/dev/full", "w", encoding="utf-8") as full:
+                result = subprocess.run([*tool(words[0]), words[1]], stdout=full,
+                                        stderr=subprocess.PIPE, text=True, check=False)  # fmt: skip
+            self.assertEqual((words, result.returncode), (words, 1))
+            self.assertIn("Could not write to standard output", result.stderr)
 
     def test_damage_and_lost_files_are_said(self):
         vda, vdb = self.made["alpha/vda"], self.made["alpha/vdb"]

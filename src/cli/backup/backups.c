@@ -253,7 +253,8 @@ int cli_backups_main(int argc, char **argv)
     }
     status = repository_open(argv[first], &repository, &err);
     if (status == -ENOENT) {
-        return list_catalogue(argv[first], json, &err);
+        return cli_end_output(list_catalogue(argv[first], json, &err));
     }
-    return status < 0 ? backup_fail(&err, json) : list_repository(&repository, json);
+    return cli_end_output(status < 0 ? backup_fail(&err, json)
+                                     : list_repository(&repository, json));
 }

@@ -325,5 +325,5 @@ int cli_metrics_main(int argc, char **argv)
     } else if (r == 0) {
         print_figures(stdout, &all);
     }
-    return r < 0 ? cli_report(&err) : 0;
+    return r < 0 ? cli_report(&err) : cli_end_output(0);
 }
