@@ -25,6 +25,7 @@
 #include "loop/loop.h"
 
 #define STATUS_BYTES (1ULL << 40)
+#define DAY_S (INT64_C(24) * 60 * 60)
 #define RECORD_INTERVAL_NS (10 * NS_PER_SECOND)
 
 struct verify {
@@ -274,17 +275,23 @@ static int compare_turns(const void *a, const void *b)
     return x->index < y->index ? -1 : x->index > y->index;
 }
 
-/* The selected entries, in the order of their turns; without a time limit, their own order. */
+/*
+ * The selected entries, in the order of their turns; without a time limit, their own order. The
+ * time of a check is not known if it is more than a day to come: the clock was wrong.
+ */
 static struct turn *make_turns(const struct verify *v, const bool *selected, size_t *ret_count)
 {
     struct turn *turns = calloc(v->repository->count, sizeof(*turns));
+    int64_t latest = (int64_t)time(NULL) + DAY_S;
     size_t n = 0;
 
     for (size_t i = 0; turns && i < v->repository->count; i++) {
         const struct verified_entry *state = &v->state.list[i];
 
         if (selected[i]) {
-            turns[n++] = (struct turn){i, state->position ? INT64_MIN : state->at};
+            int64_t at = state->at <= latest ? state->at : 0;
+
+            turns[n++] = (struct turn){i, state->position ? INT64_MIN : at};
         }
     }
     if (turns && v->options->limit_ns) {

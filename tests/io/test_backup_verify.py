@@ -64,6 +64,15 @@ class Order(VerifyCase):
         self.assertEqual([v["id"] for v in self.verify("--for=2m")], ids[::-1])
         self.assertEqual([v["id"] for v in self.verify()], ids)
 
+    def test_a_check_of_a_time_to_come_was_long_ago(self):
+        ids = [self.first["id"], self.second["id"]]
+        self.verify("--for", "1h")
+        state = self.recorded()
+        state[ids[1]]["at"] += 86400 * 3650
+        self.set_recorded(state)
+        self.assertEqual([v["id"] for v in self.verify("--for", "1h")], ids[::-1])
+        self.assertLessEqual(self.recorded()[ids[1]]["at"], time.time())
+
     def test_when_the_time_is_up_the_rest_is_left(self):
         held = self.own(HeldUp([*tool("verify"), "--for", "1s", self.repository]))
         time.sleep(1.2)
