@@ -276,11 +276,11 @@ struct block_driver {
     /* A leaf that may be opened by filename. */
     bool is_protocol;
     /*
-     * Of a leaf: a name by which another node of the driver finds the file later, also another
-     * process; the caller frees it. NULL: it has none. And read the first *size bytes of the file
-     * `name`, whoever uses it; *size becomes how many there are. `place` 0: by the last part of
-     * the name, next to the node's own file; 1: by the name; -EINVAL: those were all. -ENOENT:
-     * there is none in this one.
+     * Of a leaf, or of what has a leaf from its beginning on: a name by which another such node
+     * finds the file later, also another process; the caller frees it. NULL: it has none. And read
+     * the first *size bytes of the file `name`, whoever uses it; *size becomes how many there are.
+     * `place` 0: by the last part of the name, next to the node's own file; 1: by the name;
+     * -EINVAL: those were all. -ENOENT: there is none in this one.
      */
     char *(*lasting_name)(const struct block_node *node);
     int (*co_read_other)(struct block_node *node, const char *name, unsigned place, void *buf,

@@ -291,6 +291,31 @@ static int raw_co_read_pages(struct block_node *node, uint64_t offset, uint64_t 
     return block_co_read_pages(node->file, d->offset + offset, length, sink);
 }
 
+/* The file whose names and beginning are those of this disk; NULL: this is another part of it. */
+static struct block_node *raw_whole_file(const struct block_node *node)
+{
+    const struct raw_disk *d = node->opaque;
+
+    return d->offset == 0 ? block_node_skip_filters(node->file->node) : NULL;
+}
+
+static char *raw_lasting_name(const struct block_node *node)
+{
+    struct block_node *file = raw_whole_file(node);
+
+    return file && file->driver->lasting_name ? file->driver->lasting_name(file) : NULL;
+}
+
+static int raw_co_read_other(struct block_node *node, const char *name, unsigned place, void *buf,
+                             size_t *size)
+{
+    struct block_node *file = raw_whole_file(node);
+
+    return file && file->driver->co_read_other
+               ? file->driver->co_read_other(file, name, place, buf, size)
+               : -EINVAL;
+}
+
 static int raw_co_copy_from(struct block_node *node, uint64_t offset, struct block_node *source,
                             uint64_t source_offset, uint64_t length)
 {
@@ -417,6 +442,8 @@ const struct block_driver raw_driver = {
     .co_write_zeroes = raw_co_write_zeroes,
     .co_copy_from = raw_co_copy_from,
     .co_read_pages = raw_co_read_pages,
+    .lasting_name = raw_lasting_name,
+    .co_read_other = raw_co_read_other,
     .co_discard = raw_co_discard,
     .co_status = raw_co_status,
     .co_preadv_snapshot = raw_co_preadv_snapshot,

@@ -33,6 +33,13 @@ class CutOff(SlowSecond):
             img("check", "-q", "-r", "leaks", "-f", "qcow2", image, check=False)
         self.assert_plain()
 
+    def test_images_under_a_raw_node(self):
+        self.raw = True
+        self.cut_off(DONE, PREPARED)
+        self.check()
+        self.assertEqual(self.opened(), [self.NEW, self.NEW])
+        self.check()
+
     def test_one_after_the_other_in_any_order(self):
         self.cut_off(DONE, PREPARED)
         kept = self.path("kept")

@@ -38,6 +38,7 @@ def bitmaps(path):
 
 class Case(TestCase):
     in_memory = True
+    raw = False
 
     def setUp(self):
         super().setUp()
@@ -50,7 +51,8 @@ class Case(TestCase):
         return image
 
     def start(self, slow=(), errors=(), name="daemon"):
-        """`slow`: numbers of images whose header takes some seconds to be written."""
+        """`slow`: numbers of images whose header takes some seconds to be written.
+        self.raw: a raw node is between each image and its file."""
         options = []
         for i, image in enumerate(self.images):
             rules = []
@@ -60,6 +62,8 @@ class Case(TestCase):
             file = {"driver": "file", "filename": image}
             if rules:
                 file = {"driver": "blkdebug", "image": file, "inject-error": rules}
+            if self.raw:
+                file = {"driver": "raw", "file": file}
             node = {"driver": "qcow2", "node-name": f"d{i}", "file": file}
             options += ["--blockdev", json.dumps(node)]
         self.server = self.own(
