@@ -89,6 +89,11 @@ void dirty_bitmap_set_memory_limit(struct dirty_bitmap *b, size_t bytes)
 
 /* --- set and clear */
 
+const struct dirty_bitmap *dirty_bitmap_without_knowledge(void)
+{
+    return (const struct dirty_bitmap *)&bitmap_known_nothing;
+}
+
 void dirty_bitmap_set_unknown(struct dirty_bitmap *b, uint64_t offset, uint64_t length)
 {
     uint64_t first, end;

@@ -55,6 +55,9 @@ static inline bool dirty_bitmap_is_known_set(const struct dirty_bitmap *b, uint6
     return bitmap_known_has((const struct bitmap_known *)b, offset, length);
 }
 
+/* One that only dirty_bitmap_is_known_set() may be called on, and that says false. */
+const struct dirty_bitmap *dirty_bitmap_without_knowledge(void);
+
 /* dirty_bitmap_set() of what is not known to be set. */
 void dirty_bitmap_set_unknown(struct dirty_bitmap *b, uint64_t offset, uint64_t length);
 

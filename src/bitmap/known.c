@@ -19,6 +19,8 @@
 /* Its only entry has group 0, and none of its bits. */
 static struct bitmap_known_table no_table = {.mask = 0, .entry = {0}};
 
+const struct bitmap_known bitmap_known_nothing = {.table = &no_table};
+
 void bitmap_known_init(struct bitmap_known *k, unsigned shift)
 {
     k->shift = shift;

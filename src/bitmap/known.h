@@ -42,6 +42,9 @@ struct bitmap_known {
     bool empty; /* no bit was put in since all were taken out */
 };
 
+/* Of no bitmap, and without known bits. */
+extern const struct bitmap_known bitmap_known_nothing;
+
 /* For a bitmap of granules of 2^shift bytes. */
 void bitmap_known_init(struct bitmap_known *k, unsigned shift);
 void bitmap_known_destroy(struct bitmap_known *k);

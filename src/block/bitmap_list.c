@@ -136,6 +136,56 @@ struct block_bitmap *block_bitmap_new(struct block_node *node, const char *name,
     return b;
 }
 
+/* --- recording: what the gate reads */
+
+static struct dirty_bitmap *recorder_of(const struct block_bitmap *b)
+{
+    return b->enabled && !b->successor ? b->bits : NULL;
+}
+
+const struct dirty_bitmap *block_bitmaps_find_recorder(const struct block_node *node)
+{
+    const struct dirty_bitmap *found = NULL;
+    struct block_bitmap *b;
+
+    LIST_FOREACH (b, &node->bitmaps, link) {
+        if (b->recorder) {
+            found = found ? dirty_bitmap_without_knowledge() : b->recorder;
+        }
+    }
+    return found;
+}
+
+static void update_recorders(struct block_bitmap *b)
+{
+    b->recorder = recorder_of(b);
+    b->node->sole_recorder = block_bitmaps_find_recorder(b->node);
+}
+
+void block_bitmap_set_enabled(struct block_bitmap *b, bool enabled)
+{
+    b->enabled = enabled;
+    update_recorders(b);
+}
+
+void block_bitmap_set_successor(struct block_bitmap *b, struct block_bitmap *successor)
+{
+    b->successor = successor;
+    update_recorders(b);
+}
+
+void block_bitmap_link(struct block_bitmap *b)
+{
+    list_append(&b->node->bitmaps, &b->link);
+    update_recorders(b);
+}
+
+void block_bitmap_unlink(struct block_bitmap *b)
+{
+    list_remove(&b->link);
+    update_recorders(b);
+}
+
 int block_bitmap_attach_loaded(struct block_node *node, const char *name, struct dirty_bitmap *bits,
                                uint32_t granularity, struct block_bitmap **ret_bitmap,
                                struct error *err)
@@ -149,7 +199,7 @@ int block_bitmap_attach_loaded(struct block_node *node, const char *name, struct
     }
     b->persistent = true;
     b->inconsistent = !bits;
-    list_append(&node->bitmaps, &b->link);
+    block_bitmap_link(b);
     *ret_bitmap = b;
     return 0;
 }
@@ -159,7 +209,7 @@ void block_bitmaps_release(struct block_node *node)
     struct block_bitmap *b, *next;
 
     LIST_FOREACH_SAFE (b, next, &node->bitmaps, link) {
-        list_remove(&b->link);
+        block_bitmap_unlink(b);
         block_bitmap_free(b);
     }
 }
@@ -190,25 +240,6 @@ int block_bitmaps_resize(struct block_node *node, uint64_t size, struct error *e
     }
     return error_set(err, ENOMEM, "Out of memory to resize bitmap '%s' of node '%s'", failed->name,
                      node->name);
-}
-
-/* --- recording: what the gate reads */
-
-static struct dirty_bitmap *recorder_of(const struct block_bitmap *b)
-{
-    return b->enabled && !b->successor ? b->bits : NULL;
-}
-
-void block_bitmap_set_enabled(struct block_bitmap *b, bool enabled)
-{
-    b->enabled = enabled;
-    b->recorder = recorder_of(b);
-}
-
-void block_bitmap_set_successor(struct block_bitmap *b, struct block_bitmap *successor)
-{
-    b->successor = successor;
-    b->recorder = recorder_of(b);
 }
 
 void block_bitmaps_mark(struct block_node *node, uint64_t offset, uint64_t length)

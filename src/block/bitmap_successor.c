@@ -26,7 +26,7 @@ static int co_freeze_drained(struct block_bitmap *b, const char *user, struct er
     }
     block_bitmap_set_enabled(successor, b->enabled);
     block_bitmap_set_successor(b, successor);
-    list_append(&b->node->bitmaps, &successor->link);
+    block_bitmap_link(successor);
     block_bitmap_take(b, user);
     return 0;
 }
@@ -49,7 +49,7 @@ struct dirty_bitmap *block_bitmap_frozen_bits(struct block_bitmap *b)
 
 static void end_successor(struct block_bitmap *b)
 {
-    list_remove(&b->successor->link);
+    block_bitmap_unlink(b->successor);
     block_bitmap_free(b->successor);
     block_bitmap_set_successor(b, NULL);
     block_bitmap_give(b);

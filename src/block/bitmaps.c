@@ -142,7 +142,7 @@ static void co_forget_added(struct block_bitmap *b)
     struct block_node *node = b->node;
     ERROR_AUTO(err);
 
-    list_remove(&b->link);
+    block_bitmap_unlink(b);
     block_activity_update(node);
     if (b->driver_state && block_co_remove_stored_bitmap(node, b->name, &err) < 0) {
         log_error("%s", error_message(&err));
@@ -174,7 +174,7 @@ int block_co_bitmap_add(struct block_node *node, const char *name, uint32_t gran
     if (b) {
         b->persistent = persistent;
         block_bitmap_set_enabled(b, !disabled);
-        list_append(&node->bitmaps, &b->link);
+        block_bitmap_link(b);
         r = co_end_change(b, err);
         if (r < 0) {
             co_forget_added(b);
@@ -201,7 +201,7 @@ int block_co_bitmap_remove(struct block_bitmap *b, struct error *err)
         r = block_co_remove_stored_bitmap(node, b->name, err);
     }
     if (r >= 0) {
-        list_remove(&b->link);
+        block_bitmap_unlink(b);
         block_bitmap_free(b);
         block_activity_update(node);
     }
@@ -222,7 +222,7 @@ int block_co_bitmap_remove_unloaded(struct block_node *node, const char *name, s
 void block_co_bitmap_detach(struct block_bitmap *b)
 {
     block_co_drain_begin(b->node);
-    list_remove(&b->link);
+    block_bitmap_unlink(b);
     b->detached = true;
     block_activity_update(b->node);
     block_drain_end(b->node);
@@ -231,7 +231,7 @@ void block_co_bitmap_detach(struct block_bitmap *b)
 void block_co_bitmap_reattach(struct block_bitmap *b)
 {
     block_co_drain_begin(b->node);
-    list_append(&b->node->bitmaps, &b->link);
+    block_bitmap_link(b);
     b->detached = false;
     block_co_bitmap_changed(b);
     block_drain_end(b->node);

@@ -225,8 +225,13 @@ struct block_node {
      */
     unsigned supported_write_flags, supported_zero_flags;
 
-    /* struct block_bitmap; the list changes only while drained. */
+    /* struct block_bitmap; changed in bitmap_list.c only, while drained. */
     struct list bitmaps;
+    /*
+     * Of these, for the gate: the only one that records; NULL: none does; if several do, a bitmap
+     * that never knows of a bit that is set. Assigned in bitmap_list.c only.
+     */
+    const struct dirty_bitmap *sole_recorder;
     /*
      * block/activity.h: the log, which the driver owns, if changes of persistent bitmaps by
      * commands are stable when the command ends; NULL: they are not. And the same while some bitmap

@@ -218,26 +218,30 @@ struct block_bitmap *block_bitmap_new(struct block_node *node, const char *name,
 /* NULL is fine. */
 void block_bitmap_free(struct block_bitmap *b);
 /*
+ * Add `b` to the end of the list of its node, and take it off. The node is drained. Do not yield.
+ */
+void block_bitmap_link(struct block_bitmap *b);
+void block_bitmap_unlink(struct block_bitmap *b);
+/*
  * `successor` records in place of `b`, and is borrowed; NULL: `b` itself does. The node is drained.
  * Does not yield.
  */
 void block_bitmap_set_successor(struct block_bitmap *b, struct block_bitmap *successor);
 
+/* What node->sole_recorder has to be. */
+const struct dirty_bitmap *block_bitmaps_find_recorder(const struct block_node *node);
+
 /*
- * Whether nothing has to be marked for [offset, offset + length): no bitmap, or a single one that
- * is known to have it set. False says nothing.
+ * Whether nothing has to be marked for [offset, offset + length): no bitmap records, or a single
+ * one does and is known to have it set. False says nothing.
  */
 static inline bool block_bitmaps_are_marked(const struct block_node *node, uint64_t offset,
                                             uint64_t length)
 {
-    const struct list *first = node->bitmaps.next;
-    const struct block_bitmap *b = container_of(first, struct block_bitmap, link);
+    const struct dirty_bitmap *recorder = node->sole_recorder;
 
-    if (__builtin_expect(first == &node->bitmaps, true)) {
-        return true;
-    }
-    return first->next == &node->bitmaps && b->recorder &&
-           dirty_bitmap_is_known_set(b->recorder, offset, length);
+    DEBUG_ASSERT(recorder == block_bitmaps_find_recorder(node));
+    return __builtin_expect(!recorder, true) || dirty_bitmap_is_known_set(recorder, offset, length);
 }
 
 /* --- graph.c --- */

@@ -214,6 +214,50 @@ static void writes_mark_bitmaps_that_record(void *arg)
     block_co_unref(node);
 }
 
+static bool knows(const struct dirty_bitmap *b, uint64_t offset)
+{
+    return dirty_bitmap_is_known_set(b, offset, 1);
+}
+
+/* A write into what the only recorder knows to be dirty marks nothing. Nobody else misses it. */
+static void what_a_bitmap_knows_is_for_itself_alone(void *arg)
+{
+    struct block_node *node = open_disk("store");
+    struct block_bitmap *a = add(node, "a"), *b = NULL;
+
+    assert_int_equal(block_co_bitmap_add(node, "off", 4096, false, true, &b, NULL), 0);
+    for (unsigned i = 0; i < 1000 && !knows(a->bits, 5000); i++) {
+        assert_int_equal(write_byte(node, 5000), 0);
+    }
+    assert_true(knows(a->bits, 5000));
+    assert_ptr_equal(node->sole_recorder, a->bits); /* also with disabled ones */
+    for (int round = 0; round < 2; round++) {
+        if (round == 0) {
+            b = add(node, "b");
+        } else {
+            assert_int_equal(block_co_bitmap_set_enabled(b, true, NULL), 0);
+        }
+        assert_false(knows(node->sole_recorder, 5000));
+        assert_int_equal(write_byte(node, 5000), 0);
+        assert_int_equal(dirty_bitmap_count(b->bits), 4096);
+        assert_int_equal(block_co_bitmap_set_enabled(b, false, NULL), 0);
+        assert_int_equal(block_co_bitmap_clear(b, NULL, NULL), 0);
+        assert_ptr_equal(node->sole_recorder, a->bits);
+    }
+    assert_int_equal(block_co_bitmap_freeze(a, "a job", NULL), 0);
+    assert_ptr_equal(node->sole_recorder, a->successor->bits);
+    assert_int_equal(write_byte(node, 5000), 0);
+    assert_int_equal(dirty_bitmap_count(a->successor->bits), 4096);
+    block_co_bitmap_reclaim(a);
+    block_co_bitmap_detach(a);
+    assert_null(node->sole_recorder);
+    block_co_bitmap_reattach(a);
+    assert_ptr_equal(node->sole_recorder, a->bits);
+    assert_int_equal(block_co_bitmap_remove(a, NULL), 0);
+    assert_null(node->sole_recorder);
+    block_co_unref(node);
+}
+
 static void clear_can_be_undone(void *arg)
 {
     struct block_node *node = open_disk("null-co");
@@ -486,6 +530,7 @@ int main(void)
         CO_TEST(persistent_needs_a_driver_that_stores),
         CO_TEST(default_granularity_follows_clusters_within_bounds),
         CO_TEST(writes_mark_bitmaps_that_record),
+        CO_TEST(what_a_bitmap_knows_is_for_itself_alone),
         CO_TEST(clear_can_be_undone),
         CO_TEST(merge_adds_all_sources_and_can_be_undone),
         CO_TEST(bitmaps_of_different_sizes_are_not_merged),
