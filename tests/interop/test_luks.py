@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """LUKS volumes, made and used by Tidemark, by QEMU and by cryptsetup in turns."""
 
+import itertools
 import json
 import os
 import random
@@ -34,6 +35,15 @@ KINDS = (
     "ivgen-alg=essiv,ivgen-hash-alg=sha256",
 )
 SLOTS, SLOT_SIZE, PAYLOAD = 208, 48, 2068480
+HASHES = ("sha1", "sha224", "sha256", "sha384", "sha512", "ripemd160")
+
+
+def aes_kinds():
+    """(bits, mode, ivgen, hash): those that cryptsetup opens without the kernel's device mapper."""
+    turn = itertools.cycle(HASHES)
+    for mode, sizes in (("xts", (128, 256)), ("cbc", (128, 192, 256))):
+        for bits, ivgen in itertools.product(sizes, ("plain", "plain64", "essiv:sha256")):
+            yield bits, mode, ivgen, next(turn)
 
 
 def opened(path, secret="a", more=""):
@@ -284,25 +294,34 @@ class Cryptsetup(TestCase):
         self.assertFalse(self.opens(path, "omega"))
 
     def test_we_open_what_it_makes(self):
+        """Each AES kind; `make luks-matrix` has the other ciphers, and data through dm-crypt."""
         key = self.path("key")
         with open(key, "w", encoding="ascii") as out:
             out.write("alpha")
-        for cipher, bits, digest in (
-            ("aes-xts-plain64", 512, "sha256"),
-            ("aes-cbc-essiv:sha256", 256, "sha1"),
-            ("aes-xts-plain64", 256, "sha512"),
-        ):
-            path = self.path("disk.luks")
-            with open(path, "wb") as file:
-                file.truncate(4 << 20)
-            cryptsetup("luksFormat", "--type", "luks1", "--cipher", cipher, "--key-size",
-                       str(bits), "--hash", digest, "--pbkdf-force-iterations", "1000",
-                       f"--key-file={key}", path)  # fmt: skip
-            run_io(io, path, "write -P 21 0 64k")
-            run_io(qemu_io, path, "read -P 21 0 64k")
-            amend(img, path, f"state=active,new-secret=b,{QUICK},keyslot=7")
-            self.assertTrue(self.opens(path, "beta"))
-            os.unlink(path)
+        for number, (bits, mode, ivgen, digest) in enumerate(aes_kinds()):
+            with self.subTest(bits=bits, mode=mode, ivgen=ivgen, digest=digest):
+                path = self.path(f"{number}.luks")
+                with open(path, "wb") as file:
+                    file.truncate(4 << 20)
+                cryptsetup("luksFormat", "--type", "luks1", "--cipher", f"aes-{mode}-{ivgen}", "--key-size",
+                           str(bits * (2 if mode == "xts" else 1)), "--hash", digest,
+                           "--pbkdf-force-iterations", "1000", f"--key-file={key}", path)  # fmt: skip
+                run_io(io, path, "write -P 21 0 64k")
+                if (bits, mode) != (192, "cbc"):  # an assertion of QEMU 7.2 fails
+                    run_io(qemu_io, path, "read -P 21 0 64k")
+                amend(img, path, f"state=active,new-secret=b,{QUICK},keyslot=7")
+                self.assertTrue(self.opens(path, "beta"))
+                os.unlink(path)
+
+    def test_it_opens_each_aes_kind_that_we_make(self):
+        for number, (bits, mode, ivgen, digest) in enumerate(aes_kinds()):
+            with self.subTest(bits=bits, mode=mode, ivgen=ivgen, digest=digest):
+                ivgen, _, ivhash = ivgen.partition(":")
+                kind = f"cipher-alg=aes-{bits},cipher-mode={mode},ivgen-alg={ivgen},hash-alg={digest}"
+                path = create(img, self.path(f"{number}.luks"), kind + (f",ivgen-hash-alg={ivhash}" if ivhash else ""))
+                self.assertTrue(self.opens(path, "alpha"))
+                self.assertFalse(self.opens(path, "omega"))
+                os.unlink(path)
 
 
 class Hostile(TestCase):
