@@ -181,6 +181,12 @@ static int co_read_footer(struct block_node *node, struct vmdk_extent *e, uint8_
     }
     r = blockmap_co_read_exactly(node, e->edge, size - (uint64_t)2 * VMDK_SECTOR, h,
                                  VMDK_HEADER_SIZE, "footer", err);
+    if (r == 0 && memcmp(h, "KDMV", 4) != 0) {
+        r = error_set(err, EINVAL,
+                      "Invalid footer: '%s' is incomplete, or something was appended (%" PRIu64
+                      " bytes)",
+                      block_node_display_name(node), size);
+    }
     UNLESS_FAILED(r, parse_sparse_header(node, e, h, err));
     if (r == 0 && load_le64(h + 56) == UINT64_MAX) {
         r = error_set(err, EINVAL, "The footer of '%s' has no grain directory",

@@ -392,27 +392,60 @@ class Log(FormatCase):
 
 
 class Streams(FormatCase):
-    def test_tables_at_the_end(self):
-        """As VMware exports disks: a footer says where the grain directory is."""
+    """As VMware exports disks: markers before all parts; a footer says where the directory is."""
 
-        def header(directory):
-            data = struct.pack("<4sIIQQQQIQQQB", b"KDMV", 3, 0x30001, 256, 128, 1, 1, 512, 0, directory, 2, 0)
-            return (data + b"\n \r\n" + struct.pack("<H", 1)).ljust(512, b"\0")
+    GRAIN, TABLE = 65536, 512 * 65536
 
-        def marker(kind, length):
-            return struct.pack("<QII", length, 0, kind).ljust(512, b"\0")
+    def header(self, directory, sectors):
+        data = struct.pack("<4sIIQQQQIQQQB", b"KDMV", 3, 0x30001, sectors, 128, 1, 1, 512, 0, directory, 2, 0)
+        return (data + b"\n \r\n" + struct.pack("<H", 1)).ljust(512, b"\0")
 
+    def marker(self, kind, length):
+        return struct.pack("<QII", length, 0, kind).ljust(512, b"\0")
+
+    def stream(self, size, grains):
+        """Grains by number; each grain table follows its grains, and empty ones are left out."""
         text = b'# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType="streamOptimized"\n'
-        grain = random.Random(4).randbytes(32768) * 2
-        packed = zlib.compress(grain)
-        data = header(2**64 - 1) + text.ljust(512, b"\0")
-        data += (struct.pack("<QI", 128, len(packed)) + packed).ljust(-(-(len(packed) + 12) // 512) * 512, b"\0")
-        table = len(data) // 512 + 1
-        data += marker(1, 4) + struct.pack("<II", 0, 2).ljust(2048, b"\0")
-        data += marker(2, 1) + struct.pack("<I", table).ljust(512, b"\0")
-        data += marker(3, 1) + header(table + 5) + marker(0, 0)
-        path = self.write("disk.vmdk", data)
-        self.assertTrue(self.converted(path) == bytes(65536) + grain)
+        data = bytearray(self.header(2**64 - 1, size // 512) + text.ljust(512, b"\0"))
+        directory = [0] * -(-size // self.TABLE)
+        for number in range(len(directory)):
+            table = [0] * 512
+            for grain, contents in sorted(grains.items()):
+                if grain // 512 == number:
+                    table[grain % 512] = len(data) // 512
+                    packed = zlib.compress(contents)
+                    data += struct.pack("<QI", grain * 128, len(packed)) + packed
+                    data += bytes(-len(data) % 512)
+            if any(table):
+                data += self.marker(1, 4)
+                directory[number] = len(data) // 512
+                data += struct.pack("<512I", *table)
+        data += self.marker(2, 1)
+        at = len(data) // 512
+        data += struct.pack(f"<{len(directory)}I", *directory).ljust(512, b"\0")
+        return data + self.marker(3, 1) + self.header(at, size // 512) + self.marker(0, 0)
+
+    def test_tables_at_the_end(self):
+        """Several, one of them missing, and a last grain that is cut by the end of the disk."""
+        rng, size = random.Random(4), 3 * self.TABLE + 70144
+        grains = {i: rng.randbytes(32768) * 2 for i in (1, 2, 511, 1024, 1200, 3 * 512)}
+        grains[3 * 512 + 1] = rng.randbytes(size % self.GRAIN)
+        path = self.write("disk.vmdk", self.stream(size, grains))
+        expected = bytearray(size)
+        for number, contents in grains.items():
+            expected[number * self.GRAIN : number * self.GRAIN + len(contents)] = contents
+        self.assertTrue(self.converted(path) == expected)
+        self.assertIn("No errors were found", img("check", "-f", "vmdk", path).stdout)
+        run(qemu("qemu-img"), "convert", "-f", "vmdk", "-O", "raw", path, self.path("out.qemu"))
+        self.assertTrue(self.read("out.qemu") == expected)
+
+    def test_a_transfer_that_ended_early(self):
+        data = self.stream(MIB, {i: random.Random(i).randbytes(self.GRAIN) for i in range(16)})
+        for changed in (data[: len(data) // 2], data[:-512], data + bytes(65536)):
+            result = img("info", "-f", "vmdk", self.write("disk.vmdk", changed), check=False)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn("Invalid footer: ", result.stderr)
+            self.assertIn(" is incomplete, or something was appended", result.stderr)
 
 
 class Esx(FormatCase):
