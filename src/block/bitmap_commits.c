@@ -82,6 +82,18 @@ static void participants_clear(struct participants *p)
     *p = (struct participants){0};
 }
 
+/* Once for each node. */
+static void warn_of_change_apart(struct block_node *node)
+{
+    if (!node->warned_apart) {
+        node->warned_apart = true;
+        log_warning("'%s': transactions change the bitmaps of this image before those of other "
+                    "images, not together with them: a crash in between leaves only this part of "
+                    "a transaction",
+                    block_node_display_name(node));
+    }
+}
+
 /* Those that can take part; none if that is not more than one. -ENOMEM */
 static int co_find_participants(const struct block_bitmap_commits *c, struct participants *p)
 {
@@ -97,6 +109,8 @@ static int co_find_participants(const struct block_bitmap_commits *c, struct par
         if (name) {
             p->nodes[p->joint.count] = node;
             p->joint.names[p->joint.count++] = name;
+        } else {
+            warn_of_change_apart(node);
         }
     }
     if (p->joint.count == 1) {

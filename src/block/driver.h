@@ -238,6 +238,8 @@ struct block_node {
      * records, for the gate; that changes only while drained.
      */
     struct block_activity *log, *activity;
+    /* It was said that a crash may separate changes of its bitmaps from those of other nodes. */
+    bool warned_apart;
     /* Writes on nodes with request_alignment > 1; unaligned ones are exclusive. */
     struct range_lock rmw;
     /*

@@ -153,6 +153,22 @@ class Errors(Case):
         self.kill()
         self.assertEqual(bitmaps(self.images[0]), {"old": True})
 
+    def test_an_image_that_is_changed_apart_is_named_once(self):
+        """No room in its header; the others are changed together."""
+        self.images.append(self.path("c.qcow2"))
+        base = self.make("base")
+        words = ("-o", "cluster_size=512", "-b", base, "-F", "qcow2")
+        img("create", "-q", "-f", "qcow2", *words, self.images[2])
+        img("bitmap", "--add", "-f", "qcow2", self.images[2], "old")
+        qmp = self.start()
+        for n in range(2):
+            qmp.transaction(*self.checkpoint(f"c{n}", f"c{n - 1}" if n else "old", range(3)))
+            for i in range(3):
+                self.assertIn(f"c{n}", qmp.bitmaps(f"d{i}"))
+        said = [line for line in self.server.log().splitlines() if "of this image before those of other" in line]
+        self.assertEqual(len(said), 1, said)
+        self.assertIn("c.qcow2'", said[0])
+
     def test_it_leaves_no_trace(self):
         qmp = self.start()
         for n in range(5):
