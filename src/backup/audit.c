@@ -77,7 +77,7 @@ static int expected_digests(const struct audit *a, uint64_t first, uint64_t coun
 
         chain_extent_at(&a->run->parent, first + done, count - done, &e);
         if (e.layer && e.kind == SUMS_DATA) {
-            r = sums_read_digests(&e.layer->sums, e.digest, to, e.count);
+            r = chain_read_digests(&e, 0, e.count, to);
         } else {
             for (uint64_t i = 0; i < e.count; i++) {
                 memcpy(to + i * SUMS_DIGEST_SIZE, a->zero_digest, SUMS_DIGEST_SIZE);

@@ -30,7 +30,7 @@ static void begin_run(struct group *g, size_t i)
 static void co_clear_run(struct run *run)
 {
     source_co_close(run->source);
-    chain_co_close(&run->parent);
+    chain_close(&run->parent);
     repository_discard(&run->repository, &run->draft);
     if (run->image_fd >= 0) {
         close(run->image_fd);

@@ -185,7 +185,7 @@ static int co_open_parent(struct run *run, struct error *err)
 
     UNLESS_FAILED(r, chain_co_open(&run->repository, entries, count, &run->parent, &damage));
     if (r < 0) {
-        chain_co_close(&run->parent);
+        chain_close(&run->parent);
         run->base = NULL;
         run->compare = false;
         free(run->reason);

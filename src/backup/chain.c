@@ -3,107 +3,23 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
+#include "backup/chain_map.h"
+#include "backup/digest.h"
 #include "backup/files.h"
-#include "base/byteorder.h"
+#include "backup/layer_image.h"
+#include "backup/stored_node.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "base/iov.h"
-#include "block/gate.h"
 #include "co/sync.h"
 #include "loop/loop.h"
 
 #define WORKERS 16
-#define OTHER_DESCRIPTORS 128
 /* Extents of zeroes are processed in pieces of this size, so that a stop is noticed. */
 #define ZERO_CLUSTERS (1u << 20)
-
-/*
- * Header fields that can lead out of the repository, or that no backup has. After QEMU's
- * interop/qcow2.
- */
-#define HEADER_SIZE 104
-#define CRYPT_METHOD 32
-#define INCOMPATIBLE_FEATURES 72
-#define INCOMPATIBLE_KNOWN 0x8u /* compression type */
-
-static int check_header_fields(const uint8_t *header, const char *shown, struct error *err)
-{
-    uint64_t features = load_be64(header + INCOMPATIBLE_FEATURES);
-
-    if (load_be32(header) != 0x514649fb || load_be32(header + 4) != 3) {
-        return error_set(err, EINVAL, "'%s' is not the qcow2 image of a backup", shown);
-    }
-    if (features & 4) {
-        return error_set(err, EINVAL, "'%s' has its data in another file, and no backup has that",
-                         shown);
-    }
-    if ((features & ~(uint64_t)INCOMPATIBLE_KNOWN) || load_be32(header + CRYPT_METHOD)) {
-        return error_set(err, EINVAL, "'%s' has features that no backup has", shown);
-    }
-    return 0;
-}
-
-int chain_check_image_header(const struct stored_image *image, struct error *err)
-{
-    uint8_t header[HEADER_SIZE];
-    struct stored *file;
-    int r = stored_open(image->fd, image->seal, STORED_IMAGE, image->shown, &file, err);
-
-    if (r < 0) {
-        return r;
-    }
-    r = stored_read(file, header, sizeof(header), 0);
-    stored_free(file);
-    if (r == -EBADMSG) {
-        return error_set(err, EBADMSG, "'%s' was changed", image->shown);
-    }
-    return r < 0 ? error_set(err, EINVAL, "'%s' is not the qcow2 image of a backup", image->shown)
-                 : check_header_fields(header, image->shown, err);
-}
-
-static int check_size(int fd, const char *shown, uint64_t expected, struct error *err)
-{
-    struct stat st;
-
-    if (fstat(fd, &st) < 0) {
-        return error_set_errno(err, errno, "Could not inspect '%s'", shown);
-    }
-    if ((uint64_t)st.st_size != expected) {
-        return error_set(err, EBADMSG,
-                         "'%s' was changed: it has %lld bytes, the manifest says %" PRIu64, shown,
-                         (long long)st.st_size, expected);
-    }
-    return 0;
-}
-
-static int co_open_layer_image(const struct repository *repository, struct chain_layer *layer,
-                               struct error *err)
-{
-    const struct manifest *m = &layer->entry->manifest;
-    int fd AUTO_CLOSE = repository_open_file(repository, m->id, REPOSITORY_IMAGE, err);
-    const struct stored_image image = {
-        .shown = layer->image, .fd = fd, .seal = repository_seal(repository)};
-    int r = fd < 0 ? fd : check_size(fd, layer->image, m->image_size, err);
-
-    UNLESS_FAILED(r, chain_check_image_header(&image, err));
-    UNLESS_FAILED(r, stored_node_co_open(&image, &layer->node, err));
-    if (r < 0) {
-        return r;
-    }
-    if (block_node_size(layer->node) != m->virtual_size) {
-        return error_set(err, EINVAL,
-                         "'%s' is a disk of %" PRIu64 " bytes, the manifest says %" PRIu64,
-                         layer->image, block_node_size(layer->node), m->virtual_size);
-    }
-    return block_co_root_new(layer->node, "restore", BLOCK_PERM_CONSISTENT_READ,
-                             BLOCK_PERM_CONSISTENT_READ, &layer->root, err);
-}
 
 int chain_co_check_sums(const struct repository *repository, const struct repository_entry *e,
                         int *ret_fd, struct error *err)
@@ -122,44 +38,6 @@ int chain_co_check_sums(const struct repository *repository, const struct reposi
         *ret_fd = TAKE_FD(fd);
     }
     return r;
-}
-
-/*
- * The checksum file decides what every cluster has to be, zeroes included. So it is compared with
- * the manifest before it is used.
- */
-static int co_open_layer(const struct repository *repository, const struct repository_entry *e,
-                         struct chain_layer *layer, struct error *err)
-{
-    int fd = -1, r;
-
-    layer->entry = e;
-    layer->clusters = div_round_up(e->manifest.virtual_size, BACKUP_CLUSTER_SIZE);
-    layer->image = repository_file(repository, e->id, REPOSITORY_IMAGE);
-    layer->sums_path = repository_file(repository, e->id, REPOSITORY_SUMS);
-    if (!layer->image || !layer->sums_path) {
-        return error_out_of_memory(err);
-    }
-    r = chain_co_check_sums(repository, e, &fd, err);
-    UNLESS_FAILED(r, sums_open(fd, repository_seal(repository), layer->sums_path,
-                               e->manifest.virtual_size, &layer->sums, err));
-    if (r < 0) {
-        layer->sums.fd = -1;
-        return r;
-    }
-    return co_open_layer_image(repository, layer, err);
-}
-
-/* Each layer takes two descriptors. */
-static void allow_descriptors(size_t layers)
-{
-    const rlim_t wanted = 2 * layers + OTHER_DESCRIPTORS;
-    struct rlimit limit;
-
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < wanted) {
-        limit.rlim_cur = MIN(wanted, limit.rlim_max);
-        setrlimit(RLIMIT_NOFILE, &limit);
-    }
 }
 
 /* Clusters of the backup that `first` builds on; as many as there can be if that is not known. */
@@ -183,17 +61,18 @@ static int co_open_layers(const struct repository *repository,
     *ret_chain = (struct chain){.disk_size = entries[count - 1]->manifest.virtual_size};
     ret_chain->clusters = div_round_up(ret_chain->disk_size, BACKUP_CLUSTER_SIZE);
     ret_chain->below = clusters_below(repository, entries[0]);
-    allow_descriptors(count);
     ret_chain->layers = calloc(count, sizeof(*ret_chain->layers));
     if (!ret_chain->layers) {
         return error_out_of_memory(err);
     }
     for (size_t i = 0; i < count; i++) {
+        struct chain_layer *layer = &ret_chain->layers[i];
         int r;
 
-        ret_chain->layers[i].sums.fd = -1;
+        layer->entry = entries[i];
+        layer->clusters = div_round_up(entries[i]->manifest.virtual_size, BACKUP_CLUSTER_SIZE);
         ret_chain->count++;
-        r = co_open_layer(repository, entries[i], &ret_chain->layers[i], err);
+        r = layer_co_get(repository, entries[i], &layer->file, err);
         if (r < 0) {
             return r;
         }
@@ -201,34 +80,55 @@ static int co_open_layers(const struct repository *repository,
     return 0;
 }
 
-int chain_co_open_image(const struct repository *repository, const struct repository_entry *e,
-                        struct chain_layer *ret_layer, struct error *err)
-{
-    *ret_layer = (struct chain_layer){.entry = e, .sums.fd = -1};
-    ret_layer->image = repository_file(repository, e->id, REPOSITORY_IMAGE);
-    return ret_layer->image ? co_open_layer_image(repository, ret_layer, err)
-                            : error_out_of_memory(err);
-}
-
-void chain_co_close_layer(struct chain_layer *layer)
-{
-    block_co_root_release(layer->root);
-    block_co_unref(layer->node);
-    sums_close(&layer->sums);
-    free(layer->image);
-    free(layer->sums_path);
-    *layer = (struct chain_layer){.sums.fd = -1};
-}
-
-static void co_close_layers(struct chain *c)
+static void close_layers(struct chain *c)
 {
     for (size_t i = 0; i < c->count; i++) {
-        chain_co_close_layer(&c->layers[i]);
+        layer_put(c->layers[i].file);
     }
     free(c->layers);
     c->layers = NULL;
     c->count = 0;
 }
+
+/* --- the image alone -------------------------------------------------------------------------- */
+
+int chain_co_open_image(const struct repository *repository, const struct repository_entry *e,
+                        struct chain_image *ret_image, struct error *err)
+{
+    const struct manifest *m = &e->manifest;
+    int fd AUTO_CLOSE = repository_open_file(repository, m->id, REPOSITORY_IMAGE, err);
+    struct stored_image image = {.fd = fd, .seal = repository_seal(repository)};
+    int r = fd;
+
+    *ret_image = (struct chain_image){.entry = e};
+    image.shown = ret_image->path = repository_file(repository, e->id, REPOSITORY_IMAGE);
+    if (r >= 0) {
+        r = image.shown ? files_check_size(fd, image.shown, m->image_size, err)
+                        : error_out_of_memory(err);
+    }
+    UNLESS_FAILED(r, layer_image_check(&image, err));
+    UNLESS_FAILED(r, stored_node_co_open(&image, &ret_image->node, err));
+    if (r < 0) {
+        return r;
+    }
+    if (block_node_size(ret_image->node) != m->virtual_size) {
+        return error_set(err, EINVAL,
+                         "'%s' is a disk of %" PRIu64 " bytes, the manifest says %" PRIu64,
+                         ret_image->path, block_node_size(ret_image->node), m->virtual_size);
+    }
+    return block_co_root_new(ret_image->node, "restore", BLOCK_PERM_CONSISTENT_READ,
+                             BLOCK_PERM_CONSISTENT_READ, &ret_image->root, err);
+}
+
+void chain_co_close_image(struct chain_image *image)
+{
+    block_co_root_release(image->root);
+    block_co_unref(image->node);
+    free(image->path);
+    *image = (struct chain_image){0};
+}
+
+/* --- opening ---------------------------------------------------------------------------------- */
 
 /* Whether a backup is no longer as it was when its manifest was read. */
 static bool was_replaced(const struct repository_entry *before, const struct repository *now)
@@ -273,9 +173,9 @@ static int find_again(const struct repository *old, const struct repository_entr
     return 0;
 }
 
-int chain_co_open(const struct repository *repository,
-                  const struct repository_entry *const *entries, size_t count,
-                  struct chain *ret_chain, struct error *err)
+int chain_co_open_unmapped(const struct repository *repository,
+                           const struct repository_entry *const *entries, size_t count,
+                           struct chain *ret_chain, struct error *err)
 {
     const struct repository_entry **again AUTO_FREE = NULL;
     struct repository *now;
@@ -301,15 +201,43 @@ int chain_co_open(const struct repository *repository,
         }
         return r < 0 ? r : failed;
     }
-    co_close_layers(ret_chain);
+    close_layers(ret_chain);
     r = co_open_layers(now, again, again_count, ret_chain, err);
     ret_chain->reread = now;
     return r;
 }
 
-void chain_co_close(struct chain *c)
+int chain_co_open(const struct repository *repository,
+                  const struct repository_entry *const *entries, size_t count,
+                  struct chain *ret_chain, struct error *err)
 {
-    co_close_layers(c);
+    int r = chain_co_open_unmapped(repository, entries, count, ret_chain, err);
+
+    return r < 0 ? r : chain_co_map(ret_chain, err);
+}
+
+static int make_map(void *arg)
+{
+    struct chain *c = arg;
+    struct chain_map *map = chain_map_new(c), *none = NULL;
+
+    if (map && !atomic_compare_exchange_strong(&c->map, &none, map)) {
+        free(map);
+    }
+    return map ? 0 : -ENOMEM;
+}
+
+int chain_co_map(struct chain *c, struct error *err)
+{
+    int r = atomic_load(&c->map) ? 0 : loop_co_offload(make_map, c);
+
+    return r < 0 ? error_out_of_memory(err) : 0;
+}
+
+void chain_close(struct chain *c)
+{
+    close_layers(c);
+    free(atomic_load(&c->map));
     if (c->reread) {
         repository_close(c->reread);
         free(c->reread);
@@ -317,25 +245,78 @@ void chain_co_close(struct chain *c)
     *c = CHAIN_INIT;
 }
 
-/* --- the walk --- */
+/* --- the walk --------------------------------------------------------------------------------- */
+
+static void fill_extent(const struct chain *c, const struct chain_map *map, size_t piece,
+                        uint64_t cluster, uint64_t most, struct chain_extent *ret_extent)
+{
+    const struct chain_map_piece *p = &map->list[piece];
+    uint64_t end = MIN(cluster + most, map->list[piece + 1].first);
+
+    *ret_extent = (struct chain_extent){.first = cluster, .count = end - cluster};
+    if (p->layer) {
+        ret_extent->layer = &c->layers[p->layer - 1];
+        ret_extent->kind = (enum sums_kind)p->kind;
+        ret_extent->digest =
+            p->digest == CHAIN_NO_DIGEST ? CHAIN_NO_DIGEST : p->digest + (cluster - p->first);
+    }
+}
 
 void chain_rewind(struct chain *c)
 {
     c->position = 0;
-    for (size_t i = 0; i < c->count; i++) {
-        c->layers[i].run = 0;
+    c->piece = 0;
+}
+
+void chain_seek(struct chain *c, uint64_t cluster)
+{
+    c->position = cluster;
+    c->piece = cluster < c->clusters ? chain_map_find(atomic_load(&c->map), cluster) : 0;
+}
+
+bool chain_next(struct chain *c, uint64_t most, struct chain_extent *ret_extent)
+{
+    const struct chain_map *map = atomic_load(&c->map);
+
+    if (c->position >= c->clusters) {
+        return false;
     }
+    while (map->list[c->piece + 1].first <= c->position) {
+        c->piece++;
+    }
+    fill_extent(c, map, c->piece, c->position, most, ret_extent);
+    c->position += ret_extent->count;
+    return true;
+}
+
+/* Index of the first run that ends after `cluster`. */
+static size_t find_run(const struct sums_runs *runs, uint64_t cluster)
+{
+    size_t low = 0, high = runs->count;
+
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        const struct sums_run *run = &runs->list[middle];
+
+        if (run->first + run->count <= cluster) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
 }
 
 /*
- * What a layer says of the clusters from e->first on, if `run` is the first of its runs that ends
- * after that. False: the layer below decides, up to *end at most.
+ * What a layer says of the clusters from e->first on. False: the layer below decides, up to *end
+ * at most.
  */
-static bool ask_layer(const struct chain *c, struct chain_layer *layer, size_t run, uint64_t *end,
+static bool ask_layer(const struct chain *c, struct chain_layer *layer, uint64_t *end,
                       struct chain_extent *e)
 {
-    const struct sums_run *found =
-        run < layer->sums.runs.count ? &layer->sums.runs.list[run] : NULL;
+    const struct sums_runs *runs = &layer->file->runs;
+    size_t run = find_run(runs, e->first);
+    const struct sums_run *found = run < runs->count ? &runs->list[run] : NULL;
 
     if (e->first >= layer->clusters) {
         if (e->first < c->below) {
@@ -358,32 +339,6 @@ static bool ask_layer(const struct chain *c, struct chain_layer *layer, size_t r
     return true;
 }
 
-bool chain_next(struct chain *c, uint64_t most, struct chain_extent *ret_extent)
-{
-    uint64_t pos = c->position, end;
-    bool decided = false;
-
-    if (pos >= c->clusters) {
-        return false;
-    }
-    end = MIN(c->clusters, pos + most);
-    *ret_extent = (struct chain_extent){.first = pos};
-    /* From the top: the first layer that has the cluster decides; those above limit the extent. */
-    for (size_t i = c->count; !decided && i-- > 0;) {
-        struct chain_layer *layer = &c->layers[i];
-        const struct sums_runs *runs = &layer->sums.runs;
-
-        while (layer->run < runs->count &&
-               runs->list[layer->run].first + runs->list[layer->run].count <= pos) {
-            layer->run++;
-        }
-        decided = ask_layer(c, layer, layer->run, &end, ret_extent);
-    }
-    ret_extent->count = end - pos;
-    c->position = end;
-    return true;
-}
-
 uint64_t chain_data_bytes(struct chain *c)
 {
     return chain_data_bytes_above(c, 0);
@@ -402,40 +357,27 @@ uint64_t chain_data_bytes_above(struct chain *c, size_t layers)
     return clusters * BACKUP_CLUSTER_SIZE;
 }
 
-/* Index of the first run that ends after `cluster`. */
-static size_t find_run(const struct sums_runs *runs, uint64_t cluster)
-{
-    size_t low = 0, high = runs->count;
-
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        const struct sums_run *run = &runs->list[middle];
-
-        if (run->first + run->count <= cluster) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
 void chain_extent_at(const struct chain *c, uint64_t cluster, uint64_t most,
                      struct chain_extent *ret_extent)
 {
+    const struct chain_map *map = atomic_load(&c->map);
     uint64_t end = MIN(c->clusters, cluster + most);
     bool decided = false;
 
+    if (map) {
+        fill_extent(c, map, chain_map_find(map, cluster), cluster, most, ret_extent);
+        return;
+    }
     *ret_extent = (struct chain_extent){.first = cluster};
     for (size_t i = c->count; !decided && i-- > 0;) {
         struct chain_layer *layer = &c->layers[i];
 
-        decided = ask_layer(c, layer, find_run(&layer->sums.runs, cluster), &end, ret_extent);
+        decided = ask_layer(c, layer, &end, ret_extent);
     }
     ret_extent->count = end - cluster;
 }
 
-/* --- reading --- */
+/* --- reading ---------------------------------------------------------------------------------- */
 
 struct read_state {
     const struct chain_reader *reader;
@@ -475,45 +417,65 @@ static int co_give_sink(struct read_state *s, const struct chain_extent *e, uint
     return r;
 }
 
-static int co_check_extent(const struct chain_extent *e, const uint8_t *data, struct error *err)
+int chain_read_digests(const struct chain_extent *e, uint64_t from, uint64_t count,
+                       uint8_t *ret_digests)
 {
+    return layer_read_digests(e->layer->file, e->digest + from, ret_digests, count);
+}
+
+/* Reading an extent of data, and comparing it. */
+struct extent_job {
+    const struct chain_extent *extent;
+    uint8_t *buf;
+    bool digests_failed;
+    uint64_t damaged; /* the cluster that differs; UINT64_MAX: none */
+};
+
+static int run_extent_job(void *arg)
+{
+    struct extent_job *job = arg;
+    const struct chain_extent *e = job->extent;
     uint8_t digests[CHAIN_PIECE * SUMS_DIGEST_SIZE];
     uint8_t expected[CHAIN_PIECE * SUMS_DIGEST_SIZE];
-    int r = sums_read_digests(&e->layer->sums, e->digest, expected, e->count);
+    int r = layer_read_clusters(e->layer->file, e->first, e->count, e->digest, job->buf, expected,
+                                &job->digests_failed);
 
-    if (r < 0) {
-        return error_set_errno(err, -r, "Could not read '%s'", e->layer->sums_path);
-    }
-    r = sums_co_digest_clusters(data, e->count * BACKUP_CLUSTER_SIZE, digests);
-    if (r < 0) {
-        return error_set_errno(err, -r, "Could not make checksums");
-    }
-    for (uint64_t i = 0; i < e->count; i++) {
+    UNLESS_FAILED(r, sums_digest_clusters(job->buf, e->count * BACKUP_CLUSTER_SIZE, digests));
+    for (uint64_t i = 0; r == 0 && i < e->count; i++) {
         if (memcmp(digests + i * SUMS_DIGEST_SIZE, expected + i * SUMS_DIGEST_SIZE,
                    SUMS_DIGEST_SIZE) != 0) {
-            error_set(err, EBADMSG,
-                      "'%s' is damaged: the contents at offset %" PRIu64
-                      " do not match their checksum",
-                      e->layer->image, (e->first + i) * BACKUP_CLUSTER_SIZE);
-            error_hint(err, "Backups before %s are not affected.", e->layer->entry->id);
-            return -EBADMSG;
+            job->damaged = e->first + i;
+            r = -EBADMSG;
         }
     }
-    return 0;
+    return r;
 }
 
 int chain_co_read_extent(const struct chain_extent *e, uint8_t *buf, struct error *err)
 {
-    uint64_t offset = e->first * BACKUP_CLUSTER_SIZE, size = e->count * BACKUP_CLUSTER_SIZE;
-    uint64_t there = MIN(size, block_node_size(e->layer->node) - offset);
-    int r = block_co_pread(block_root_edge(e->layer->root), offset, buf, there);
+    const struct layer *file = e->layer->file;
+    struct extent_job job = {.extent = e, .buf = buf, .damaged = UINT64_MAX};
+    int r = loop_co_offload(run_extent_job, &job);
 
-    if (r < 0) {
-        return error_set_errno(err, -r, "Could not read '%s' at offset %" PRIu64, e->layer->image,
-                               offset);
+    if (r >= 0) {
+        return 0;
     }
-    memset(buf + there, 0, size - there);
-    return co_check_extent(e, buf, err);
+    if (job.damaged != UINT64_MAX) {
+        error_set(err, EBADMSG,
+                  "'%s' is damaged: the contents at offset %" PRIu64 " do not match their checksum",
+                  file->image, job.damaged * BACKUP_CLUSTER_SIZE);
+        error_hint(err, "Backups before %s are not affected.", e->layer->entry->id);
+        return -EBADMSG;
+    }
+    if (r == -ESTALE) {
+        error_set(err, ESTALE, "'%s' was removed or replaced while it was in use", file->image);
+        error_hint(err, "The limit of open files (RLIMIT_NOFILE) is too low to keep all backups "
+                        "open that this one builds on.");
+        return -ESTALE;
+    }
+    return job.digests_failed ? error_set_errno(err, -r, "Could not read '%s'", file->sums_path)
+                              : error_set_errno(err, -r, "Could not read '%s' at offset %" PRIu64,
+                                                file->image, e->first * BACKUP_CLUSTER_SIZE);
 }
 
 static int co_read_extent(struct read_state *s, const struct chain_extent *e, uint8_t *buf,
@@ -580,8 +542,7 @@ int chain_co_read(const struct chain_reader *reader, struct error *err)
 {
     struct read_state s = {.reader = reader, .err = err, .next = reader->from};
 
-    chain_rewind(reader->chain);
-    reader->chain->position = reader->from;
+    chain_seek(reader->chain, reader->from);
     co_group_init(&s.group);
     co_mutex_init(&s.order);
     co_cond_init(&s.turn);

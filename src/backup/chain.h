@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Reading backups. A chain is a list of layers, each an image with its checksums; the chain decides
- * which layer a cluster is read from. The layers are opened one by one, as files of the repository:
- * the backing file or data file that an image names is never followed. Every checksum file is
- * compared with the manifest when it is opened. Main reactor, in a coroutine; `co_` functions
- * yield.
+ * Reading backups. A chain is a list of layers (backup/layer.h), each an image with its checksums;
+ * the chain decides which layer a cluster is read from. For that it has a map of the whole disk,
+ * which is made of the runs of the layers by merging two and two. Chains may be of any length.
+ * Main reactor, in a coroutine; `co_` functions yield.
  *
  * Layers have the sizes that the disk had. As for qcow2 images that are backing files of each
  * other, what is past the end of a layer reads as zeroes through it, whatever is below; and a short
@@ -18,8 +17,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "backup/layer.h"
 #include "backup/repository.h"
-#include "backup/stored_node.h"
 #include "backup/sums.h"
 #include "base/error.h"
 #include "base/progress.h"
@@ -27,27 +26,27 @@
 
 struct chain_layer {
     const struct repository_entry *entry; /* borrowed */
-    char *image;                          /* path */
-    char *sums_path;
-    struct sums sums;
-    struct block_node *node;
-    struct block_root *root;
+    struct layer *file;
     uint64_t clusters; /* of the disk at that time */
-    size_t run;        /* first run that ends after the position of chain_next() */
 };
+
+struct chain_map; /* see chain_map.h */
 
 struct chain {
     struct chain_layer *layers; /* the full backup first */
     size_t count;
     uint64_t disk_size; /* of the last layer */
     uint64_t clusters;
-    uint64_t below;    /* clusters of what the first layer builds on; 0 for a full backup */
+    uint64_t below; /* clusters of what the first layer builds on; 0 for a full backup */
+    /* NULL: not made yet, and the layers are asked one after the other. Owned. */
+    _Atomic(struct chain_map *) map;
     uint64_t position; /* of chain_next(), in clusters */
+    size_t piece;      /* of the map, where that is */
     /* Read again, because a prune changed the repository meanwhile; NULL mostly. Owned. */
     struct repository *reread;
 };
 
-#define CHAIN_INIT ((struct chain){0})
+#define CHAIN_INIT ((struct chain){.map = NULL})
 
 /*
  * Compare size and SHA-256 of the checksum file of a backup with the manifest. *ret_fd (may be
@@ -63,29 +62,38 @@ int chain_co_check_sums(const struct repository *r, const struct repository_entr
  */
 int chain_co_open(const struct repository *r, const struct repository_entry *const *entries,
                   size_t count, struct chain *ret_chain, struct error *err);
-/* Close the layers and release the chain. Yields. */
-void chain_co_close(struct chain *c);
+/* Close the layers and release the chain. Does not yield. */
+void chain_close(struct chain *c);
 
+/* As chain_co_open(), without the map: for some reads here and there. */
+int chain_co_open_unmapped(const struct repository *r,
+                           const struct repository_entry *const *entries, size_t count,
+                           struct chain *ret_chain, struct error *err);
 /*
- * Open only the image of a backup, as a layer, and close it again. *ret_layer is to be closed, also
- * on failure.
+ * Make the map, if there is none. Any reactor; several at a time may call it, while others look for
+ * extents. -ENOMEM. Yields.
  */
+int chain_co_map(struct chain *c, struct error *err);
+
+/* The image of a backup as a node, without its backing file. */
+struct chain_image {
+    const struct repository_entry *entry; /* borrowed */
+    char *path;
+    struct block_node *node;
+    struct block_root *root;
+};
+
+/* Open it. *ret_image is to be closed, also on failure. */
 int chain_co_open_image(const struct repository *r, const struct repository_entry *e,
-                        struct chain_layer *ret_layer, struct error *err);
-void chain_co_close_layer(struct chain_layer *layer);
-
-/*
- * Whether an image is one that a backup may have: without a data file, encryption and the like.
- * -EINVAL. To be called before it is opened as an image. Does not yield.
- */
-int chain_check_image_header(const struct stored_image *image, struct error *err);
+                        struct chain_image *ret_image, struct error *err);
+void chain_co_close_image(struct chain_image *image);
 
 struct chain_extent {
     uint64_t first, count;     /* clusters */
     struct chain_layer *layer; /* whose contents count; NULL: none, the clusters are zeroes */
     enum sums_kind kind;
     /*
-     * Index in layer->sums of the first cluster's digest; CHAIN_NO_DIGEST: zeroes, since they are
+     * Index in the layer of the first cluster's digest; CHAIN_NO_DIGEST: zeroes, since they are
      * past the layer's end, while the backup below the chain may have something else there.
      */
     uint64_t digest;
@@ -94,7 +102,12 @@ struct chain_extent {
 
 /* Begin again at the first cluster. Does not yield. */
 void chain_rewind(struct chain *c);
-/* The next extent of at most `most` clusters; false at the end of the disk. Does not yield. */
+/* Go on at a cluster. Does not yield. */
+void chain_seek(struct chain *c, uint64_t cluster);
+/*
+ * The next extent of at most `most` clusters; false at the end of the disk. The chain has a map.
+ * Does not yield.
+ */
 bool chain_next(struct chain *c, uint64_t most, struct chain_extent *ret_extent);
 /*
  * The extent that begins at `cluster`, which is on the disk, of at most `most` clusters. Any
@@ -102,6 +115,12 @@ bool chain_next(struct chain *c, uint64_t most, struct chain_extent *ret_extent)
  */
 void chain_extent_at(const struct chain *c, uint64_t cluster, uint64_t most,
                      struct chain_extent *ret_extent);
+/*
+ * The digests that the layers have for `count` clusters of an extent of data from its cluster
+ * number `from` on. Errors as layer_read_digests(). Any thread; does not yield.
+ */
+int chain_read_digests(const struct chain_extent *e, uint64_t from, uint64_t count,
+                       uint8_t *ret_digests);
 /* Clusters that are compared at once. */
 #define CHAIN_PIECE 8u
 /*

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
+#include <inttypes.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -157,6 +158,21 @@ int files_write_bytes_at(int dir, const char *name, const void *data, size_t siz
         done += (size_t)n;
     }
     return files_sync(fd, shown, err);
+}
+
+int files_check_size(int fd, const char *shown, uint64_t expected, struct error *err)
+{
+    struct stat st;
+
+    if (fstat(fd, &st) < 0) {
+        return error_set_errno(err, errno, "Could not inspect '%s'", shown);
+    }
+    if ((uint64_t)st.st_size != expected) {
+        return error_set(err, EBADMSG,
+                         "'%s' was changed: it has %lld bytes, the manifest says %" PRIu64, shown,
+                         (long long)st.st_size, expected);
+    }
+    return 0;
 }
 
 int files_sync(int fd, const char *shown, struct error *err)

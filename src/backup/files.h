@@ -12,6 +12,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "base/error.h"
 
@@ -50,6 +51,8 @@ int files_write_at(int dir, const char *name, const char *text, const char *show
 int files_write_bytes_at(int dir, const char *name, const void *data, size_t size,
                          const char *shown, struct error *err);
 
+/* -EBADMSG unless the file has as many bytes as its manifest says. */
+int files_check_size(int fd, const char *shown, uint64_t expected, struct error *err);
 /* fsync(2) of a file or directory. */
 int files_sync(int fd, const char *shown, struct error *err);
 /*

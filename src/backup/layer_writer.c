@@ -10,6 +10,7 @@
 
 #include "backup/file_copy.h"
 #include "backup/files.h"
+#include "backup/layer_image.h"
 #include "backup/stored_node.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -72,7 +73,7 @@ static int co_copy_base(struct layer_writer *w, const struct layer_base *base, s
     int r = file_copy_co_run(&copy, &written, err);
 
     w->based = true;
-    UNLESS_FAILED(r, chain_check_image_header(&image, err));
+    UNLESS_FAILED(r, layer_image_check(&image, err));
     UNLESS_FAILED(r, stored_node_co_reopen(&image, &w->node, err));
     return r;
 }
@@ -109,12 +110,10 @@ static int copy_digests(struct layer_writer *w, const struct chain_extent *e, ui
     }
     for (uint64_t done = 0; done < e->count;) {
         size_t n = (size_t)MIN(e->count - done, (uint64_t)DIGEST_BATCH);
-        int r = e->digest == CHAIN_NO_DIGEST
-                    ? 0
-                    : sums_read_digests(&e->layer->sums, e->digest + done, batch, n);
+        int r = e->digest == CHAIN_NO_DIGEST ? 0 : chain_read_digests(e, done, n, batch);
 
         if (r < 0) {
-            return error_set_errno(err, -r, "Could not read '%s'", e->layer->sums_path);
+            return error_set_errno(err, -r, "Could not read '%s'", e->layer->file->sums_path);
         }
         r = sums_write_digests(w->sums_file, slot + done, batch, n);
         if (r < 0) {

@@ -78,7 +78,7 @@ static int co_merge_contents(const struct merge_config *config, struct chain *ch
 
 static bool is_worth_patching(const struct merge_config *config, struct chain *chain)
 {
-    const struct sums_runs *runs = &chain->layers[0].sums.runs;
+    const struct sums_runs *runs = &chain->layers[0].file->runs;
     uint64_t base = 0;
 
     for (size_t i = 0; i < chain->count; i++) {
@@ -104,8 +104,10 @@ static int co_open_patched(const struct merge_config *config, struct chain *chai
 {
     const struct repository_entry *e = chain->layers[0].entry;
     int fd AUTO_CLOSE = repository_open_file(config->from, e->id, REPOSITORY_IMAGE, err);
-    const struct layer_base base = {
-        .fd = fd, .shown = chain->layers[0].image, .manifest = &e->manifest, .stop = config->stop};
+    const struct layer_base base = {.fd = fd,
+                                    .shown = chain->layers[0].file->image,
+                                    .manifest = &e->manifest,
+                                    .stop = config->stop};
 
     return fd < 0 ? fd : layer_writer_co_open(draft, m->parent, m->virtual_size, &base, w, err);
 }
@@ -149,6 +151,6 @@ int merge_co_run(const struct merge_config *config, struct repository_draft *ret
     UNLESS_FAILED(r, co_open_merged(config, &chain, ret_draft, ret_manifest, &w, err));
     UNLESS_FAILED(r, co_merge_contents(config, &chain, &w, ret_manifest, err));
     layer_writer_co_release(&w);
-    chain_co_close(&chain);
+    chain_close(&chain);
     return r;
 }

@@ -7,11 +7,13 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "backup/chain.h"
 #include "backup/key.h"
+#include "backup/repository_share.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
@@ -21,6 +23,8 @@
 
 #define CACHE_SLOTS 256u /* 16 MiB */
 #define NO_CLUSTER UINT64_MAX
+/* Extents that are looked for in the layers before the map is made. */
+#define LOOKS_UNMAPPED 64u
 
 OBJECT(point_options, "BlockdevOptionsTidemarkBackup",
        REQ("repository", schema_str, .help = "the directory of the backups"),
@@ -38,9 +42,12 @@ struct cache_slot {
 
 struct point {
     struct backup_key_ring *ring; /* NULL: the key is that of the program */
-    struct repository repository;
+    struct repository own;        /* with that key */
+    /* `own`, or one that was shared. */
+    const struct repository *repository;
     struct chain chain;
-    bool is_open; /* the mutex exists */
+    atomic_uint looks; /* extents that were looked for; stays at LOOKS_UNMAPPED */
+    bool is_open;      /* the mutex exists */
     /* guards `cache` */
     pthread_mutex_t lock;
     struct cache_slot cache[CACHE_SLOTS];
@@ -62,14 +69,16 @@ static int co_open_point_chain(struct point_opening *o)
     const struct repository_entry **entries AUTO_FREE = NULL;
     const struct repository_entry *e;
     size_t count = 0;
-    int r = repository_open_with(o->repository, p->ring, &p->repository, o->err);
+    int r = p->ring ? repository_open_with(o->repository, p->ring, &p->own, o->err)
+                    : repository_share(o->repository, &p->repository, o->err);
 
     if (r < 0) {
         return r;
     }
-    e = repository_find(&p->repository, o->at, o->err);
-    r = e ? repository_chain(&p->repository, e, &entries, &count, o->err) : -ENOENT;
-    UNLESS_FAILED(r, chain_co_open(&p->repository, entries, count, &p->chain, o->err));
+    p->repository = p->ring ? &p->own : p->repository;
+    e = repository_find(p->repository, o->at, o->err);
+    r = e ? repository_chain(p->repository, e, &entries, &count, o->err) : -ENOENT;
+    UNLESS_FAILED(r, chain_co_open_unmapped(p->repository, entries, count, &p->chain, o->err));
     return r;
 }
 
@@ -105,8 +114,11 @@ static void point_co_close(struct block_node *node)
 {
     struct point *p = node->opaque;
 
-    chain_co_close(&p->chain);
-    repository_close(&p->repository);
+    chain_close(&p->chain);
+    if (!p->ring) {
+        repository_unshare(p->repository);
+    }
+    repository_close(&p->own);
     backup_key_ring_free(p->ring);
     for (size_t i = 0; i < CACHE_SLOTS; i++) {
         free(p->cache[i].data);
@@ -159,7 +171,7 @@ static int point_co_open(struct block_node *node, struct options *opts, struct e
     }
     node->read_only = true;
     node->beyond_filename = true;
-    p->repository = REPOSITORY_INIT;
+    p->own = REPOSITORY_INIT;
     r = take_key(p, opts, err);
     UNLESS_FAILED(r, co_open_apart(&(struct point_opening){
                          .point = p, .repository = repository, .at = at, .err = err}));
@@ -205,6 +217,18 @@ static void keep_cluster(struct point *p, uint64_t cluster, const uint8_t *data)
         slot->cluster = cluster;
     }
     pthread_mutex_unlock(&p->lock);
+}
+
+/*
+ * Make the map of the chain when it is worth it: who looks at a partition table only does not need
+ * one. Without memory for it the layers are asked one after the other.
+ */
+static void co_prepare_looks(struct point *p)
+{
+    if (atomic_load(&p->looks) < LOOKS_UNMAPPED &&
+        atomic_fetch_add(&p->looks, 1) + 1 == LOOKS_UNMAPPED) {
+        (void)chain_co_map(&p->chain, NULL);
+    }
 }
 
 /* Read and compare an extent of data; `buf` has room for all of it. */
@@ -269,6 +293,7 @@ static int point_co_preadv(struct block_node *node, uint64_t offset, struct iov 
     if (flags & BLOCK_REQ_PREFETCH) {
         return 0;
     }
+    co_prepare_looks(p);
     for (uint64_t done = 0; done < iov.size; done += n) {
         int r = co_read_some(p, offset + done, iov.size - done, iov, done, &buf, &n);
 
@@ -282,11 +307,12 @@ static int point_co_preadv(struct block_node *node, uint64_t offset, struct iov 
 static int point_co_status(struct block_node *node, uint64_t offset, uint64_t length,
                            struct block_status *ret_status)
 {
-    const struct point *p = node->opaque;
+    struct point *p = node->opaque;
     uint64_t first = offset / BACKUP_CLUSTER_SIZE, within = offset % BACKUP_CLUSTER_SIZE;
     struct chain_extent e;
     bool data;
 
+    co_prepare_looks(p);
     chain_extent_at(&p->chain, first, div_round_up(within + length, BACKUP_CLUSTER_SIZE), &e);
     data = e.layer && e.kind == SUMS_DATA;
     ret_status->length = MIN(length, e.count * BACKUP_CLUSTER_SIZE - within);

@@ -15,14 +15,6 @@
 
 #define MOVE_DIGESTS 4096u
 
-static void begin_walk(struct chain *parent)
-{
-    parent->position = 0;
-    for (size_t i = 0; i < parent->count; i++) {
-        parent->layers[i].run = 0;
-    }
-}
-
 static bool holds_data(const struct chain_extent *e)
 {
     return e->layer && e->kind == SUMS_DATA;
@@ -32,7 +24,7 @@ void pull_compare_zeroes(struct chain *parent, struct pull_plan *plan)
 {
     struct chain_extent e;
 
-    begin_walk(parent);
+    chain_rewind(parent);
     while (chain_next(parent, UINT32_MAX, &e)) {
         uint64_t end = MIN(e.first + e.count, plan->runs.digests);
 
@@ -42,7 +34,7 @@ void pull_compare_zeroes(struct chain *parent, struct pull_plan *plan)
             }
         }
     }
-    begin_walk(parent);
+    chain_rewind(parent);
 }
 
 int pull_compare_look_up(struct chain *parent, struct pull_chunk *chunk)
@@ -53,12 +45,11 @@ int pull_compare_look_up(struct chain *parent, struct pull_chunk *chunk)
     int r = 0;
 
     memset(p->is_data, 0, sizeof(p->is_data));
-    parent->position = chunk->first;
+    chain_seek(parent, chunk->first);
     while (r == 0 && done < chunk->count && chain_next(parent, chunk->count - done, &e)) {
         memset(p->is_data + done, holds_data(&e), e.count);
         if (holds_data(&e)) {
-            r = sums_read_digests(&e.layer->sums, e.digest, p->digests + done * SUMS_DIGEST_SIZE,
-                                  e.count);
+            r = chain_read_digests(&e, 0, e.count, p->digests + done * SUMS_DIGEST_SIZE);
         }
         done += e.count;
     }

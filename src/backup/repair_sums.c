@@ -25,7 +25,7 @@ struct sums_maker {
     const struct repository *repository;
     const struct repository_entry *entry;
     struct repository_entry *update; /* whose manifest is to describe the new file; NULL: none */
-    struct chain_layer layer;
+    struct chain_image image;
     struct sums_runs runs;
     int fd;
     struct stored *file;
@@ -42,10 +42,10 @@ static int co_take_chunk(struct sums_maker *m, uint64_t first, uint64_t count, s
     uint8_t digests[CHUNK_CLUSTERS * SUMS_DIGEST_SIZE];
     uint64_t offset = first * BACKUP_CLUSTER_SIZE, slot = m->runs.digests;
     uint64_t size = MIN(count * BACKUP_CLUSTER_SIZE, m->entry->manifest.virtual_size - offset);
-    int r = block_co_pread(block_root_edge(m->layer.root), offset, m->buf, size);
+    int r = block_co_pread(block_root_edge(m->image.root), offset, m->buf, size);
 
     if (r < 0) {
-        return error_set_errno(err, -r, "Could not read '%s' at offset %" PRIu64, m->layer.image,
+        return error_set_errno(err, -r, "Could not read '%s' at offset %" PRIu64, m->image.path,
                                offset);
     }
     memset(m->buf + size, 0, count * BACKUP_CLUSTER_SIZE - size);
@@ -92,9 +92,9 @@ static int co_take_image(struct sums_maker *m, struct error *err)
             MIN((uint64_t)STATUS_CLUSTERS * BACKUP_CLUSTER_SIZE, manifest->virtual_size - offset);
         struct block_status status;
 
-        r = block_co_status(block_root_edge(m->layer.root), offset, most, &status);
+        r = block_co_status(block_root_edge(m->image.root), offset, most, &status);
         if (r < 0 || status.length == 0) {
-            return error_set_errno(err, r < 0 ? -r : EIO, "Could not inspect '%s'", m->layer.image);
+            return error_set_errno(err, r < 0 ? -r : EIO, "Could not inspect '%s'", m->image.path);
         }
         count = div_round_up(status.length, BACKUP_CLUSTER_SIZE);
         if (!(status.flags & BLOCK_STATUS_ALLOCATED)) {
@@ -197,7 +197,7 @@ static int co_judge_new_sums(struct sums_maker *m, struct error *err)
 static int co_make_sums_in(const struct repository *r, struct sums_maker *m, int dir, bool replace,
                            struct error *err)
 {
-    int status = chain_co_open_image(r, m->entry, &m->layer, err);
+    int status = chain_co_open_image(r, m->entry, &m->image, err);
 
     if (status == 0) {
         files_remove_at(dir, NEW_SUMS);
@@ -232,7 +232,6 @@ static int co_make_sums(const struct repository *repository, const struct reposi
     int dir AUTO_CLOSE = repository_open_backup(repository, e->id, err);
     int r = dir;
 
-    m.layer.sums.fd = -1;
     if (dir >= 0) {
         r = shown ? co_make_sums_in(repository, &m, dir, replace, err) : error_out_of_memory(err);
     }
@@ -240,7 +239,7 @@ static int co_make_sums(const struct repository *repository, const struct reposi
     if (m.fd >= 0) {
         close(m.fd);
     }
-    chain_co_close_layer(&m.layer);
+    chain_co_close_image(&m.image);
     sums_runs_clear(&m.runs);
     free(m.buf);
     return r;

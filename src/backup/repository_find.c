@@ -74,6 +74,15 @@ const struct repository_entry *repository_find(const struct repository *r, const
     return NULL;
 }
 
+/* The backup that `e` builds on, which mostly is the one before. */
+static const struct repository_entry *find_parent(const struct repository *r,
+                                                  const struct repository_entry *e)
+{
+    const char *parent = e->manifest.parent;
+
+    return e > r->entries && strcmp(e[-1].id, parent) == 0 ? &e[-1] : repository_get(r, parent);
+}
+
 static int check_link(const struct repository_entry *e, const struct repository_entry *parent,
                       struct error *err)
 {
@@ -109,7 +118,7 @@ int repository_chain(const struct repository *repository, const struct repositor
     }
     chain[count++] = e;
     while (!manifest_is_full(&e->manifest)) {
-        const struct repository_entry *parent = repository_get(repository, e->manifest.parent);
+        const struct repository_entry *parent = find_parent(repository, e);
         int r = check_link(e, parent, err);
 
         if (r == 0 && count == repository->count) {

@@ -187,7 +187,7 @@ int restore_co_run(const struct restore_options *options, struct restore_result 
         memcpy(ret_result->id, e->id, sizeof(ret_result->id));
         ret_result->duration_ms = (uint64_t)(loop_now_ns() - started_ns) / NS_PER_MS;
     }
-    chain_co_close(&restore.chain);
+    chain_close(&restore.chain);
     target_release(&restore.target);
     if (restore.claim >= 0) {
         close(restore.claim);

@@ -20,7 +20,7 @@
 #define SEALED_PIECE (STORED_PIECE + STORED_OVERHEAD)
 #define BATCH 32u /* pieces */
 
-/* In secret memory, for the key. */
+/* In secret memory if there is a key. */
 struct stored {
     int fd;
     bool sealed;
@@ -47,7 +47,7 @@ static int read_bytes(int fd, void *data, size_t size, uint64_t offset)
 
 static struct stored *new_stored(int fd, bool sealed, enum stored_kind kind)
 {
-    struct stored *s = secret_alloc(sizeof(*s));
+    struct stored *s = sealed ? secret_alloc(sizeof(*s)) : calloc(1, sizeof(*s));
 
     if (s) {
         *s = (struct stored){.fd = fd, .sealed = sealed, .kind = kind};
@@ -115,9 +115,14 @@ int stored_open(int fd, const struct backup_key *seal, enum stored_kind kind, co
 
 void stored_free(struct stored *s)
 {
-    if (s) {
-        pthread_mutex_destroy(&s->lock);
+    if (!s) {
+        return;
+    }
+    pthread_mutex_destroy(&s->lock);
+    if (s->sealed) {
         secret_free(s);
+    } else {
+        free(s);
     }
 }
 

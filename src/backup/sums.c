@@ -216,6 +216,20 @@ int sums_read_digests(const struct sums *s, uint64_t index, uint8_t *ret_digests
                        SUMS_HEADER_SIZE + index * SUMS_DIGEST_SIZE);
 }
 
+int sums_digest_clusters(const uint8_t *data, size_t size, uint8_t *ret_digests)
+{
+    for (size_t i = 0; i < size; i += BACKUP_CLUSTER_SIZE) {
+        uint8_t digest[SHA256_SIZE];
+        int r = sha256_of_buffer(data + i, BACKUP_CLUSTER_SIZE, digest);
+
+        if (r < 0) {
+            return r;
+        }
+        memcpy(ret_digests + i / BACKUP_CLUSTER_SIZE * SUMS_DIGEST_SIZE, digest, SUMS_DIGEST_SIZE);
+    }
+    return 0;
+}
+
 struct digest_job {
     const uint8_t *data;
     size_t size;
@@ -226,17 +240,7 @@ static int digest_job_run(void *arg)
 {
     const struct digest_job *job = arg;
 
-    for (size_t i = 0; i < job->size; i += BACKUP_CLUSTER_SIZE) {
-        uint8_t digest[SHA256_SIZE];
-        int r = sha256_of_buffer(job->data + i, BACKUP_CLUSTER_SIZE, digest);
-
-        if (r < 0) {
-            return r;
-        }
-        memcpy(job->ret_digests + i / BACKUP_CLUSTER_SIZE * SUMS_DIGEST_SIZE, digest,
-               SUMS_DIGEST_SIZE);
-    }
-    return 0;
+    return sums_digest_clusters(job->data, job->size, job->ret_digests);
 }
 
 int sums_co_digest_clusters(const uint8_t *data, size_t size, uint8_t *ret_digests)

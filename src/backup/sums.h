@@ -87,5 +87,7 @@ int sums_read_digests(const struct sums *s, uint64_t index, uint8_t *ret_digests
  * sha256_of_buffer(). Runs in the offload pool; yields.
  */
 int sums_co_digest_clusters(const uint8_t *data, size_t size, uint8_t *ret_digests);
+/* The same, on this thread; does not yield. */
+int sums_digest_clusters(const uint8_t *data, size_t size, uint8_t *ret_digests);
 
 #endif

@@ -37,32 +37,32 @@ struct verify {
     uint64_t bytes;      /* of the backup that is verified */
 };
 
-static int co_check_qcow2(struct chain_layer *layer, struct error *err)
+static int co_check_qcow2(const struct chain_image *image, struct error *err)
 {
     struct block_check_result result;
-    int r = block_co_check(layer->node, 0, &result, err);
+    int r = block_co_check(image->node, 0, &result, err);
 
     if (r < 0) {
         return r;
     }
     if (result.corruptions || result.check_errors) {
         return error_set(err, EBADMSG, "'%s' is no sound qcow2 image: %" PRIu64 " corruptions",
-                         layer->image, result.corruptions + result.check_errors);
+                         image->path, result.corruptions + result.check_errors);
     }
     return 0;
 }
 
 /* Check the backing file name, which qemu-img will follow. */
-static int co_check_backing_link(struct chain_layer *layer, struct error *err)
+static int co_check_backing_link(const struct chain_image *image, struct error *err)
 {
-    const struct manifest *m = &layer->entry->manifest;
+    const struct manifest *m = &image->entry->manifest;
     struct block_info info;
     char expected[BACKUP_ID_SIZE + 32] = "";
     const char *found;
-    int r = block_co_get_info(layer->node, &info);
+    int r = block_co_get_info(image->node, &info);
 
     if (r < 0) {
-        return error_set_errno(err, -r, "Could not inspect '%s'", layer->image);
+        return error_set_errno(err, -r, "Could not inspect '%s'", image->path);
     }
     if (!manifest_is_full(m)) {
         snprintf(expected, sizeof(expected), "../%s/%s", m->parent, REPOSITORY_IMAGE);
@@ -70,31 +70,31 @@ static int co_check_backing_link(struct chain_layer *layer, struct error *err)
     found = info.backing_filename ? info.backing_filename : "";
     if (strcmp(found, expected) != 0) {
         return error_set(err, EBADMSG, "The backing file of '%s' is '%s', it should be '%s'",
-                         layer->image, found, expected);
+                         image->path, found, expected);
     }
     return 0;
 }
 
 /* Check that [offset, end) is of one kind: zeroes in the image itself, or nothing of its own. */
-static int co_check_status(struct chain_layer *layer, uint64_t offset, uint64_t end, bool own,
+static int co_check_status(const struct chain_image *image, uint64_t offset, uint64_t end, bool own,
                            struct error *err)
 {
-    bool full = manifest_is_full(&layer->entry->manifest);
+    bool full = manifest_is_full(&image->entry->manifest);
 
     while (offset < end) {
         struct block_status status;
-        int r = block_co_status(block_root_edge(layer->root), offset,
+        int r = block_co_status(block_root_edge(image->root), offset,
                                 MIN(end - offset, STATUS_BYTES), &status);
         bool allocated = r == 0 && (status.flags & BLOCK_STATUS_ALLOCATED);
         bool zero = r == 0 && (status.flags & BLOCK_STATUS_ZERO);
 
         if (r < 0 || status.length == 0) {
-            return error_set_errno(err, r < 0 ? -r : EIO, "Could not inspect '%s'", layer->image);
+            return error_set_errno(err, r < 0 ? -r : EIO, "Could not inspect '%s'", image->path);
         }
         /* A full backup has no backing file, so it does not matter how zeroes are stored. */
         if (full ? allocated && !zero : own ? !(allocated && zero) : allocated) {
             return error_set(err, EBADMSG, "'%s' is damaged: at offset %" PRIu64 " it should %s",
-                             layer->image, offset,
+                             image->path, offset,
                              own || full ? "read as zeroes" : "leave it to its backing file");
         }
         offset += status.length;
@@ -103,20 +103,18 @@ static int co_check_status(struct chain_layer *layer, uint64_t offset, uint64_t 
 }
 
 /* Check that zeroes are zeroes, and that the image has nothing outside its clusters. */
-static int co_check_rest(struct chain *chain, struct error *err)
+static int co_check_rest(struct chain *chain, const struct chain_image *image, struct error *err)
 {
-    struct chain_layer *layer = &chain->layers[0];
     struct chain_extent e;
 
-    chain->position = 0;
-    layer->run = 0;
+    chain_rewind(chain);
     while (chain_next(chain, UINT32_MAX, &e)) {
         uint64_t offset = e.first * BACKUP_CLUSTER_SIZE;
         uint64_t end = MIN((e.first + e.count) * BACKUP_CLUSTER_SIZE, chain->disk_size);
         int r = 0;
 
         if (!e.layer || e.kind == SUMS_ZERO) {
-            r = co_check_status(layer, offset, end, e.layer != NULL, err);
+            r = co_check_status(image, offset, end, e.layer != NULL, err);
         }
         if (r < 0) {
             return r;
@@ -130,6 +128,7 @@ static int co_check_rest(struct chain *chain, struct error *err)
 struct contents {
     const struct verify *verify;
     struct chain chain;
+    struct chain_image image;
     struct progress progress;
     uint64_t position; /* clusters that were compared */
 };
@@ -166,11 +165,10 @@ static int co_read_contents(struct verify *v, struct contents *c, struct error *
                                   .from = c->position,
                                   .progress = &c->progress,
                                   .stop = v->options->stop};
-    struct chain_layer *layer = &c->chain.layers[0];
-    int r = co_check_qcow2(layer, err);
+    int r = co_check_qcow2(&c->image, err);
 
-    UNLESS_FAILED(r, co_check_backing_link(layer, err));
-    UNLESS_FAILED(r, co_check_rest(&c->chain, err));
+    UNLESS_FAILED(r, co_check_backing_link(&c->image, err));
+    UNLESS_FAILED(r, co_check_rest(&c->chain, &c->image, err));
     if (r == 0) {
         v->bytes = chain_data_bytes(&c->chain);
         progress_begin(&c->progress, stderr, v->options->progress, "verify", v->bytes);
@@ -193,6 +191,7 @@ static int co_verify_files(struct verify *v, const struct repository_entry *e,
     ERROR_AUTO(image_err);
     int r = chain_co_open(v->repository, &e, 1, &contents.chain, err), whole;
 
+    UNLESS_FAILED(r, chain_co_open_image(v->repository, e, &contents.image, err));
     image_check_begin(&image);
     UNLESS_FAILED(r, co_read_contents(v, &contents, err));
     image.stop = r == -ETIME;
@@ -203,7 +202,8 @@ static int co_verify_files(struct verify *v, const struct repository_entry *e,
         r = whole;
     }
     state->position = r == -ETIME || r == -EINTR ? contents.position : 0;
-    chain_co_close(&contents.chain);
+    chain_co_close_image(&contents.image);
+    chain_close(&contents.chain);
     return r;
 }
 

@@ -10,8 +10,10 @@
 
 #include "backup/catalogue.h"
 #include "backup/files.h"
+#include "backup/layer.h"
 #include "backup/point.h"
 #include "backup/repository.h"
+#include "backup/repository_share.h"
 #include "backup/set.h"
 #include "backup/set_root.h"
 #include "backup/volumes.h"
@@ -733,6 +735,8 @@ int backup_view_open(const char *path, struct backup_view **ret_view, struct err
         view_free(v);
         return r;
     }
+    layers_hold();
+    repositories_hold();
     *ret_view = v;
     return 0;
 }
@@ -745,6 +749,8 @@ void backup_view_co_free(struct backup_view *v)
         }
     }
     if (v) {
+        repositories_let_go();
+        layers_let_go();
         view_free(v);
     }
 }

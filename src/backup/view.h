@@ -10,8 +10,8 @@
  *     [sets/ID/DISK]            links to the backups that a set has
  *
  * Reads are those of the driver tidemark-backup: compared with their checksums. A point in time is
- * opened when something in it is used. Backups that are new appear when a directory is listed, or
- * when they are asked for by name.
+ * opened when something in it is used; what is known of its layers stays for the next one. Backups
+ * that are new appear when a directory is listed, or when they are asked for by name.
  *
  * Main reactor.
  */

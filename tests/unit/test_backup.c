@@ -16,6 +16,7 @@
 #include <cmocka.h>
 
 #include "backup/chain.h"
+#include "backup/chain_map.h"
 #include "backup/files.h"
 #include "backup/manifest.h"
 #include "backup/pull_internal.h"
@@ -343,7 +344,10 @@ static void cut_checksum_file_is_refused(void **state)
 
 static void newest_layer_that_has_a_cluster_decides(void **state)
 {
-    struct chain_layer layers[3] = {{.clusters = 20}, {.clusters = 20}, {.clusters = 20}};
+    struct layer files[3] = {0};
+    struct chain_layer layers[3] = {{.file = &files[0], .clusters = 20},
+                                    {.file = &files[1], .clusters = 20},
+                                    {.file = &files[2], .clusters = 20}};
     struct chain chain = {.layers = layers, .count = 3, .clusters = 20};
     struct chain_extent e;
     /* cluster   0  2  4  5  6  8  9  10     20
@@ -357,9 +361,10 @@ static void newest_layer_that_has_a_cluster_decides(void **state)
     } expected[] = {{0, 2, -1, 0},        {2, 2, 0, SUMS_DATA}, {4, 1, 2, SUMS_DATA},
                     {5, 3, 1, SUMS_ZERO}, {8, 2, 0, SUMS_DATA}, {10, 10, -1, 0}};
 
-    sums_runs_add(&layers[0].sums.runs, 2, 8, SUMS_DATA);
-    sums_runs_add(&layers[1].sums.runs, 5, 3, SUMS_ZERO);
-    sums_runs_add(&layers[2].sums.runs, 4, 1, SUMS_DATA);
+    sums_runs_add(&files[0].runs, 2, 8, SUMS_DATA);
+    sums_runs_add(&files[1].runs, 5, 3, SUMS_ZERO);
+    sums_runs_add(&files[2].runs, 4, 1, SUMS_DATA);
+    chain.map = chain_map_new(&chain);
     assert_int_equal(chain_data_bytes(&chain), 5 * BACKUP_CLUSTER_SIZE);
     for (size_t i = 0; i < sizeof(expected) / sizeof(expected[0]); i++) {
         assert_true(chain_next(&chain, 100, &e));
@@ -371,14 +376,18 @@ static void newest_layer_that_has_a_cluster_decides(void **state)
         }
     }
     assert_false(chain_next(&chain, 100, &e));
+    free(chain.map);
     for (int i = 0; i < 3; i++) {
-        sums_runs_clear(&layers[i].sums.runs);
+        sums_runs_clear(&files[i].runs);
     }
 }
 
 static void past_the_end_of_a_layer_are_zeroes(void **state)
 {
-    struct chain_layer layers[3] = {{.clusters = 20}, {.clusters = 8}, {.clusters = 25}};
+    struct layer files[3] = {0};
+    struct chain_layer layers[3] = {{.file = &files[0], .clusters = 20},
+                                    {.file = &files[1], .clusters = 8},
+                                    {.file = &files[2], .clusters = 25}};
     struct chain chain = {.layers = layers, .count = 3, .clusters = 25, .below = 18};
     struct chain_extent e, at;
     /* cluster   0      8    12  14     18  20  25
@@ -396,8 +405,9 @@ static void past_the_end_of_a_layer_are_zeroes(void **state)
                     {14, 4, 1, SUMS_ZERO, CHAIN_NO_DIGEST},
                     {18, 7, -1, 0, 0}};
 
-    sums_runs_add(&layers[0].sums.runs, 0, 20, SUMS_DATA);
-    sums_runs_add(&layers[2].sums.runs, 12, 2, SUMS_DATA);
+    sums_runs_add(&files[0].runs, 0, 20, SUMS_DATA);
+    sums_runs_add(&files[2].runs, 12, 2, SUMS_DATA);
+    chain.map = chain_map_new(&chain);
     for (size_t i = 0; i < sizeof(expected) / sizeof(expected[0]); i++) {
         assert_true(chain_next(&chain, 100, &e));
         assert_int_equal(e.first, expected[i].first);
@@ -408,8 +418,57 @@ static void past_the_end_of_a_layer_are_zeroes(void **state)
         assert_memory_equal(&at, &e, sizeof(e));
     }
     assert_false(chain_next(&chain, 100, &e));
+    free(chain.map);
     for (int i = 0; i < 3; i++) {
-        sums_runs_clear(&layers[i].sums.runs);
+        sums_runs_clear(&files[i].runs);
+    }
+}
+
+/* Random runs, the same for the same seed. */
+static void fill_runs(struct sums_runs *runs, uint64_t clusters)
+{
+    for (uint64_t at = (uint64_t)random() % 8; at < clusters;) {
+        uint64_t count = 1 + (uint64_t)random() % 6;
+
+        count = count < clusters - at ? count : clusters - at;
+        sums_runs_add(runs, at, count, random() % 4 ? SUMS_DATA : SUMS_ZERO);
+        at += count + (uint64_t)random() % 12;
+    }
+}
+
+/* Of 1 to 40 layers of all sizes: the map says of each cluster what asking the layers says. */
+static void map_is_what_the_layers_say(void **state)
+{
+    enum { LAYERS = 40, CLUSTERS = 64 };
+
+    srandom(1);
+    for (size_t count = 1; count <= LAYERS; count++) {
+        struct layer files[LAYERS] = {0};
+        struct chain_layer layers[LAYERS];
+        struct chain chain = {.layers = layers, .count = count, .below = (uint64_t)random() % 80};
+        struct chain_extent asked[CLUSTERS], e;
+
+        for (size_t i = 0; i < count; i++) {
+            layers[i] = (struct chain_layer){.file = &files[i],
+                                             .clusters = 1 + (uint64_t)random() % CLUSTERS};
+            fill_runs(&files[i].runs, layers[i].clusters);
+        }
+        chain.clusters = layers[count - 1].clusters;
+        for (uint64_t i = 0; i < chain.clusters; i++) {
+            chain_extent_at(&chain, i, 1, &asked[i]);
+        }
+        chain.map = chain_map_new(&chain);
+        for (uint64_t i = 0; i < chain.clusters; i++) {
+            chain_extent_at(&chain, i, 1, &e);
+            assert_memory_equal(&e, &asked[i], sizeof(e));
+            assert_true(chain_next(&chain, 1, &e));
+            assert_memory_equal(&e, &asked[i], sizeof(e));
+        }
+        assert_false(chain_next(&chain, 1, &e));
+        free(chain.map);
+        for (size_t i = 0; i < count; i++) {
+            sums_runs_clear(&files[i].runs);
+        }
     }
 }
 
@@ -626,6 +685,7 @@ int main(void)
         cmocka_unit_test(cut_checksum_file_is_refused),
         cmocka_unit_test(newest_layer_that_has_a_cluster_decides),
         cmocka_unit_test(past_the_end_of_a_layer_are_zeroes),
+        cmocka_unit_test(map_is_what_the_layers_say),
         cmocka_unit_test(plan_is_walked_in_chunks_of_one_kind),
         cmocka_unit_test(repository_finds_chains_and_refuses_loops),
         cmocka_unit_test(no_id_comes_again_in_its_second),

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Reading the qcow2 image of a backup without a node, by its tables: for chains with thousands of
+ * images. After QEMU's interop/qcow2; what no image of a backup has is refused: a data file,
+ * encryption, snapshots' tables and extended L2 entries are not followed. The reader compares
+ * what it gets with checksums, so an entry that is damaged needs no further checks here.
+ *
+ * Nothing yields; reading may block. Any thread.
+ */
+#ifndef TIDEMARK_BACKUP_LAYER_IMAGE_H
+#define TIDEMARK_BACKUP_LAYER_IMAGE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "backup/stored_node.h"
+#include "base/error.h"
+
+/* What the header says. */
+struct layer_image {
+    uint64_t disk_size; /* bytes */
+    uint64_t l1_offset; /* in the file */
+    uint32_t l1_size;   /* entries */
+    unsigned compression;
+};
+
+/*
+ * Whether an image is one that a backup may have: without a data file, encryption and the like.
+ * -EINVAL, or -EBADMSG: it was changed.
+ */
+int layer_image_check(const struct stored_image *image, struct error *err);
+/* The same, of a file that is open; *ret_image says where the tables are. */
+int layer_image_open(struct stored *file, const char *shown, struct layer_image *ret_image,
+                     struct error *err);
+/*
+ * Read clusters. What has no data in the image, or is past the end of the disk, becomes zeroes.
+ * -EIO: damaged; -EBADMSG: a sealed file was changed; -ENOMEM.
+ */
+int layer_image_read(const struct layer_image *image, struct stored *file, uint64_t first,
+                     size_t count, uint8_t *buf);
+
+#endif
