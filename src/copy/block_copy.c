@@ -47,8 +47,14 @@ struct block_copy {
  */
 struct copy_call {
     struct block_copy *copy;
-    /* zeroes are found in what is read: a query could take longer than reading */
-    bool small;
+    /*
+     * zeroes are found in what is read: a query could take longer than reading, and does not know
+     * what `fill` has
+     */
+    bool reads_all;
+    /* block_co_copy_filled(); NULL: a plain copy */
+    void (*fill)(void *arg, uint64_t offset, void *buf, uint64_t length);
+    void *fill_arg;
     /* held during the status query, so that pieces are claimed in order */
     struct co_mutex claim_lock;
     /* the first byte that is not claimed */
@@ -187,7 +193,7 @@ static void co_query_copy_status(struct copy_call *call)
 
     call->status_zero = false;
     call->status_end = call->end;
-    if (call->small) {
+    if (call->reads_all) {
         return;
     }
     if (block_co_status_above(call->copy->source, NULL, call->pos, call->end - call->pos, &status,
@@ -245,11 +251,13 @@ unsigned block_copy_writing_only(const struct block_copy *copy)
 /* --- pieces */
 
 /* Let the system copy the piece; false: it can't, or not all, and the piece is copied by hand. */
-static bool co_copy_by_system(struct block_copy *copy, const struct copy_piece *piece)
+static bool co_copy_by_system(const struct copy_call *call, const struct copy_piece *piece)
 {
+    const struct block_copy *copy = call->copy;
+    bool may = copy->params.use_copy_range && copy->params.write_flags == 0 && !call->fill;
     uint64_t done = 0;
 
-    while (copy->params.use_copy_range && copy->params.write_flags == 0 && done < piece->length) {
+    while (may && done < piece->length) {
         uint64_t length = piece->length - done, offset = piece->offset + done;
 
         if (block_co_copy_range(copy->source, offset, copy->target, offset, &length, 0) < 0 ||
@@ -293,7 +301,7 @@ static int co_write_copied_piece(struct copy_call *call, const struct copy_piece
     int r = 0;
 
     while (at < piece->length && r == 0) {
-        if (call->small) {
+        if (call->reads_all) {
             run = run_of_zeroes(copy, piece, buffer, at, &zero);
         }
         r = zero ? block_co_write_zeroes(copy->target, piece->offset + at, run,
@@ -311,7 +319,7 @@ static void co_copy_piece_data(struct copy_call *call, const struct copy_piece *
     void *buffer;
     int r;
 
-    if (co_copy_by_system(copy, piece)) {
+    if (co_copy_by_system(call, piece)) {
         piece_was_read(call);
         return;
     }
@@ -323,6 +331,9 @@ static void co_copy_piece_data(struct copy_call *call, const struct copy_piece *
     }
     r = block_co_pread(copy->source, piece->offset, buffer, piece->length);
     piece_was_read(call);
+    if (r >= 0 && call->fill) {
+        call->fill(call->fill_arg, piece->offset, buffer, piece->length);
+    }
     if (reactor_turn_expired()) {
         loop_co_give_way();
     }
@@ -376,9 +387,18 @@ static void co_copy_worker(void *arg)
 int block_co_copy(struct block_copy *copy, uint64_t offset, uint64_t length,
                   struct block_copy_failure *failure)
 {
+    return block_co_copy_filled(copy, offset, length, NULL, NULL, failure);
+}
+
+int block_co_copy_filled(struct block_copy *copy, uint64_t offset, uint64_t length,
+                         void (*fill)(void *arg, uint64_t offset, void *buf, uint64_t length),
+                         void *arg, struct block_copy_failure *failure)
+{
     struct copy_call call = {
         .copy = copy,
-        .small = length <= CHUNK_SIZE,
+        .reads_all = length <= CHUNK_SIZE || fill,
+        .fill = fill,
+        .fill_arg = arg,
         .pos = offset,
         .end = offset + length,
     };

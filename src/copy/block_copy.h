@@ -82,6 +82,16 @@ void block_copy_free(struct block_copy *copy);
 int block_co_copy(struct block_copy *copy, uint64_t offset, uint64_t length,
                   struct block_copy_failure *failure);
 
+/*
+ * The same for a range of which the caller has a part of the data in memory: `fill(arg, offset,
+ * buf, length)` is called with what was read of [offset, offset + length), and puts these data in
+ * before the rest is written. What the source has in their place, and whether that changes
+ * meanwhile, does not matter. `fill` must not yield.
+ */
+int block_co_copy_filled(struct block_copy *copy, uint64_t offset, uint64_t length,
+                         void (*fill)(void *arg, uint64_t offset, void *buf, uint64_t length),
+                         void *arg, struct block_copy_failure *failure);
+
 /* Calls in flight that will not read the source any more. */
 unsigned block_copy_writing_only(const struct block_copy *copy);
 

@@ -19,6 +19,9 @@ int cbw_set_job(struct cbw_state *s, const struct cbw_job *job, struct error *er
     bool whole = job->compress || job->skip_unallocated || job->discard_source;
     int r = cbw_state_set_unit(s, whole ? s->cluster_size : s->part);
 
+    if (r == 0 && !whole && !job->use_copy_range && job->hold_bytes > 0) {
+        r = held_allow(&s->held, s->cluster_size, s->unit, job->hold_bytes);
+    }
     if (r < 0) {
         return error_out_of_memory(err);
     }
@@ -85,6 +88,18 @@ void cbw_merge_uncopied(struct cbw_state *s, struct dirty_bitmap *dest)
         dirty_bitmap_set(dest, offset, length);
         offset += length;
     }
+    (void)cbw_merge_held(s, dest);
+}
+
+bool cbw_merge_held(struct cbw_state *s, struct dirty_bitmap *dest)
+{
+    bool any;
+
+    pthread_mutex_lock(&s->lock);
+    any = !held_is_empty(&s->held);
+    held_mark(&s->held, dest);
+    pthread_mutex_unlock(&s->lock);
+    return any;
 }
 
 int cbw_error(struct cbw_state *s, bool *ret_reading)

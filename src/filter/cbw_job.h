@@ -40,6 +40,12 @@ struct cbw_job {
     bool skip_unallocated;
     /* Let the system copy between files where it can. */
     bool use_copy_range;
+    /*
+     * Guest writes may leave that many bytes of old data in memory, and the job writes them to the
+     * target when it copies the cluster. 0: none. For a target that nobody reads before the job has
+     * ended. Without effect with one of the others above.
+     */
+    uint64_t hold_bytes;
     /* Bytes of bounce buffers for all copies together; 0: the default of block_copy. */
     uint64_t max_memory;
     /*
@@ -82,10 +88,11 @@ bool cbw_next_uncopied(struct cbw_state *s, uint64_t offset, uint64_t end, uint6
                        uint64_t *ret_length);
 
 /*
- * Copy the clusters that touch [offset, offset + length) and need it; wait for copies of them that
- * are in flight. 0: all are in the target (not flushed). Else -errno, and *ret_reading says whether
- * the disk failed or the target; nothing of the caller's is in flight then. Guest writes to the
- * clusters wait meanwhile, so pieces should be short (a few MiB at most). Yields.
+ * Copy the clusters that touch [offset, offset + length) and need it, and what is held of them;
+ * wait for copies of them that are in flight. 0: all are in the target (not flushed). Else -errno,
+ * and *ret_reading says whether the disk failed or the target; nothing of the caller's is in flight
+ * then. Guest writes to the clusters wait meanwhile, so pieces should be short (a few MiB at most).
+ * Yields.
  */
 int cbw_co_copy(struct cbw_state *s, uint64_t offset, uint64_t length, bool *ret_reading);
 
@@ -95,17 +102,25 @@ int cbw_co_copy(struct cbw_state *s, uint64_t offset, uint64_t length, bool *ret
  */
 void cbw_skip(struct cbw_state *s, uint64_t offset, uint64_t length);
 
-/* Bytes that need a copy and have none. Any thread; does not yield. */
+/* Bytes that need a copy and have none, nor are held. Any thread; does not yield. */
 uint64_t cbw_uncopied_bytes(struct cbw_state *s);
 
 /* Bytes that have been copied, by whomever. Any thread; does not yield. */
 uint64_t cbw_copied_bytes(struct cbw_state *s);
 
 /*
- * Set in `dest`, a bitmap of the same size, what needs a copy and has none. Exact when no copy is
- * in flight. Any thread; does not yield.
+ * Set in `dest`, a bitmap of the same size, what needs a copy and has none in the target. Exact
+ * when no copy is in flight. Any thread; does not yield.
  */
 void cbw_merge_uncopied(struct cbw_state *s, struct dirty_bitmap *dest);
+/* Likewise what is held only (`hold_bytes`); false: nothing is. */
+bool cbw_merge_held(struct cbw_state *s, struct dirty_bitmap *dest);
+/*
+ * Get memory to hold more, and, if much is held, write the oldest of that: a job calls it between
+ * its pieces, again and again until *ret_more is false, as guests have to wait for the target when
+ * nothing more can be held. Results of cbw_co_copy(). Yields.
+ */
+int cbw_co_write_held(struct cbw_state *s, bool *ret_more, bool *ret_reading);
 
 /* 0, or the error that has broken the snapshot, with its side as of cbw_co_copy(). Any thread. */
 int cbw_error(struct cbw_state *s, bool *ret_reading);

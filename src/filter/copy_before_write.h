@@ -29,13 +29,20 @@
  * UNTOUCHED, COPYING or COPIED for themselves; access is by the cluster. A write that continues
  * where others have been copies the rest of its cluster, so sequential writes cost few copies.
  *
+ * For a job that may (cbw_job.hold_bytes) a guest's write only reads the old data: its units are
+ * COPIED when their data are in memory (held_data.h), and the job writes them to the target when it
+ * comes to their cluster, together with what is around them. So the guest does not wait for the
+ * target, and never for a thread of the job that writes there. Without room in memory the write
+ * copies as always. Readers of frozen contents find held units in memory.
+ *
  * Ordering. All transitions are made under `lock`.
  * 1. A guest write reaches the active disk only when none of its clusters is UNTOUCHED or COPYING.
  * 2. A fleecing read that finds its clusters not COPIED adds itself to `readers` before it releases
  *    `lock`, and stays there until it has the data. After (1) no new reader of these clusters can
  *    appear, so a guest write waits only for the readers that it finds then.
  * 3. A fleecing read waits for nobody: neither for guest writes nor for copies in flight.
- * 4. Clusters become COPIED after the write to the target has completed, so reads there are whole.
+ * 4. Clusters become COPIED after the write to the target has completed, so reads there are whole;
+ *    or when their data are held. These stay in memory until that write has completed.
  * 5. A release of COPIED clusters waits for the reads of them in the target that are in flight (in
  *    `target_readers`), and then discards the clusters there; new reads get EACCES.
  *
@@ -58,6 +65,7 @@
 #include "copy/block_copy.h"
 #include "filter/cbw_job.h"
 #include "filter/discard_parts.h"
+#include "filter/held_data.h"
 
 enum cbw_on_error { CBW_BREAK_GUEST_WRITE, CBW_BREAK_SNAPSHOT };
 
@@ -85,12 +93,13 @@ struct cbw_state {
      */
     pthread_mutex_t lock;
     struct dirty_bitmap *access;       /* clusters that the snapshot may read */
-    struct dirty_bitmap *done;         /* units that are in the target */
+    struct dirty_bitmap *done;         /* units that are in the target, or held */
     struct range_index copies;         /* of struct cbw_copy: in flight */
     unsigned copy_count;               /* of these */
     struct list spare_copies;          /* of struct cbw_copy: for reuse */
     struct range_index readers;        /* of struct cbw_reader: fleecing reads of the active disk */
     struct range_index target_readers; /* likewise, of the target */
+    struct held_data held;             /* old data of units that count as done */
     struct discard_parts parts;        /* discarded by the reader, of clusters not yet released */
     bool broken;                       /* a copy failed: the snapshot can't be read any more */
     int broken_by;                     /* the error of that copy, and where it failed */

@@ -63,12 +63,14 @@ static void reader_end(struct cbw_state *s, struct cbw_reader *reader)
 
 /*
  * Find where the frozen contents at `offset` are, and how far. On success `reader` is in an index;
- * reader_end() removes it.
+ * reader_end() removes it. *ret_edge NULL: they are held, and the data are copied to `iov`, if it
+ * is given; `reader` is in no index.
  */
 static int snapshot_locate(struct cbw_state *s, uint64_t offset, uint64_t length,
                            struct cbw_reader *reader, struct block_edge **ret_edge,
-                           uint64_t *ret_length)
+                           uint64_t *ret_length, const struct iov *iov, size_t iov_offset)
 {
+    const struct held_item *item;
     uint64_t run;
     int r = 0;
 
@@ -76,6 +78,12 @@ static int snapshot_locate(struct cbw_state *s, uint64_t offset, uint64_t length
     pthread_mutex_lock(&s->lock);
     if (s->broken || !dirty_bitmap_status(s->access, offset, offset + length, &run)) {
         r = -EACCES;
+    } else if ((item = held_at(&s->held, offset, run, &run))) {
+        run = MIN(run, item->offset + item->length - offset);
+        if (iov) {
+            iov_copy_from_buf(*iov, iov_offset, item->data + (offset - item->offset), run);
+        }
+        *ret_edge = NULL;
     } else if (dirty_bitmap_status(s->done, offset, offset + run, &run)) {
         *ret_edge = s->target;
         reader_begin_locked(&s->target_readers, reader, offset, run);
@@ -104,9 +112,13 @@ int cbw_co_snapshot_read(struct cbw_state *s, uint64_t offset, struct iov iov)
         uint64_t length;
         int r;
 
-        r = snapshot_locate(s, offset + done, iov.size - done, &reader, &edge, &length);
+        r = snapshot_locate(s, offset + done, iov.size - done, &reader, &edge, &length, &iov, done);
         if (r < 0) {
             return r;
+        }
+        if (!edge) {
+            done += length;
+            continue;
         }
         if (length == iov.size) {
             r = block_co_preadv(edge, offset, iov, 0);
@@ -223,9 +235,17 @@ int cbw_co_snapshot_status(struct cbw_state *s, uint64_t offset, uint64_t length
         };
         return 0;
     }
-    r = snapshot_locate(s, offset, length, &reader, &edge, &length);
+    r = snapshot_locate(s, offset, length, &reader, &edge, &length, NULL, 0);
     if (r < 0) {
         return r;
+    }
+    if (!edge) {
+        *ret_status = (struct block_status){
+            .flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED |
+                     (offset + length == s->size ? BLOCK_STATUS_EOF : 0),
+            .length = length,
+        };
+        return 0;
     }
     r = block_co_status_above(edge, NULL, offset, length, ret_status, &depth);
     reader_end(s, &reader);

@@ -19,6 +19,8 @@
  */
 #define HELD_UP_NS (50 * NS_PER_MS)
 #define HELD_UP_TIMES 10
+/* A job's copy that has held data with it grows no longer than this, or a cluster. */
+#define FILLED_MAX (256 * KiB)
 
 /* A copy in flight of clusters that were UNTOUCHED. */
 struct cbw_copy {
@@ -31,6 +33,9 @@ struct cbw_copy {
     unsigned refs;
     bool finished;
     bool by_job; /* else a guest write needs it */
+    /* of a guest write: the old data go there, and not to the target; NULL: they are copied */
+    struct held_item *hold;
+    struct list held; /* of a job: items that it writes with the rest */
     int result;
     struct block_copy_failure failure;
     struct co_queue waiters;
@@ -81,6 +86,7 @@ int cbw_state_init(struct cbw_state *s, struct error *err)
     pthread_mutex_init(&s->lock, NULL);
     range_index_init(&s->copies);
     list_init(&s->spare_copies);
+    held_init(&s->held);
     range_index_init(&s->readers);
     range_index_init(&s->target_readers);
     discard_parts_init(&s->parts);
@@ -133,6 +139,7 @@ void cbw_co_state_destroy(struct cbw_state *s)
         free(copy);
     }
     block_copy_free(s->copy);
+    held_destroy(&s->held);
     discard_parts_clear(&s->parts);
     dirty_bitmap_free(s->access);
     dirty_bitmap_free(s->done);
@@ -163,7 +170,7 @@ void cbw_read_stats(struct cbw_state *s, uint64_t *ret_values)
     pthread_mutex_lock(&s->lock);
     ret_values[COPIED_BYTES] = s->copied_bytes;
     ret_values[COPIED_CLUSTERS] = div_round_up(s->copied_bytes, s->unit);
-    ret_values[TARGET_BYTES] = dirty_bitmap_count(s->done);
+    ret_values[TARGET_BYTES] = dirty_bitmap_count(s->done) - held_bytes(&s->held);
     ret_values[WAITS] = s->waits;
     ret_values[TIMEOUTS] = s->timeouts;
     ret_values[BROKEN] = s->broken;
@@ -250,6 +257,11 @@ static struct cbw_copy *copy_new_locked(struct cbw_write *w, uint64_t offset, ui
     copy->refs = 2;
     copy->finished = false;
     copy->by_job = w->by_job;
+    copy->hold = w->by_job ? NULL : held_reserve(&s->held, offset, length);
+    list_init(&copy->held);
+    if (w->by_job) {
+        held_take(&s->held, offset, offset + length, &copy->held);
+    }
     copy->result = 0;
     co_queue_init(&copy->waiters);
     range_index_add(&s->copies, &copy->item, offset, length);
@@ -267,6 +279,22 @@ static void copy_unref_locked(struct cbw_copy *copy)
 
 /* --- copying ---------------------------------------------------------------------------------- */
 
+/* Units become COPIED; returns the bytes of those that were not. */
+static uint64_t set_done_locked(struct cbw_state *s, uint64_t pos, uint64_t end)
+{
+    uint64_t run, count = 0;
+
+    while (pos < end) {
+        if (!dirty_bitmap_status(s->done, pos, end, &run)) {
+            dirty_bitmap_set(s->done, pos, run);
+            count += run;
+        }
+        pos += run;
+    }
+    s->copied_bytes += count;
+    return count;
+}
+
 /*
  * Clusters of a copy are in the target: those that may still be read become COPIED. Those released
  * meanwhile are discarded in the target: nobody will read them there, or write them there again.
@@ -282,9 +310,7 @@ static void co_mark_done(struct cbw_copy *copy, uint64_t pos, uint64_t end)
         pthread_mutex_lock(&s->lock);
         readable = dirty_bitmap_status(s->access, pos, end, &run);
         if (readable) {
-            dirty_bitmap_set(s->done, pos, run);
-            s->copied_bytes += run;
-            copied += run;
+            copied += set_done_locked(s, pos, pos + run);
         }
         pthread_mutex_unlock(&s->lock);
         if (!readable && !s->has_job) {
@@ -322,10 +348,20 @@ static bool co_clusters_allocated(struct cbw_state *s, uint64_t pos, uint64_t en
     return run == 0;
 }
 
+/* Only this copy uses the items. */
+static void fill_from_held(void *arg, uint64_t offset, void *buf, uint64_t length)
+{
+    const struct cbw_copy *copy = arg;
+
+    held_fill(&copy->held, offset, buf, length);
+}
+
 static int co_copy_clusters(struct cbw_copy *copy, uint64_t pos, uint64_t length)
 {
     struct cbw_state *s = copy->s;
-    int r = block_co_copy(s->copy, pos, length, &copy->failure);
+    bool filled = !list_is_empty(&copy->held);
+    int r = block_co_copy_filled(s->copy, pos, length, filled ? fill_from_held : NULL, copy,
+                                 &copy->failure);
 
     if (r == 0 && s->job.discard_source) {
         (void)block_co_discard(s->file, pos, length); /* space only; no guest write is under way */
@@ -370,6 +406,65 @@ static int co_copy_allocated(struct cbw_copy *copy)
     return r;
 }
 
+/* Nothing but an item: it need not be read. */
+static bool is_held_whole(const struct cbw_copy *copy)
+{
+    return !list_is_empty(&copy->held) &&
+           LIST_FIRST(&copy->held, struct held_item, in_order)->length == copy->length;
+}
+
+static int co_write_item(struct cbw_copy *copy)
+{
+    struct cbw_state *s = copy->s;
+    const struct held_item *item = LIST_FIRST(&copy->held, struct held_item, in_order);
+    struct iovec vec;
+    struct iov iov = iov_from_buf(&vec, item->data, item->length);
+    int r = iov_is_zero(iov)
+                ? block_co_write_zeroes(s->target, item->offset, item->length, BLOCK_REQ_MAY_UNMAP)
+                : block_co_pwritev(s->target, item->offset, iov, 0);
+
+    if (r < 0) {
+        copy->failure = (struct block_copy_failure){.reading = false, .offset = item->offset};
+    }
+    return r;
+}
+
+/* Read the old data into memory: the guest's write may go on, and the job writes them. */
+static int co_hold(struct cbw_copy *copy)
+{
+    struct cbw_state *s = copy->s;
+    uint64_t pos = copy->offset, end = copy->offset + copy->length, run, held = 0;
+    int r = block_co_pread(s->file, pos, copy->hold->data, copy->length);
+
+    pthread_mutex_lock(&s->lock);
+    if (r < 0) {
+        copy->failure = (struct block_copy_failure){.reading = true, .offset = pos};
+        held_free(&s->held, copy->hold);
+    } else {
+        held_add(&s->held, copy->hold);
+        for (; pos < end; pos += run) {
+            if (dirty_bitmap_status(s->access, pos, end, &run)) {
+                held += set_done_locked(s, pos, pos + run);
+            }
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (held > 0) {
+        s->job.copied(s->job.arg, held, true);
+    }
+    return r;
+}
+
+/* A copy has ended: what is held of it is needed no longer, or still. */
+static void end_held_locked(struct cbw_copy *copy)
+{
+    if (copy->result == 0) {
+        held_drop(&copy->s->held, &copy->held);
+    } else {
+        held_put_back(&copy->s->held, &copy->held);
+    }
+}
+
 static void co_run_copy(struct cbw_copy *copy)
 {
     struct cbw_state *s = copy->s;
@@ -378,7 +473,11 @@ static void co_run_copy(struct cbw_copy *copy)
 
     co_wait_begin(&wait, "a copy before write to node", block_node_name(block_edge_node(s->target)),
                   -1);
-    if (s->job.skip_unallocated) {
+    if (copy->hold) {
+        r = co_hold(copy);
+    } else if (is_held_whole(copy)) {
+        r = co_write_item(copy);
+    } else if (s->job.skip_unallocated) {
         r = co_copy_allocated(copy);
     } else {
         r = co_copy_clusters(copy, copy->offset, copy->length);
@@ -387,6 +486,7 @@ static void co_run_copy(struct cbw_copy *copy)
     pthread_mutex_lock(&s->lock);
     copy->result = r;
     copy->finished = true;
+    end_held_locked(copy);
     range_index_remove(&s->copies, &copy->item);
     s->copy_count--;
     co_queue_wake_all(&copy->waiters);
@@ -433,22 +533,60 @@ static void co_wait_locked(struct cbw_write *w, struct cbw_copy *copy)
     copy_unref_locked(copy);
 }
 
+/* The next run in [offset, end) of what is UNTOUCHED or COPYING, or, for a job, held. */
+static bool next_work_locked(const struct cbw_write *w, uint64_t offset, uint64_t end,
+                             uint64_t *ret_offset, uint64_t *ret_length)
+{
+    struct cbw_state *s = w->s;
+    bool found = next_uncopied_locked(s, offset, end, ret_offset, ret_length);
+
+    if (!w->by_job) {
+        return found;
+    }
+    return held_next(&s->held, offset, found ? *ret_offset : end, ret_offset, ret_length) || found;
+}
+
+/*
+ * How long a copy at `start`, which has `length`, becomes: what is held is copied together with
+ * what is next to it, and a guest's write holds no data of several clusters.
+ */
+static uint64_t join_or_cut_locked(const struct cbw_write *w, uint64_t start, uint64_t length,
+                                   uint64_t end)
+{
+    struct cbw_state *s = w->s;
+    uint64_t most = MAX(FILLED_MAX, s->cluster_size), at, run;
+
+    if (!w->by_job) {
+        return s->held.limit == 0
+                   ? length
+                   : MIN(length, round_down(start, s->cluster_size) + s->cluster_size - start);
+    }
+    end = MIN(end, round_down(start, s->cluster_size) + most);
+    while (!held_is_empty(&s->held) && start + length < end &&
+           next_work_locked(w, start + length, end, &at, &run) && at == start + length &&
+           clip_to_idle_locked(s, &at, &run) && at == start + length) {
+        length += run;
+    }
+    return length;
+}
+
 /*
  * Make copies, own[0 .. own_count), of the UNTOUCHED clusters in [offset, end): they are COPYING
- * now. -ENOMEM
+ * now. Those of a job also have what is held. -ENOMEM
  */
 static int claim_clusters_locked(struct cbw_write *w, uint64_t offset, uint64_t end)
 {
     uint64_t start, length;
 
     w->own_count = 0;
-    while (w->own_count < COPIES_PER_WRITE &&
-           next_uncopied_locked(w->s, offset, end, &start, &length)) {
+    while (w->own_count < COPIES_PER_WRITE && next_work_locked(w, offset, end, &start, &length)) {
         uint64_t run_end = start + length;
 
         if (clip_to_idle_locked(w->s, &start, &length)) {
-            struct cbw_copy *copy = copy_new_locked(w, start, length);
+            struct cbw_copy *copy;
 
+            length = join_or_cut_locked(w, start, length, end);
+            copy = copy_new_locked(w, start, length);
             if (!copy) {
                 return w->own_count > 0 ? 0 : -ENOMEM;
             }
@@ -463,7 +601,8 @@ static int claim_clusters_locked(struct cbw_write *w, uint64_t offset, uint64_t 
 
 /*
  * Run the copies just claimed. The last one runs in this coroutine, unless there is a time limit or
- * the end of a job: then this coroutine must be free to give up.
+ * the end of a job: then this coroutine must be free to give up. (Not a read of the disk, on which
+ * the guest's write depends in any case.)
  */
 static void co_start_own(struct cbw_write *w)
 {
@@ -471,7 +610,7 @@ static void co_start_own(struct cbw_write *w)
 
     for (unsigned i = 0; i < w->own_count; i++) {
         bool may_give_up = w->timeout_ns != 0 || (w->s->has_job && !w->by_job);
-        bool here = i + 1 == w->own_count && !may_give_up;
+        bool here = i + 1 == w->own_count && (!may_give_up || w->own[i]->hold);
 
         if (here || co_spawn(home, co_copy_entry, w->own[i]) < 0) {
             co_run_copy(w->own[i]);
@@ -501,8 +640,7 @@ static int co_finish_own_locked(struct cbw_write *w)
             co_wait_locked(w, copy);
         }
         if (copy->finished && copy->result < 0 && r == 0 &&
-            next_uncopied_locked(w->s, copy->offset, copy->offset + copy->length, &start,
-                                 &length)) {
+            next_work_locked(w, copy->offset, copy->offset + copy->length, &start, &length)) {
             r = copy->result;
             w->failure = copy->failure;
         }
@@ -615,11 +753,11 @@ static void report_broken(struct cbw_state *s, uint64_t offset, int cause)
 
 /*
  * How far the copy for a write to [start, end) goes: where the units before it have been copied,
- * the guest writes sequentially, and the next ones will be needed, too.
+ * the guest writes sequentially, and the next ones will be needed, too. To hold them costs little.
  */
 static uint64_t end_of_copy_locked(struct cbw_state *s, uint64_t start, uint64_t end)
 {
-    if (s->unit == s->cluster_size || start == 0) {
+    if (s->unit == s->cluster_size || start == 0 || held_has_room(&s->held)) {
         return end;
     }
     if (dirty_bitmap_get(s->done, start - 1) || find_copy_locked(s, start - 1, 1)) {
@@ -687,6 +825,47 @@ int cbw_co_copy(struct cbw_state *s, uint64_t offset, uint64_t length, bool *ret
         w.failure = s->broken_at;
     }
     pthread_mutex_unlock(&s->lock);
+    if (r < 0) {
+        *ret_reading = w.failure.reading;
+    }
+    return r;
+}
+
+/* Here rather than in a guest's write. */
+static void add_memory_to_hold(struct cbw_state *s)
+{
+    struct held_slab *slab = held_new_slab(s->unit);
+
+    if (slab) {
+        pthread_mutex_lock(&s->lock);
+        held_add_slab(&s->held, slab);
+        pthread_mutex_unlock(&s->lock);
+    }
+}
+
+int cbw_co_write_held(struct cbw_state *s, bool *ret_more, bool *ret_reading)
+{
+    struct cbw_write w = {.s = s, .by_job = true};
+    const struct held_item *item;
+    bool wants;
+    int r = 0;
+
+    pthread_mutex_lock(&s->lock);
+    wants = held_wants_slab(&s->held);
+    item = held_oldest(&s->held);
+    *ret_more = item && !s->broken;
+    if (*ret_more) {
+        w.own[0] = copy_new_locked(&w, item->offset, item->length);
+        w.own_count = w.own[0] ? 1 : 0;
+        pthread_mutex_unlock(&s->lock);
+        co_start_own(&w);
+        pthread_mutex_lock(&s->lock);
+        r = w.own[0] ? co_finish_own_locked(&w) : -ENOMEM;
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (wants) {
+        add_memory_to_hold(s);
+    }
     if (r < 0) {
         *ret_reading = w.failure.reading;
     }

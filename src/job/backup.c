@@ -14,6 +14,11 @@
 /* Bounce buffers: twice what the job's pieces take, so that guest writes find free ones. */
 #define MIN_MEMORY (32 * MiB)
 #define MAX_MEMORY (256 * MiB)
+/*
+ * What guests overwrite is held in memory up to this. A guest fills half of it in a second, or
+ * less, and the job goes through some 1 GiB in that time.
+ */
+#define HOLD_MEMORY (64 * MiB)
 
 /* --- the end ---------------------------------------------------------------------------------- */
 
@@ -240,6 +245,16 @@ static int check_backup_config(struct block_node *filter, const struct backup_co
     return 0;
 }
 
+/*
+ * Whether guests' writes may leave old data to the job. Nobody else goes to where they write if the
+ * job only watches them. And who reads the target meanwhile, through its backing files where it has
+ * nothing, sees the point in time.
+ */
+static bool may_hold(const struct backup *b)
+{
+    return b->sync != BACKUP_NONE && !block_node_reaches(b->target, b->source);
+}
+
 static int set_up_filter(struct backup *b, const struct backup_config *config, struct error *err)
 {
     uint64_t pieces = MIN(2 * (uint64_t)b->loop.workers, MAX_MEMORY / b->loop.chunk);
@@ -248,6 +263,7 @@ static int set_up_filter(struct backup *b, const struct backup_config *config, s
         .discard_source = config->discard_source,
         .use_copy_range = config->use_copy_range,
         .skip_unallocated = config->sync == BACKUP_TOP,
+        .hold_bytes = may_hold(b) ? HOLD_MEMORY : 0,
         .max_memory = MAX(pieces * b->loop.chunk, MIN_MEMORY),
         .copied = ignore_copied,
         .broken = ignore_broken,

@@ -161,9 +161,16 @@ static void co_run_backup_piece(void *arg)
 {
     struct backup_piece *p = arg;
     struct block_edge *edge = block_root_edge(p->b->root);
+    bool more = true;
 
     block_co_edge_enter(edge);
     p->r = cbw_co_copy(p->b->cbw, p->plan->offset, p->plan->length, &p->reading);
+    while (p->r == 0 && more) {
+        p->r = cbw_co_write_held(p->b->cbw, &more, &p->reading);
+        if (reactor_turn_expired()) {
+            loop_co_give_way();
+        }
+    }
     block_edge_leave(edge);
 }
 
@@ -240,6 +247,17 @@ static int co_watch_guests(struct backup *b)
     return r;
 }
 
+/* The disk, then what guests have left in memory of what the job had passed. */
+static int co_copy_all(struct backup *b)
+{
+    int r;
+
+    do {
+        r = copy_loop_co_run(&b->loop);
+    } while (r == 0 && cbw_merge_held(b->cbw, b->todo));
+    return r;
+}
+
 /* Copies of guest writes that are still in flight, of areas that the job needed no more. */
 static void co_wait_for_copies(struct backup *b)
 {
@@ -310,7 +328,7 @@ int backup_co_run(struct job *job, void *state, struct error *err)
     b->has_run = true;
     flush_behind_init(&b->flushes, co_flush_backup, b);
     b->target_alone = b->sync == BACKUP_FULL && block_co_stands_alone(b->target);
-    r = b->sync == BACKUP_NONE ? co_watch_guests(b) : copy_loop_co_run(&b->loop);
+    r = b->sync == BACKUP_NONE ? co_watch_guests(b) : co_copy_all(b);
     UNLESS_FAILED(r, cbw_error(b->cbw, &reading));
     UNLESS_FAILED(r, co_flush_target(b));
     if (r < 0) {

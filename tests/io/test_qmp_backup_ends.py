@@ -14,6 +14,8 @@ from test_qmp_backup import MIB, SIZE, BackupTest
 GRANULE = 65536
 ALL = set(range(SIZE // GRANULE))
 OLD = set(range(MIB // GRANULE, 9 * MIB // GRANULE))  # dirty before each job
+# Guests' writes copy by themselves, and leave nothing in memory.
+NO_MEMORY = {"x_perf": {"use-copy-range": True}}
 
 
 class EndTest(BackupTest):
@@ -364,12 +366,21 @@ class PolicyTest(EndTest):
 
     def test_a_copy_for_a_guest_fails_the_job_not_the_guest(self):
         self.add_target({"event": "pwritev", "errno": 5, "sector": 7 * MIB // 512, "once": False})
-        self.backup(bitmap_mode="on-success", on_target_error="ignore", speed=65536)
+        self.backup(bitmap_mode="on-success", on_target_error="ignore", speed=65536, **NO_MEMORY)
         self.guest_writes(7 * MIB)
         self.qmp.execute("block-job-set-speed", {"device": "j", "speed": 0})  # or it has ended
         self.assertEqual(self.wait_end()[1]["error"], "Input/output error")
         self.guest_writes(7 * MIB, 2 * MIB)
         self.assertEqual(self.dirty_after(), OLD)
+
+    def test_old_data_in_memory_are_written_again_after_an_error(self):
+        self.add_target({"event": "pwritev", "errno": 5, "sector": 7 * MIB // 512, "once": True})
+        self.backup(bitmap_mode="on-success", on_target_error="ignore", speed=65536)
+        self.guest_writes(7 * MIB)
+        self.qmp.command("block-job-set-speed", device="j", speed=0)
+        self.assertNotIn("error", self.wait_end()[1])
+        self.assertIn({"device": "j", "operation": "write", "action": "ignore"}, self.errors())
+        self.assertEqual(self.dirty_after(), self.written)
 
     def test_a_source_that_fails(self):
         bad = self.path("src.raw")
@@ -434,7 +445,7 @@ class HungTargetTest(EndTest):
         self.guest.client.sock.settimeout(20)
 
     def test_a_cancel_lets_guests_go(self):
-        self.backup(sync="full", bitmap_mode="on-success", speed=65536)
+        self.backup(sync="full", bitmap_mode="on-success", speed=65536, **NO_MEMORY)
         self.hang()
         begin = time.monotonic()
         self.qmp.command("job-cancel", id="j")

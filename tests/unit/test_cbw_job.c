@@ -356,6 +356,175 @@ static void others_read_the_target_of_a_job(void *arg)
     job_graph_close(&j);
 }
 
+/* --- old data in memory ----------------------------------------------------------------------- */
+
+#define UNIT 4096u
+#define HOLDING ((struct cbw_job){.hold_bytes = 8 * CLUSTER})
+#define PARTS ",\"min-cluster-size\":0"
+
+static unsigned target_writes(const struct job_graph *j)
+{
+    return (unsigned)memory_disk_requests(j->g.temp, MEMORY_DISK_WRITE);
+}
+
+/* The target hangs; the job writes what guests have left there in one piece with the rest. */
+static void held_data_wait_for_the_job(void *arg)
+{
+    struct job_graph j;
+    bool reading;
+
+    job_graph_open(&j, HOLDING, PARTS);
+    memory_disk_hold(j.g.temp, MEMORY_DISK_WRITE, 1);
+    for (unsigned i = 0; i < 4; i++) {
+        assert_int_equal(cbw_guest_fill(&j.g, (2 * i + 1) * UNIT, UNIT, 0xee), 0);
+    }
+    assert_int_equal(cbw_guest_fill(&j.g, UNIT, UNIT, 0xdd), 0); /* again */
+    assert_int_equal(cbw_guest_fill(&j.g, 3 * CLUSTER - UNIT, 2 * UNIT, 0xee), 0);
+    memory_disk_release(j.g.temp);
+    assert_int_equal(j.by_guest, 6 * UNIT);
+    assert_int_equal(cbw_uncopied_bytes(j.s), DISK_SIZE - 6 * UNIT);
+    assert_int_equal(target_writes(&j), 0);
+    assert_int_equal(cbw_co_copy(j.s, 0, CLUSTER, &reading), 0);
+    assert_int_equal(target_writes(&j), 1);
+    assert_true(target_is_original(&j, 0, CLUSTER));
+    assert_int_equal(cbw_co_copy(j.s, 0, DISK_SIZE, &reading), 0);
+    assert_true(target_is_original(&j, 0, DISK_SIZE));
+    assert_int_equal(j.by_guest + j.by_job, DISK_SIZE);
+    job_graph_close(&j);
+}
+
+/* What the guest writes while the job reads the place again is not what the job writes. */
+static void guest_writes_to_what_is_held_during_the_copy(void *arg)
+{
+    struct job_graph j;
+    struct background copier, writer;
+    struct request c = {.j = &j, .length = CLUSTER}, w = {.j = &j, .length = UNIT};
+
+    job_graph_open(&j, HOLDING, PARTS);
+    assert_int_equal(cbw_guest_fill(&j.g, 0, UNIT, 0xee), 0);
+    memory_disk_hold(j.g.disk, MEMORY_DISK_READ, 1);
+    background_start(&copier, job_copy, &c);
+    background_start(&writer, guest_write, &w);
+    memory_disk_release(j.g.disk);
+    background_finish(&copier);
+    background_finish(&writer);
+    assert_int_equal(c.r, 0);
+    assert_int_equal(w.r, 0);
+    assert_true(target_is_original(&j, 0, CLUSTER));
+    job_graph_close(&j);
+}
+
+static void guests_copy_when_memory_is_full(void *arg)
+{
+    struct job_graph j;
+    bool more = true, reading;
+
+    job_graph_open(&j, HOLDING, PARTS);
+    for (uint64_t at = 0; at < 8 * CLUSTER; at += CLUSTER) {
+        assert_int_equal(cbw_guest_fill(&j.g, at, CLUSTER, 0xee), 0);
+    }
+    assert_int_equal(target_writes(&j), 0);
+    assert_int_equal(cbw_guest_fill(&j.g, 10 * CLUSTER, UNIT, 0xee), 0);
+    assert_int_equal(target_writes(&j), 1);
+    while (more) { /* down to the half */
+        assert_int_equal(cbw_co_write_held(j.s, &more, &reading), 0);
+    }
+    assert_int_equal(target_writes(&j), 1 + 4);
+    assert_true(target_is_original(&j, 0, 4 * CLUSTER));
+    assert_int_equal(cbw_guest_fill(&j.g, 11 * CLUSTER, UNIT, 0xee), 0);
+    assert_int_equal(target_writes(&j), 1 + 4);
+    assert_int_equal(cbw_co_copy(j.s, 0, DISK_SIZE, &reading), 0);
+    assert_true(target_is_original(&j, 0, DISK_SIZE));
+    job_graph_close(&j);
+}
+
+/* A failure is the job's, which may try again; until then the data count as not copied. */
+static void held_data_survive_a_failed_copy(void *arg)
+{
+    struct dirty_bitmap *left = dirty_bitmap_new(DISK_SIZE, UNIT);
+    struct job_graph j;
+    bool reading = true;
+
+    job_graph_open(&j, HOLDING, PARTS);
+    assert_int_equal(cbw_co_copy(j.s, CLUSTER, DISK_SIZE - CLUSTER, &reading), 0);
+    assert_int_equal(cbw_guest_fill(&j.g, 0, CLUSTER, 0xee), 0);
+    assert_int_equal(cbw_uncopied_bytes(j.s), 0);
+    memory_disk_fail(j.g.temp, MEMORY_DISK_WRITE, ENOSPC);
+    assert_int_equal(cbw_co_copy(j.s, 0, DISK_SIZE, &reading), -ENOSPC);
+    assert_false(reading);
+    assert_int_equal(j.broken, 0);
+    cbw_merge_uncopied(j.s, left);
+    assert_int_equal(dirty_bitmap_count(left), CLUSTER);
+    memory_disk_fail(j.g.temp, 0, 0);
+    assert_int_equal(cbw_co_copy(j.s, 0, DISK_SIZE, &reading), 0);
+    assert_false(cbw_merge_held(j.s, left));
+    assert_true(target_is_original(&j, 0, DISK_SIZE));
+    dirty_bitmap_free(left);
+    job_graph_close(&j);
+}
+
+static void held_data_may_be_zeroes(void *arg)
+{
+    struct job_graph j;
+    bool reading;
+
+    job_graph_open(&j, HOLDING, PARTS);
+    memset(j.g.disk->data + CLUSTER, 0, CLUSTER);
+    memset(j.g.temp->data + CLUSTER, 0x55, CLUSTER);
+    assert_int_equal(cbw_guest_fill(&j.g, CLUSTER, CLUSTER, 0xee), 0);
+    assert_int_equal(cbw_co_copy(j.s, 0, DISK_SIZE, &reading), 0);
+    for (size_t i = CLUSTER; i < 2 * CLUSTER; i++) {
+        assert_int_equal(j.g.temp->data[i], 0);
+    }
+    job_graph_close(&j);
+}
+
+static void a_stopped_filter_keeps_what_is_held_as_uncopied(void *arg)
+{
+    struct dirty_bitmap *left = dirty_bitmap_new(DISK_SIZE, UNIT);
+    struct job_graph j;
+    bool reading, more = true;
+
+    job_graph_open(&j, HOLDING, PARTS);
+    assert_int_equal(cbw_guest_fill(&j.g, 0, 6 * CLUSTER, 0xee), 0);
+    cbw_stop(j.s);
+    assert_int_equal(cbw_co_write_held(j.s, &more, &reading), 0);
+    assert_false(more);
+    assert_int_equal(target_writes(&j), 0);
+    cbw_merge_uncopied(j.s, left);
+    assert_int_equal(dirty_bitmap_count(left), DISK_SIZE);
+    dirty_bitmap_free(left);
+    job_graph_close(&j);
+}
+
+/* A reader of the frozen contents finds them in memory, and what is around them elsewhere. */
+static void readers_find_what_is_held(void *arg)
+{
+    static uint8_t buf[3 * CLUSTER];
+    struct job_graph j;
+    struct block_root *reader;
+    struct block_node *view;
+    struct block_status status;
+
+    job_graph_open(&j, HOLDING, PARTS);
+    view = fixture_open("{\"driver\":\"snapshot-access\",\"file\":\"cbw\"}");
+    reader = attach(view, "reader", BLOCK_PERM_CONSISTENT_READ);
+    assert_int_equal(cbw_guest_fill(&j.g, UNIT, UNIT, 0xee), 0);
+    assert_int_equal(cbw_guest_fill(&j.g, CLUSTER, CLUSTER, 0xee), 0);
+    assert_int_equal(block_co_pread(block_root_edge(reader), 0, buf, sizeof(buf)), 0);
+    for (size_t i = 0; i < sizeof(buf); i++) {
+        assert_int_equal(buf[i], i / CLUSTER + 1);
+    }
+    assert_int_equal(block_co_pread(block_root_edge(reader), CLUSTER + 100, buf, 300), 0);
+    assert_int_equal(buf[0], 2);
+    assert_int_equal(block_co_status(block_root_edge(reader), CLUSTER, 2 * CLUSTER, &status), 0);
+    assert_true(status.flags & BLOCK_STATUS_DATA);
+    assert_false(status.flags & BLOCK_STATUS_ZERO);
+    block_co_root_release(reader);
+    block_co_unref(view);
+    job_graph_close(&j);
+}
+
 static int setup(void **state)
 {
     block_register_driver(&memory_disk_driver);
@@ -378,6 +547,13 @@ int main(void)
         CO_TEST(source_is_discarded_before_the_guest_writes),
         CO_TEST(stopped_filter_copies_no_more),
         CO_TEST(others_read_the_target_of_a_job),
+        CO_TEST(held_data_wait_for_the_job),
+        CO_TEST(guest_writes_to_what_is_held_during_the_copy),
+        CO_TEST(guests_copy_when_memory_is_full),
+        CO_TEST(held_data_survive_a_failed_copy),
+        CO_TEST(held_data_may_be_zeroes),
+        CO_TEST(a_stopped_filter_keeps_what_is_held_as_uncopied),
+        CO_TEST(readers_find_what_is_held),
     };
 
     return cmocka_run_group_tests(tests, setup, co_test_teardown);
