@@ -3,7 +3,6 @@
 
 #include <assert.h>
 
-#include "co/co.h"
 #include "co/sync.h"
 
 /* Main reactor. */
@@ -44,6 +43,35 @@ bool block_control_pause(void)
         block_control_unlock();
     }
     return held;
+}
+
+struct handover {
+    co_entry *entry;
+    void *arg;
+};
+
+static void co_take_over(void *arg)
+{
+    struct handover h = *(const struct handover *)arg;
+
+    co_mutex_take_over(&control.mutex);
+    control.owner = co_task();
+    h.entry(h.arg);
+    block_control_unlock();
+}
+
+int block_control_hand_over(co_entry *entry, void *arg)
+{
+    struct handover h = {.entry = entry, .arg = arg};
+    int r;
+
+    assert(control.owner == co_task());
+    control.owner = NULL;
+    r = co_run(co_get_home(co_self()), co_take_over, &h);
+    if (r < 0) {
+        control.owner = co_task();
+    }
+    return r;
 }
 
 void block_co_control_resume(bool held)

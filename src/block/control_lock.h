@@ -13,6 +13,8 @@
 
 #include <stdbool.h>
 
+#include "co/co.h"
+
 /* Take the lock. Not recursive. Yields. */
 void block_co_control_lock(void);
 /* Does not yield. */
@@ -23,6 +25,13 @@ bool block_control_is_locked(void);
 
 /* Unlock if this coroutine has the lock; returns whether it had. Does not yield. */
 bool block_control_pause(void);
+/*
+ * Run `entry(arg)` in a coroutine of its own, which takes the lock over from the calling one:
+ * nobody else has it in between. Returns when `entry` yields or has returned; the calling coroutine
+ * does not have the lock any more. -errno of co_run(): nothing has happened.
+ */
+int block_control_hand_over(co_entry *entry, void *arg);
+
 /* Take the lock again if `held`, which block_control_pause() returned. Yields. */
 void block_co_control_resume(bool held);
 

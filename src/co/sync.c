@@ -175,6 +175,12 @@ bool co_mutex_is_held(const struct co_mutex *m)
     return self && mutex_holder(m) == self->task;
 }
 
+void co_mutex_take_over(struct co_mutex *m)
+{
+    assert(mutex_holder(m));
+    mutex_set_holder(m, co_running()->task);
+}
+
 /* --- condition */
 
 void co_cond_init(struct co_cond *c)

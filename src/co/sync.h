@@ -85,6 +85,8 @@ void co_mutex_unlock(struct co_mutex *m);
 
 /* Whether the calling task holds the mutex; false outside a coroutine. */
 bool co_mutex_is_held(const struct co_mutex *m);
+/* The running coroutine becomes the holder, in place of another one that gives the mutex to it. */
+void co_mutex_take_over(struct co_mutex *m);
 
 /*
  * The first statement of a function whose name ends in `_locked`: the calling task holds the mutex.

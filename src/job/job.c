@@ -242,10 +242,11 @@ static void co_cancel_each(void *arg)
         struct job *next = job_next(job);
 
         /*
-         * A conclusion may end jobs of the same transaction: begin again after one. A job that is
-         * being concluded can't be cancelled any more.
+         * A conclusion may end jobs of the same transaction: begin again after one. Jobs that are
+         * being concluded, or that end with one of their transaction, can't be cancelled any more.
          */
-        if (job->status < JOB_ABORTING && !job->cancelled && job_co_cancel(job, true, NULL) == 0) {
+        if (job->status < JOB_ABORTING && !job->cancelled && !job->txn->aborting &&
+            job_co_cancel_within(job, true, 0, NULL) == 0) {
             next = job_next(NULL);
         }
         job = next;

@@ -282,12 +282,15 @@ int job_resume(struct job *job, struct error *err);
 int job_set_speed(struct job *job, uint64_t bytes_per_second, struct error *err);
 int job_complete(struct job *job, struct error *err);
 int job_change(struct job *job, const void *args, const char *type, struct error *err);
-/* The whole transaction, in PENDING. An error of a driver's co_prepare is the job's error. */
+/*
+ * The whole transaction, in PENDING. An error of a driver's co_prepare is the job's error. Waits
+ * for the end of the jobs, but not for longer than a second, since storage may hang.
+ */
 int job_co_finalize(struct job *job, struct error *err);
 int job_dismiss(struct job *job, struct error *err);
 /*
  * `force`: end as soon as requests in flight have ended; the result is an error. Else a job that is
- * ready may end with success by itself. Waits only for a job that has done its work.
+ * ready may end with success by itself. Waits only for a job that has done its work, likewise.
  */
 int job_co_cancel(struct job *job, bool force, struct error *err);
 /* Whether the user has paused it. */

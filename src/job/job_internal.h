@@ -74,6 +74,8 @@ void job_co_txn_abort(struct job *first);
 void job_co_txn_conclude(struct job_txn *txn);
 /* End a job that has a result: its driver's functions, events, dismissal. */
 void job_co_conclude(struct job *job);
+/* job_co_cancel(), which waits for the end of a job for at most `wait_ns`. */
+int job_co_cancel_within(struct job *job, bool force, int64_t wait_ns, struct error *err);
 /* Leave the transaction. */
 void job_leave_txn(struct job *job);
 /* Forget the nodes of the job. May close them. */

@@ -1,9 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What users ask of jobs. The texts of errors are QEMU's, which clients know. */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "base/time_units.h"
+#include "block/control_lock.h"
 #include "job/job_internal.h"
+#include "loop/loop.h"
+
+/* A command waits that long for the end of jobs that it has begun. */
+#define ANSWER_NS NS_PER_SECOND
 
 enum verb {
     VERB_CANCEL,
@@ -35,11 +42,20 @@ static const struct {
     [VERB_CHANGE] = {"change", AT_WORK},
 };
 
-/* A job of a transaction that takes effect: only a cancel may come still. */
+/* The job has done its work, and its transaction is being cancelled. */
+static bool is_being_cancelled(const struct job *job)
+{
+    return (job->status == JOB_WAITING || job->status == JOB_PENDING) && job->txn->aborting;
+}
+
+/* A job of a transaction that ends: only a cancel may come still. */
 static bool is_too_late(const struct job *job, enum verb verb)
 {
     const struct job_txn *txn = job->txn;
 
+    if (is_being_cancelled(job)) {
+        return verb != VERB_CANCEL;
+    }
     if (job->status != JOB_PENDING || !txn->concluding) {
         return false;
     }
@@ -132,12 +148,80 @@ int job_change(struct job *job, const void *args, const char *type, struct error
     return r;
 }
 
+/* --- the end of jobs that have done their work ------------------------------------------------ */
+
+/*
+ * The storage that the end needs may hang. So the end runs in a coroutine of its own, and the
+ * command waits for a while only.
+ */
+struct job_ending {
+    struct job *job; /* referenced */
+    void (*co_end)(struct job *job);
+    bool is_over;
+    bool is_left; /* the command is gone */
+};
+
+static void free_ending(struct job_ending *e)
+{
+    job_unref(e->job);
+    free(e);
+}
+
+static void co_run_ending(void *arg)
+{
+    struct job_ending *e = arg;
+
+    e->co_end(e->job);
+    e->is_over = true;
+    job_wake(e->job);
+    if (e->is_left) {
+        free_ending(e);
+    }
+}
+
+/* End the job by `co_end`; wait for that, for `wait_ns` at most. */
+static void co_end_beside(struct job *job, void (*co_end)(struct job *job), int64_t wait_ns)
+{
+    int64_t until = loop_now_ns() + wait_ns;
+    struct job_ending *e = calloc(1, sizeof(*e));
+
+    if (!e) {
+        co_end(job);
+        return;
+    }
+    *e = (struct job_ending){.job = job, .co_end = co_end};
+    job->refs++;
+    if (block_control_hand_over(co_run_ending, e) < 0) {
+        co_run_ending(e);
+    } else {
+        while (!e->is_over && loop_now_ns() < until) {
+            job_co_sleep(job, until - loop_now_ns());
+        }
+        block_co_control_lock();
+    }
+    e->is_left = !e->is_over;
+    if (e->is_over) {
+        free_ending(e);
+    }
+}
+
+static void co_conclude_all(struct job *job)
+{
+    job_co_txn_conclude(job->txn);
+}
+
+static void co_abort_all(struct job *job)
+{
+    job->result = -ECANCELED;
+    job_co_txn_abort(job);
+}
+
 int job_co_finalize(struct job *job, struct error *err)
 {
     int r = check_verb(job, VERB_FINALIZE, err);
 
     if (r == 0) {
-        job_co_txn_conclude(job->txn);
+        co_end_beside(job, co_conclude_all, ANSWER_NS);
     }
     return r;
 }
@@ -152,18 +236,17 @@ int job_dismiss(struct job *job, struct error *err)
     return r;
 }
 
-int job_co_cancel(struct job *job, bool force, struct error *err)
+int job_co_cancel_within(struct job *job, bool force, int64_t wait_ns, struct error *err)
 {
     int r = check_verb(job, VERB_CANCEL, err);
 
-    if (r < 0) {
+    if (r < 0 || is_being_cancelled(job)) {
         return r;
     }
     if (job->status == JOB_PENDING && job->txn->concluding) {
         job_force_cancel(job->txn->preparing); /* job_co_txn_conclude() ends all of them */
     } else if (job->status == JOB_WAITING || job->status == JOB_PENDING) {
-        job->result = -ECANCELED;
-        job_co_txn_abort(job);
+        co_end_beside(job, co_abort_all, wait_ns);
     } else if (!force && (job->status == JOB_READY || job->status == JOB_STANDBY) &&
                job->driver->cancel_softly && job->driver->cancel_softly(job, job->state)) {
         job->soft_cancelled = true;
@@ -172,4 +255,9 @@ int job_co_cancel(struct job *job, bool force, struct error *err)
         job_force_cancel(job);
     }
     return 0;
+}
+
+int job_co_cancel(struct job *job, bool force, struct error *err)
+{
+    return job_co_cancel_within(job, force, ANSWER_NS, err);
 }

@@ -269,6 +269,23 @@ class SlowServers(GiveUpCase):
 
 
 class Backups(GiveUpCase):
+    def test_guests_write_although_the_target_hangs(self):
+        """What they overwrite waits in memory, and gets to the target when that answers."""
+        with open(self.disk, "r+b") as f:
+            f.write(b"o" * SIZE)
+        self.start("blockdev-backup", device="disk", target="sick", sync="full", speed=65536)
+        guest = self.guest()
+        self.let_hang()
+        for _ in range(20):
+            self.use(guest)
+        self.assertEqual(self.status(), "running")
+        self.resume()
+        self.other.command("block-job-set-speed", device="j", speed=0)
+        event = self.other.wait_event("BLOCK_JOB_COMPLETED", END)
+        self.assertNotIn("error", event["data"])
+        with open(self.far, "rb") as f:
+            self.assertEqual(f.read(), b"o" * SIZE)
+
     def test_one_that_runs(self):
         self.start("blockdev-backup", device="disk", target="sick", sync="full", speed=65536)
         self.let_hang()
@@ -339,42 +356,85 @@ class Commits(GiveUpCase):
 
 
 class Files(HungFileCase):
-    def test_guests_go_on_although_the_file_of_the_target_hangs(self):
-        """The job waits for it, and a write that is in flight."""
-        server, qmp = self.server, self.server.qmp
-        qmp.command("block-export-del", id="sick", mode="hard")
+    """The target is a file that hangs. Nothing can leave it: the job ends when it answers."""
+
+    def setUp(self):
+        super().setUp()
+        self.qmp = self.server.qmp
+        self.qmp.command("block-export-del", id="sick", mode="hard")
         tidemark.wait_until(
-            lambda: len(qmp.command("query-block-exports")) == 1, "the end of the export"
+            lambda: len(self.qmp.command("query-block-exports")) == 1, "the end of the export"
         )
-        qmp.command("blockdev-mirror", job_id="j", device="good", target="sick", sync="full",
-                    auto_finalize=False)  # fmt: skip
-        qmp.wait_event("BLOCK_JOB_READY")
-        qmp.command("job-complete", id="j")
-        qmp.wait_event("BLOCK_JOB_PENDING")
-        waiting, guest = self.client("good"), self.client("good")
-        self.use(guest)
+        self.other = self.server.connect(timeout=10)
+        self.addCleanup(self.other.close)
+
+    def status(self):
+        return {j["id"]: j["status"] for j in self.other.command("query-jobs")}.get("j")
+
+    def start_pending(self):
+        self.qmp.command("blockdev-mirror", job_id="j", device="good", target="sick", sync="full",
+                         auto_finalize=False)  # fmt: skip
+        self.qmp.wait_event("BLOCK_JOB_READY")
+        self.qmp.command("job-complete", id="j")
+        self.qmp.wait_event("BLOCK_JOB_PENDING")
+
+    def write_that_waits(self):
+        """A guest's write that the target does not let through."""
+        waiting = self.client("good")
         self.freeze()
         waiting.request(WRITE, 8192, 4096, payload=b"w" * 4096)
-        other = server.connect(timeout=10)
-        self.addCleanup(other.close)
         tidemark.wait_until(
             lambda: any(
                 s["labels"]["node"] == "sick" and s["stats"].get("in-flight", 0)
-                for s in other.command("x-tidemark-query-stats", target="node")
+                for s in self.other.command("x-tidemark-query-stats", target="node")
             ),
             "the guest's write",
         )
-        qmp.send_raw('{"execute": "job-finalize", "arguments": {"id": "j"}}\n')
-        tidemark.wait_until(
-            lambda: other.command("query-jobs")[0]["status"] == "pending", "the job"
-        )
-        other.command("query-named-block-nodes")
-        other.command("job-cancel", id="j")
+        return waiting
+
+    def end(self, waiting, guest):
         self.use(guest)
         self.thaw()
         self.assertEqual(waiting.simple_reply(), (1, 0))
-        other.wait_event("BLOCK_JOB_CANCELLED")
+        self.other.wait_event("BLOCK_JOB_CANCELLED")
+        tidemark.wait_until(lambda: self.status() is None, "the end of the job")
         self.use(guest)
+
+    def test_guests_go_on_although_the_file_of_the_target_hangs(self):
+        """The job waits for it, and a write that is in flight."""
+        self.start_pending()
+        guest = self.client("good")
+        self.use(guest)
+        waiting = self.write_that_waits()
+        self.qmp.send_raw('{"execute": "job-finalize", "arguments": {"id": "j"}}\n')
+        tidemark.wait_until(lambda: self.status() == "pending", "the job")
+        self.other.command("query-named-block-nodes")
+        self.other.command("job-cancel", id="j")
+        self.end(waiting, guest)
+
+    def test_a_finalize_does_not_keep_its_client_waiting(self):
+        self.start_pending()
+        guest = self.client("good")
+        waiting = self.write_that_waits()
+        self.qmp.command("job-finalize", id="j")
+        self.assertEqual(self.status(), "pending")
+        for verb in "pause", "complete", "finalize", "dismiss":
+            with self.assertRaisesRegex(QmpError, f"cannot accept command verb '{verb}'"):
+                self.qmp.command(f"job-{verb}", id="j")
+        self.qmp.command("job-cancel", id="j")
+        self.end(waiting, guest)
+
+    def test_a_cancel_of_one_that_is_pending_does_not_keep_its_client_waiting(self):
+        self.start_pending()
+        guest = self.client("good")
+        waiting = self.write_that_waits()
+        self.qmp.command("job-cancel", id="j")
+        self.assertEqual(self.status(), "aborting")
+        with self.assertRaisesRegex(QmpError, "'aborting' cannot accept command verb 'cancel'"):
+            self.qmp.command("job-cancel", id="j")
+        self.qmp.command("blockdev-add", driver="null-co", node_name="n", size=MIB)
+        self.qmp.command("blockdev-del", node_name="n")
+        self.end(waiting, guest)
 
 
 if __name__ == "__main__":
