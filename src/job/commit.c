@@ -435,6 +435,7 @@ static const struct job_driver commit_driver = {
     .block_job = true,
     .co_run = commit_co_run,
     .cancels_prepare = true,
+    .prepare_is_final = true,
     .co_prepare = commit_co_prepare,
     .co_clean = commit_co_clean,
     .cancelled = commit_cancelled,

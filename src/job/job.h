@@ -33,7 +33,9 @@
  * RUNNING goes on to WAITING as READY does, if the driver never is ready. Every transition is an
  * event. The result of a job is final before the first event of its end.
  *
- * Jobs of one struct job_txn end together: all with success, or none.
+ * Jobs of one struct job_txn end together: all with success, or none. The one exception: of several
+ * whose co_prepare is final, a later one may fail. The earlier ones have taken effect then, and end
+ * with success, as they show to be.
  *
  * Pauses. A user's pause takes effect at the next pause point of the driver, after its requests in
  * flight. A drain of a node that a job uses is none of the job's business: its requests wait at the
@@ -115,6 +117,11 @@ struct job_driver {
      * cancelled until it calls job_begin_last_step(); -ECANCELED then.
      */
     bool cancels_prepare;
+    /*
+     * co_prepare cannot be undone (users have moved to other nodes): it is called when those of all
+     * other jobs of the transaction have succeeded, and from then on the job has succeeded, too.
+     */
+    bool prepare_is_final;
     int (*co_prepare)(struct job *job, void *state, struct error *err);
     /* The end of a job that succeeds, or that does not; can't fail. */
     void (*co_commit)(struct job *job, void *state);

@@ -77,32 +77,50 @@ void job_co_txn_abort(struct job *first)
     }
     job_co_conclude(first);
     while ((job = next_other(txn))) {
-        job->result = -ECANCELED;
+        job->result = job->took_effect ? 0 : -ECANCELED;
         job_co_conclude(job);
     }
     job_txn_unref(txn);
 }
 
-void job_co_txn_conclude(struct job_txn *txn)
+static int co_prepare_job(struct job *job)
+{
+    const struct job_driver *d = job->driver;
+
+    job->txn->preparing = d->cancels_prepare ? job : NULL;
+    job->result = d->co_prepare ? d->co_prepare(job, job->state, &job->err) : 0;
+    job->txn->preparing = NULL;
+    if (job->result < 0 && job->cancelled) {
+        job->result = -ECANCELED;
+        error_clear(&job->err);
+    }
+    job->took_effect = job->result >= 0 && d->prepare_is_final;
+    return job->result;
+}
+
+/* The first job whose co_prepare fails, of those with final ones or of the others; NULL: none. */
+static struct job *co_prepare_jobs(struct job_txn *txn, bool final)
 {
     struct job *job;
 
+    LIST_FOREACH (job, &txn->jobs, txn_link) {
+        if (job->driver->prepare_is_final == final && co_prepare_job(job) < 0) {
+            return job;
+        }
+    }
+    return NULL;
+}
+
+void job_co_txn_conclude(struct job_txn *txn)
+{
+    struct job *failed;
+
     txn->refs++;
     txn->concluding = true;
-    LIST_FOREACH (job, &txn->jobs, txn_link) {
-        const struct job_driver *d = job->driver;
-
-        txn->preparing = d->cancels_prepare ? job : NULL;
-        job->result = d->co_prepare ? d->co_prepare(job, job->state, &job->err) : 0;
-        txn->preparing = NULL;
-        if (job->result < 0 && job->cancelled) {
-            job->result = -ECANCELED;
-            error_clear(&job->err);
-        }
-        if (job->result < 0) {
-            job_co_txn_abort(job);
-            break;
-        }
+    failed = co_prepare_jobs(txn, false);
+    failed = failed ?: co_prepare_jobs(txn, true);
+    if (failed) {
+        job_co_txn_abort(failed);
     }
     while (!txn->aborting && !list_is_empty(&txn->jobs)) {
         job_co_conclude(LIST_FIRST(&txn->jobs, struct job, txn_link));

@@ -42,6 +42,7 @@ struct job {
     bool user_paused;
     bool cancelled;      /* by force */
     bool last_step;      /* job_begin_last_step() */
+    bool took_effect;    /* a co_prepare that is final has succeeded */
     bool soft_cancelled; /* the job ends with success by itself; errors end it at once */
 
     /* 0, or why the job failed; the sentence is in `err` */

@@ -323,6 +323,7 @@ static const struct job_driver stream_driver = {
     .state_size = sizeof(struct stream),
     .block_job = true,
     .co_run = stream_co_run,
+    .prepare_is_final = true,
     .co_prepare = stream_co_prepare,
     .co_clean = stream_co_clean,
     .cancelled = stream_cancelled,

@@ -84,6 +84,34 @@ static const struct job_driver test_driver = {
     .co_clean = test_co_clean,
 };
 
+static const char *failing; /* the job whose co_prepare fails */
+
+static int named_co_prepare(struct job *job, void *state, struct error *err)
+{
+    note(job_id(job));
+    return failing && strcmp(job_id(job), failing) == 0 ? -EPERM : 0;
+}
+
+static const struct job_driver plain_driver = {
+    .type = "backup",
+    .block_job = true,
+    .co_run = test_co_run,
+    .co_prepare = named_co_prepare,
+    .co_commit = test_co_commit,
+    .co_abort = test_co_abort,
+};
+
+/* As a mirror, whose users move in co_prepare. */
+static const struct job_driver final_driver = {
+    .type = "mirror",
+    .block_job = true,
+    .co_run = test_co_run,
+    .prepare_is_final = true,
+    .co_prepare = named_co_prepare,
+    .co_commit = test_co_commit,
+    .co_abort = test_co_abort,
+};
+
 static void on_event(const struct job_event *event)
 {
     static const char *const names[] = {"", "READY", "PENDING", "COMPLETED", "CANCELLED", "ERROR"};
@@ -258,6 +286,55 @@ static void co_a_group_waits_for_one_finalize(void)
     assert_int_equal(job_co_finalize(b, NULL), 0);
     block_control_unlock();
     assert_null(job_next(NULL));
+}
+
+/* Jobs "m" and "n" with a final step, and "b" without; what was seen since they were pending. */
+static const char *co_end_mixed_group(const char *which_fails)
+{
+    static const struct {
+        const char *id;
+        const struct job_driver *driver;
+    } wanted[] = {{"m", &final_driver}, {"b", &plain_driver}, {"n", &final_driver}};
+    struct job_txn *txn = job_txn_new();
+    struct job *jobs[ARRAY_SIZE(wanted)];
+
+    begin();
+    failing = which_fails;
+    for (size_t i = 0; i < ARRAY_SIZE(wanted); i++) {
+        struct job_config config = JOB_CONFIG_INIT;
+
+        config.id = wanted[i].id;
+        config.txn = txn;
+        assert_int_equal(job_new(wanted[i].driver, &config, &jobs[i], NULL), 0);
+    }
+    job_txn_unref(txn);
+    for (size_t i = 0; i < ARRAY_SIZE(wanted); i++) {
+        job_start(jobs[i]);
+    }
+    co_wait_until_gone();
+    return strstr(plan.events, "n:pending ") + strlen("n:pending ");
+}
+
+static void co_final_steps_come_last(void)
+{
+    assert_string_equal(co_end_mixed_group(NULL),
+                        "b m n commit m:COMPLETED m:concluded m:null commit b:COMPLETED "
+                        "b:concluded b:null commit n:COMPLETED n:concluded n:null ");
+}
+
+static void co_no_final_step_is_made_if_another_job_fails(void)
+{
+    assert_string_equal(co_end_mixed_group("b"),
+                        "b b:aborting abort b:COMPLETED b:concluded b:null m:aborting abort "
+                        "m:CANCELLED m:concluded m:null n:aborting abort n:CANCELLED n:concluded "
+                        "n:null ");
+}
+
+static void co_what_took_effect_is_not_called_cancelled(void)
+{
+    assert_string_equal(co_end_mixed_group("n"),
+                        "b m n n:aborting abort n:COMPLETED n:concluded n:null commit m:COMPLETED "
+                        "m:concluded m:null b:aborting abort b:CANCELLED b:concluded b:null ");
 }
 
 static void co_a_job_that_takes_effect_is_not_cancelled(void)
@@ -475,6 +552,9 @@ int main(void)
         CO_TEST(co_one_of_a_group_fails_for_all),
         CO_TEST(co_a_cancel_of_one_that_waits_ends_the_group),
         CO_TEST(co_a_group_waits_for_one_finalize),
+        CO_TEST(co_final_steps_come_last),
+        CO_TEST(co_no_final_step_is_made_if_another_job_fails),
+        CO_TEST(co_what_took_effect_is_not_called_cancelled),
         CO_TEST(co_a_job_that_takes_effect_is_not_cancelled),
         CO_TEST(co_a_job_that_is_not_started_leaves_nothing),
         CO_TEST(co_the_loop_copies_everything_once),
