@@ -73,12 +73,13 @@ static void put_bool(struct json_object *to, const char *name, bool value)
     qmp_put_new(to, name, json_object_new_boolean(value));
 }
 
+/* The newest first, as in QEMU. */
 static struct json_object *co_bitmaps_json(struct block_node *node)
 {
     struct json_object *list = NULL;
     struct block_bitmap *b = NULL;
 
-    while ((b = block_bitmap_next(node, b))) {
+    while ((b = block_bitmap_previous(node, b))) {
         struct json_object *o = json_object_new_object();
         uint64_t count = co_count_dirty(b);
 

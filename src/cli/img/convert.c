@@ -296,7 +296,8 @@ static int co_copy_bitmaps(const struct convert *c, struct error *err)
         }
     }
     block_bitmap_commits_begin(&commits);
-    while (r == 0 && (b = block_bitmap_next(source, b))) {
+    /* The newest first: the directory of the target will have the order of the source's. */
+    while (r == 0 && (b = block_bitmap_previous(source, b))) {
         r = is_copied(b) ? co_copy_bitmap(b, c->target.disk.node, err) : 0;
         if (r < 0) {
             error_prepend(err, "Failed to populate bitmap %s: ", block_bitmap_name(b));

@@ -52,6 +52,8 @@ struct stored_bitmap {
     struct block_bitmap *loaded;
     /* It was in use at open, and the activity log says nothing of it. */
     bool is_void;
+    /* It was added since the image was opened. */
+    bool is_recent;
 };
 
 /* --- open and close --------------------------------------------------------------------------- */

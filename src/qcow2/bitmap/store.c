@@ -72,20 +72,39 @@ static int co_store_stale_bitmap(struct qcow2 *q, struct bitmap_store *st, struc
     return r;
 }
 
-/* Appends a copy of the entry `s` (NULL: an empty one); if `b` is not NULL its bits are written. */
-static int co_append_to_directory(struct qcow2 *q, struct bitmap_store *st, const char *name,
-                                  const struct stored_bitmap *s, struct block_bitmap *b)
+/* Bitmaps that were added since the image was opened come last, the newest of them first. */
+static void insert_recent(struct bitmap_store *st, struct stored_bitmap *entry)
+{
+    struct stored_bitmap *s;
+
+    entry->is_recent = true;
+    LIST_FOREACH (s, &st->entries, link) {
+        if (s->is_recent) {
+            list_append(&s->link, &entry->link);
+            return;
+        }
+    }
+    list_append(&st->entries, &entry->link);
+}
+
+/* Adds a copy of the entry `s` (NULL: an empty one); if `b` is not NULL its bits are written. */
+static int co_add_to_directory(struct qcow2 *q, struct bitmap_store *st, const char *name,
+                               const struct stored_bitmap *s, struct block_bitmap *b)
 {
     struct stored_bitmap *copy = qcow2_stored_bitmap_copy(s, name);
 
     if (!copy) {
         return -ENOMEM;
     }
-    list_append(&st->entries, &copy->link);
+    if (s) {
+        list_append(&st->entries, &copy->link);
+    } else {
+        insert_recent(st, copy);
+    }
     return b ? co_store_stale_bitmap(q, st, b, s, copy) : 0;
 }
 
-/* Stored bitmaps in their order, then new ones. */
+/* Stored bitmaps in their order, then new ones, in the order of QEMU: see insert_recent(). */
 int qcow2_co_build_directory(struct qcow2 *q, struct bitmap_store *st)
 {
     struct stored_bitmap *s;
@@ -99,14 +118,14 @@ int qcow2_co_build_directory(struct qcow2 *q, struct bitmap_store *st)
             qcow2_co_collect_clusters(q, s, &st->old);
             continue;
         }
-        r = co_append_to_directory(q, st, s->name, s, stale ? s->loaded : NULL);
+        r = co_add_to_directory(q, st, s->name, s, stale ? s->loaded : NULL);
         if (r < 0) {
             return r;
         }
     }
     for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
         if (!b->driver_state && qcow2_bitmap_is_stale(NULL, b)) {
-            r = co_append_to_directory(q, st, b->name, NULL, b);
+            r = co_add_to_directory(q, st, b->name, NULL, b);
             if (r < 0) {
                 return r;
             }

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command lines and short dialogues: our programs, under QEMU's names, do what QEMU's do."""
+
+import json
+
+from tidemark import Daemon, TestCase, compat, qemu, run
+
+
+class BothTest(TestCase):
+    """Each case is done by both, each in a folder of its own."""
+
+    def setUp(self):
+        super().setUp()
+        self.program = None
+
+    def img(self, *words, **more):
+        return run(self.program("qemu-img"), *words, **more)
+
+    def agree(self, case):
+        """What `case` returns is the same with QEMU's programs and with ours."""
+        results = []
+        for self.program in qemu, compat:
+            run("rm", "-rf", self.path("work"))
+            run("mkdir", self.path("work"))
+            results.append(case())
+        self.assertEqual(results[1], results[0])
+        return results[0]
+
+    def outcome(self, *words):
+        result = self.img(*words, check=False, cwd=self.path("work"))
+        return words, result.returncode, result.stdout, result.stderr
+
+    def agree_on(self, *commands):
+        """Returns for each command: the words, the exit status, and what it prints."""
+        return self.agree(lambda: [self.outcome(*words) for words in commands])
+
+
+class OrderOfBitmapsTest(BothTest):
+    def names_in_image(self, image):
+        info = json.loads(self.img("info", "--output=json", image).stdout)
+        return [b["name"] for b in info["format-specific"]["data"]["bitmaps"]]
+
+    def session(self, image, added, removed=()):
+        """Names that queries list after bitmaps were removed, and then added."""
+        server = Daemon(
+            self.path("work"),
+            "--blockdev",
+            f"driver=qcow2,node-name=disk,file.driver=file,file.filename={image}",
+            program=[self.program("qemu-storage-daemon")],
+        )
+        for name in removed:
+            server.qmp.command("block-dirty-bitmap-remove", node="disk", name=name)
+        for name, persistent in added:
+            server.qmp.command(
+                "block-dirty-bitmap-add", node="disk", name=name, persistent=persistent
+            )
+        names = [b["name"] for b in server.qmp.node("disk").get("dirty-bitmaps", [])]
+        server.quit()
+        return names
+
+    def case(self):
+        image, copy = self.path("work/disk.qcow2"), self.path("work/copy.qcow2")
+        self.img("create", "-q", "-f", "qcow2", image, "1M")
+        seen = []
+        for name in "a", "b":
+            self.img("bitmap", "--add", image, name)
+        seen.append(self.session(image, [("p0", True), ("t", False), ("p1", True)]))
+        seen.append(self.names_in_image(image))
+        seen.append(self.session(image, [("p1", True), ("p2", True)], removed=["p1"]))
+        seen.append(self.names_in_image(image))
+        self.img("convert", "--bitmaps", "-O", "qcow2", image, copy)
+        seen.append(self.names_in_image(copy))
+        return seen
+
+    def test_queries_list_the_newest_first_and_images_those_of_each_session(self):
+        seen = self.agree(self.case)
+        self.assertEqual(seen[0], ["p1", "t", "p0", "b", "a"])
+        self.assertEqual(seen[1], ["a", "b", "p1", "p0"])
