@@ -149,7 +149,8 @@ static int co_look_at_backing(const struct cli_new_image *image, const char *bac
                               const char *format, struct image_size *size, struct error *err)
 {
     AUTO_FREE char *path = block_resolve_relative(image->filename, backing);
-    struct cli_image source = {.name = path, .format = format};
+    /* Another program may write to the backing file meanwhile, as a guest does. */
+    struct cli_image source = {.name = path, .format = format, .force_share = true};
     CLI_DISK_AUTO(disk);
     int r;
 

@@ -3,7 +3,7 @@
 
 import json
 
-from tidemark import Daemon, TestCase, compat, qemu, run
+from tidemark import Daemon, Process, TestCase, compat, qemu, run, tool, wait_until
 
 
 class BothTest(TestCase):
@@ -76,3 +76,34 @@ class OrderOfBitmapsTest(BothTest):
         seen = self.agree(self.case)
         self.assertEqual(seen[0], ["p1", "t", "p0", "b", "a"])
         self.assertEqual(seen[1], ["a", "b", "p1", "p0"])
+
+
+class ImageInUseTest(BothTest):
+    """The backing file is open for writing in another program."""
+
+    def in_use(self, image):
+        process = Process(
+            [*tool("io"), "-f", "qcow2", "-c", "write 0 64k", "-c", "sleep 100000", image],
+            self.path("io.log"),
+        )
+        self.addCleanup(process.kill)
+        wait_until(lambda: "wrote" in process.log(), "the other program")
+
+    def setUp(self):
+        super().setUp()
+        self.base = self.create("base.qcow2", "1M")
+        self.over = self.create("over.qcow2", "1M", options=("-b", self.base, "-F", "qcow2"))
+        self.in_use(self.base)
+
+    def test_an_overlay_is_made(self):
+        over = ("create", "-f", "qcow2", "-b", self.base, "-F", "qcow2", "over.qcow2")
+        for outcome in self.agree_on(over, (*over, "2M"), ("map", "-U", "over.qcow2")):
+            self.assertEqual(outcome[1], 0, outcome)
+
+    def test_bitmaps_of_the_overlay_change(self):
+        def case():
+            outcome = self.outcome("bitmap", "--add", self.over, "b")
+            self.img("bitmap", "--remove", self.over, "b", check=False)
+            return outcome
+
+        self.assertEqual(self.agree(case)[1], 0)

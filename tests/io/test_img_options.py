@@ -412,13 +412,14 @@ class Circles(TestCase):
             ("measure", one),
             ("snapshot", "-l", one),
             ("commit", "-f", "qcow2", one),
-            ("bitmap", "-f", "qcow2", "--add", one, "b"),
         ):
             result = img(*command, check=False)
             self.assertIn(result.returncode, (1, 2), command)
             self.assertRegex(result.stderr, "circle|infinite loop|lock")
         self.assertIn("infinite loop", img("info", "--backing-chain", one, check=False).stderr)
-        img("check", one)  # looks at the one image alone
+        # These look at the one image alone.
+        img("check", one)
+        img("bitmap", "-f", "qcow2", "--add", one, "b")
         # The way out.
         img("rebase", "-u", "-f", "qcow2", "-b", "", two)
         img("map", one)

@@ -182,7 +182,7 @@ static int co_run_bitmap_request(const struct bitmap_request *q, const struct cl
     struct cli_image source_image = {.name = q->source_file, .format = q->source_format};
     CLI_DISK_AUTO(disk);
     CLI_DISK_AUTO(source);
-    int r = cli_co_open_disk(image, BLOCK_OPEN_RDWR, &disk, err);
+    int r = cli_co_open_disk(image, BLOCK_OPEN_RDWR | BLOCK_OPEN_NO_BACKING, &disk, err);
 
     if (q->source_file) {
         UNLESS_FAILED(r, cli_co_open_disk(&source_image, BLOCK_OPEN_NO_IO | BLOCK_OPEN_NO_BACKING,
