@@ -188,8 +188,7 @@ int block_co_open_guessed(const char *what, struct options *opts, unsigned flags
         return r;
     }
     if (!file_opts) {
-        return error_set(err, EINVAL,
-                         "%s needs a 'driver', or a 'file' object to guess the format of", what);
+        return error_set(err, EINVAL, "Must specify either driver or file");
     }
     return co_open_probed(what, TAKE_PTR(top), TAKE_PTR(file_opts), flags, ret_node, err);
 }

@@ -63,8 +63,7 @@ static int take_node_name(struct block_node *node, struct options *opts, struct 
             return error_set(err, EINVAL, "Invalid node-name: '%s'", name);
         }
         if (strlen(name) > NODE_NAME_MAX) {
-            return error_set(err, EINVAL, "Node name too long: '%s' has more than %d characters",
-                             name, NODE_NAME_MAX);
+            return error_set(err, EINVAL, "Node name too long");
         }
         if (name_is_taken(name)) {
             return error_set(err, EEXIST, "Duplicate nodes with node-name='%s'", name);
@@ -178,6 +177,19 @@ static bool wants_events(const struct block_node *node)
     return node->events || node->driver->co_event || (below && below->events);
 }
 
+/* A driver without backing files has left the option `backing`: null, or the node of one. */
+static int check_no_backing_left(struct options *opts, struct error *err)
+{
+    if (options_are_arguments(opts) || !options_has(opts, "backing")) {
+        return 0;
+    }
+    if (!options_is_null(opts, "backing")) {
+        return error_set(err, EINVAL, "Driver doesn't support backing files");
+    }
+    options_drop(opts, "backing");
+    return 0;
+}
+
 static int co_open_node(struct block_node *node, struct options *opts, unsigned flags,
                         struct error *err)
 {
@@ -199,7 +211,8 @@ static int co_open_node(struct block_node *node, struct options *opts, unsigned 
     block_inherit_filename(node);
     node->events = wants_events(node);
     snprintf(what, sizeof(what), "Block %s '%s'", kind, node->driver->name);
-    r = options_check_empty(opts, what, err);
+    r = check_no_backing_left(opts, err);
+    UNLESS_FAILED(r, options_check_empty(opts, what, err));
     if (r < 0) {
         block_bitmaps_release(node);
         if (node->driver->co_close) {

@@ -2,6 +2,7 @@
 /* The options of a node, from what a command line says about an image. */
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -123,32 +124,13 @@ bool cli_image_is_options(const struct cli_image *image)
     return image->image_opts || strncmp(image->name, JSON_PREFIX, strlen(JSON_PREFIX)) == 0;
 }
 
-/* Replace the member `filename` of `node` by the options of the protocol that it names. */
-static int add_protocol(struct json_object *node, const char *filename, struct error *err)
+/* A filename among options is a path: a scheme in it is a part of the path. */
+static const char *driver_of_path(const char *path)
 {
-    const struct block_driver *driver = block_driver_of_filename(filename);
-    AUTO_OPTIONS struct options *opts = NULL;
-    struct json_object *found;
-    int r;
+    struct stat st;
 
-    if (!driver || !block_driver_parses_filename(driver)) {
-        json_object_object_add(node, "driver", json_object_new_string("file"));
-        return 0;
-    }
-    opts = options_new();
-    r = opts ? block_driver_parse_filename(driver, filename, opts, err) : -ENOMEM;
-    if (r < 0) {
-        return r;
-    }
-    json_object_object_del(node, "filename");
-    json_object_object_add(node, "driver", json_object_new_string(block_driver_name(driver)));
-    found = options_to_json(opts);
-    json_object_object_foreach(found, key, value)
-    {
-        json_object_object_add(node, key, json_object_get(value));
-    }
-    json_object_put(found);
-    return 0;
+    return stat(path, &st) == 0 && (S_ISBLK(st.st_mode) || S_ISCHR(st.st_mode)) ? "host_device"
+                                                                                : "file";
 }
 
 /* cli_name_drivers() for one level and those below. */
@@ -169,7 +151,9 @@ static int name_drivers_below(struct json_object *node, int depth, struct error 
         r = name_drivers_below(child, depth + 1, err);
         if (r == 0 && json_object_object_get_ex(child, "filename", &filename) &&
             !json_object_object_get_ex(child, "driver", NULL)) {
-            r = add_protocol(child, json_object_get_string(filename), err);
+            json_object_object_add(
+                child, "driver",
+                json_object_new_string(driver_of_path(json_object_get_string(filename))));
         }
         if (r < 0) {
             return r;

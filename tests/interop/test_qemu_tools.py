@@ -3,7 +3,7 @@
 
 import json
 
-from tidemark import Daemon, Process, TestCase, compat, qemu, run, tool, wait_until
+from tidemark import Daemon, Process, TestCase, compat, img, qemu, run, tool, wait_until
 
 
 class BothTest(TestCase):
@@ -107,3 +107,33 @@ class ImageInUseTest(BothTest):
             return outcome
 
         self.assertEqual(self.agree(case)[1], 0)
+
+
+class OptionsTest(BothTest):
+    def test_a_filename_among_options_is_a_path(self):
+        """Nothing in it is a scheme."""
+        img("create", "-q", "-f", "raw", self.path("disk.raw"), "1M")
+        for outcome in self.agree_on(
+            ("info", "--image-opts", f"file.filename=file:{self.path('disk.raw')}"),
+            ("info", "--image-opts", "driver=qcow2,file.filename=nbd:unix:/none"),
+            ("info", 'json:{"driver": "raw", "file": {"filename": "nbd+unix:///?socket=none"}}'),
+        ):
+            self.assertIn("No such file or directory", outcome[3])
+
+    def test_what_options_lack_or_may_not_have(self):
+        disk = self.path("disk.raw")
+        img("create", "-q", "-f", "raw", disk, "1M")
+        for outcome in self.agree_on(
+            ("info", "--image-opts", "foo=bar"),
+            ("info", "--image-opts", f"filename={disk}"),
+            ("info", f'json:{{"filename": "{disk}"}}'),
+            ("map", "--image-opts", f"driver=raw,file.filename={disk},backing=x"),
+            ("map", "--image-opts", f"driver=raw,file.filename={disk},backing.file.filename=x"),
+            ("map", "--image-opts", f"driver=file,filename={disk},backing.driver=raw"),
+        ):
+            self.assertEqual(outcome[1], 1, outcome)
+        for outcome in self.agree_on(
+            ("map", f'json:{{"driver": "raw", "file": {{"driver": "file", "filename": "{disk}"}}, '
+                    '"backing": null}'),
+        ):  # fmt: skip
+            self.assertEqual(outcome[1], 0, outcome)
