@@ -271,6 +271,11 @@ void block_update_serialising(void);
 
 /* A node without parents ends: no change works out its permissions any more. */
 void block_perm_forget(struct block_node *node);
+/*
+ * -EPERM if another user of the node that `edge` points to now uses what the edge does not share,
+ * or shares less than the edge uses. For the error of a change that fails for another reason, too.
+ */
+int block_perm_check_edge(const struct block_edge *edge, struct error *err);
 /* The next two are called by graph.c. */
 
 /*

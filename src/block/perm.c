@@ -258,6 +258,21 @@ static int check_conflicts(struct block_node *node, struct error *err)
     return 0;
 }
 
+int block_perm_check_edge(const struct block_edge *edge, struct error *err)
+{
+    const struct block_edge *other;
+
+    LIST_FOREACH (other, &edge->node->parents, in_node) {
+        if (other != edge && (other->next_perm & ~edge->next_shared)) {
+            return conflict(edge->node, other, edge, err);
+        }
+        if (other != edge && (edge->next_perm & ~other->next_shared)) {
+            return conflict(edge->node, edge, other, err);
+        }
+    }
+    return 0;
+}
+
 /* --- the nodes of one update ------------------------------------------------------------------ */
 
 /* Nodes linked by perm_next. */

@@ -122,8 +122,10 @@ static int co_put_file(struct reopen_entry *e, struct error *err)
     }
     if (r == 0 && size > 0 &&
         (block_edge_size(node->file) < file_size || memcmp(heads, heads + size, size) != 0)) {
-        r = error_set(err, EINVAL, "Node '%s' does not have the contents of the file of '%s'",
-                      node->file->node->name, node->name);
+        r = block_perm_check_edge(node->file, err);
+        UNLESS_FAILED(r, error_set(err, EINVAL,
+                                   "Node '%s' does not have the contents of the file of '%s'",
+                                   node->file->node->name, node->name));
     }
     return r;
 }

@@ -220,12 +220,12 @@ static int co_plan_child(struct block_reopen *plan, struct reopen_entry *e, stru
     if (!node_name || (edge && strcmp(edge->node->name, node_name) == 0)) {
         return 0;
     }
+    if (!link || (link == &e->file && !e->node->driver->exchanges_file)) {
+        return refuse_change(name, err);
+    }
     found = block_node_find(node_name);
     if (!found) {
         return error_set(err, ENOENT, "Cannot find device='' nor node-name='%s'", node_name);
-    }
-    if (!link || (link == &e->file && !e->node->driver->exchanges_file)) {
-        return refuse_change(name, err);
     }
     set_link(link, edge, found);
     return 0;
@@ -342,6 +342,14 @@ static int take_identity(const struct block_node *node, struct options *opts, st
     return name && strcmp(name, node->name) != 0 ? refuse_change("node-name", err) : 0;
 }
 
+static int check_force_share(struct options *opts, bool was, struct error *err)
+{
+    bool share;
+    int r = options_take_bool(opts, "force-share", false, &share, err);
+
+    return r == 0 && share != was ? refuse_change("force-share", err) : r;
+}
+
 static int co_plan_options(struct block_reopen *plan, struct reopen_entry *e,
                            const struct reopen_entry *parent, struct options *opts,
                            struct error *err)
@@ -356,10 +364,8 @@ static int co_plan_options(struct block_reopen *plan, struct reopen_entry *e,
     if (r == 0 && parent) {
         block_inherit_use(parent->node, &parent->next, opts, e->node->inherit_role);
     }
+    UNLESS_FAILED(r, check_force_share(all, e->was.force_share, err));
     UNLESS_FAILED(r, block_take_use(opts, BLOCK_OPEN_RDWR, &e->next, err));
-    if (r == 0 && e->next.force_share != e->was.force_share) {
-        r = refuse_change("force-share", err);
-    }
     if (r == 0 && e->node->driver->is_filter) {
         e->next.discard_unmap = e->was.discard_unmap; /* the child decides */
     }

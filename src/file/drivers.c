@@ -15,7 +15,7 @@ const struct block_driver file_driver = {
     .parse_filename = posix_file_parse_filename,
     .co_open = posix_file_co_open_regular,
     .co_close = posix_file_co_close,
-    .reopen_options = block_no_options,
+    .reopen_options = posix_file_reopen_options,
     .co_reopen_prepare = posix_file_co_reopen_prepare,
     .co_reopen_finish = posix_file_co_reopen_finish,
     .co_reopen_commit = posix_file_co_reopen_commit,
@@ -49,7 +49,7 @@ const struct block_driver file_driver = {
 #define DEVICE_FUNCTIONS                                                                           \
     .instance_size = sizeof(struct posix_file), .is_protocol = true,                               \
     .options = &posix_file_options, .parse_filename = posix_file_parse_filename,                   \
-    .co_open = posix_file_co_open_device, .reopen_options = block_no_options,                      \
+    .co_open = posix_file_co_open_device, .reopen_options = posix_file_reopen_options,             \
     .co_reopen_prepare = posix_file_co_reopen_prepare,                                             \
     .co_reopen_finish = posix_file_co_reopen_finish,                                               \
     .co_reopen_commit = posix_file_co_reopen_commit,                                               \

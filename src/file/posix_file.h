@@ -115,6 +115,7 @@ int posix_file_co_set_perm(struct block_node *node, unsigned perm, unsigned shar
                            struct error *err);
 
 /* Those that reopen a node, or take it over from another process. */
+extern const char *const posix_file_reopen_options[];
 int posix_file_co_reopen_prepare(struct block_node *node, struct options *opts, struct error *err);
 int posix_file_co_reopen_finish(struct block_node *node, struct error *err);
 void posix_file_co_reopen_commit(struct block_node *node);

@@ -62,14 +62,20 @@ static int co_open_other(struct block_node *node, int flags, struct error *err)
     return 0;
 }
 
+const char *const posix_file_reopen_options[] = {"x-check-cache-dropped", NULL};
+
 int posix_file_co_reopen_prepare(struct block_node *node, struct options *opts, struct error *err)
 {
     struct posix_file *f = node->opaque;
     int has = fcntl(f->fd, F_GETFL), wants = has & O_ACCMODE;
-    int r = 0;
+    bool ignored;
+    int r = opts ? options_take_bool(opts, "x-check-cache-dropped", false, &ignored, err) : 0;
 
     f->other_fd = -1;
     f->exchanged = false;
+    if (r < 0) {
+        return r;
+    }
     if (f->native_aio && !node->cache_direct) {
         return posix_file_refuse_native_aio(err);
     }

@@ -138,16 +138,19 @@ static bool node_is_going(const struct block_node *node)
 static int check_not_backing(struct block_node *node, struct error *err)
 {
     struct block_edge *edge = NULL;
+    struct block_node *overlay = NULL;
 
+    /* The one that came last, as in QEMU. */
     while ((edge = block_node_next_parent(node, edge))) {
         struct block_node *parent = block_edge_parent(edge);
 
         if (parent && strcmp(block_edge_name(edge), "backing") == 0 && !node_is_going(parent)) {
-            return error_set(err, EBUSY, "Node '%s' is busy: node is used as backing hd of '%s'",
-                             block_node_device_or_name(node), block_node_device_or_name(parent));
+            overlay = parent;
         }
     }
-    return 0;
+    return overlay ? error_set(err, EBUSY, "Node '%s' is busy: node is used as backing hd of '%s'",
+                               block_node_device_or_name(node), block_node_device_or_name(overlay))
+                   : 0;
 }
 
 static int check_unused(struct block_node *node, struct error *err)

@@ -56,15 +56,17 @@ struct block_node *qmp_find_root_node(const char *name, struct error *err)
 
 int qmp_check_not_busy(const struct block_node *node, struct error *err)
 {
+    const struct block_node *overlay = NULL;
     struct block_edge *edge = NULL;
     int r = job_check_node(node, err);
 
+    /* The one that came last, as in QEMU. */
     while (r == 0 && (edge = block_node_next_parent(node, edge))) {
         if (block_edge_parent(edge) && strcmp(block_edge_name(edge), "backing") == 0) {
-            r = error_set(err, EBUSY, "Node '%s' is busy: node is used as backing hd of '%s'",
-                          block_node_device_or_name(node),
-                          block_node_device_or_name(block_edge_parent(edge)));
+            overlay = block_edge_parent(edge);
         }
     }
-    return r;
+    return overlay ? error_set(err, EBUSY, "Node '%s' is busy: node is used as backing hd of '%s'",
+                               block_node_device_or_name(node), block_node_device_or_name(overlay))
+                   : r;
 }

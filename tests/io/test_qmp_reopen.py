@@ -425,6 +425,66 @@ class ReopenTest(tidemark.TestCase):
         self.assertTrue(self.qmp.node("null")["ro"])
 
 
+    def refusal(self, *options):
+        with self.assertRaises(QmpError) as caught:
+            self.reopen(*options)
+        return caught.exception.desc
+
+    def test_refusals_say_what_is_wrong_first(self):
+        """In QEMU's words."""
+        self.create("other.qcow2")
+        other = {
+            "driver": "qcow2",
+            "node-name": "other",
+            "file": {
+                "driver": "file",
+                "node-name": "other-file",
+                "filename": self.path("other.qcow2"),
+            },
+        }
+        self.qmp.command("blockdev-add", **other)
+        self.assertEqual(
+            self.refusal({**other, "force-share": True}), "Cannot change the option 'force-share'"
+        )
+        # `base` is read-only: what cannot be shared is the file of an image that is written.
+        self.qmp.command(
+            "block-export-add", type="nbd", id="o", node_name="other", name="o", writable=True
+        )
+        self.reopen({**self.BASE, "read-only": False})
+        self.assertIn(
+            "Permission conflict on node 'other-file': permissions 'write, resize' are both required",
+            self.refusal({**self.BASE, "file": "other-file"}),
+        )
+        self.qmp.command("blockdev-add", driver="blkdebug", node_name="debug", image="two")
+        self.assertEqual(
+            self.refusal({"driver": "blkdebug", "node-name": "debug", "image": "none"}),
+            "Cannot change the option 'image'",
+        )
+
+    def test_the_check_of_dropped_pages_is_changed(self):
+        two = {"driver": "file", "node-name": "two", "filename": self.path("two.raw")}
+        self.reopen({**two, "x-check-cache-dropped": True})
+        self.reopen({**two, "x-check-cache-dropped": False})
+        self.reopen(two)
+        self.assertEqual(
+            self.refusal({**two, "locking": "off"}), "Cannot change the option 'locking'"
+        )
+
+    def test_the_overlay_that_came_last_is_named(self):
+        self.create("late.qcow2")
+        late = {
+            "driver": "qcow2",
+            "node-name": "late",
+            "backing": "base",
+            "file": {"driver": "file", "filename": self.path("late.qcow2")},
+        }
+        self.qmp.command("blockdev-add", **late)
+        answer = self.qmp.execute("blockdev-del", {"node-name": "base"})
+        self.assertEqual(
+            answer["error"]["desc"], "Node 'base' is busy: node is used as backing hd of 'late'"
+        )
+
+
 class FailureTest(tidemark.TestCase):
     """Writes and flushes that fail half way."""
 
