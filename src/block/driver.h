@@ -175,6 +175,8 @@ struct block_node {
      * returns, also if it costs more work than to collect such space.
      */
     bool frees_at_once;
+    /* A filter that no user has named: file names and disks do not show it. */
+    bool implicit;
     /* Raw because no other format was recognized: the first sector is guarded. */
     bool probed;
     /* enum block_open_flags. */

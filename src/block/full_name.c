@@ -161,13 +161,10 @@ static void chain_names_free(struct chain_names *c)
     free(c->needs);
 }
 
-/* A job's filter that the user did not name is in no name. */
+/* A filter that no user has named is in no name. */
 static const struct block_node *skip_implicit(const struct block_node *node)
 {
-    while (node->driver->is_internal && node->name[0] == '#' && node->filtered) {
-        node = node->filtered->node;
-    }
-    return node;
+    return block_node_skip_implicit((struct block_node *)node);
 }
 
 static const struct block_node *next_in_chain(const struct block_node *node, bool to_record)

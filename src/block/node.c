@@ -117,6 +117,25 @@ struct block_node *block_node_skip_filters(struct block_node *node)
     return node;
 }
 
+void block_node_set_implicit(struct block_node *node)
+{
+    node->implicit = true;
+}
+
+/* A job's own filter has a name like "#block7" if the user gave none. */
+static bool is_implicit(const struct block_node *node)
+{
+    return node->implicit || (node->driver->is_internal && node->name[0] == '#');
+}
+
+struct block_node *block_node_skip_implicit(struct block_node *node)
+{
+    while (is_implicit(node) && node->filtered) {
+        node = node->filtered->node;
+    }
+    return node;
+}
+
 struct block_node *block_node_backing(struct block_node *node)
 {
     node = block_node_skip_filters(node);

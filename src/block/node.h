@@ -235,6 +235,10 @@ struct block_node *block_node_child(const struct block_node *node, const char *n
 struct block_node *block_node_filter_or_backing(const struct block_node *node);
 /* The first node at or below `node` that is not a filter. */
 struct block_node *block_node_skip_filters(struct block_node *node);
+/* Say that no user has named this filter. */
+void block_node_set_implicit(struct block_node *node);
+/* The first node at or below `node` that is not such a filter. */
+struct block_node *block_node_skip_implicit(struct block_node *node);
 /* The backing node of the first node that is not a filter; NULL: there is none. */
 struct block_node *block_node_backing(struct block_node *node);
 /* Whether `to` is `from`, or below it. */

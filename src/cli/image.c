@@ -101,7 +101,7 @@ static int co_open_top_node(const struct cli_image *image, unsigned flags,
         co_open_image_node(image, image->overlay ? flags & ~BLOCK_OPEN_RDWR : flags, &node, err);
 
     if (image->overlay) {
-        UNLESS_FAILED(r, cli_co_add_overlay(&node, err));
+        UNLESS_FAILED(r, cli_co_add_overlay(&node, !(flags & BLOCK_OPEN_RDWR), err));
     }
     if (image->copy_on_read) {
         UNLESS_FAILED(r, cli_co_add_copy_on_read(&node, err));

@@ -77,7 +77,7 @@ int cli_name_drivers(struct options **opts, struct error *err);
  * Put a temporary qcow2 overlay, which vanishes with the process, on *node. The overlay replaces
  * *node and its reference.
  */
-int cli_co_add_overlay(struct block_node **node, struct error *err);
+int cli_co_add_overlay(struct block_node **node, bool read_only, struct error *err);
 /*
  * Put a filter on *node that copies into the image what is read from its backing files. As above.
  */

@@ -34,7 +34,7 @@ static char *make_temporary_file(struct error *err)
     return TAKE_PTR(path);
 }
 
-static struct options *overlay_options(const char *path, struct block_node *below)
+static struct options *overlay_options(const char *path, struct block_node *below, bool read_only)
 {
     struct options *opts = options_new();
     struct options *file = options_new(), *cache = options_new();
@@ -53,11 +53,11 @@ static struct options *overlay_options(const char *path, struct block_node *belo
     options_set_str(opts, "driver", "qcow2");
     options_set_child(opts, "file", file);
     options_set_str(opts, "backing", block_node_name(below));
-    options_set_bool(opts, "read-only", false);
+    options_set_bool(opts, "read-only", read_only);
     return opts;
 }
 
-int cli_co_add_overlay(struct block_node **node, struct error *err)
+int cli_co_add_overlay(struct block_node **node, bool read_only, struct error *err)
 {
     AUTO_FREE char *path = make_temporary_file(err);
     struct block_node *overlay = NULL;
@@ -68,7 +68,7 @@ int cli_co_add_overlay(struct block_node **node, struct error *err)
         return -EIO;
     }
     r = block_co_create_image("qcow2", path, block_node_size(*node), options_new(), err);
-    opts = r == 0 ? overlay_options(path, *node) : NULL;
+    opts = r == 0 ? overlay_options(path, *node, read_only) : NULL;
     if (r == 0) {
         r = opts ? block_co_open(opts, BLOCK_OPEN_RDWR, &overlay, err) : error_out_of_memory(err);
     }

@@ -400,6 +400,9 @@ static int co_insert_stream_filter(struct stream *s, const char *name, struct er
         error_prepend(err, "Could not create node: ");
         return r;
     }
+    if (!name) {
+        block_node_set_implicit(s->filter);
+    }
     copy_on_read_serve_job(s->filter, s->written);
     return 0;
 }

@@ -83,6 +83,24 @@ class MonitorTest(MachineCase):
             "qemu-system-x86_64: -drive file=disk.qcow2,cache=wrong: invalid cache option\n",
         )
 
+    def test_options_of_drives_that_exclude_each_other(self):
+        for options, complaint in (
+            (
+                "file=disk.qcow2,readonly=on,read-only=off",
+                "'read-only' and its alias 'readonly' can't be used at the same time",
+            ),
+            ("foo=bar", "Must specify either driver or file"),
+            ("driver=raw,file.filename=disk.qcow2,backing=x", "Driver doesn't support backing files"),
+            (f"file=disk.qcow2,node-name={'x' * 32}", "Node name too long"),
+            (
+                "file.filename=file:disk.qcow2",
+                "Could not open 'file:disk.qcow2': No such file or directory",
+            ),
+        ):
+            status, output = self.monitor([], "-drive", options)
+            self.assertEqual(status, 1)
+            self.assertEqual(output, f"qemu-system-x86_64: -drive {options}: {complaint}\n")
+
     def test_output_of_requests_stands_between_that_of_the_monitor(self):
         lines = [f'qemu-io d "write -P {n} 0 512"' for n in range(20)]
         _, output = self.monitor(lines, "-drive", "if=none,id=d,file=disk.qcow2")
@@ -179,6 +197,29 @@ class DiskTest(MachineCase):
             machine.hmp('qemu-io d "write -P 9 0 64k"')
             self.assertNotIn("failed", machine.hmp('qemu-io w "read -P 0 0 64k"'))
         io(self.path("disk.qcow2"), "read -P 0 0 64k", fmt="qcow2")
+
+    def test_a_temporary_overlay_can_be_read_only(self):
+        with self.machine("-drive", "file=disk.qcow2,if=none,id=d,snapshot=on,readonly=on") as m:
+            self.assertTrue(self.disk(m)["inserted"]["ro"])
+            self.assertIn("read-only", m.hmp('qemu-io d "write 0 4k"'))
+
+    def test_filters_that_nobody_named_are_not_shown(self):
+        """Neither that of copy-on-read nor that of a job; in the graph they are."""
+        img("create", "-q", "-f", "qcow2", "-b", "disk.qcow2", "-F", "qcow2", self.path("over.qcow2"))
+        io(self.path("disk.qcow2"), "write -P 1 0 1M", fmt="qcow2")
+        with self.machine("-drive", "file=over.qcow2,if=none,id=d,copy-on-read=on") as m:
+            for job in False, True:
+                if job:
+                    m.qmp.command("block-stream", device="d", job_id="j", auto_finalize=False)
+                shown = self.disk(m)["inserted"]
+                self.assertEqual((shown["drv"], shown["file"]), ("qcow2", "over.qcow2"))
+                self.assertEqual(shown["backing_file_depth"], 1)
+                (stats,) = m.qmp.command("query-blockstats")
+                self.assertEqual(stats["node-name"], shown["node-name"])
+                self.assertIn("backing", stats)
+                names = [n["drv"] for n in m.qmp.command("query-named-block-nodes", flat=True)]
+                self.assertEqual(names.count("copy-on-read"), 1 + job)
+            self.assertIn("d (#block", m.hmp("info block"))
 
     def test_commands_take_the_name_of_a_drive(self):
         with self.machine("-drive", "file=disk.qcow2,if=none,id=d") as machine:

@@ -389,7 +389,7 @@ static int take_properties(struct machine_device *d, struct options *opts, struc
     if (r < 0) {
         return r;
     }
-    if (iothread && !(d->iothread = user_object_ref(iothread))) {
+    if (iothread && *iothread && !(d->iothread = user_object_ref(iothread))) {
         return error_set(err, ENOENT, "Device '%s' not found", iothread);
     }
     if (!options_is_empty(opts)) {

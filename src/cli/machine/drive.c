@@ -88,7 +88,7 @@ static char *next_pair(const char **text)
 
 /*
  * The text as an object with dotted keys. `file` may be a name, next to options below `file`: it is
- * taken out. "readonly" is the old name of "read-only".
+ * taken out.
  */
 static struct json_object *parse_drive(const char *text, struct settings *s)
 {
@@ -108,7 +108,7 @@ static struct json_object *parse_drive(const char *text, struct settings *s)
             free(s->file);
             s->file = value ? strdup(value) : NULL;
         } else {
-            json_object_object_add(o, strcmp(key, "readonly") == 0 ? "read-only" : key,
+            json_object_object_add(o, key,
                                    json_object_new_string(value
                                                               ?: key == pair ? "on"
                                                                              : "off"));
@@ -386,12 +386,15 @@ static int co_insert_image(struct machine_disk *disk, const struct settings *s,
     int r = co_open_drive(s, opts, &node, err);
 
     if (s->overlay) {
-        UNLESS_FAILED(r, cli_co_add_overlay(&node, err));
+        UNLESS_FAILED(r, cli_co_add_overlay(&node, disk->read_only, err));
     }
     if (s->copy_on_read && r >= 0 && block_node_is_read_only(node)) {
         cli_warn("disabling copy-on-read on read-only drive");
     } else if (s->copy_on_read) {
         UNLESS_FAILED(r, cli_co_add_copy_on_read(&node, err));
+        if (r >= 0) {
+            block_node_set_implicit(node);
+        }
     }
     UNLESS_FAILED(r, machine_disk_co_insert(disk, node, err));
     if (r >= 0) {
@@ -468,6 +471,23 @@ static int take_cache_text(struct json_object *pairs, struct settings *s, struct
                : 0;
 }
 
+/* "readonly" is the old name of "read-only". */
+static int rename_read_only(struct json_object *pairs, struct error *err)
+{
+    struct json_object *old;
+
+    if (!json_object_object_get_ex(pairs, "readonly", &old)) {
+        return 0;
+    }
+    if (json_object_object_get_ex(pairs, "read-only", NULL)) {
+        return error_set(err, EINVAL,
+                         "'read-only' and its alias 'readonly' can't be used at the same time");
+    }
+    json_object_object_add(pairs, "read-only", json_object_get(old));
+    json_object_object_del(pairs, "readonly");
+    return 0;
+}
+
 int machine_co_add_drive(const char *text, const char *interface, struct machine_drive **ret_drive,
                          struct error *err)
 {
@@ -477,6 +497,7 @@ int machine_co_add_drive(const char *text, const char *interface, struct machine
     struct machine_drive *drive = calloc(1, sizeof(*drive));
     int r = drive ? take_cache_text(pairs, &s, err) : error_out_of_memory(err);
 
+    UNLESS_FAILED(r, rename_read_only(pairs, err));
     UNLESS_FAILED(r, options_from_json(pairs, &opts, err));
     json_object_put(pairs);
     UNLESS_FAILED(r, cli_name_drivers(&opts, err));

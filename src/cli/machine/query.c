@@ -17,7 +17,8 @@ static bool is_shown(const struct machine_disk *disk)
 /* The node as the disk uses it. */
 static struct json_object *co_inserted_json(const struct machine_disk *disk)
 {
-    struct json_object *o = qmp_co_node_json(machine_disk_node(disk), false), *cache;
+    struct block_node *node = block_node_skip_implicit(machine_disk_node(disk));
+    struct json_object *o = qmp_co_node_json(node, false), *cache;
 
     if (json_object_object_get_ex(o, "cache", &cache)) {
         qmp_put_bool(cache, "writeback", !disk->writethrough);
@@ -79,7 +80,8 @@ int machine_co_latency_histogram_set(struct qmp_call *call, struct json_object *
 static struct json_object *disk_stats_json(struct machine_disk *disk)
 {
     struct block_node *node = machine_disk_node(disk);
-    struct json_object *o = node ? qmp_node_stats_json(node) : json_object_new_object();
+    struct json_object *o =
+        node ? qmp_node_stats_json(block_node_skip_implicit(node)) : json_object_new_object();
 
     qmp_put_str(o, "device", disk->name ?: "");
     if (disk->user) {
