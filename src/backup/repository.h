@@ -160,6 +160,11 @@ const struct repository_entry *repository_find(const struct repository *r, const
                                                struct error *err);
 /* The backup with exactly this id; NULL: there is none. */
 const struct repository_entry *repository_get(const struct repository *r, const char *id);
+/*
+ * Whether a sound backup of the list is gone, or was replaced, since the list was read: by a prune.
+ * Reads the repository again.
+ */
+bool repository_was_changed(const struct repository *before);
 
 /*
  * The chain from the full backup to `e`: *ret_entries is malloc'ed, of borrowed entries. Checks the

@@ -317,26 +317,6 @@ static int plan_copy(struct repository_copy *c, struct error *err)
     return r;
 }
 
-/* Whether a prune has changed the source since it was read. */
-static bool has_changed(const struct repository *before)
-{
-    REPOSITORY_AUTO(now);
-
-    if (repository_open(before->path, &now, NULL) < 0) {
-        return false;
-    }
-    for (size_t i = 0; i < before->count; i++) {
-        const struct repository_entry *old = &before->entries[i];
-        const struct repository_entry *e = old->problem ? NULL : repository_get(&now, old->id);
-
-        if (!old->problem &&
-            (!e || strcmp(e->manifest.image_sha256, old->manifest.image_sha256) != 0)) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /*
  * Copy what is selected. A damaged backup does not keep those from being copied that do not build
  * on it; its error is kept for the end.
@@ -350,7 +330,7 @@ static int co_copy_selected(struct repository_copy *c, bool *ret_again, struct e
         ERROR_AUTO(one);
 
         r = c->selected[i] ? co_copy_one(c, &c->from.entries[i], &one) : 0;
-        if ((r == -EBADMSG || r == -ENOENT) && has_changed(&c->from)) {
+        if ((r == -EBADMSG || r == -ENOENT) && repository_was_changed(&c->from)) {
             *ret_again = true;
             return 0;
         }

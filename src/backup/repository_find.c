@@ -140,3 +140,22 @@ int repository_chain(const struct repository *repository, const struct repositor
     *ret_count = count;
     return 0;
 }
+
+bool repository_was_changed(const struct repository *before)
+{
+    REPOSITORY_AUTO(now);
+
+    if (repository_open_with(before->path, before->ring, &now, NULL) < 0) {
+        return false;
+    }
+    for (size_t i = 0; i < before->count; i++) {
+        const struct repository_entry *old = &before->entries[i];
+        const struct repository_entry *e = old->problem ? NULL : repository_get(&now, old->id);
+
+        if (!old->problem &&
+            (!e || strcmp(e->manifest.image_sha256, old->manifest.image_sha256) != 0)) {
+            return true;
+        }
+    }
+    return false;
+}

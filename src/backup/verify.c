@@ -28,9 +28,22 @@
 #define DAY_S (INT64_C(24) * 60 * 60)
 #define RECORD_INTERVAL_NS (10 * NS_PER_SECOND)
 
+/* A backup that was verified in this run. */
+struct checked {
+    char id[BACKUP_ID_SIZE];
+    char image_sha256[SHA256_HEX_SIZE];
+    bool sound;
+};
+
+struct checked_list {
+    struct checked *list;
+    size_t count;
+};
+
 struct verify {
     const struct verify_options *options;
     const struct repository *repository;
+    struct checked_list *checked;
     struct verified state;
     int64_t deadline_ns; /* INT64_MAX: none */
     bool *damaged;       /* by index of the entry */
@@ -301,12 +314,50 @@ static struct turn *make_turns(const struct verify *v, const bool *selected, siz
     return turns;
 }
 
-/* Entries that are not verified in this run count as what they were found to be. */
-static void take_former_damage(struct verify *v)
+/* What this run has found about an entry, if it is as it was then. */
+static const struct checked *find_checked(const struct verify *v, const struct repository_entry *e)
+{
+    for (size_t i = 0; i < v->checked->count; i++) {
+        const struct checked *c = &v->checked->list[i];
+
+        if (strcmp(c->id, e->id) == 0 && strcmp(c->image_sha256, e->manifest.image_sha256) == 0) {
+            return c;
+        }
+    }
+    return NULL;
+}
+
+static int note_checked(struct checked_list *all, const struct repository_entry *e, bool sound)
+{
+    struct checked *list = realloc(all->list, (all->count + 1) * sizeof(*list));
+    struct checked *c;
+
+    if (!list) {
+        return -ENOMEM;
+    }
+    all->list = list;
+    c = &list[all->count++];
+    *c = (struct checked){.sound = sound};
+    memcpy(c->id, e->id, sizeof(c->id));
+    memcpy(c->image_sha256, e->manifest.image_sha256, sizeof(c->image_sha256));
+    return 0;
+}
+
+/*
+ * Entries that are not verified in this run count as what they were found to be; those that this
+ * run has verified before the repository changed need not be verified again.
+ */
+static void take_former_results(struct verify *v, bool *selected)
 {
     for (size_t i = 0; i < v->state.count; i++) {
+        const struct checked *c = find_checked(v, &v->repository->entries[i]);
+
         v->damaged[i] = v->repository->entries[i].problem ||
                         (v->options->limit_ns && v->state.list[i].at && !v->state.list[i].sound);
+        if (c) {
+            v->damaged[i] = !c->sound;
+            selected[i] = false;
+        }
     }
 }
 
@@ -321,7 +372,10 @@ static void report_backup(const struct verify *v, size_t i, uint64_t from,
     v->options->report(&report, v->options->arg);
 }
 
-/* Returns 1 when the time is up. */
+#define TIME_IS_UP 1
+#define WAS_CHANGED 2
+
+/* Returns TIME_IS_UP, or WAS_CHANGED: what was found is no damage, as a prune is at work. */
 static int co_take_turn(struct verify *v, size_t i, struct verify_result *result, struct error *err)
 {
     struct verified_entry *state = &v->state.list[i];
@@ -330,7 +384,7 @@ static int co_take_turn(struct verify *v, size_t i, struct verify_result *result
     int r;
 
     if (loop_now_ns() > v->deadline_ns) {
-        return 1;
+        return TIME_IS_UP;
     }
     if (!v->options->limit_ns) {
         state->position = 0;
@@ -342,7 +396,13 @@ static int co_take_turn(struct verify *v, size_t i, struct verify_result *result
         return error_set(err, EINTR, "Verifying was stopped");
     }
     if (r == -ETIME) {
-        return 1;
+        return TIME_IS_UP;
+    }
+    if (r < 0 && repository_was_changed(v->repository)) {
+        return WAS_CHANGED;
+    }
+    if (note_checked(v->checked, &v->repository->entries[i], r == 0) < 0) {
+        return error_out_of_memory(err);
     }
     v->damaged[i] = r < 0;
     *state = (struct verified_entry){.at = (int64_t)time(NULL), .sound = r == 0};
@@ -361,12 +421,11 @@ static void remember_now_and_then(const struct verify *v, int64_t *recorded_ns)
     }
 }
 
-static int co_take_turns(struct verify *v, const bool *selected, struct verify_result *ret_result,
+static int co_take_turns(struct verify *v, const bool *selected, struct verify_result *result,
                          struct error *err)
 {
-    struct verify_result result = {.description = v->repository->problem};
     int64_t recorded_ns = loop_now_ns();
-    size_t count;
+    size_t count, before = result->verified;
     struct turn *turns AUTO_FREE = make_turns(v, selected, &count);
     int r = 0;
 
@@ -374,24 +433,28 @@ static int co_take_turns(struct verify *v, const bool *selected, struct verify_r
         return error_out_of_memory(err);
     }
     for (size_t i = 0; r == 0 && i < count; i++) {
-        r = co_take_turn(v, turns[i].index, &result, err);
+        r = co_take_turn(v, turns[i].index, result, err);
         remember_now_and_then(v, &recorded_ns);
     }
-    result.left = count - result.verified;
+    result->left = count - (result->verified - before);
     if (v->options->remember) {
-        result.unrecorded = verified_store(v->repository, &v->state, NULL);
+        result->unrecorded = verified_store(v->repository, &v->state, NULL);
     }
-    *ret_result = result;
-    return MIN(r, 0);
+    return r;
 }
 
-int verify_co_run(const struct verify_options *options, struct verify_result *ret_result,
-                  struct error *err)
+/* What is there now, without what was verified before. Returns WAS_CHANGED when that is over. */
+static int co_verify_what_is_there(const struct verify_options *options, int64_t deadline_ns,
+                                   struct checked_list *checked, struct verify_result *result,
+                                   struct error *err)
 {
     REPOSITORY_AUTO(repository);
     bool *selected AUTO_FREE = NULL;
     bool *damaged AUTO_FREE = NULL;
-    struct verify v = {.options = options, .repository = &repository};
+    struct verify v = {.options = options,
+                       .repository = &repository,
+                       .checked = checked,
+                       .deadline_ns = deadline_ns};
     int r = repository_open(options->dir, &repository, err);
 
     if (r < 0) {
@@ -400,18 +463,39 @@ int verify_co_run(const struct verify_options *options, struct verify_result *re
     if (repository.count == 0) {
         return error_set(err, ENOENT, "There is no backup in '%s'", repository.path);
     }
-    v.deadline_ns = options->limit_ns ? loop_now_ns() + options->limit_ns : INT64_MAX;
     selected = calloc(repository.count, sizeof(*selected));
     v.damaged = damaged = calloc(repository.count, sizeof(*damaged));
     if (!selected || !damaged || verified_load(&repository, &v.state) < 0) {
         return error_out_of_memory(err);
     }
-    take_former_damage(&v);
     r = select_entries(&repository, options->at, selected, err);
     if (r == 0) {
-        report_description(options, &repository);
-        r = co_take_turns(&v, selected, ret_result, err);
+        take_former_results(&v, selected);
+        if (checked->count == 0) {
+            report_description(options, &repository);
+        }
+        result->description = repository.problem;
+        r = co_take_turns(&v, selected, result, err);
     }
     verified_clear(&v.state);
     return r;
+}
+
+int verify_co_run(const struct verify_options *options, struct verify_result *ret_result,
+                  struct error *err)
+{
+    int64_t deadline_ns = options->limit_ns ? loop_now_ns() + options->limit_ns : INT64_MAX;
+    struct checked_list checked = {0};
+    struct verify_result result = {0};
+    int r;
+
+    do {
+        r = co_verify_what_is_there(options, deadline_ns, &checked, &result, err);
+    } while (r == WAS_CHANGED);
+    free(checked.list);
+    if (r < 0) {
+        return r;
+    }
+    *ret_result = result;
+    return 0;
 }

@@ -160,6 +160,24 @@ class Readers(PruneCase):
                 with open(target, "rb") as f:
                     self.assertEqual(f.read(), self.made.models[newest])
 
+    def test_verify_takes_no_pruned_backup_for_a_damaged_one(self):
+        self.fill(8)
+        path = self.path("copy")
+        shutil.copytree(self.made.path, path)
+        command = [*tool("verify"), path]
+        first, total = self.opens(*command)
+        for part in (0.3, 0.6):
+            shutil.rmtree(path)
+            shutil.copytree(self.made.path, path)
+            process, pid = self.stop_at(int(first + part * (total - first)), *command)
+            self.prune("--keep-last=2", path=path)
+            out = self.go_on(process, pid)
+            with self.subTest(part=part):
+                self.assertEqual(process.returncode, 0, out)
+                self.assertNotIn("DAMAGED", out)
+                for ident in self.made.order[-2:]:
+                    self.assertEqual(out.count(f"{ident}  "), 1, out)
+
 
 if __name__ == "__main__":
     unittest.main()
