@@ -58,6 +58,11 @@ class TrackCase(TestCase):
         """Dirty clusters by name."""
         return {n: b["count"] // CLUSTER for n, b in server.qmp.bitmaps("disk").items()}
 
+    def refused(self, wanted, *words):
+        result = run(*tool("track"), *words, check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(wanted, result.stderr)
+
     def clusters(self):
         return os.path.getsize(self.disk) // CLUSTER
 
@@ -313,11 +318,6 @@ class Track(TrackCase):
 
     # What is refused.
 
-    def refused(self, wanted, *words):
-        result = run(*tool("track"), *words, check=False)
-        self.assertEqual(result.returncode, 1)
-        self.assertIn(wanted, result.stderr)
-
     def test_refused(self):
         self.refused("name the file or device")
         self.refused("--socket or --qmp is needed", self.disk)
@@ -387,6 +387,23 @@ class Device(TrackCase):
                 file.seek(5 * MIB)
                 file.write(b"x" * 4096)
             self.assertIn("8 sectors of it were written", self.look())
+
+    def test_a_mounted_device_is_refused(self):
+        as_root = () if os.geteuid() == 0 else ("sudo", "-n")
+        folder = self.path("mounted")
+        os.mkdir(folder)
+        run("/sbin/mkfs.ext4", "-q", "-F", self.disk)
+        run(*as_root, "mount", self.disk, folder)
+        self.addCleanup(run, *as_root, "umount", folder, check=False)
+        self.refused("is in use by the system", "--image", self.image, "-k", self.socket, self.disk)
+        self.assertFalse(os.path.exists(self.image))
+        run(*as_root, "umount", folder)
+        server = self.start()
+        mount = run(*as_root, "mount", self.disk, folder, check=False)
+        self.assertNotEqual(mount.returncode, 0)
+        self.write(3)
+        self.end(server)
+        self.assertIn("as it was", self.look())
 
     def test_a_change_of_the_file_below(self):
         self.end(self.start())

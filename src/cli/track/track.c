@@ -7,6 +7,7 @@
  *   -> record: in use -> serve, as `tidemark daemon` does -> record: as it was at the end
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <json-c/json.h>
 #include <limits.h>
 #include <stdio.h>
@@ -50,6 +51,8 @@ struct track {
     char *path, *image_path, *record; /* absolute */
     struct track_sidecar sidecar;
     bool exists, all_dirty;
+    /* Keeps a device from being mounted; -1: it is a file, or nothing is served. */
+    int claim;
 };
 
 static void track_clear(struct track *t)
@@ -59,6 +62,9 @@ static void track_clear(struct track *t)
     free(t->path);
     free(t->image_path);
     free(t->record);
+    if (t->claim >= 0) {
+        close(t->claim);
+    }
 }
 
 /* --- what is there ---------------------------------------------------------------------------- */
@@ -100,6 +106,24 @@ static int find_paths(struct track *t, const char *path, struct error *err)
     t->sidecar = (struct track_sidecar){t->path, t->image_path, disk.device, disk.size};
     t->exists = access(t->image_path, F_OK) == 0;
     return 0;
+}
+
+/*
+ * The kernel lets one user claim a device: a file system, a volume or array that has it as a part,
+ * or who opens it so. None of them can write to it from here on to the end.
+ */
+static int claim_device(struct track *t, struct error *err)
+{
+    t->claim = open(t->path, O_RDONLY | O_EXCL | O_CLOEXEC | O_NONBLOCK);
+    if (t->claim >= 0) {
+        return 0;
+    }
+    return errno == EBUSY
+               ? error_set(err, EBUSY,
+                           "'%s' is in use by the system: it is mounted, a part of another device, "
+                           "or tracked already; what is written there can't be tracked",
+                           t->path)
+               : error_set_errno(err, errno, "Could not open '%s'", t->path);
 }
 
 /* Compare, tell what is found, and decide whether bitmaps can be trusted. */
@@ -323,6 +347,9 @@ static int run_track(struct track *t, char **rest, int rest_count, struct error 
 {
     int status;
 
+    if (t->sidecar.device && !t->no_serve && claim_device(t, err) < 0) {
+        return cli_report(err);
+    }
     judge(t);
     if (t->no_serve) {
         return 0;
@@ -358,7 +385,7 @@ static int check_track(struct track *t, int argc, int first, struct error *err)
 
 int cli_track_main(int argc, char **argv)
 {
-    CLEANUP(track_clear) struct track t = {.name = "disk"};
+    CLEANUP(track_clear) struct track t = {.name = "disk", .claim = -1};
     ERROR_AUTO(err);
     const struct cli_arg args[] = {
         {"image", 0, CLI_VALUE, &t.image, "FILE",
