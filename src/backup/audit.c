@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "backup/backup_internal.h"
+#include "backup/kind_map.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/progress.h"
@@ -18,12 +19,13 @@
 #define AUDITORS 8
 #define WATCH_INTERVAL_NS (NS_PER_SECOND / 4)
 
+enum audit_kind { AUDIT_SAME, AUDIT_MARKED, AUDIT_MISSED };
+
 struct audit {
     struct run *run;
     struct pull_input *input;
     struct audit_result *result;
-    uint8_t *marked; /* a byte per cluster */
-    uint8_t *missed; /* likewise */
+    struct kind_map kinds; /* enum audit_kind of each cluster */
     uint8_t zero_digest[SUMS_DIGEST_SIZE];
     uint64_t clusters;
     uint64_t next; /* cluster */
@@ -57,12 +59,10 @@ static int note_data(void *arg, uint64_t offset, uint64_t length)
 static int note_marked(void *arg, uint64_t offset, uint64_t length)
 {
     struct audit *a = arg;
-    uint64_t end = div_round_up(offset + length, BACKUP_CLUSTER_SIZE);
+    uint64_t first = offset / BACKUP_CLUSTER_SIZE;
+    uint64_t end = MIN(div_round_up(offset + length, BACKUP_CLUSTER_SIZE), a->clusters);
 
-    for (uint64_t c = offset / BACKUP_CLUSTER_SIZE; c < end && c < a->clusters; c++) {
-        a->marked[c] = 1;
-    }
-    return 0;
+    return first < end ? kind_map_set(&a->kinds, first, end - first, AUDIT_MARKED) : 0;
 }
 
 /* The digests that the chain has for clusters from `first` on. */
@@ -118,8 +118,10 @@ static int co_compare_piece(const struct window *w, uint64_t first, uint64_t cou
 
     UNLESS_FAILED(r, co_actual_digests(w, first, count, buf, actual));
     for (uint64_t i = 0; r == 0 && i < count; i++) {
-        w->audit->missed[first + i] = memcmp(expected + i * SUMS_DIGEST_SIZE,
-                                             actual + i * SUMS_DIGEST_SIZE, SUMS_DIGEST_SIZE) != 0;
+        if (memcmp(expected + i * SUMS_DIGEST_SIZE, actual + i * SUMS_DIGEST_SIZE,
+                   SUMS_DIGEST_SIZE) != 0) {
+            r = kind_map_set(&w->audit->kinds, first + i, 1, AUDIT_MISSED);
+        }
     }
     w->audit->result->compared += count * BACKUP_CLUSTER_SIZE;
     return r;
@@ -129,15 +131,22 @@ static int co_audit_window(struct window *w, uint8_t *buf)
 {
     struct audit *a = w->audit;
     uint64_t offset = w->first * BACKUP_CLUSTER_SIZE, end = w->first + w->count, n;
+    /* Marks are not set meanwhile. */
+    uint8_t marked[WINDOW] = {0};
     uint64_t size = MIN(w->count * BACKUP_CLUSTER_SIZE, a->run->source->disk.size - offset);
     int r = a->input->ops->co_data(a->input, offset, size, note_data, w);
 
+    for (uint64_t i = 0; i < w->count; i++) {
+        marked[i] = kind_map_get(&a->kinds, w->first + i) == AUDIT_MARKED;
+    }
     for (uint64_t c = w->first; r == 0 && c < end; c += n) {
-        for (n = 1; n < CHAIN_PIECE && c + n < end && a->marked[c + n] == a->marked[c] &&
+        const uint8_t *mark = &marked[c - w->first];
+
+        for (n = 1; n < CHAIN_PIECE && c + n < end && mark[n] == mark[0] &&
                     w->data[c + n - w->first] == w->data[c - w->first];) {
             n++;
         }
-        if (!a->marked[c]) {
+        if (!mark[0]) {
             r = co_compare_piece(w, c, n, buf);
         }
     }
@@ -219,20 +228,19 @@ static void sum_up(const struct audit *a)
     struct audit_result *result = a->result;
     uint64_t disk_size = a->run->source->disk.size;
 
-    for (uint64_t c = 0; c < a->clusters; c++) {
-        uint64_t offset = c * BACKUP_CLUSTER_SIZE;
-        uint64_t size = MIN(BACKUP_CLUSTER_SIZE, disk_size - offset);
-        struct audit_area *last = result->count ? &result->areas[result->count - 1] : NULL;
+    for (uint64_t c = 0, next; c < a->clusters; c = next) {
+        unsigned kind = kind_map_get(&a->kinds, c);
+        uint64_t offset = c * BACKUP_CLUSTER_SIZE, size;
 
-        result->marked += a->marked[c] ? size : 0;
-        if (!a->missed[c]) {
-            continue;
-        }
-        result->missed += size;
-        if (last && last->offset + last->length == offset) {
-            last->length += size;
-        } else if (result->count < AUDIT_AREAS_MAX) {
-            result->areas[result->count++] = (struct audit_area){offset, size};
+        next = kind_map_run_end(&a->kinds, c, a->clusters);
+        size = MIN((next - c) * BACKUP_CLUSTER_SIZE, disk_size - offset);
+        if (kind == AUDIT_MARKED) {
+            result->marked += size;
+        } else if (kind == AUDIT_MISSED) {
+            result->missed += size;
+            if (result->count < AUDIT_AREAS_MAX) {
+                result->areas[result->count++] = (struct audit_area){offset, size};
+            }
         }
     }
     result->compared = disk_size - result->marked;
@@ -262,17 +270,15 @@ static int co_audit_view(struct run *run, struct audit_result *result, struct er
     int r;
 
     a.clusters = div_round_up(run->source->disk.size, BACKUP_CLUSTER_SIZE);
-    a.marked = calloc(1, a.clusters + 1);
-    a.missed = calloc(1, a.clusters + 1);
-    r = a.marked && a.missed ? run->source->ops->co_open_view(run->source, &a.input, err)
-                             : error_out_of_memory(err);
+    r = kind_map_init(&a.kinds, a.clusters) == 0
+            ? run->source->ops->co_open_view(run->source, &a.input, err)
+            : error_out_of_memory(err);
     UNLESS_FAILED(r, co_read_view(&a));
     pull_input_co_close(a.input);
     if (r == 0) {
         sum_up(&a);
     }
-    free(a.marked);
-    free(a.missed);
+    kind_map_clear(&a.kinds);
     return r;
 }
 

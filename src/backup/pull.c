@@ -85,25 +85,31 @@ static int co_write_zero_chunk(struct pull *p, uint64_t first, uint64_t count)
 }
 
 /* What was read becomes data, zeroes if it holds only zeroes, or the same as in the parent. */
-static void judge_chunk(struct pull *p, const struct pull_chunk *chunk, const uint8_t *buf,
-                        uint8_t *digests)
+static int judge_chunk(struct pull *p, const struct pull_chunk *chunk, const uint8_t *buf,
+                       uint8_t *digests, uint8_t *ret_kinds)
 {
-    uint8_t *kinds = p->plan.kinds + chunk->kind_index;
+    int r = 0;
 
     for (uint64_t i = 0; i < chunk->count; i++) {
-        if (buffer_is_zero(buf + i * BACKUP_CLUSTER_SIZE, BACKUP_CLUSTER_SIZE)) {
-            kinds[i] = PULL_ZERO;
+        bool zero = buffer_is_zero(buf + i * BACKUP_CLUSTER_SIZE, BACKUP_CLUSTER_SIZE);
+
+        ret_kinds[i] = zero ? PULL_ZERO : PULL_DATA;
+        if (zero) {
             memset(digests + i * SUMS_DIGEST_SIZE, 0, SUMS_DIGEST_SIZE);
         }
     }
     if (p->config->parent) {
-        pull_compare_kinds(chunk, digests, kinds);
+        pull_compare_kinds(chunk, digests, ret_kinds);
     }
+    for (uint64_t i = 0; r == 0 && i < chunk->count; i++) {
+        r = kind_map_set(&p->plan.kinds, chunk->kind_index + i, 1, ret_kinds[i]);
+    }
+    return r;
 }
 
-static int co_store_chunk(struct pull *p, const struct pull_chunk *chunk, uint8_t *buf)
+static int co_store_chunk(struct pull *p, const struct pull_chunk *chunk, const uint8_t *kinds,
+                          uint8_t *buf)
 {
-    const uint8_t *kinds = p->plan.kinds + chunk->kind_index;
     int r = 0;
 
     for (uint64_t i = 0, end; r == 0 && i < chunk->count; i = end) {
@@ -118,15 +124,14 @@ static int co_store_chunk(struct pull *p, const struct pull_chunk *chunk, uint8_
     return r;
 }
 
-static bool is_all_the_same(const struct pull *p, const struct pull_chunk *chunk)
+static bool is_all_the_same(const uint8_t *kinds, uint64_t count)
 {
-    const uint8_t *kinds = p->plan.kinds + chunk->kind_index;
     uint64_t i = 0;
 
-    while (i < chunk->count && kinds[i] == PULL_SAME) {
+    while (i < count && kinds[i] == PULL_SAME) {
         i++;
     }
-    return i == chunk->count;
+    return i == count;
 }
 
 /* Wait for the turn of a read, under a limit of the rate; a stop ends the wait. */
@@ -145,7 +150,7 @@ static int co_pull_data(struct pull *p, const struct pull_chunk *chunk, uint8_t 
     struct pull_input *input = p->config->input;
     uint64_t offset = chunk->first * BACKUP_CLUSTER_SIZE;
     uint64_t size = pull_bytes(p->config->disk_size, chunk->first, chunk->count);
-    uint8_t digests[PULL_CHUNK_CLUSTERS * SUMS_DIGEST_SIZE];
+    uint8_t digests[PULL_CHUNK_CLUSTERS * SUMS_DIGEST_SIZE], kinds[PULL_CHUNK_CLUSTERS];
     int r;
 
     co_await_turn(p, size);
@@ -157,15 +162,14 @@ static int co_pull_data(struct pull *p, const struct pull_chunk *chunk, uint8_t 
     memset(buf + size, 0, chunk->count * BACKUP_CLUSTER_SIZE - size);
     p->moved += size;
     r = sums_co_digest_clusters(buf, chunk->count * BACKUP_CLUSTER_SIZE, digests);
-    if (r == 0) {
-        judge_chunk(p, chunk, buf, digests);
-        r = co_store_chunk(p, chunk, buf);
-    }
+    UNLESS_FAILED(r, judge_chunk(p, chunk, buf, digests, kinds));
+    UNLESS_FAILED(r, co_store_chunk(p, chunk, kinds, buf));
     if (r < 0) {
         return fail_write(p, r, p->config->image_path, offset);
     }
-    r = is_all_the_same(p, chunk) ? 0
-                                  : sums_write_digests(p->sums, chunk->slot, digests, chunk->count);
+    r = is_all_the_same(kinds, chunk->count)
+            ? 0
+            : sums_write_digests(p->sums, chunk->slot, digests, chunk->count);
     return r < 0 ? fail_write(p, r, p->config->sums_path, offset) : 0;
 }
 

@@ -20,21 +20,33 @@ static bool holds_data(const struct chain_extent *e)
     return e->layer && e->kind == SUMS_DATA;
 }
 
-void pull_compare_zeroes(struct chain *parent, struct pull_plan *plan)
+/* Of clusters where the parent has data. */
+static int record_zeroes(struct pull_plan *plan, uint64_t first, uint64_t end)
+{
+    int r = 0;
+
+    for (uint64_t i = first, next; r == 0 && i < end; i = next) {
+        next = kind_map_run_end(&plan->kinds, i, end);
+        if (kind_map_get(&plan->kinds, i) == PULL_SKIP) {
+            r = kind_map_set(&plan->kinds, i, next - i, PULL_ZERO);
+        }
+    }
+    return r;
+}
+
+int pull_compare_zeroes(struct chain *parent, struct pull_plan *plan)
 {
     struct chain_extent e;
+    int r = 0;
 
     chain_rewind(parent);
-    while (chain_next(parent, UINT32_MAX, &e)) {
-        uint64_t end = MIN(e.first + e.count, plan->runs.digests);
-
-        for (uint64_t i = e.first; holds_data(&e) && i < end; i++) {
-            if (plan->kinds[i] == PULL_SKIP) {
-                plan->kinds[i] = PULL_ZERO;
-            }
+    while (r == 0 && chain_next(parent, UINT32_MAX, &e)) {
+        if (holds_data(&e)) {
+            r = record_zeroes(plan, e.first, MIN(e.first + e.count, plan->runs.digests));
         }
     }
     chain_rewind(parent);
+    return r;
 }
 
 int pull_compare_look_up(struct chain *parent, struct pull_chunk *chunk)
@@ -104,20 +116,14 @@ int pull_compare_close_gaps(const struct pull_plan *plan, struct stored *file)
     int r = stored_truncate(file, place_of_digest(plan->runs.digests));
 
     for (uint64_t i = 0; r == 0 && i < end; i = next) {
-        enum pull_kind kind = plan->kinds[i];
+        enum pull_kind kind = (enum pull_kind)kind_map_get(&plan->kinds, i);
 
-        next = i + 1;
-        if (kind == PULL_SAME) {
-            slot++;
-        } else if (kind == PULL_DATA || kind == PULL_ZERO) {
-            while (next < end &&
-                   (plan->kinds[next] == PULL_DATA || plan->kinds[next] == PULL_ZERO)) {
-                next++;
-            }
+        next = kind_map_run_end(&plan->kinds, i, end);
+        if (kind == PULL_DATA || kind == PULL_ZERO) {
             r = move_digests(file, slot, kept, next - i);
-            slot += next - i;
             kept += next - i;
         }
+        slot += kind == PULL_SKIP || kind == PULL_UNMARKED ? 0 : next - i;
     }
     return r < 0 ? r : stored_truncate(file, place_of_digest(kept));
 }

@@ -7,6 +7,7 @@
 #define TIDEMARK_BACKUP_PULL_INTERNAL_H
 
 #include "backup/chain.h"
+#include "backup/kind_map.h"
 #include "backup/manifest.h"
 #include "backup/pull.h"
 #include "backup/sums.h"
@@ -22,14 +23,14 @@ enum pull_kind {
 };
 
 /*
- * The areas to fetch, and what was found there. `kinds` has a byte of enum pull_kind for each
- * cluster of `runs`, in their order; a run's `digest` is the index of its first cluster's byte.
+ * The areas to fetch, and what was found there. `kinds` has the enum pull_kind of each cluster of
+ * `runs`, in their order; a run's `digest` is the index of its first cluster.
  */
 struct pull_plan {
     struct sums_runs runs;
     /* With a bitmap and a parent: where data is read; `runs` are the whole disk then. */
     struct sums_runs marked;
-    uint8_t *kinds;
+    struct kind_map kinds;
     uint64_t data_clusters;
     uint64_t clusters; /* that are not skipped */
 };
@@ -77,8 +78,8 @@ int pull_plan_to_sums(const struct pull_plan *plan, struct sums_runs *ret_runs);
 
 /* --- comparing with the parent; of a plan that covers the whole disk (pull_compare.c) --- */
 
-/* Record zeroes where the parent has data. Does not yield. */
-void pull_compare_zeroes(struct chain *parent, struct pull_plan *plan);
+/* Record zeroes where the parent has data. 0 or -ENOMEM. Does not yield. */
+int pull_compare_zeroes(struct chain *parent, struct pull_plan *plan);
 /* Fill chunk->parent; chunks ascend. Errors of read(2). Does not yield. */
 int pull_compare_look_up(struct chain *parent, struct pull_chunk *chunk);
 /* Turn the kinds of clusters that are the same into PULL_SAME. Does not yield. */

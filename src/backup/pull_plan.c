@@ -19,7 +19,7 @@ void pull_plan_clear(struct pull_plan *plan)
 {
     sums_runs_clear(&plan->runs);
     sums_runs_clear(&plan->marked);
-    free(plan->kinds);
+    kind_map_clear(&plan->kinds);
     *plan = (struct pull_plan){0};
 }
 
@@ -65,10 +65,8 @@ static int mark_data(void *arg, uint64_t offset, uint64_t length)
     uint64_t first = offset / BACKUP_CLUSTER_SIZE;
     uint64_t end = div_round_up(offset + length, BACKUP_CLUSTER_SIZE);
 
-    for (uint64_t c = first; c < end; c++) {
-        a->plan->kinds[a->run->digest + (c - a->run->first)] = PULL_DATA;
-    }
-    return 0;
+    return kind_map_set(&a->plan->kinds, a->run->digest + (first - a->run->first), end - first,
+                        PULL_DATA);
 }
 
 static void co_ask_worker(void *arg)
@@ -124,24 +122,37 @@ static uint64_t parent_clusters(const struct pull_config *config)
 }
 
 /* Of an incremental backup: zeroes are recorded, but past the end of the parent. */
-static void settle_kinds(const struct pull_config *config, struct pull_plan *plan)
+static int settle_run(struct pull_plan *plan, const struct sums_run *run, uint64_t limit)
+{
+    uint64_t i = 0, end;
+    int r = 0;
+
+    for (; r == 0 && i < run->count; i = end) {
+        uint64_t index = run->digest + i;
+        unsigned kind = kind_map_get(&plan->kinds, index);
+
+        end = kind_map_run_end(&plan->kinds, index, run->digest + run->count) - run->digest;
+        if (kind == PULL_DATA) {
+            plan->data_clusters += end - i;
+        } else if (run->first + i < limit) {
+            end = MIN(end, limit - run->first);
+            r = kind_map_set(&plan->kinds, index, end - i, PULL_ZERO);
+            kind = PULL_ZERO;
+        }
+        plan->clusters += kind != PULL_SKIP && kind != PULL_UNMARKED ? end - i : 0;
+    }
+    return r;
+}
+
+static int settle_kinds(const struct pull_config *config, struct pull_plan *plan)
 {
     uint64_t limit = config->input->has_bitmap && !config->parent ? parent_clusters(config) : 0;
+    int r = 0;
 
-    for (size_t n = 0; n < plan->runs.count; n++) {
-        const struct sums_run *run = &plan->runs.list[n];
-
-        for (uint64_t i = 0; i < run->count; i++) {
-            uint8_t *kind = &plan->kinds[run->digest + i];
-
-            if (*kind == PULL_DATA) {
-                plan->data_clusters++;
-            } else if (run->first + i < limit) {
-                *kind = PULL_ZERO;
-            }
-            plan->clusters += *kind != PULL_SKIP && *kind != PULL_UNMARKED;
-        }
+    for (size_t n = 0; r == 0 && n < plan->runs.count; n++) {
+        r = settle_run(plan, &plan->runs.list[n], limit);
     }
+    return r;
 }
 
 /*
@@ -149,26 +160,27 @@ static void settle_kinds(const struct pull_config *config, struct pull_plan *pla
  * off meanwhile within a cluster, the rest of that cluster is zero, which its status does not show;
  * but then all data after it is marked. So the last cluster that is not is read all the same.
  */
-static void leave_out_unmarked(struct pull_plan *plan)
+static int leave_out_unmarked(struct pull_plan *plan)
 {
-    uint64_t cluster = 0;
-    uint8_t *last = NULL;
+    uint64_t cluster = 0, last = 0, next;
+    bool any = false;
+    int r = 0;
 
-    for (size_t n = 0; n <= plan->marked.count; n++) {
+    for (size_t n = 0; r == 0 && n <= plan->marked.count; n++) {
         const struct sums_run *run = n < plan->marked.count ? &plan->marked.list[n] : NULL;
         uint64_t end = run ? run->first : plan->runs.digests;
 
-        for (; cluster < end; cluster++) {
-            if (plan->kinds[cluster] == PULL_DATA) {
-                last = &plan->kinds[cluster];
-                *last = PULL_UNMARKED;
+        for (; r == 0 && cluster < end; cluster = next) {
+            next = kind_map_run_end(&plan->kinds, cluster, end);
+            if (kind_map_get(&plan->kinds, cluster) == PULL_DATA) {
+                any = true;
+                last = next - 1;
+                r = kind_map_set(&plan->kinds, cluster, next - cluster, PULL_UNMARKED);
             }
         }
         cluster += run ? run->count : 0;
     }
-    if (last) {
-        *last = PULL_DATA;
-    }
+    return r == 0 && any ? kind_map_set(&plan->kinds, last, 1, PULL_DATA) : r;
 }
 
 /*
@@ -211,19 +223,21 @@ int pull_co_plan_kinds(const struct pull_config *config, struct pull_plan *plan,
 {
     int r;
 
-    plan->kinds = calloc(plan->runs.digests + 1, 1);
-    r = plan->kinds ? co_ask_kinds(config, plan) : -ENOMEM;
+    if (kind_map_init(&plan->kinds, plan->runs.digests) < 0) {
+        return error_out_of_memory(err);
+    }
+    r = co_ask_kinds(config, plan);
     if (r < 0) {
         return error_set_errno(err, -r, "Could not ask %s what is allocated", config->input->shown);
     }
     if (config->parent && config->input->has_bitmap) {
-        leave_out_unmarked(plan);
+        r = leave_out_unmarked(plan);
     }
-    settle_kinds(config, plan);
+    UNLESS_FAILED(r, settle_kinds(config, plan));
     if (config->parent) {
-        pull_compare_zeroes(config->parent, plan);
+        UNLESS_FAILED(r, pull_compare_zeroes(config->parent, plan));
     }
-    return 0;
+    return r < 0 ? error_out_of_memory(err) : 0;
 }
 
 /* --- walking --- */
@@ -233,14 +247,12 @@ bool pull_plan_next(const struct pull_plan *plan, struct pull_cursor *cursor,
 {
     while (cursor->run < plan->runs.count) {
         const struct sums_run *run = &plan->runs.list[cursor->run];
-        const uint8_t *kinds = plan->kinds + run->digest;
-        uint64_t start = cursor->in_run, end = start;
-        enum pull_kind kind = kinds[start];
-        uint64_t most = kind == PULL_DATA ? PULL_CHUNK_CLUSTERS : run->count;
+        uint64_t start = cursor->in_run, index = run->digest + start, end;
+        enum pull_kind kind = (enum pull_kind)kind_map_get(&plan->kinds, index);
+        uint64_t most = run->count - start;
 
-        while (end < run->count && end - start < most && kinds[end] == kind) {
-            end++;
-        }
+        most = kind == PULL_DATA ? MIN(most, PULL_CHUNK_CLUSTERS) : most;
+        end = kind_map_run_end(&plan->kinds, index, index + most) - run->digest;
         cursor->in_run = end;
         if (end == run->count) {
             cursor->run++;
@@ -251,7 +263,7 @@ bool pull_plan_next(const struct pull_plan *plan, struct pull_cursor *cursor,
         }
         *ret_chunk = (struct pull_chunk){.first = run->first + start,
                                          .count = end - start,
-                                         .kind_index = run->digest + start,
+                                         .kind_index = index,
                                          .slot = cursor->slot,
                                          .kind = kind};
         cursor->slot += end - start;
@@ -260,21 +272,31 @@ bool pull_plan_next(const struct pull_plan *plan, struct pull_cursor *cursor,
     return false;
 }
 
-int pull_plan_to_sums(const struct pull_plan *plan, struct sums_runs *ret_runs)
+static int add_to_sums(const struct pull_plan *plan, const struct sums_run *run,
+                       struct sums_runs *runs)
 {
-    for (size_t i_run = 0; i_run < plan->runs.count; i_run++) {
-        const struct sums_run *run = &plan->runs.list[i_run];
+    uint64_t i = 0, end;
+    int r = 0;
 
-        for (uint64_t i = 0; i < run->count; i++) {
-            uint8_t kind = plan->kinds[run->digest + i];
-            int r = kind == PULL_DATA || kind == PULL_ZERO
-                        ? sums_runs_add(ret_runs, run->first + i, 1,
-                                        kind == PULL_DATA ? SUMS_DATA : SUMS_ZERO)
-                        : 0;
-            if (r < 0) {
-                return r;
-            }
+    for (; r == 0 && i < run->count; i = end) {
+        uint64_t index = run->digest + i;
+        unsigned kind = kind_map_get(&plan->kinds, index);
+
+        end = kind_map_run_end(&plan->kinds, index, run->digest + run->count) - run->digest;
+        if (kind == PULL_DATA || kind == PULL_ZERO) {
+            r = sums_runs_add(runs, run->first + i, end - i,
+                              kind == PULL_DATA ? SUMS_DATA : SUMS_ZERO);
         }
     }
-    return 0;
+    return r;
+}
+
+int pull_plan_to_sums(const struct pull_plan *plan, struct sums_runs *ret_runs)
+{
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && i < plan->runs.count; i++) {
+        r = add_to_sums(plan, &plan->runs.list[i], ret_runs);
+    }
+    return r;
 }

@@ -247,12 +247,12 @@ static int co_open_sealed(const struct stored_image *image, bool is_new, bool re
 }
 
 /*
- * A restore opens all images of a chain, of which there may be a thousand: what is cached of each
- * is small. A table of 64 KiB leads to 512 MiB of the disk.
+ * An image is read from its beginning to its end, and written nearly so, which needs few tables. A
+ * table of 64 KiB leads to 512 MiB of the disk.
  */
-static void limit_caches(struct options *opts)
+static void limit_caches(struct options *opts, bool read_only)
 {
-    options_set_uint(opts, "l2-cache-size", UINT64_C(2) * BACKUP_CLUSTER_SIZE);
+    options_set_uint(opts, "l2-cache-size", (read_only ? 2 : 64) * (uint64_t)BACKUP_CLUSTER_SIZE);
     options_set_uint(opts, "refcount-cache-size", UINT64_C(4) * BACKUP_CLUSTER_SIZE);
 }
 
@@ -269,9 +269,8 @@ static int co_open_above(struct block_node *file, bool read_only, struct block_n
     }
     options_set_str(opts, "driver", "qcow2");
     options_set_bool(opts, "read-only", read_only);
-    if (read_only) {
-        limit_caches(opts);
-    } else {
+    limit_caches(opts, read_only);
+    if (!read_only) {
         options_set_str(opts, "discard", "unmap");
     }
     options_set_str(opts, "file", block_node_name(file));
@@ -295,9 +294,8 @@ static int co_open_plain(const struct stored_image *image, bool read_only,
     files_self_path(image->fd, self);
     options_set_str(opts, "driver", "qcow2");
     options_set_bool(opts, "read-only", read_only);
-    if (read_only) {
-        limit_caches(opts);
-    } else {
+    limit_caches(opts, read_only);
+    if (!read_only) {
         options_set_str(opts, "discard", "unmap");
     }
     options_set_str(file, "driver", "file");

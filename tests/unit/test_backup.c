@@ -476,17 +476,17 @@ static void map_is_what_the_layers_say(void **state)
 
 static void plan_is_walked_in_chunks_of_one_kind(void **state)
 {
-    uint8_t kinds[23] = {0};
-    struct pull_plan plan = {.kinds = kinds};
+    struct pull_plan plan = {.data_clusters = 0};
     struct pull_cursor cursor = {0};
     struct pull_chunk c;
     struct sums_runs sums = {0};
 
     sums_runs_add(&plan.runs, 10, 20, SUMS_DATA);
     sums_runs_add(&plan.runs, 40, 3, SUMS_DATA);
-    memset(kinds, PULL_DATA, 9);
-    memset(kinds + 9, PULL_ZERO, 6);
-    memset(kinds + 20, PULL_DATA, 3); /* between them: PULL_SKIP */
+    assert_int_equal(kind_map_init(&plan.kinds, 23), 0);
+    kind_map_set(&plan.kinds, 0, 9, PULL_DATA);
+    kind_map_set(&plan.kinds, 9, 6, PULL_ZERO);
+    kind_map_set(&plan.kinds, 20, 3, PULL_DATA); /* between them: PULL_SKIP */
     assert_true(pull_plan_next(&plan, &cursor, &c));
     assert_true(c.first == 10 && c.count == PULL_CHUNK_CLUSTERS && c.slot == 0);
     assert_true(pull_plan_next(&plan, &cursor, &c));
@@ -501,7 +501,37 @@ static void plan_is_walked_in_chunks_of_one_kind(void **state)
     assert_int_equal(sums.digests, 18);
     assert_true(sums.list[2].first == 40 && sums.list[2].digest == 15);
     sums_runs_clear(&sums);
-    sums_runs_clear(&plan.runs);
+    pull_plan_clear(&plan);
+}
+
+/* Random changes, compared with a byte for each cluster; leaves that became free are used again. */
+static void kinds_are_what_was_set(void **state)
+{
+    enum { COUNT = 1000, STEPS = 20000 };
+    uint8_t model[COUNT] = {0};
+    struct kind_map m;
+
+    srandom(1);
+    assert_int_equal(kind_map_init(&m, COUNT), 0);
+    for (int step = 0; step < STEPS; step++) {
+        size_t first = (size_t)random() % COUNT, at = (size_t)random() % COUNT, end = at;
+        size_t most = random() % 3 ? 9 : COUNT;
+        size_t count = 1 + (size_t)random() % most;
+        unsigned kind = (unsigned)random() % KIND_MAP_KINDS;
+
+        count = count < COUNT - first ? count : COUNT - first;
+        assert_int_equal(kind_map_set(&m, first, count, kind), 0);
+        memset(model + first, (int)kind, count);
+        for (size_t i = 0; i < COUNT; i++) {
+            assert_int_equal(kind_map_get(&m, i), model[i]);
+        }
+        while (end < COUNT && model[end] == model[at]) {
+            end++;
+        }
+        assert_int_equal(kind_map_run_end(&m, at, COUNT), end);
+    }
+    assert_true(m.leaf_count <= COUNT / 128 + 1);
+    kind_map_clear(&m);
 }
 
 /* --- repositories --- */
@@ -687,6 +717,7 @@ int main(void)
         cmocka_unit_test(past_the_end_of_a_layer_are_zeroes),
         cmocka_unit_test(map_is_what_the_layers_say),
         cmocka_unit_test(plan_is_walked_in_chunks_of_one_kind),
+        cmocka_unit_test(kinds_are_what_was_set),
         cmocka_unit_test(repository_finds_chains_and_refuses_loops),
         cmocka_unit_test(no_id_comes_again_in_its_second),
         cmocka_unit_test(only_one_run_writes_to_a_repository),
