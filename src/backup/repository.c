@@ -13,6 +13,7 @@
 #include "backup/files.h"
 #include "backup/set.h"
 #include "backup/stored.h"
+#include "base/checked.h"
 #include "base/cleanup.h"
 
 /* Reading a list that a prune changes meanwhile. */
@@ -91,14 +92,39 @@ static const char *string_of(struct json_object *o, const char *key)
                : NULL;
 }
 
-/* Descriptions of earlier versions have no checksum. */
+/* Whether all members are ones that a description has. */
+static bool members_are_known(struct json_object *o)
+{
+    static const char *const known[] = {"format", "version",     "id",           "former",
+                                        "key",    "path",        "encryption",   "place",
+                                        "mac",    "append-only", "scrypt-log-n", "scrypt-salt"};
+
+    json_object_object_foreach(o, name, value)
+    {
+        size_t i = 0;
+
+        (void)value;
+        while (i < ARRAY_SIZE(known) && strcmp(known[i], name) != 0) {
+            i++;
+        }
+        if (i == ARRAY_SIZE(known)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/*
+ * Descriptions of earlier versions have no checksum. One whose name was damaged is a member that is
+ * not known.
+ */
 static bool checksum_is_right(struct json_object *o)
 {
     const char *found = string_of(o, "sha256");
     char *stored AUTO_FREE = found ? strdup(found) : NULL;
     char actual[SHA256_HEX_SIZE];
 
-    return !json_object_object_get_ex(o, "sha256", NULL) ||
+    return (!json_object_object_get_ex(o, "sha256", NULL) && members_are_known(o)) ||
            (stored && repository_description_sha256(o, actual) == 0 && strcmp(stored, actual) == 0);
 }
 

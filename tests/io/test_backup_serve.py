@@ -16,7 +16,8 @@ import nbd
 from backup_case import MIB, BackupCase
 from tidemark import Process, can_connect, nbd_uri, run, tool, wait_until
 
-FLIPS = int(os.environ.get("TIDEMARK_FLIPS", "40"))
+# A long test: TIDEMARK_FLIPS=2000.
+FLIPS = int(os.environ.get("TIDEMARK_FLIPS", "24"))
 
 
 class ServeCase(BackupCase):
@@ -246,7 +247,13 @@ class InTheDaemon(ServeCase):
 
 
 class Flips(ServeCase):
-    """One bit, anywhere in a repository: the right data, or an error."""
+    """One bit, anywhere in a repository: the right data, or an error, whoever reads."""
+
+    def setUp(self):
+        super().setUp()
+        self.target = self.path("out.raw")
+        self.mountpoint = self.path("mnt")
+        os.makedirs(self.mountpoint)
 
     def flip(self, path, bit):
         with open(path, "r+b") as f:
@@ -261,34 +268,88 @@ class Flips(ServeCase):
                 yield os.path.join(self.repository, manifest["id"], name)
         yield os.path.join(self.repository, "repository.json")
 
-    def test_random_bits(self):
-        rng = random.Random(os.environ.get("TIDEMARK_SEED", "1"))
+    def read_by(self, *command):
+        """What a command writes to self.target; None: it fails, and names the repository."""
+        result = run(*command, check=False)
+        self.assertIn(result.returncode, (0, 1), (command, result.stderr))
+        if result.returncode:
+            self.assertIn(self.repository, result.stderr, command)
+            return None
+        with open(self.target, "rb") as f:
+            return f.read()
+
+    def read_restored(self):
+        return self.read_by(*tool("restore"), self.repository, "--force", self.target)
+
+    def read_driver(self):
+        point = f"driver=tidemark-backup,repository={self.repository}"
+        return self.read_by(*tool("img"), "convert", "-O", "raw", "--image-opts", point, self.target)
+
+    def read_verified(self):
+        """The verification has to notice every bit."""
+        result = run(*tool("verify"), self.repository, check=False)
+        self.assertIn(result.returncode, (1, 2), result.stdout + result.stderr)
+
+    def is_mounted(self):
+        with open("/proc/self/mounts", encoding="ascii") as mounts:
+            return any(line.split()[1] == self.mountpoint for line in mounts)
+
+    def read_mounted(self):
+        words = [*tool("mount"), self.repository, self.mountpoint]
+        server = self.own(Process(words, self.path("mount.log")))
+        wait_until(lambda: self.is_mounted() or server.process.poll() is not None, "the mount")
+        try:
+            path = os.path.join(self.mountpoint, self.second["id"], "disk.raw")
+            with open(path, "rb") as f:
+                return f.read()
+        except OSError:
+            return None
+        finally:
+            server.stop()
+
+    def flip_some(self, rng, count):
         files = list(self.files())
-        outcomes = {"right": 0, "refused": 0}
-        target = self.path("out.raw")
-        for n in range(FLIPS):
-            path = files[n % len(files)]
+        readers = [self.read_restored, self.read_driver, self.read_verified] * 5
+        readers.append(self.read_mounted)
+        refused = 0
+        for n in range(count):
+            path, read = files[n % len(files)], readers[n % len(readers)]
             bit = rng.randrange(os.path.getsize(path) * 8)
             self.flip(path, bit)
             try:
-                if n % 2:
-                    command = [*tool("restore"), self.repository, "--force", target]
-                else:
-                    command = [*tool("img"), "convert", "-O", "raw", "--image-opts",
-                               f"driver=tidemark-backup,repository={self.repository}", target]
-                result = run(*command, check=False)
-                self.assertIn(result.returncode, (0, 1), (path, bit, result.stderr))
-                if result.returncode == 0:
-                    with open(target, "rb") as f:
-                        self.assertTrue(f.read() == self.model, (path, bit))
-                    outcomes["right"] += 1
-                else:
-                    self.assertIn(self.repository, result.stderr, (path, bit))
-                    outcomes["refused"] += 1
+                with self.subTest(path=path, bit=bit, reader=read.__name__):
+                    content = read()
+                    refused += content is None
+                    self.assertTrue(content is None or content == self.model)
             finally:
                 self.flip(path, bit)
-        self.assertGreater(outcomes["refused"], FLIPS // 4, outcomes)
+        self.assertGreater(refused, count // 4)
         self.assert_sound()
+
+    def test_the_name_of_a_checksum(self):
+        """Without it the description would be one of an earlier version, without a checksum."""
+        path = os.path.join(self.repository, "repository.json")
+        with open(path, "rb") as f:
+            first = f.read().index(b"sha256")
+        for bit in range(first * 8, (first + 6) * 8, 5):
+            with self.subTest(bit=bit):
+                self.flip(path, bit)
+                self.read_verified()
+                self.flip(path, bit)
+
+    def test_random_bits(self):
+        self.flip_some(random.Random(os.environ.get("TIDEMARK_SEED", "1")), FLIPS)
+
+    def test_random_bits_of_encrypted_backups(self):
+        key = self.path("key")
+        with open(key, "wb") as f:
+            f.write(b"k" * 40)
+        plain, self.repository = self.repository, self.path("encrypted")
+        os.environ["TIDEMARK_KEY_FILE"] = key
+        self.addCleanup(os.environ.pop, "TIDEMARK_KEY_FILE")
+        run(*tool("repair"), "--sign", plain)
+        run(*tool("copy"), "--encrypt", plain, self.repository)
+        self.flip_some(random.Random(os.environ.get("TIDEMARK_SEED", "2")), FLIPS)
 
 
 if __name__ == "__main__":
