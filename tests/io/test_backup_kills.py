@@ -15,7 +15,7 @@ from qemu_machine import MachineCase
 from tidemark import can_connect, nbd_uri, qemu, qemu_img, run, tool, wait_until
 
 CLUSTER = 65536
-ROUNDS = int(os.environ.get("TIDEMARK_KILL_ROUNDS", "5"))
+ROUNDS = int(os.environ.get("TIDEMARK_KILL_ROUNDS", "20"))
 
 
 class KillCase(BackupCase):
@@ -60,7 +60,7 @@ class KillCase(BackupCase):
         for i in range(ROUNDS):
             self.change()
             self.play_round()
-            if i % 3 == 2:
+            if i % 10 == 4:
                 proved.append((self.backup(), bytes(self.model)))
                 self.assert_restores(*proved[-1])
         proved.append((self.backup(), bytes(self.model)))
@@ -225,7 +225,7 @@ class TestLibvirt(test_backup_libvirt.LibvirtCase):
         for i in range(ROUNDS):
             self.change()
             self.play_round()
-            if i % 3 == 2:
+            if i % 10 == 4:
                 proved.append((self.backup(), {d: bytes(m) for d, m in self.models.items()}))
                 self.assert_set_restores(*proved[-1])
         proved.append((self.backup(), {d: bytes(m) for d, m in self.models.items()}))
