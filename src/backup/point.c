@@ -55,59 +55,22 @@ struct point {
 
 /* --- opening ---------------------------------------------------------------------------------- */
 
-struct point_opening {
-    struct point *point;
-    const char *repository, *at;
-    struct error *err;
-    int status;
-    struct co_group group;
-};
-
-static int co_open_point_chain(struct point_opening *o)
+static int co_open_point_chain(struct point *p, const char *path, const char *at, struct error *err)
 {
-    struct point *p = o->point;
     const struct repository_entry **entries AUTO_FREE = NULL;
     const struct repository_entry *e;
     size_t count = 0;
-    int r = p->ring ? repository_open_with(o->repository, p->ring, &p->own, o->err)
-                    : repository_share(o->repository, &p->repository, o->err);
+    int r = p->ring ? repository_open_with(path, p->ring, &p->own, err)
+                    : repository_share(path, &p->repository, err);
 
     if (r < 0) {
         return r;
     }
     p->repository = p->ring ? &p->own : p->repository;
-    e = repository_find(p->repository, o->at, o->err);
-    r = e ? repository_chain(p->repository, e, &entries, &count, o->err) : -ENOENT;
-    UNLESS_FAILED(r, chain_co_open_unmapped(p->repository, entries, count, &p->chain, o->err));
+    e = repository_find(p->repository, at, err);
+    r = e ? repository_chain(p->repository, e, &entries, &count, err) : -ENOENT;
+    UNLESS_FAILED(r, chain_co_open_unmapped(p->repository, entries, count, &p->chain, err));
     return r;
-}
-
-static void co_run_point_opening(void *arg)
-{
-    struct point_opening *o = arg;
-
-    o->status = co_open_point_chain(o);
-    co_group_done(&o->group);
-}
-
-/*
- * In a coroutine of its own: the images of the chain are no children of the node, and become public
- * at once. So their number does not count as the size of a graph, nor do drains walk over them.
- */
-static int co_open_apart(struct point_opening *o)
-{
-    int r;
-
-    co_group_init(&o->group);
-    co_group_add(&o->group);
-    r = co_spawn(reactor_home(reactor_main()), co_run_point_opening, o);
-    if (r < 0) {
-        co_group_done(&o->group);
-        o->status = error_set_errno(o->err, -r, "Could not start opening");
-    }
-    co_group_wait(&o->group);
-    co_group_destroy(&o->group);
-    return o->status;
 }
 
 static void point_co_close(struct block_node *node)
@@ -173,8 +136,7 @@ static int point_co_open(struct block_node *node, struct options *opts, struct e
     node->beyond_filename = true;
     p->own = REPOSITORY_INIT;
     r = take_key(p, opts, err);
-    UNLESS_FAILED(r, co_open_apart(&(struct point_opening){
-                         .point = p, .repository = repository, .at = at, .err = err}));
+    UNLESS_FAILED(r, co_open_point_chain(p, repository, at, err));
     if (r < 0) {
         point_co_close(node);
         return r;
