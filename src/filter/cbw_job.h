@@ -116,9 +116,10 @@ void cbw_merge_uncopied(struct cbw_state *s, struct dirty_bitmap *dest);
 /* Likewise what is held only (`hold_bytes`); false: nothing is. */
 bool cbw_merge_held(struct cbw_state *s, struct dirty_bitmap *dest);
 /*
- * Get memory to hold more, and, if much is held, write the oldest of that: a job calls it between
- * its pieces, again and again until *ret_more is false, as guests have to wait for the target when
- * nothing more can be held. Results of cbw_co_copy(). Yields.
+ * Get memory to hold more, and, if much is held, copy the area of the oldest of that: a job calls
+ * this between its pieces, again and again until *ret_more is false. So the job goes first where
+ * guests write, and these need not copy by themselves when nothing more can be held. Results of
+ * cbw_co_copy(), but 0 after cbw_stop(). Yields.
  */
 int cbw_co_write_held(struct cbw_state *s, bool *ret_more, bool *ret_reading);
 

@@ -846,6 +846,7 @@ static void add_memory_to_hold(struct cbw_state *s)
 int cbw_co_write_held(struct cbw_state *s, bool *ret_more, bool *ret_reading)
 {
     struct cbw_write w = {.s = s, .by_job = true};
+    uint64_t area = MAX(FILLED_MAX, s->cluster_size), start;
     const struct held_item *item;
     bool wants;
     int r = 0;
@@ -855,12 +856,8 @@ int cbw_co_write_held(struct cbw_state *s, bool *ret_more, bool *ret_reading)
     item = held_oldest(&s->held);
     *ret_more = item && !s->broken;
     if (*ret_more) {
-        w.own[0] = copy_new_locked(&w, item->offset, item->length);
-        w.own_count = w.own[0] ? 1 : 0;
-        pthread_mutex_unlock(&s->lock);
-        co_start_own(&w);
-        pthread_mutex_lock(&s->lock);
-        r = w.own[0] ? co_finish_own_locked(&w) : -ENOMEM;
+        start = round_down(item->offset, area);
+        r = co_copy_range_locked(&w, start, MIN(start + area, s->size));
     }
     pthread_mutex_unlock(&s->lock);
     if (wants) {
