@@ -99,6 +99,7 @@ int cli_co_add_copy_on_read(struct block_node **node, struct error *err)
     options_set_bool(opts, "read-only", false);
     r = block_co_open(opts, BLOCK_OPEN_RDWR, &filter, err);
     if (r == 0) {
+        block_node_set_implicit(filter);
         block_co_unref(*node); /* the filter holds it */
         *node = filter;
     }

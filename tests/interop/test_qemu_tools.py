@@ -137,3 +137,47 @@ class OptionsTest(BothTest):
                     '"backing": null}'),
         ):  # fmt: skip
             self.assertEqual(outcome[1], 0, outcome)
+
+
+class WordsTest(BothTest):
+    """Which of several mistakes is named, and how."""
+
+    def setUp(self):
+        super().setUp()
+        self.disk = self.create("disk.qcow2", "1M")
+
+    def test_sizes_are_looked_at_before_the_image(self):
+        for size in "1x", "", "+", "-", "1e3":
+            for outcome in self.agree_on(("resize", "-f", "raw", "none.raw", size)):
+                self.assertIn("Parameter 'size' expects a non-negative number", outcome[3])
+
+    def test_a_bitmap_command_without_an_action(self):
+        for outcome in self.agree_on(("bitmap",), ("bitmap", self.disk), ("bitmap", self.disk, "b")):
+            self.assertIn("Need at least one of --add", outcome[3])
+
+    def test_a_base_that_is_not_in_the_chain(self):
+        self.agree_on(
+            ("commit", "-f", "qcow2", "-b", "none", self.disk), ("commit", "-f", "qcow2", self.disk)
+        )
+
+    def test_an_unknown_form_of_output_leads_to_the_help(self):
+        for command in "info", "map", "check", "measure":
+            result = run(compat("qemu-img"), command, "--output=foo", self.disk, check=False)
+            self.assertEqual(
+                result.stderr,
+                "qemu-img: --output expects 'human' or 'json' not 'foo'\n"
+                f"Try 'qemu-img {command} --help' for more info\n",
+            )
+
+    def test_no_open_file_comes_before_wrong_arguments(self):
+        words = ("-f", "qcow2", "-c", "close", "-c", "write 0", "-c", "length 1")
+        theirs, ours = (run(f("qemu-io"), *words, self.disk, check=False) for f in (qemu, compat))
+        self.assertEqual(
+            (ours.returncode, ours.stdout, ours.stderr),
+            (theirs.returncode, theirs.stdout, theirs.stderr),
+        )
+
+    def test_copy_on_read_is_not_the_format(self):
+        words = ("-C", "-f", "qcow2", "-c", "info", self.disk)
+        theirs, ours = (run(f("qemu-io"), *words) for f in (qemu, compat))
+        self.assertEqual(ours.stdout.splitlines()[:3], theirs.stdout.splitlines()[:3])

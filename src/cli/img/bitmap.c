@@ -53,14 +53,18 @@ static bool needs_bitmap(const struct bitmap_request *q)
     return q->actions.count == 0;
 }
 
+static int check_has_action(const struct bitmap_request *q, struct error *err)
+{
+    return q->actions.count > 0
+               ? 0
+               : error_set(err, EINVAL,
+                           "Need at least one of --add, --remove, %s--clear, --enable, --disable, "
+                           "or --merge",
+                           cli_is_compat() ? "" : "--remove-all, ");
+}
+
 static int check_bitmap_request(const struct bitmap_request *q, struct error *err)
 {
-    if (q->actions.count == 0) {
-        return error_set(err, EINVAL,
-                         "Need at least one of --add, --remove, %s--clear, --enable, --disable, or "
-                         "--merge",
-                         cli_is_compat() ? "" : "--remove-all, ");
-    }
     if (q->granularity_text && !has_action(q, "add")) {
         return error_set(err, EINVAL, "granularity only supported with --add");
     }
@@ -225,6 +229,10 @@ int img_co_bitmap(int argc, char **argv, struct error *err)
     first = cli_args_parse(args, &usage, argc, argv);
     if (first < 0) {
         return first;
+    }
+    r = check_has_action(&q, err);
+    if (r < 0) {
+        return r;
     }
     if (first != argc - 1 - needs_bitmap(&q)) {
         return error_set(err, EINVAL,

@@ -194,7 +194,7 @@ int img_co_check(int argc, char **argv, struct error *err)
 
     r = img_parse(args, &usage, argc, argv, &image, err);
     UNLESS_FAILED(r, parse_repair(repair, &fix, err));
-    UNLESS_FAILED(r, cli_parse_output(output, &form.json, err));
+    UNLESS_FAILED(r, img_parse_output(&usage, output, &form.json, err));
     UNLESS_FAILED(r, img_prepare(&image, "source cache", &objects, err));
     if (fix) {
         flags |= BLOCK_OPEN_RDWR | BLOCK_OPEN_RESIZE_FILE;

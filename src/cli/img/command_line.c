@@ -36,3 +36,11 @@ int img_prepare(const struct cli_image *image, const char *cache_option,
 
     return r < 0 ? r : cli_add_objects(objects, err);
 }
+
+int img_parse_output(const struct cli_usage *usage, const char *text, bool *ret_json,
+                     struct error *err)
+{
+    return cli_parse_output(text, ret_json, NULL) < 0
+               ? cli_usage_error(err, usage, "--output expects 'human' or 'json' not '%s'", text)
+               : 0;
+}

@@ -23,6 +23,9 @@ int img_parse(const struct cli_arg *args, const struct cli_usage *usage, int arg
  */
 int img_prepare(const struct cli_image *image, const char *cache_option,
                 const struct cli_items *objects, struct error *err);
+/* As cli_parse_output(); an error also says where the help is. */
+int img_parse_output(const struct cli_usage *usage, const char *text, bool *ret_json,
+                     struct error *err);
 /* Show progress on standard output, if `wanted`: as qemu-img, or as a bar on a terminal. */
 void img_progress_begin(struct progress *p, bool wanted, uint64_t total);
 

@@ -83,7 +83,7 @@ static int find_above(struct commit *c, struct block_node **ret_above, struct er
     struct block_node *above = block_node_skip_filters(c->image.node);
     struct block_node *base = block_node_backing(above);
 
-    if (!base) {
+    if (!base && !c->base_name) {
         return error_set(err, EINVAL, "Image does not have a backing file");
     }
     c->zero_from = UINT64_MAX;

@@ -388,7 +388,7 @@ int img_co_info(int argc, char **argv, struct error *err)
     int r;
 
     r = img_parse(args, &usage, argc, argv, &image, err);
-    UNLESS_FAILED(r, cli_parse_output(output, &json, err));
+    UNLESS_FAILED(r, img_parse_output(&usage, output, &json, err));
     UNLESS_FAILED(r, img_prepare(&image, "cache", &objects, err));
     if (r < 0) {
         return r;

@@ -207,7 +207,7 @@ int img_co_map(int argc, char **argv, struct error *err)
     r = img_parse(args, &usage, argc, argv, &image, err);
     UNLESS_FAILED(r, cli_take_size(start_text, "start offset", 0, INT64_MAX, &start, err));
     UNLESS_FAILED(r, cli_take_size(length_text, "max length", 0, INT64_MAX, &length, err));
-    UNLESS_FAILED(r, cli_parse_output(output, &json, err));
+    UNLESS_FAILED(r, img_parse_output(&usage, output, &json, err));
     if (r == 0 && bitmap && !layers) {
         r = cli_usage_error(err, &usage, "--bitmap needs --layers");
     }

@@ -316,7 +316,7 @@ static int co_run_measure_request(const struct measure_request *q, struct cli_im
     int r = cli_creation_option(&q->options, "size", &ignored, err);
 
     UNLESS_FAILED(r, cli_add_objects(&q->objects, err));
-    UNLESS_FAILED(r, cli_parse_output(q->output, &json, err));
+    UNLESS_FAILED(r, img_parse_output(&usage, q->output, &json, err));
     UNLESS_FAILED(r, cli_take_size(q->size_text, "image size", 0, INT64_MAX, &size, err));
     if (image->name) {
         UNLESS_FAILED(r, cli_co_open_disk(image, 0, &disk, err));

@@ -19,6 +19,20 @@ static const struct cli_usage usage = {
                 "@--shrink -f qcow2 disk.qcow2 20G",
 };
 
+/* Whether the text is a size at all: what it is relative to is looked at later. */
+static int check_size_text(const char *text, struct error *err)
+{
+    uint64_t value;
+
+    if (cli_size(text + (*text == '+' || *text == '-'), &value) != -EINVAL) {
+        return 0;
+    }
+    error_set(err, EINVAL, "Parameter 'size' expects a non-negative number below 2^64");
+    error_hint(err, "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
+                    "and exabytes, respectively.");
+    return -EINVAL;
+}
+
 /* The new size that "SIZE", "+SIZE" or "-SIZE" means. */
 static int parse_new_size(const char *text, uint64_t current, uint64_t *ret_size, struct error *err)
 {
@@ -108,6 +122,7 @@ int img_co_resize(int argc, char **argv, struct error *err)
     }
     image.name = argv[first];
     r = cli_parse_prealloc(prealloc_text, &prealloc, err);
+    UNLESS_FAILED(r, check_size_text(size_text, err));
     UNLESS_FAILED(r, cli_add_objects(&objects, err));
     UNLESS_FAILED(r,
                   cli_co_open_disk(&image, BLOCK_OPEN_RDWR | BLOCK_OPEN_RESIZE_FILE, &disk, err));

@@ -375,7 +375,7 @@ static bool co_has_info(struct block_node *node)
 static int co_run_info(struct io *io, const struct io_command *command, struct io_args *a,
                        struct error *err)
 {
-    struct block_node *node = io->disk.node;
+    struct block_node *node = block_node_skip_implicit(io->disk.node);
     struct block_info info;
     struct json_object *specific, *data;
     char cluster[32], state[32];

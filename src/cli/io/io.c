@@ -89,10 +89,10 @@ static int co_run_words(struct io *io, int argc, char **argv, struct error *err)
         fprintf(stderr, "command \"%s\" not found\n", argv[0]);
         return -EINVAL;
     }
-    if (!check_argument_count(c, argc - 1)) {
+    r = check_needs(io, c, err);
+    if (r == 0 && !check_argument_count(c, argc - 1)) {
         return -EINVAL;
     }
-    r = check_needs(io, c, err);
     UNLESS_FAILED(r, parse_command_options(c, argc, argv, &args));
     return r < 0 ? r : c->co_run(io, c, &args, err);
 }

@@ -392,9 +392,6 @@ static int co_insert_image(struct machine_disk *disk, const struct settings *s,
         cli_warn("disabling copy-on-read on read-only drive");
     } else if (s->copy_on_read) {
         UNLESS_FAILED(r, cli_co_add_copy_on_read(&node, err));
-        if (r >= 0) {
-            block_node_set_implicit(node);
-        }
     }
     UNLESS_FAILED(r, machine_disk_co_insert(disk, node, err));
     if (r >= 0) {
