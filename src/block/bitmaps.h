@@ -197,6 +197,12 @@ int block_co_bitmap_fetch(struct block_bitmap *b, struct error *err);
  * Errors as above; *ret_value then counts the bits in memory.
  */
 int block_co_bitmap_count(struct block_bitmap *b, uint64_t *ret_value, struct error *err);
+/*
+ * The dirty bytes as far as they are known without reading the image: at most what
+ * block_co_bitmap_count() finds, and no less if block_bitmap_is_counted(). Neither yields.
+ */
+bool block_bitmap_is_counted(const struct block_bitmap *b);
+uint64_t block_bitmap_known_count(const struct block_bitmap *b);
 /* The bits of a bitmap that was fetched, or that was not loaded from an image. Any thread. */
 const struct dirty_bitmap *block_bitmap_bits(const struct block_bitmap *b);
 

@@ -7,13 +7,27 @@
  * Steps that can take long (opening, closing, waiting for clients) pause the lock; a coroutine then
  * keeps references to what it uses afterwards, or looks it up again. Main reactor, in a coroutine.
  * Programs with one flow, such as `img`, need not take it.
+ *
+ * A step that waits for a disk *works apart* on its nodes: the lock is released, and whoever could
+ * touch what the step works on does not get the lock before the step has ended:
+ *
+ *      who takes the lock              waits for the end of a step that works apart
+ *      with a scope that meets it      yes
+ *      with a scope, changes edges     if the step changes edges, too
+ *      with a scope, else              no: commands for other disks go on
+ *      without a scope                 yes, of any step: it may touch anything
  */
 #ifndef TIDEMARK_BLOCK_CONTROL_LOCK_H
 #define TIDEMARK_BLOCK_CONTROL_LOCK_H
 
 #include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 
+#include "base/list.h"
 #include "co/co.h"
+
+struct block_node;
 
 /* Take the lock. Not recursive. Yields. */
 void block_co_control_lock(void);
@@ -23,7 +37,10 @@ void block_control_unlock(void);
 /* Whether any coroutine has the lock. Does not yield. */
 bool block_control_is_locked(void);
 
-/* Unlock if this coroutine has the lock; returns whether it had. Does not yield. */
+/*
+ * Unlock if this coroutine has the lock, or let others touch what it works on apart; returns
+ * whether there was something to pause. Does not yield.
+ */
 bool block_control_pause(void);
 /*
  * Run `entry(arg)` in a coroutine of its own, which takes the lock over from the calling one:
@@ -32,7 +49,57 @@ bool block_control_pause(void);
  */
 int block_control_hand_over(co_entry *entry, void *arg);
 
-/* Take the lock again if `held`, which block_control_pause() returned. Yields. */
+/* Undo that if `held`, which block_control_pause() returned. Yields. */
 void block_co_control_resume(bool held);
+
+/* --- working apart ---------------------------------------------------------------------------- */
+
+/* The members are private. */
+struct block_control_work {
+    struct list link;
+    struct co *owner;
+    struct block_node *const *nodes;
+    size_t count;
+    bool changes_graph;
+};
+
+/*
+ * Begin to work apart on the nodes, which the caller references, and on all that are joined with
+ * them (block_node_is_joined()); the array stays until the end. `changes_graph`: a graph change is
+ * under way, or may begin. The caller has the lock, which is released. Does not yield.
+ */
+void block_control_begin_work(struct block_control_work *work, struct block_node *const *nodes,
+                              size_t count, bool changes_graph);
+/* From now on the work changes no edges. Does not yield. */
+void block_control_keep_graph(struct block_control_work *work);
+/*
+ * Take the lock again, as block_co_control_lock() does, and end the work. Drains end before that,
+ * since this may wait for another command. Yields.
+ */
+void block_co_control_end_work(struct block_control_work *work);
+
+/*
+ * Likewise, when nobody else works on what is joined with the node: false if that does not end
+ * within `patience_ns` nanoseconds, and nothing has begun. The lock is released while this waits.
+ * Yields.
+ */
+bool block_co_control_try_work(struct block_control_work *work, struct block_node *const *node,
+                               int64_t patience_ns);
+
+/* --- scopes ----------------------------------------------------------------------------------- */
+
+/* What a coroutine touches while it has the lock. The first two members are private. */
+struct block_control_scope {
+    struct list link;
+    struct co *owner;
+    /* It begins no graph change. */
+    bool keeps_graph;
+    /* Whether it touches something that is joined with the node; NULL: nothing. Does not yield. */
+    bool (*meets)(const struct block_control_scope *scope, struct block_node *node);
+};
+
+/* The running coroutine has the scope from now on, until the end. It has no other one. */
+void block_control_begin_scope(struct block_control_scope *scope);
+void block_control_end_scope(struct block_control_scope *scope);
 
 #endif

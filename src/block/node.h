@@ -243,9 +243,11 @@ struct block_node *block_node_skip_implicit(struct block_node *node);
 struct block_node *block_node_backing(struct block_node *node);
 /* Whether `to` is `from`, or below it. */
 bool block_node_reaches(struct block_node *from, const struct block_node *to);
+/* Whether edges lead from one to the other, in any directions; a node is joined with itself. */
+bool block_node_is_joined(struct block_node *a, const struct block_node *b);
 /*
  * Call `fn` for the public nodes at and below one, each once, parents before their children. `fn`
- * may neither change the graph, nor call this or block_node_reaches(), nor yield.
+ * may neither change the graph, nor call one of these three functions, nor yield.
  */
 typedef void block_node_fn(struct block_node *node, void *arg);
 void block_node_foreach_below(struct block_node *from, block_node_fn *fn, void *arg);

@@ -1,27 +1,45 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What is below a node. */
+/* What is below a node, and what is joined with it. */
 #include "block/internal.h"
 
-/* The nodes at and below one, by `reach_next`, each once; as far as `to`, which may be NULL. */
-static bool walk_below(struct block_node *from, const struct block_node *to)
+/* A walk through the graph; the nodes that it has found follow each other by `reach_next`. */
+struct walk {
+    unsigned mark;
+    struct block_node **end;
+};
+
+static void walk_to(struct walk *w, struct block_node *node)
+{
+    if (node->reach_mark != w->mark) {
+        node->reach_mark = w->mark;
+        node->reach_next = NULL;
+        *w->end = node;
+        w->end = &node->reach_next;
+    }
+}
+
+/*
+ * Find the nodes at and below one, each once, and with `up` those above them, too; as far as `to`,
+ * which may be NULL.
+ */
+static bool walk_graph(struct block_node *from, const struct block_node *to, bool up)
 {
     static unsigned mark;
-    struct block_node *node, **end = &from->reach_next;
+    struct block_node *node = NULL;
+    struct walk w = {.mark = ++mark, .end = &node};
     struct block_edge *edge;
 
-    mark++;
-    from->reach_mark = mark;
-    from->reach_next = NULL;
-    for (node = from; node; node = node->reach_next) {
+    walk_to(&w, from);
+    for (; node; node = node->reach_next) {
         if (node == to) {
             return true;
         }
         LIST_FOREACH (edge, &node->children, sibling) {
-            if (edge->node->reach_mark != mark) {
-                edge->node->reach_mark = mark;
-                edge->node->reach_next = NULL;
-                *end = edge->node;
-                end = &edge->node->reach_next;
+            walk_to(&w, edge->node);
+        }
+        LIST_FOREACH (edge, &node->parents, in_node) {
+            if (up && edge->parent) {
+                walk_to(&w, edge->parent);
             }
         }
     }
@@ -30,12 +48,17 @@ static bool walk_below(struct block_node *from, const struct block_node *to)
 
 bool block_node_reaches(struct block_node *from, const struct block_node *to)
 {
-    return walk_below(from, to);
+    return walk_graph(from, to, false);
+}
+
+bool block_node_is_joined(struct block_node *a, const struct block_node *b)
+{
+    return walk_graph(a, b, true);
 }
 
 void block_node_foreach_below(struct block_node *from, block_node_fn *fn, void *arg)
 {
-    (void)walk_below(from, NULL);
+    (void)walk_graph(from, NULL, false);
     for (struct block_node *node = from, *next; node; node = next) {
         next = node->reach_next;
         if (!node->opener) {

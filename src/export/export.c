@@ -413,6 +413,23 @@ static void co_give_nodes(struct block_node **nodes)
     free(nodes);
 }
 
+/* What the end of an export touches. */
+struct end_scope {
+    struct block_control_scope scope;
+    const struct export *export; /* NULL: released */
+};
+
+static bool end_meets(const struct block_control_scope *scope, struct block_node *node)
+{
+    const struct export *e = container_of(scope, struct end_scope, scope)->export;
+    bool meets = !e;
+
+    for (size_t i = 0; e && i < e->root_count && !meets; i++) {
+        meets = block_node_is_joined(block_root_node(e->roots[i]), node);
+    }
+    return meets;
+}
+
 /*
  * The end of an export that is shutting down. It can be found by its id until its clients are gone.
  * A node that only this export used is closed after the control lock was released: closing takes
@@ -421,6 +438,7 @@ static void co_give_nodes(struct block_node **nodes)
 static void co_tear_down(void *arg)
 {
     struct export *e = arg;
+    struct end_scope scope = {.scope.meets = end_meets, .export = e};
     struct gone_waiter *w, *next;
     struct list waiters = LIST_INIT(waiters);
     struct block_node **nodes;
@@ -429,6 +447,7 @@ static void co_tear_down(void *arg)
     e->type->co_disconnect(e->state);
     /* When the export is no longer found, its node has to be free. */
     co_settle_exported(e);
+    block_control_begin_scope(&scope.scope);
     block_co_control_lock();
     list_remove(&e->link);
     name_index_remove(&export_ids, &e->by_id);
@@ -436,8 +455,10 @@ static void co_tear_down(void *arg)
     id = TAKE_PTR(e->id);
     nodes = hold_nodes(e);
     log_info("%s: deleted", e->user);
+    scope.export = NULL;
     co_release_export(e);
     block_control_unlock();
+    block_control_end_scope(&scope.scope);
     co_give_nodes(nodes);
     if (event_fn) {
         event_fn(EXPORT_EVENT_DELETED, id, event_arg);

@@ -104,42 +104,55 @@ static int check_resizable(struct block_node *node)
     return r;
 }
 
-static int co_truncate_node(struct fuse_state *s, struct block_node *node, uint64_t size,
+/* Works apart on the node, which is drained. */
+static int co_truncate_node(struct fuse_state *s, struct block_control_work *work, uint64_t size,
                             enum block_prealloc prealloc)
 {
     struct block_root *root;
     int r;
 
     if (s->growable) {
+        block_control_keep_graph(work);
         return block_co_truncate(block_root_edge(s->root), size, prealloc, NULL);
     }
-    r = block_co_root_new(node, export_user(s->export), BLOCK_PERM_RESIZE, BLOCK_PERM_ALL, &root,
-                          NULL);
+    r = block_co_root_new(work->nodes[0], export_user(s->export), BLOCK_PERM_RESIZE, BLOCK_PERM_ALL,
+                          &root, NULL);
     if (r < 0) {
         return r;
     }
+    block_control_keep_graph(work);
     r = block_co_truncate(block_root_edge(root), size, prealloc, NULL);
     block_co_root_release(root);
     return r;
 }
 
-/* The node is drained. */
-static int co_resize_node(struct fuse_state *s, struct block_node *node, uint64_t size,
+/* Works apart on the node, which is drained. */
+static int co_resize_node(struct fuse_state *s, struct block_control_work *work, uint64_t size,
                           bool grow_only, enum block_prealloc prealloc)
 {
     int r;
 
-    if (grow_only && block_node_size(node) >= size) {
+    if (grow_only && block_node_size(work->nodes[0]) >= size) {
         return 0; /* another export of the node has enlarged it meanwhile */
     }
-    r = check_resizable(node);
-    UNLESS_FAILED(r, co_truncate_node(s, node, size, prealloc));
+    r = check_resizable(work->nodes[0]);
+    UNLESS_FAILED(r, co_truncate_node(s, work, size, prealloc));
     return r == -EAGAIN ? -EIO : r;
 }
 
+struct resize_scope {
+    struct block_control_scope scope;
+    struct block_node *node;
+};
+
+static bool resize_meets(const struct block_control_scope *scope, struct block_node *node)
+{
+    return block_node_is_joined(container_of(scope, struct resize_scope, scope)->node, node);
+}
+
 /*
- * Drains, which may take long, without the control lock. The export may have another node then,
- * which was not drained: that is drained in its turn.
+ * Drains and changes the size, which may take long, without the control lock. After the drain the
+ * export may have another node, which was not drained: that is drained in its turn.
  */
 static int fuse_co_resize(void *state, uint64_t size, bool grow_only, enum block_prealloc prealloc)
 {
@@ -148,15 +161,21 @@ static int fuse_co_resize(void *state, uint64_t size, bool grow_only, enum block
 
     while (r == -EAGAIN) {
         struct block_node *node = block_node_ref(block_root_node(s->root));
+        struct resize_scope scope = {.scope.meets = resize_meets, .node = node};
+        struct block_control_work work;
 
+        block_control_begin_scope(&scope.scope);
         block_co_drain_begin(node);
         block_co_control_lock();
+        block_control_begin_work(&work, &node, 1, true);
         if (node == block_root_node(s->root)) {
-            r = co_resize_node(s, node, size, grow_only, prealloc);
+            r = co_resize_node(s, &work, size, grow_only, prealloc);
         }
         block_drain_end(node);
+        block_co_control_end_work(&work);
         block_co_unref(node);
         block_control_unlock();
+        block_control_end_scope(&scope.scope);
     }
     return r;
 }

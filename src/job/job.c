@@ -20,22 +20,30 @@ static bool no_new_jobs;
 
 /* --- life ------------------------------------------------------------------------------------- */
 
+static void co_do_job(struct job *job)
+{
+    int r = job->driver->co_run(job, job->state, &job->err);
+
+    block_co_control_lock();
+    job->running = false;
+    job_co_work_done(job, r);
+    block_control_unlock();
+}
+
 /* The coroutine of a job, from before its start until its work is done. */
 static void co_job_main(void *arg)
 {
     struct job *job = arg;
-    int r;
+    struct job_scope scope;
 
     job->starter = co_self();
     co_suspend();
     job->starter = NULL;
     if (!job->discarded) {
         job->running = true;
-        r = job->driver->co_run(job, job->state, &job->err);
-        block_co_control_lock();
-        job->running = false;
-        job_co_work_done(job, r);
-        block_control_unlock();
+        job_begin_scope(&scope, job);
+        co_do_job(job);
+        job_end_scope(&scope);
     }
     job_unref(job);
 }

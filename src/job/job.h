@@ -279,6 +279,9 @@ struct job *job_find(const char *id);
 /* Iterate, oldest first: NULL begins, NULL ends. */
 struct job *job_next(struct job *job);
 
+/* Whether a node of the job, or of its transaction, is joined with `node` (block/node.h). */
+bool job_is_joined(const struct job *job, const struct block_node *node);
+
 /*
  * Each verb: -EPERM in a state that does not accept it. Pause and resume: -EINVAL, twice. Complete:
  * -EINVAL, the job is being cancelled; errors of the driver. Change: `args` is a struct of the

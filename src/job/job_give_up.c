@@ -27,8 +27,11 @@ static void co_wait_for_answers(struct job *job)
 /* The requests that hold up the job are made by itself, or by guests whose writes it follows. */
 static void co_give_up_job(void *arg)
 {
+    struct block_control_scope scope = {.keeps_graph = true};
     struct job *job = arg;
 
+    /* The lock is taken to give references back, whatever else hangs. */
+    block_control_begin_scope(&scope);
     while (!give_up_is_over(job)) {
         struct block_node *node = job->driver->given_up(job->state);
 
@@ -41,6 +44,7 @@ static void co_give_up_job(void *arg)
         }
         co_wait_for_answers(job);
     }
+    block_control_end_scope(&scope);
     job_unref(job);
 }
 

@@ -5,6 +5,7 @@
 
 #include "base/list.h"
 #include "base/pacer.h"
+#include "block/control_lock.h"
 #include "job/job.h"
 
 struct co;
@@ -56,6 +57,17 @@ struct job {
     int64_t next_error_event_ns; /* before that, errors that are ignored emit no event */
     struct list nodes;           /* of struct job_node */
 };
+
+/* What a coroutine of a job touches while it has the control lock. The members are private. */
+struct job_scope {
+    struct block_control_scope scope;
+    const struct job *job;
+    bool begun;
+};
+
+/* The running coroutine works for the job alone, until the end. It has no other scope. */
+void job_begin_scope(struct job_scope *scope, const struct job *job);
+void job_end_scope(struct job_scope *scope);
 
 /* Of job_status_name() and the events. */
 void job_emit(struct job *job, enum job_event_kind kind);

@@ -29,6 +29,50 @@ static int note_node(struct job *job, struct block_node *node, unsigned uses, st
     return 0;
 }
 
+static bool has_joined_node(const struct job *job, const struct block_node *node)
+{
+    struct job_node *n;
+
+    LIST_FOREACH (n, &job->nodes, link) {
+        if (block_node_is_joined(n->node, node)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool job_is_joined(const struct job *job, const struct block_node *node)
+{
+    bool joined = has_joined_node(job, node);
+
+    for (struct job *other = job_next(NULL); other && !joined; other = job_next(other)) {
+        joined = job->txn && other->txn == job->txn && has_joined_node(other, node);
+    }
+    return joined;
+}
+
+static bool job_meets(const struct block_control_scope *scope, struct block_node *node)
+{
+    return job_is_joined(container_of(scope, struct job_scope, scope)->job, node);
+}
+
+void job_begin_scope(struct job_scope *scope, const struct job *job)
+{
+    *scope = (struct job_scope){.scope.meets = job_meets, .job = job};
+    /* Other jobs find nodes by names. */
+    scope->begun = job->driver->block_job;
+    if (scope->begun) {
+        block_control_begin_scope(&scope->scope);
+    }
+}
+
+void job_end_scope(struct job_scope *scope)
+{
+    if (scope->begun) {
+        block_control_end_scope(&scope->scope);
+    }
+}
+
 static const struct job *find_job_user(const struct block_node *node, enum job_node_use use)
 {
     for (struct job *job = job_next(NULL); job; job = job_next(job)) {

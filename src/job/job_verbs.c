@@ -179,6 +179,16 @@ static void co_run_ending(void *arg)
     }
 }
 
+static void co_run_ending_apart(void *arg)
+{
+    const struct job_ending *e = arg;
+    struct job_scope scope;
+
+    job_begin_scope(&scope, e->job);
+    co_run_ending(arg);
+    job_end_scope(&scope);
+}
+
 /* End the job by `co_end`; wait for that, for `wait_ns` at most. */
 static void co_end_beside(struct job *job, void (*co_end)(struct job *job), int64_t wait_ns)
 {
@@ -191,7 +201,7 @@ static void co_end_beside(struct job *job, void (*co_end)(struct job *job), int6
     }
     *e = (struct job_ending){.job = job, .co_end = co_end};
     job->refs++;
-    if (block_control_hand_over(co_run_ending, e) < 0) {
+    if (block_control_hand_over(co_run_ending_apart, e) < 0) {
         co_run_ending(e);
     } else {
         while (!e->is_over && loop_now_ns() < until) {

@@ -51,6 +51,7 @@ static void co_bitmap_add_abort(void *state)
 const struct qmp_action qmp_action_bitmap_add = {
     .name = "block-dirty-bitmap-add",
     .state_size = sizeof(struct add_state),
+    .keeps_graph = true,
     .concerns = node_concerns,
     .co_prepare = co_bitmap_add_prepare,
     .co_abort = co_bitmap_add_abort,
@@ -106,6 +107,7 @@ static void co_remove_abort(void *state)
 const struct qmp_action qmp_action_bitmap_remove = {
     .name = "block-dirty-bitmap-remove",
     .state_size = sizeof(struct remove_state),
+    .keeps_graph = true,
     .concerns = node_concerns,
     .co_prepare = co_remove_prepare,
     .co_finish = co_remove_finish,
@@ -146,6 +148,7 @@ static void co_bits_clean(void *state)
 const struct qmp_action qmp_action_bitmap_clear = {
     .name = "block-dirty-bitmap-clear",
     .state_size = sizeof(struct bits_state),
+    .keeps_graph = true,
     .concerns = node_concerns,
     .co_prepare = co_clear_prepare,
     .co_abort = co_bits_abort,
@@ -209,6 +212,7 @@ static int co_merge_prepare(void *state, struct json_object *data, struct error 
 const struct qmp_action qmp_action_bitmap_merge = {
     .name = "block-dirty-bitmap-merge",
     .state_size = sizeof(struct bits_state),
+    .keeps_graph = true,
     .concerns = merge_concerns,
     .co_prepare = co_merge_prepare,
     .co_abort = co_bits_abort,
@@ -257,6 +261,7 @@ static void co_switch_abort(void *state)
 const struct qmp_action qmp_action_bitmap_enable = {
     .name = "block-dirty-bitmap-enable",
     .state_size = sizeof(struct enable_state),
+    .keeps_graph = true,
     .concerns = node_concerns,
     .co_prepare = co_enable_prepare,
     .co_abort = co_switch_abort,
@@ -265,6 +270,7 @@ const struct qmp_action qmp_action_bitmap_enable = {
 const struct qmp_action qmp_action_bitmap_disable = {
     .name = "block-dirty-bitmap-disable",
     .state_size = sizeof(struct enable_state),
+    .keeps_graph = true,
     .concerns = node_concerns,
     .co_prepare = co_disable_prepare,
     .co_abort = co_switch_abort,

@@ -11,6 +11,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "block/control.h"
+#include "block/control_lock.h"
 #include "qmp/answer.h"
 #include "qmp/command_lock.h"
 #include "qmp/commands.h"
@@ -144,6 +145,7 @@ static void co_internal_clean(void *state)
 const struct qmp_action qmp_action_snapshot_internal = {
     .name = "blockdev-snapshot-internal-sync",
     .state_size = sizeof(struct internal_state),
+    .keeps_graph = true,
     .concerns = internal_concerns,
     .co_prepare = co_internal_prepare,
     .co_abort = co_internal_abort,
@@ -169,6 +171,7 @@ static struct json_object *internal_info(const struct block_snapshot_info *info)
     return o;
 }
 
+/* The caller has a reference to the node. */
 static int co_delete_internal(struct block_node *node, struct json_object *args,
                               struct json_object **ret_value, struct error *err)
 {
@@ -186,14 +189,20 @@ int qmp_co_snapshot_delete_internal(struct qmp_call *call, struct json_object *a
                                     struct json_object **ret_value, struct error *err)
 {
     struct block_node *node = qmp_find_root_node(qmp_get_str(args, "device"), err);
+    struct block_control_work work;
     int r;
 
     if (!node) {
         return -ENOENT;
     }
     r = qmp_check_not_busy(node, err);
+    if (r < 0) {
+        return r;
+    }
     block_node_ref(node);
-    UNLESS_FAILED(r, co_delete_internal(node, args, ret_value, err));
+    block_control_begin_work(&work, &node, 1, false);
+    r = co_delete_internal(node, args, ret_value, err);
+    block_co_control_end_work(&work);
     block_co_unref(node);
     return r;
 }
@@ -210,25 +219,19 @@ static int check_apply(struct block_node *node, struct error *err)
     return r;
 }
 
-static int co_apply_internal(struct block_node *node, const char *id, struct error *err)
+static int co_apply_named(struct block_root *root, void *args, struct error *err)
 {
-    struct block_root *root;
-    int r = block_co_root_new(node, "x-tidemark-snapshot-apply",
-                              BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE, BLOCK_PERM_ALL, &root, err);
+    struct block_node *node = block_root_node(root);
+    struct block_snapshot_info found = {0};
+    int r = co_find_named_internal(node, args, &found, err);
 
-    if (r < 0) {
-        return r;
-    }
-    r = block_co_snapshot_apply(node, id, err);
-    block_co_root_release(root);
-    return r;
+    return UNLESS_FAILED(r, block_co_snapshot_apply(node, found.id, err));
 }
 
 int qmp_co_x_tidemark_snapshot_apply(struct qmp_call *call, struct json_object *args,
                                      struct json_object **ret_value, struct error *err)
 {
     struct block_node *node = qmp_find_root_node(qmp_get_str(args, "device"), err);
-    struct block_snapshot_info found = {0};
     int r;
 
     if (!node) {
@@ -241,9 +244,12 @@ int qmp_co_x_tidemark_snapshot_apply(struct qmp_call *call, struct json_object *
     block_node_ref(node);
     r = qmp_co_drain_unlocked(node, err);
     UNLESS_FAILED(r, check_apply(node, err));
-    UNLESS_FAILED(r, co_find_named_internal(node, args, &found, err));
-    UNLESS_FAILED(r, co_apply_internal(node, found.id, err));
-    block_drain_end(node);
+    if (r < 0) {
+        block_drain_end(node);
+    } else {
+        r = qmp_co_change_image(node, "x-tidemark-snapshot-apply",
+                                BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE, co_apply_named, args, err);
+    }
     block_co_unref(node);
     return r;
 }

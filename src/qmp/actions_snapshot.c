@@ -129,13 +129,16 @@ static void co_snapshot_abort(void *state)
 static void co_snapshot_clean(void *state)
 {
     struct snapshot_state *s = state;
+    struct block_control_work work;
     ERROR_AUTO(err);
 
+    block_control_begin_work(&work, &s->node, s->node ? 1 : 0, true);
     if (s->committed && !block_node_is_handed_over(s->node) &&
         block_co_set_read_only(s->node, true, &err) < 0) {
         log_notice("node '%s' stays writable below its overlay: %s", block_node_name(s->node),
                    error_message(&err));
     }
+    block_co_control_end_work(&work);
     block_control_unlock();
     block_co_hand_over_free(s->hand_over);
     block_co_unref(s->overlay);

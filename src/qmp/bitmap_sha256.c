@@ -5,6 +5,8 @@
 #include "base/checked.h"
 #include "base/sha256.h"
 #include "block/bitmaps.h"
+#include "block/block.h"
+#include "block/control_lock.h"
 #include "loop/loop.h"
 #include "qmp/commands.h"
 #include "qmp/lookup.h"
@@ -64,11 +66,24 @@ static struct dirty_bitmap *co_copy_bits(struct block_bitmap *b, struct error *e
     return copy;
 }
 
+static struct dirty_bitmap *co_copy_apart(struct block_bitmap *b, struct error *err)
+{
+    struct block_node *node = block_node_ref(block_bitmap_node(b));
+    struct block_control_work work;
+    struct dirty_bitmap *copy;
+
+    block_control_begin_work(&work, &node, 1, false);
+    copy = co_copy_bits(b, err);
+    block_co_control_end_work(&work);
+    block_co_unref(node);
+    return copy;
+}
+
 int qmp_co_x_debug_bitmap_sha256(struct qmp_call *call, struct json_object *args,
                                  struct json_object **ret_value, struct error *err)
 {
     struct block_bitmap *b = qmp_find_bitmap(args, "name", err);
-    struct dirty_bitmap *copy = b ? co_copy_bits(b, err) : NULL;
+    struct dirty_bitmap *copy = b ? co_copy_apart(b, err) : NULL;
     struct sum sum = {.bits = copy};
     char hex[SHA256_HEX_SIZE];
     int r;

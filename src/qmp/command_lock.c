@@ -75,8 +75,10 @@ static void on_look_timer(struct loop_timer *timer)
 
 static void co_hold_for_look(void *arg)
 {
+    struct block_control_scope scope = {.keeps_graph = true};
     struct qmp_look *look = arg;
 
+    block_control_begin_scope(&scope);
     block_co_control_lock();
     lock_hangs = false;
     if (!look->ended) {
@@ -85,6 +87,7 @@ static void co_hold_for_look(void *arg)
         co_suspend();
     }
     block_control_unlock();
+    block_control_end_scope(&scope);
     free(look);
 }
 
@@ -149,6 +152,25 @@ int qmp_co_drain_unlocked(struct block_node *node, struct error *err)
     block_control_unlock();
     block_co_drain_begin(node);
     return qmp_co_lock_again(err);
+}
+
+int qmp_co_change_image(struct block_node *node, const char *user, unsigned perm,
+                        qmp_co_image_change *fn, void *arg, struct error *err)
+{
+    struct block_control_work work;
+    struct block_root *root = NULL;
+    int r;
+
+    block_control_begin_work(&work, &node, 1, true);
+    r = block_co_root_new(node, user, perm, BLOCK_PERM_ALL, &root, err);
+    block_control_keep_graph(&work);
+    UNLESS_FAILED(r, fn(root, arg, err));
+    block_drain_end(node);
+    block_co_control_end_work(&work);
+    block_control_begin_work(&work, &node, 1, true);
+    block_co_root_release(root);
+    block_co_control_end_work(&work);
+    return r;
 }
 
 void qmp_co_stop_commands(void)

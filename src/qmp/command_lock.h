@@ -11,6 +11,7 @@
 #include "base/error.h"
 
 struct block_node;
+struct block_root;
 
 /*
  * Wait until a command may run, and take the control lock, which is held on return in any case.
@@ -50,6 +51,15 @@ int qmp_co_lock_again(struct error *err);
  * referenced by the command. It is drained on return in any case; as above otherwise.
  */
 int qmp_co_drain_unlocked(struct block_node *node, struct error *err);
+
+/*
+ * Change an image: `fn`, through a root with the permissions `perm` that shares all. The caller has
+ * drained the node, and references it. The control lock is released meanwhile, as a work apart
+ * (block/control_lock.h); the drain ends here. Yields.
+ */
+typedef int qmp_co_image_change(struct block_root *root, void *arg, struct error *err);
+int qmp_co_change_image(struct block_node *node, const char *user, unsigned perm,
+                        qmp_co_image_change *fn, void *arg, struct error *err);
 
 /*
  * Let no command begin from now on, and wait for the running one. A command that has released the

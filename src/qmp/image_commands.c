@@ -37,17 +37,10 @@ static int check_bitmaps_idle(struct block_node *node, struct error *err)
     return 0;
 }
 
-static int co_resize(struct block_node *node, uint64_t size, struct error *err)
+static int co_resize(struct block_root *root, void *size, struct error *err)
 {
-    struct block_root *root;
-    int r = block_co_root_new(node, "block_resize", BLOCK_PERM_RESIZE, BLOCK_PERM_ALL, &root, err);
-
-    if (r < 0) {
-        return r;
-    }
-    r = block_co_truncate(block_root_edge(root), size, BLOCK_PREALLOC_OFF, err);
-    block_co_root_release(root);
-    return r;
+    return block_co_truncate(block_root_edge(root), *(const uint64_t *)size, BLOCK_PREALLOC_OFF,
+                             err);
 }
 
 static int check_resize(struct block_node *node, struct error *err)
@@ -66,6 +59,7 @@ int qmp_co_block_resize(struct qmp_call *call, struct json_object *args,
     struct block_node *node =
         qmp_find_device_or_node(qmp_get_str(args, "device"), qmp_get_str(args, "node-name"), err);
     int64_t size = json_object_get_int64(qmp_get(args, "size"));
+    uint64_t bytes = (uint64_t)size;
     int r;
 
     if (!node) {
@@ -85,8 +79,11 @@ int qmp_co_block_resize(struct qmp_call *call, struct json_object *args,
     block_node_ref(node);
     r = qmp_co_drain_unlocked(node, err);
     UNLESS_FAILED(r, check_resize(node, err));
-    UNLESS_FAILED(r, co_resize(node, (uint64_t)size, err));
-    block_drain_end(node);
+    if (r < 0) {
+        block_drain_end(node);
+    } else {
+        r = qmp_co_change_image(node, "block_resize", BLOCK_PERM_RESIZE, co_resize, &bytes, err);
+    }
     block_co_unref(node);
     return r;
 }
@@ -98,9 +95,11 @@ static int co_record_backing(struct block_node *node, const char *name, const ch
                              struct error *err)
 {
     bool read_only = block_node_is_read_only(node);
+    struct block_control_work work;
     int r;
 
     block_node_ref(node);
+    block_control_begin_work(&work, &node, 1, true);
     r = block_co_set_read_only(node, false, err);
     if (r >= 0) {
         int r2;
@@ -109,6 +108,7 @@ static int co_record_backing(struct block_node *node, const char *name, const ch
         r2 = block_co_set_read_only(node, read_only, r < 0 ? NULL : err);
         r = error_first(r, r2);
     }
+    block_co_control_end_work(&work);
     block_co_unref(node);
     return r;
 }

@@ -18,6 +18,7 @@
 #include "qmp/command_lock.h"
 #include "qmp/dispatch.h"
 #include "qmp/events.h"
+#include "qmp/scope.h"
 #include "trace/events.h"
 
 #define READ_SIZE 4096
@@ -189,7 +190,7 @@ static struct json_object *co_answer_look(struct session *s, struct json_object 
     return answer;
 }
 
-static struct json_object *co_answer(struct session *s, struct json_object *request)
+static struct json_object *co_answer_in_scope(struct session *s, struct json_object *request)
 {
     struct json_object *answer;
     ERROR_AUTO(err);
@@ -197,13 +198,23 @@ static struct json_object *co_answer(struct session *s, struct json_object *requ
     if (block_control_is_locked() && qmp_only_looks(request)) {
         return co_answer_look(s, request);
     }
-
     if (qmp_co_lock_command(&err) < 0) {
         answer = qmp_error_answer(&err);
     } else {
         answer = qmp_co_dispatch(&s->call, request);
     }
     block_control_unlock();
+    return answer;
+}
+
+static struct json_object *co_answer(struct session *s, struct json_object *request)
+{
+    struct json_object *answer;
+    struct qmp_scope scope;
+
+    qmp_begin_scope(&scope, request);
+    answer = co_answer_in_scope(s, request);
+    qmp_end_scope(&scope);
     return answer;
 }
 

@@ -6,25 +6,103 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/time_units.h"
 #include "block/bitmaps.h"
 #include "block/control.h"
+#include "block/control_lock.h"
 #include "block/hand_over.h"
 #include "block/threshold.h"
+#include "loop/loop.h"
 #include "qmp/commands.h"
 
 /* Limit of images in a chain; a longer one is taken for a loop. */
 #define CHAIN_MAX 256
 
-/* A bitmap that could not be counted is reported in the log. */
-static uint64_t co_count_dirty(struct block_bitmap *b)
-{
-    uint64_t count = 0;
-    ERROR_AUTO(err);
+/* How long a query waits for commands that work on nodes. */
+#define WORK_PATIENCE_NS NS_PER_SECOND
 
-    if (!block_bitmap_inconsistent(b) && block_co_bitmap_count(b, &count, &err) < 0) {
-        log_warning("%s", error_message(&err));
+/* Read what lies in the image only. A bitmap that can't be counted is reported in the log. */
+static void co_count_bitmaps(struct block_node *node)
+{
+    struct block_bitmap *b = NULL;
+    uint64_t count;
+
+    while ((b = block_bitmap_next(node, b))) {
+        ERROR_AUTO(err);
+
+        if (!block_bitmap_is_counted(b) && block_co_bitmap_count(b, &count, &err) < 0) {
+            log_warning("%s", error_message(&err));
+        }
     }
-    return block_bitmap_inconsistent(b) ? 0 : count;
+}
+
+static bool has_uncounted_bitmaps(struct block_node *node)
+{
+    struct block_bitmap *b = NULL;
+
+    while ((b = block_bitmap_next(node, b))) {
+        if (!block_bitmap_is_counted(b)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Bitmaps are counted by another coroutine, which goes on when the disk hangs. */
+struct counting {
+    struct block_node *node; /* referenced */
+    bool done, abandoned;
+};
+
+static void co_count_apart(void *arg)
+{
+    struct block_control_scope scope = {.keeps_graph = true};
+    struct counting *c = arg;
+    struct block_control_work work;
+
+    block_control_begin_scope(&scope);
+    block_co_control_lock();
+    if (block_co_control_try_work(&work, &c->node, WORK_PATIENCE_NS)) {
+        co_count_bitmaps(c->node);
+        block_co_control_end_work(&work);
+    }
+    block_control_unlock();
+    block_control_end_scope(&scope);
+    block_co_unref(c->node);
+    c->done = true;
+    if (c->abandoned) {
+        free(c);
+    }
+}
+
+/* Wait for *patience_ns at most, and for nothing else after that. The control lock is released. */
+static void co_count_soon(struct block_node *node, int64_t *patience_ns)
+{
+    int64_t until = loop_now_ns() + *patience_ns;
+    struct counting *c = calloc(1, sizeof(*c));
+
+    if (!c) {
+        return;
+    }
+    c->node = block_node_ref(node);
+    if (reactor_spawn(reactor_main(), co_count_apart, c) < 0) {
+        c->node = NULL;
+        free(c);
+        block_control_unlock();
+        block_co_unref(node);
+        block_co_control_lock();
+        return;
+    }
+    block_control_unlock();
+    while (!c->done && loop_now_ns() < until) {
+        loop_co_sleep(NS_PER_MS);
+    }
+    block_co_control_lock();
+    *patience_ns = c->done ? *patience_ns : 0;
+    c->abandoned = !c->done;
+    if (c->done) {
+        free(c);
+    }
 }
 
 static bool shows_own_members;
@@ -74,14 +152,14 @@ static void put_bool(struct json_object *to, const char *name, bool value)
 }
 
 /* The newest first, as in QEMU. */
-static struct json_object *co_bitmaps_json(struct block_node *node)
+static struct json_object *bitmaps_json(struct block_node *node)
 {
     struct json_object *list = NULL;
     struct block_bitmap *b = NULL;
 
     while ((b = block_bitmap_previous(node, b))) {
         struct json_object *o = json_object_new_object();
-        uint64_t count = co_count_dirty(b);
+        uint64_t count = block_bitmap_inconsistent(b) ? 0 : block_bitmap_known_count(b);
 
         put_str(o, "name", block_bitmap_name(b)[0] ? block_bitmap_name(b) : NULL);
         put_bool(o, "recording", block_bitmap_enabled(b) && !block_bitmap_inconsistent(b));
@@ -126,15 +204,20 @@ static bool is_plain_file(const struct block_node *node)
                     strcmp(block_node_format(node), "host_device") == 0);
 }
 
-/* `filename`: block_node_full_filename(node). */
-static struct json_object *co_image_json(struct block_node *node, const char *filename, int depth)
+/*
+ * `filename`: block_node_full_filename(node); depth: of backing images to include. `may_wait`: the
+ * file system may be asked.
+ */
+static struct json_object *co_image_json(struct block_node *node, const char *filename, int depth,
+                                         bool may_wait)
 {
     struct json_object *o = json_object_new_object();
     struct json_object *specific = block_co_specific_info(node);
     struct block_node *backing = block_node_filter_or_backing(node);
     struct block_info info;
-    bool has_info = block_co_get_info(node, &info) == 0;
     uint64_t allocated;
+    bool has_allocated = may_wait && block_co_allocated_size(node, &allocated) == 0;
+    bool has_info = block_co_get_info(node, &info) == 0;
 
     put_uint(o, "virtual-size", block_node_size(node));
     put_str(o, "filename", filename);
@@ -142,7 +225,7 @@ static struct json_object *co_image_json(struct block_node *node, const char *fi
         put_uint(o, "cluster-size", info.cluster_size);
     }
     put_str(o, "format", block_node_format(node));
-    if (block_co_allocated_size(node, &allocated) == 0) {
+    if (has_allocated) {
         put_uint(o, "actual-size", allocated);
     }
     if (specific) {
@@ -160,7 +243,7 @@ static struct json_object *co_image_json(struct block_node *node, const char *fi
     if (backing && depth > 0) {
         AUTO_FREE char *name = block_node_full_filename(backing);
 
-        qmp_put_new(o, "backing-image", co_image_json(backing, name, depth - 1));
+        qmp_put_new(o, "backing-image", co_image_json(backing, name, depth - 1, may_wait));
     }
     return o;
 }
@@ -185,11 +268,11 @@ static void add_zero_limits(struct json_object *o)
     }
 }
 
-struct json_object *qmp_co_node_json(struct block_node *node, bool flat)
+static struct json_object *co_describe_node(struct block_node *node, bool flat, bool may_wait)
 {
     static const char *const detect_zeroes[] = {"off", "on", "unmap"};
     struct json_object *o = json_object_new_object(), *cache = json_object_new_object();
-    struct json_object *bitmaps = co_bitmaps_json(node);
+    struct json_object *bitmaps = bitmaps_json(node);
     AUTO_FREE char *filename = block_node_full_filename(node);
     struct block_node_settings settings = block_node_settings(node);
     struct block_node *below = block_node_child(node, "backing");
@@ -219,8 +302,47 @@ struct json_object *qmp_co_node_json(struct block_node *node, bool flat)
     if (bitmaps) {
         qmp_put_new(o, "dirty-bitmaps", bitmaps);
     }
-    qmp_put_new(o, "image", co_image_json(node, filename, flat ? 0 : CHAIN_MAX));
+    qmp_put_new(o, "image", co_image_json(node, filename, flat ? 0 : CHAIN_MAX, may_wait));
     return o;
+}
+
+struct json_object *qmp_co_node_json(struct block_node *node, bool flat)
+{
+    co_count_bitmaps(node);
+    return co_describe_node(node, flat, true);
+}
+
+/*
+ * The disk of the node is waited for apart; when another command works on the node for longer than
+ * *patience_ns, without what only the disk knows.
+ */
+static struct json_object *co_describe_apart(struct block_node *node, bool flat,
+                                             int64_t *patience_ns)
+{
+    struct block_control_work work;
+    struct json_object *o;
+
+    if (has_uncounted_bitmaps(node)) {
+        co_count_soon(node, patience_ns);
+    }
+    if (!block_co_control_try_work(&work, &node, *patience_ns)) {
+        *patience_ns = 0;
+        return co_describe_node(node, flat, false);
+    }
+    o = co_describe_node(node, flat, true);
+    block_co_control_end_work(&work);
+    return o;
+}
+
+/* Some may have lost all other users: closing them needs no lock. */
+static void co_give_nodes_back(struct block_node **nodes, size_t count)
+{
+    block_control_unlock();
+    for (size_t i = 0; i < count; i++) {
+        block_co_unref(nodes[i]);
+    }
+    block_co_control_lock();
+    free(nodes);
 }
 
 /*
@@ -232,6 +354,7 @@ int qmp_co_query_named_block_nodes(struct qmp_call *call, struct json_object *ar
 {
     bool flat = qmp_get_bool(args, "flat", false);
     struct block_node *node = NULL, **nodes = NULL;
+    int64_t patience_ns = WORK_PATIENCE_NS;
     struct qmp_list list;
     size_t count = 0;
 
@@ -249,10 +372,9 @@ int qmp_co_query_named_block_nodes(struct qmp_call *call, struct json_object *ar
     }
     /* Newest first, as QEMU lists them. */
     for (size_t i = count; i > 0; i--) {
-        qmp_list_add(&list, qmp_co_node_json(nodes[i - 1], flat));
-        block_co_unref(nodes[i - 1]);
+        qmp_list_add(&list, co_describe_apart(nodes[i - 1], flat, &patience_ns));
     }
-    free(nodes);
+    co_give_nodes_back(nodes, count);
     *ret_value = qmp_list_end(&list);
     return *ret_value ? 0 : error_out_of_memory(err);
 }

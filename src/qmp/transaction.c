@@ -14,6 +14,7 @@
 #include "qmp/command_lock.h"
 #include "qmp/concern.h"
 #include "qmp/jobs.h"
+#include "qmp/scope.h"
 
 /* --- draining what is concerned --------------------------------------------------------------- */
 
@@ -80,18 +81,16 @@ static int co_open_steps(struct qmp_step *steps, size_t count, struct error *err
     return error_first(r, r2);
 }
 
-static int co_prepare_all(struct qmp_step *steps, size_t count, struct job_txn *jobs,
-                          size_t *ret_prepared, struct error *err)
+static int co_prepare_all(struct qmp_step *steps, size_t count, size_t *ret_prepared,
+                          struct error *err)
 {
     size_t done = 0;
     int r = 0;
 
-    qmp_set_transaction_jobs(jobs);
     while (done < count && r >= 0) {
         r = steps[done].action->co_prepare(steps[done].state, steps[done].data, err);
         done += r >= 0;
     }
-    qmp_set_transaction_jobs(NULL);
     *ret_prepared = done;
     return MIN(r, 0);
 }
@@ -123,8 +122,6 @@ static void co_commit_steps(struct qmp_step *steps, size_t count)
  */
 static void co_abort_steps(struct qmp_step *steps, size_t count, bool refused)
 {
-    ERROR_AUTO(err);
-
     for (size_t i = count; i > 0; i--) {
         const struct qmp_action *action = steps[i - 1].action;
 
@@ -134,6 +131,13 @@ static void co_abort_steps(struct qmp_step *steps, size_t count, bool refused)
             action->co_abort(steps[i - 1].state);
         }
     }
+}
+
+/* After the abort of steps that have changed the graph. */
+static void co_settle_again(void)
+{
+    ERROR_AUTO(err);
+
     if (block_co_change_settle(&err) < 0) {
         log_error("transaction: permissions can't be taken back: %s", error_message(&err));
     }
@@ -158,6 +162,36 @@ static void co_clean(struct qmp_step *steps, size_t count)
     }
 }
 
+static bool keeps_graph(const struct qmp_step *steps, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (!steps[i].action->keeps_graph) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static int co_make_changes(struct qmp_step *steps, size_t count, struct error *err)
+{
+    struct block_bitmap_commits bitmaps;
+    size_t prepared;
+    int r;
+
+    block_bitmap_commits_begin(&bitmaps);
+    r = co_prepare_all(steps, count, &prepared, err);
+    UNLESS_FAILED(r, co_finish_steps(steps, count, err));
+    UNLESS_FAILED(r, block_co_bitmap_commits_run(&bitmaps, err));
+    if (r < 0) {
+        co_abort_steps(steps, prepared, false);
+        block_co_bitmap_commits_retry(&bitmaps);
+    } else {
+        co_commit_steps(steps, count);
+    }
+    block_bitmap_commits_end(&bitmaps);
+    return r;
+}
+
 static int co_change_graph(struct qmp_step *steps, size_t count, struct job_txn *jobs,
                            struct error *err)
 {
@@ -168,7 +202,9 @@ static int co_change_graph(struct qmp_step *steps, size_t count, struct job_txn 
 
     block_bitmap_commits_begin(&bitmaps);
     block_co_change_begin();
-    r = co_prepare_all(steps, count, jobs, &prepared, err);
+    qmp_set_transaction_jobs(jobs);
+    r = co_prepare_all(steps, count, &prepared, err);
+    qmp_set_transaction_jobs(NULL);
     if (r >= 0) {
         r = block_co_change_settle(err);
         refused = r < 0;
@@ -177,6 +213,7 @@ static int co_change_graph(struct qmp_step *steps, size_t count, struct job_txn 
     UNLESS_FAILED(r, block_co_bitmap_commits_run(&bitmaps, err));
     if (r < 0) {
         co_abort_steps(steps, prepared, refused);
+        co_settle_again();
         block_co_bitmap_commits_retry(&bitmaps);
     } else {
         co_commit_steps(steps, count);
@@ -186,16 +223,49 @@ static int co_change_graph(struct qmp_step *steps, size_t count, struct job_txn 
     return r;
 }
 
+static void concern_named_node(struct block_node *node, void *concern)
+{
+    qmp_concern_add(concern, node);
+}
+
+/*
+ * Without the control lock: the steps may wait for disks. The drains end before the lock is taken
+ * again, for which another command may have to be waited for.
+ */
+static int co_change_apart(struct qmp_step *steps, size_t count, struct job_txn *jobs,
+                           struct qmp_concern *concern, struct error *err)
+{
+    bool keeps = keeps_graph(steps, count);
+    struct block_control_work work;
+    int r;
+
+    for (size_t i = 0; i < count; i++) {
+        qmp_foreach_named_node(steps[i].data, concern_named_node, concern);
+    }
+    if (concern->failed) {
+        qmp_concern_undrain(concern);
+        return error_out_of_memory(err);
+    }
+    block_control_begin_work(&work, concern->nodes, concern->count, !keeps);
+    r = keeps ? co_make_changes(steps, count, err) : co_change_graph(steps, count, jobs, err);
+    qmp_concern_undrain(concern);
+    if (r >= 0) {
+        end_drained(steps, count);
+    }
+    block_co_control_end_work(&work);
+    return r;
+}
+
 int qmp_co_run_steps(struct qmp_step *steps, size_t count, struct job_txn *jobs, struct error *err)
 {
     struct qmp_concern concern = {0};
     int r = co_open_steps(steps, count, err);
 
     UNLESS_FAILED(r, co_drain_concern(steps, count, &concern, err));
-    UNLESS_FAILED(r, co_change_graph(steps, count, jobs, err));
-    qmp_concern_undrain(&concern);
     if (r >= 0) {
-        end_drained(steps, count);
+        r = co_change_apart(steps, count, jobs, &concern, err);
+    } else {
+        qmp_concern_undrain(&concern);
     }
     co_clean(steps, count);
     qmp_co_concern_clear(&concern);

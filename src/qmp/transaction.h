@@ -38,15 +38,19 @@ struct qmp_concern;
 void qmp_concern_add(struct qmp_concern *concern, struct block_node *node);
 
 /*
- * An action. Its state between the steps is `state_size` bytes, zeroed before open. The control
- * lock is held in all steps but open; clean may pause it. A step that is NULL does nothing. `data`
- * is valid until after clean.
+ * An action. Its state between the steps is `state_size` bytes, zeroed before open. From prepare to
+ * commit, or abort, and in undrained, the transaction works apart on the nodes concerned and those
+ * that `data` names (block/control_lock.h): nobody else touches them, but commands for other disks
+ * go on. The control lock is held in clean, which may pause it. A step that is NULL does nothing.
+ * `data` is valid until after clean.
  */
 struct qmp_action {
     const char *name; /* as in the schema's TransactionAction */
     size_t state_size;
     /* It starts a job, which may be one of a group (completion-mode). */
     bool starts_job;
+    /* It attaches, moves and detaches no edges: others may change the graph meanwhile. */
+    bool keeps_graph;
     int (*co_open)(void *state, struct json_object *data, struct error *err);
     /*
      * Add the nodes whose users must not see the action half done. Called again if the graph may

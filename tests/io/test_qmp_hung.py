@@ -2,6 +2,7 @@
 """A disk hangs with a guest's write in flight: commands about it wait for it, and delay nobody."""
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -13,6 +14,10 @@ class HungDiskTest(tidemark.TestCase):
     def setUp(self):
         super().setUp()
         image, sock = self.create("disk.qcow2"), self.path("disk.sock")
+        # Its bits are read when they are first needed.
+        tidemark.img("bitmap", "-f", "qcow2", "--add", image, "stored")
+        tidemark.io(image, "write 0 1M", fmt="qcow2")
+        os.truncate(image, 16 << 20)  # an NBD server's disk does not grow
         self.storage = self.daemon(
             "--blockdev", f"driver=file,node-name=disk,filename={image}",
             "--nbd-server", f"addr.type=unix,addr.path={sock}",
@@ -35,12 +40,14 @@ class HungDiskTest(tidemark.TestCase):
             *tidemark.tool("io"), "-f", "raw", "-c", "write 0 64k", tidemark.nbd_uri(path, "disk"),
         ]  # fmt: skip
         self.addCleanup(self.storage.process.send_signal, signal.SIGCONT)
+        self.qmp.command("query-named-block-nodes")  # counts the bits
 
     def hang(self):
         """Stop the storage, and let a guest write to it."""
         tidemark.freeze(self.storage.process.pid)
         guest = subprocess.Popen(self.guest_command, stdout=subprocess.DEVNULL)
         self.addCleanup(guest.wait)
+        self.addCleanup(guest.kill)
         time.sleep(0.2)
 
     def test_other_monitors_are_answered_at_once(self):
@@ -75,11 +82,13 @@ class HungDiskTest(tidemark.TestCase):
                         self.assertIn("return", answer, f"{number}: {command}")
 
     def test_commands_that_only_look_are_answered_whatever_hangs(self):
-        """The resize has begun, and waits for its own request, not for a guest's."""
+        """The start of a mirror reads bits of a bitmap, with the lock of all commands."""
+        self.qmp.command("blockdev-add", driver="null-co", node_name="target", size=64 << 20)
         with self.server.connect() as waiting:
             tidemark.freeze(self.storage.process.pid)
-            resize = {"node-name": "disk", "size": 65 << 20}
-            waiting.send_raw(json.dumps({"execute": "block_resize", "arguments": resize}))
+            mirror = {"job-id": "j", "device": "disk", "target": "target", "sync": "bitmap",
+                      "bitmap": "stored", "bitmap-mode": "never"}  # fmt: skip
+            waiting.send_raw(json.dumps({"execute": "blockdev-mirror", "arguments": mirror}))
             began = time.monotonic()
             for command in (
                 "query-version",
@@ -104,3 +113,110 @@ class HungDiskTest(tidemark.TestCase):
             self.storage.process.send_signal(signal.SIGCONT)
             self.assertIn("return", waiting.receive_answer())
             self.qmp.command("query-named-block-nodes")
+
+    def go_on_elsewhere(self, number):
+        """What a manager does with its other disks."""
+        qmp, name = self.qmp, f"n{number}"
+        qmp.command("block-dirty-bitmap-add", node="spare", name="b", persistent=True)
+        qmp.command("block-dirty-bitmap-remove", node="spare", name="b")
+        qmp.command("block_resize", node_name="spare", size=(1 + number) << 20)
+        qmp.command("blockdev-add", driver="null-co", node_name=name, size=1 << 20)
+        qmp.command("block-export-add", type="nbd", id=name, node_name=name, name=name)
+        qmp.command("block-export-del", id=name)
+        qmp.command("blockdev-snapshot-internal-sync", device="spare", name=name)
+        qmp.command("blockdev-snapshot-delete-internal-sync", device="spare", name=name)
+        qmp.command("blockdev-backup", job_id="j", device=name, target="other", sync="full")
+        while qmp.wait_event("JOB_STATUS_CHANGE")["data"]["status"] != "null":
+            pass
+        qmp.command("blockdev-del", node_name=name)
+
+    def look_and_mark(self):
+        """What changes no edges."""
+        self.qmp.command("block-dirty-bitmap-add", node="spare", name="b", persistent=True)
+        self.qmp.command("block-dirty-bitmap-remove", node="spare", name="b")
+        self.qmp.command("object-add", qom_type="throttle-group", id="t")
+        self.qmp.command("object-del", id="t")
+
+    def assert_unanswered(self, monitor):
+        monitor.sock.settimeout(0.05)
+        with self.assertRaises(TimeoutError):
+            print(monitor.receive_answer())
+        monitor.sock.settimeout(20)
+
+    def check_delays_nobody(self, waiting, command, arguments, go_on):
+        """The command waits for its disk, and for no guest; a query and other disks go on."""
+        tidemark.freeze(self.storage.process.pid)
+        waiting.send_raw(json.dumps({"execute": command, "arguments": arguments}))
+        time.sleep(0.1)
+        go_on()
+        names = {n["node-name"] for n in self.qmp.command("query-named-block-nodes")}
+        self.assertLessEqual({"disk", "spare", "other"}, names)
+        self.assert_unanswered(waiting)
+        self.storage.process.send_signal(signal.SIGCONT)
+        self.assertIn("return", waiting.receive_answer(), command)
+
+    def add_spare(self):
+        image = self.create("spare.qcow2", "1M")
+        self.qmp.command(
+            "blockdev-add", driver="qcow2", node_name="spare",
+            file={"driver": "file", "filename": image},
+        )  # fmt: skip
+
+    def test_commands_that_write_metadata_delay_no_other_disk(self):
+        bitmap = {"node": "disk", "name": "b"}
+        self.add_spare()
+        with self.server.connect() as waiting:
+            for number, (command, arguments) in enumerate(
+                (
+                    ("block-dirty-bitmap-add", {**bitmap, "persistent": True}),
+                    ("block-dirty-bitmap-disable", bitmap),
+                    (
+                        "transaction",
+                        {
+                            "actions": [
+                                {"type": "block-dirty-bitmap-enable", "data": bitmap},
+                                {"type": "block-dirty-bitmap-clear", "data": bitmap},
+                            ]
+                        },
+                    ),
+                    ("block-dirty-bitmap-remove", bitmap),
+                    ("block_resize", {"node-name": "disk", "size": 65 << 20}),
+                    ("blockdev-snapshot-internal-sync", {"device": "disk", "name": "s"}),
+                    ("x-tidemark-snapshot-apply", {"device": "disk", "name": "s"}),
+                    ("blockdev-snapshot-delete-internal-sync", {"device": "disk", "name": "s"}),
+                )
+            ):
+                with self.subTest(command):
+                    self.check_delays_nobody(
+                        waiting, command, arguments, lambda n=number: self.go_on_elsewhere(n + 1)
+                    )
+
+    def test_graph_changes_that_wait_for_a_disk_delay_no_query_and_no_bitmap(self):
+        self.add_spare()
+        self.qmp.command("block-dirty-bitmap-add", node="disk", name="b", persistent=True)
+        with self.server.connect() as waiting:
+            reopened = {"driver": "qcow2", "node-name": "disk", "file": "file", "read-only": True}
+            subprocess.run(self.guest_command, check=True, stdout=subprocess.DEVNULL)
+            self.qmp.command("block-export-del", id="e")
+            self.check_delays_nobody(
+                waiting, "blockdev-reopen", {"options": [reopened]}, self.look_and_mark
+            )
+
+    def test_commands_for_the_same_disk_wait_their_turn(self):
+        self.add_spare()
+        self.qmp.command(
+            "blockdev-add", driver="raw", node_name="above", file="disk", read_only=True,
+        )  # fmt: skip
+        add = {"node": "disk", "name": "b", "persistent": True}
+        with self.server.connect() as first, self.server.connect() as second:
+            tidemark.freeze(self.storage.process.pid)
+            first.send_raw(json.dumps({"execute": "block-dirty-bitmap-add", "arguments": add}))
+            time.sleep(0.1)
+            # The node above is joined with it.
+            remove = {"node-name": "above"}
+            second.send_raw(json.dumps({"execute": "blockdev-del", "arguments": remove}))
+            self.look_and_mark()
+            self.assert_unanswered(second)
+            self.storage.process.send_signal(signal.SIGCONT)
+            self.assertIn("return", first.receive_answer())
+            self.assertIn("return", second.receive_answer())

@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "qmp/scope.h"
+
+#include <string.h>
+
+#include "base/checked.h"
+#include "export/export.h"
+#include "job/job.h"
+#include "qmp/dispatch.h"
+#include "qmp/schema.h"
+#include "qmp/transaction.h"
+
+/* --- what is named ---------------------------------------------------------------------------- */
+
+/* Returns false to end the iteration. */
+typedef bool string_fn(const char *string, void *arg);
+
+/* All strings in a value; false if `fn` has ended this. The parser limits the depth. */
+static bool foreach_string(struct json_object *value, string_fn *fn, void *arg)
+{
+    bool more = true;
+
+    if (json_object_is_type(value, json_type_string)) {
+        return fn(json_object_get_string(value), arg);
+    }
+    if (json_object_is_type(value, json_type_array)) {
+        for (size_t i = 0; more && i < json_object_array_length(value); i++) {
+            more = foreach_string(json_object_array_get_idx(value, i), fn, arg);
+        }
+    } else if (json_object_is_type(value, json_type_object)) {
+        json_object_object_foreach(value, key, member)
+        {
+            (void)key;
+            more = more && foreach_string(member, fn, arg);
+        }
+    }
+    return more;
+}
+
+static struct block_node *node_of_export(const char *id)
+{
+    struct export_info info;
+
+    return export_find(id, &info) ? info.node : NULL;
+}
+
+struct named {
+    block_node_fn *fn;
+    void *arg;
+};
+
+static bool call_for_string(const char *string, void *arg)
+{
+    struct block_node *nodes[] = {block_node_find(string), node_of_export(string)};
+    struct named *named = arg;
+
+    for (size_t i = 0; i < ARRAY_SIZE(nodes); i++) {
+        if (nodes[i]) {
+            named->fn(nodes[i], named->arg);
+        }
+    }
+    return true;
+}
+
+void qmp_foreach_named_node(struct json_object *data, block_node_fn *fn, void *arg)
+{
+    struct named named = {fn, arg};
+
+    foreach_string(data, call_for_string, &named);
+}
+
+static bool string_is_apart(const char *string, void *arg)
+{
+    struct block_node *node = block_node_find(string), *exported = node_of_export(string);
+    const struct job *job = job_find(string);
+
+    return !(node && block_node_is_joined(node, arg)) &&
+           !(exported && block_node_is_joined(exported, arg)) && !(job && job_is_joined(job, arg));
+}
+
+static bool args_meet(const struct block_control_scope *scope, struct block_node *node)
+{
+    const struct qmp_scope *s = container_of(scope, struct qmp_scope, scope);
+
+    return !foreach_string(s->args, string_is_apart, node);
+}
+
+/* --- kinds of commands ------------------------------------------------------------------------ */
+
+static bool name_is_in(const char *name, const char *const *list)
+{
+    while (*list && strcmp(*list, name) != 0) {
+        list++;
+    }
+    return *list;
+}
+
+static bool begins_with_one_of(const char *name, const char *const *list)
+{
+    while (*list && strncmp(name, *list, strlen(*list)) != 0) {
+        list++;
+    }
+    return *list;
+}
+
+/* Whether it touches what its arguments do not name. */
+static bool touches_anything(const char *name, struct json_object *args)
+{
+    static const char *const names[] = {"quit", "nbd-server-stop", NULL};
+
+    return name_is_in(name, names) ||
+           (strcmp(name, "blockdev-set-active") == 0 && !qmp_get_str(args, "node-name"));
+}
+
+static bool actions_keep_graph(struct json_object *args)
+{
+    struct json_object *list = qmp_get(args, "actions");
+    bool keep = json_object_is_type(list, json_type_array);
+
+    for (size_t i = 0; keep && i < json_object_array_length(list); i++) {
+        struct json_object *element = json_object_array_get_idx(list, i), *type;
+        const struct qmp_action *action = NULL;
+
+        if (json_object_is_type(element, json_type_object) &&
+            json_object_object_get_ex(element, "type", &type)) {
+            action = qmp_find_action(json_object_get_string(type));
+        }
+        keep = action && action->keeps_graph;
+    }
+    return keep;
+}
+
+static bool command_keeps_graph(const char *name, struct json_object *args)
+{
+    static const char *const beginnings[] = {"add-fd",
+                                             "block-dirty-bitmap-",
+                                             "block-job-change",
+                                             "block-job-dismiss",
+                                             "block-job-pause",
+                                             "block-job-resume",
+                                             "block-job-set-speed",
+                                             "block-latency-histogram-set",
+                                             "block-set-write-threshold",
+                                             "blockdev-snapshot-delete-internal-sync",
+                                             "blockdev-snapshot-internal-sync",
+                                             "chardev-",
+                                             "closefd",
+                                             "getfd",
+                                             "job-dismiss",
+                                             "job-pause",
+                                             "job-resume",
+                                             "nbd-server-start",
+                                             "object-",
+                                             "qmp_capabilities",
+                                             "qom-",
+                                             "query-",
+                                             "remove-fd",
+                                             "ringbuf-",
+                                             "trace-event-",
+                                             "x-debug-",
+                                             "x-tidemark-query-",
+                                             NULL};
+
+    return strcmp(name, "transaction") == 0 ? actions_keep_graph(args)
+                                            : begins_with_one_of(name, beginnings);
+}
+
+/* A name that the daemon has not is refused, and one that a face adds may touch anything. */
+static bool is_known(const char *name)
+{
+    for (const struct qmp_command *c = qmp_commands; c->name; c++) {
+        if (strcmp(c->name, name) == 0) {
+            return qmp_find_command(name) == c;
+        }
+    }
+    return false;
+}
+
+void qmp_begin_scope(struct qmp_scope *s, struct json_object *request)
+{
+    struct json_object *execute = NULL;
+    const char *name;
+
+    *s = (struct qmp_scope){0};
+    if (!json_object_is_type(request, json_type_object) ||
+        !json_object_object_get_ex(request, "execute", &execute)) {
+        return;
+    }
+    name = json_object_get_string(execute);
+    (void)json_object_object_get_ex(request, "arguments", &s->args);
+    if (!name || !is_known(name) || touches_anything(name, s->args)) {
+        return;
+    }
+    s->scope.keeps_graph = command_keeps_graph(name, s->args);
+    s->scope.meets = strncmp(name, "query-", 6) == 0 ? NULL : args_meet;
+    block_control_begin_scope(&s->scope);
+    s->begun = true;
+}
+
+void qmp_end_scope(struct qmp_scope *s)
+{
+    if (s->begun) {
+        block_control_end_scope(&s->scope);
+    }
+}
