@@ -81,13 +81,32 @@ static size_t unescaped_run(const unsigned char *p, const unsigned char *end)
     return (size_t)(p - start);
 }
 
+/* Strings up to this length, in bytes, are put together on the stack. */
+#define STRING_SHORT 254
+
+/* The most frequent kind: a short string of which `plain` bytes, all, need no escape. */
+static void write_plain_string(struct strbuf *out, const char *text, size_t plain)
+{
+    char quoted[STRING_SHORT + 2];
+
+    quoted[0] = '"';
+    memcpy(quoted + 1, text, plain);
+    quoted[plain + 1] = '"';
+    strbuf_append(out, quoted, plain + 2);
+}
+
 static void write_string(struct strbuf *out, const char *text, size_t len)
 {
     const unsigned char *p = (const unsigned char *)text, *end = p + len;
+    size_t plain = unescaped_run(p, end);
 
+    if (plain == len && len <= STRING_SHORT) {
+        write_plain_string(out, text, len);
+        return;
+    }
     strbuf_append(out, "\"", 1);
-    while (p < end) {
-        size_t plain = unescaped_run(p, end);
+    for (; p < end; plain = unescaped_run(p, end)) {
+        char escape[] = {'\\', '\0'};
         uint32_t code;
 
         strbuf_append(out, p, plain);
@@ -96,8 +115,9 @@ static void write_string(struct strbuf *out, const char *text, size_t len)
             break;
         }
         code = next_code_point(&p, end);
-        if (short_escape(code)) {
-            strbuf_printf(out, "\\%c", short_escape(code));
+        escape[1] = short_escape(code);
+        if (escape[1]) {
+            strbuf_append(out, escape, sizeof(escape));
         } else if (code > 0xFFFF) {
             strbuf_printf(out, "\\u%04X\\u%04X", 0xD800 + ((code - 0x10000) >> 10),
                           0xDC00 + ((code - 0x10000) & 0x3FF));
