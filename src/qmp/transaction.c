@@ -107,6 +107,15 @@ static int co_finish_steps(struct qmp_step *steps, size_t count, struct error *e
     return 0;
 }
 
+/* What may fail after all steps were prepared. */
+static int co_finish_changes(struct qmp_step *steps, size_t count,
+                             struct block_bitmap_commits *bitmaps, struct error *err)
+{
+    int r = co_finish_steps(steps, count, err);
+
+    return UNLESS_FAILED(r, block_co_bitmap_commits_run(bitmaps, err));
+}
+
 static void co_commit_steps(struct qmp_step *steps, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
@@ -180,8 +189,7 @@ static int co_make_changes(struct qmp_step *steps, size_t count, struct error *e
 
     block_bitmap_commits_begin(&bitmaps);
     r = co_prepare_all(steps, count, &prepared, err);
-    UNLESS_FAILED(r, co_finish_steps(steps, count, err));
-    UNLESS_FAILED(r, block_co_bitmap_commits_run(&bitmaps, err));
+    UNLESS_FAILED(r, co_finish_changes(steps, count, &bitmaps, err));
     if (r < 0) {
         co_abort_steps(steps, prepared, false);
         block_co_bitmap_commits_retry(&bitmaps);
@@ -209,8 +217,7 @@ static int co_change_graph(struct qmp_step *steps, size_t count, struct job_txn 
         r = block_co_change_settle(err);
         refused = r < 0;
     }
-    UNLESS_FAILED(r, co_finish_steps(steps, count, err));
-    UNLESS_FAILED(r, block_co_bitmap_commits_run(&bitmaps, err));
+    UNLESS_FAILED(r, co_finish_changes(steps, count, &bitmaps, err));
     if (r < 0) {
         co_abort_steps(steps, prepared, refused);
         co_settle_again();
