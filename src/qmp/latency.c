@@ -95,8 +95,10 @@ int qmp_set_latencies(struct latency_set *set, struct json_object *args, struct 
 
 /* --- answers ---------------------------------------------------------------------------------- */
 
+/* Called if there is a histogram. */
 static void histogram_to_json(const struct latency_histogram *h, void *arg)
 {
+    struct json_object **o = arg;
     struct json_object *boundaries = json_object_new_array(), *bins = json_object_new_array();
 
     for (size_t i = 0; i <= h->count; i++) {
@@ -105,20 +107,19 @@ static void histogram_to_json(const struct latency_histogram *h, void *arg)
         }
         json_object_array_add(bins, json_object_new_uint64(h->bins[i]));
     }
-    json_object_object_add(arg, "boundaries", boundaries);
-    json_object_object_add(arg, "bins", bins);
+    *o = json_object_new_object();
+    json_object_object_add(*o, "boundaries", boundaries);
+    json_object_object_add(*o, "bins", bins);
 }
 
 void qmp_put_latencies(struct json_object *to, struct latency_set *set)
 {
     for (int kind = 0; kind < LATENCY_KINDS; kind++) {
-        struct json_object *o = json_object_new_object();
+        struct json_object *o = NULL;
 
-        latency_set_read(set, (enum latency_kind)kind, histogram_to_json, o);
-        if (json_object_object_length(o) > 0) {
+        latency_set_read(set, (enum latency_kind)kind, histogram_to_json, &o);
+        if (o) {
             json_object_object_add(to, names[kind].member, o);
-        } else {
-            json_object_put(o);
         }
     }
 }
@@ -130,7 +131,7 @@ void qmp_put_zone_figures(struct json_object *to)
         "zone_append_merged", "failed_zone_append_operations", "invalid_zone_append_operations"};
 
     for (size_t i = 0; i < ARRAY_SIZE(members); i++) {
-        qmp_put_uint(to, members[i], 0);
+        qmp_put_new(to, members[i], json_object_new_uint64(0));
     }
 }
 

@@ -20,7 +20,9 @@
 static void put_sum(struct json_object *to, const char *name, const struct stats_object *o,
                     const char *first, const char *second)
 {
-    qmp_put_uint(to, name, stats_value(o, first) + (second ? stats_value(o, second) : 0));
+    uint64_t sum = stats_value(o, first) + (second ? stats_value(o, second) : 0);
+
+    qmp_put_new(to, name, json_object_new_uint64(sum));
 }
 
 /* QEMU's name of a histogram, and of the sum of its durations, and ours. */
@@ -56,13 +58,13 @@ static struct json_object *block_stats_json(bool account_invalid)
     struct json_object *o = json_object_new_object();
 
     /* Requests are never merged here. */
-    qmp_put_uint(o, "rd_merged", 0);
-    qmp_put_uint(o, "wr_merged", 0);
-    qmp_put_uint(o, "unmap_merged", 0);
+    qmp_put_new(o, "rd_merged", json_object_new_uint64(0));
+    qmp_put_new(o, "wr_merged", json_object_new_uint64(0));
+    qmp_put_new(o, "unmap_merged", json_object_new_uint64(0));
     qmp_put_zone_figures(o);
-    qmp_put_bool(o, "account_invalid", account_invalid);
-    qmp_put_bool(o, "account_failed", true);
-    json_object_object_add(o, "timed_stats", json_object_new_array());
+    qmp_put_new(o, "account_invalid", json_object_new_boolean(account_invalid));
+    qmp_put_new(o, "account_failed", json_object_new_boolean(true));
+    qmp_put_new(o, "timed_stats", json_object_new_array());
     return o;
 }
 
