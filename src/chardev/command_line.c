@@ -205,7 +205,8 @@ static int to_backend(struct options *opts, const char *type, struct json_object
     }
     UNLESS_FAILED(r, move_options(opts, common, data, err));
     UNLESS_FAILED(r, refuse_rest(opts, err));
-    UNLESS_FAILED(r, schema_check(type_of_data(type), data, SCHEMA_CHECK_KEYVAL, err));
+    UNLESS_FAILED(r, schema_check(type_of_data(type), data,
+                                  SCHEMA_CHECK_KEYVAL | SCHEMA_CHECK_SUFFIXES, err));
     if (r < 0) {
         json_object_put(backend);
         return r;

@@ -22,6 +22,7 @@
 #include "loop/loop.h"
 #include "qcow2/qcow2.h"
 #include "qmp/commands.h"
+#include "schema/schema.h"
 #include "ssh/tunnel.h"
 
 /* The release of QEMU whose tools' grammar and output these faces follow. */
@@ -267,6 +268,7 @@ static void choose_defaults(void)
 
     export_nbd_offer_merged(!as_qemu);
     qmp_show_own_members(!as_qemu);
+    schema_take_plain_bytes(as_qemu);
     block_use_qemu_names(as_qemu);
     other_files_set_default(as_qemu ? OTHER_FILES_DIRECTORY : OTHER_FILES_NONE);
     if (as_qemu) {

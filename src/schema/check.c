@@ -114,6 +114,20 @@ static int convert_bool(struct checker *c, struct json_object **value, struct er
     return wrong_form(c, "'on' or 'off'", err);
 }
 
+static bool bytes_are_plain;
+
+void schema_take_plain_bytes(bool plain)
+{
+    bytes_are_plain = plain;
+}
+
+static bool takes_suffixes(const struct checker *c, const struct schema_type *type,
+                           const char *text)
+{
+    return type->kind == SCHEMA_SIZE || (type->is_bytes && text[0] != '-' &&
+                                         (!bytes_are_plain || (c->flags & SCHEMA_CHECK_SUFFIXES)));
+}
+
 static int convert_integer(struct checker *c, const struct schema_type *type,
                            struct json_object **value, struct error *err)
 {
@@ -122,7 +136,7 @@ static int convert_integer(struct checker *c, const struct schema_type *type,
     long long number;
     char *end;
 
-    if (type->kind == SCHEMA_SIZE || (type->is_bytes && text[0] != '-')) {
+    if (takes_suffixes(c, type, text)) {
         STRBUF_AUTO(what);
 
         strbuf_printf(&what, "Parameter '%s'", strbuf_str(&c->path));

@@ -99,7 +99,18 @@ extern const struct schema_type schema_strings;
  * Values are text from `key=value,...`: "on" is true, "4k" is 4096, and an object with the keys 0,
  * 1, ... is an array. They are converted in place.
  */
-enum schema_check_flags { SCHEMA_CHECK_KEYVAL = 1 << 0 };
+enum schema_check_flags {
+    SCHEMA_CHECK_KEYVAL = 1 << 0,
+    /* "4k" is a number of bytes, whatever schema_take_plain_bytes() says. */
+    SCHEMA_CHECK_SUFFIXES = 1 << 1,
+};
+
+/*
+ * Whether text for a number of bytes (is_bytes) has to be an integer, as under the names of QEMU's
+ * programs, or may have a suffix (the default). Sizes (SCHEMA_SIZE) may have one in any case. To be
+ * called at start.
+ */
+void schema_take_plain_bytes(bool plain);
 
 /*
  * Check the object `value` against the object type `type`; `flags`: of enum schema_check_flags. 0

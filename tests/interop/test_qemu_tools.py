@@ -2,8 +2,10 @@
 """Command lines and short dialogues: our programs, under QEMU's names, do what QEMU's do."""
 
 import json
+import os
+import subprocess
 
-from tidemark import Daemon, Process, TestCase, compat, img, qemu, run, tool, wait_until
+from tidemark import TIMEOUT, Daemon, Process, TestCase, compat, img, qemu, run, tool, wait_until
 
 
 class BothTest(TestCase):
@@ -181,3 +183,37 @@ class WordsTest(BothTest):
         words = ("-C", "-f", "qcow2", "-c", "info", self.disk)
         theirs, ours = (run(f("qemu-io"), *words) for f in (qemu, compat))
         self.assertEqual(ours.stdout.splitlines()[:3], theirs.stdout.splitlines()[:3])
+
+
+class DaemonOptionsTest(BothTest):
+    def started_with(self, *words):
+        """Exit status and messages of a daemon that ends as soon as it runs."""
+        asks = "".join(json.dumps({"execute": c}) + "\n" for c in ("qmp_capabilities", "quit"))
+        result = subprocess.run(
+            [self.program("qemu-storage-daemon"), *words, "--chardev", "stdio,id=m",
+             "--monitor", "m"],
+            input=asks, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            timeout=TIMEOUT, check=False)  # fmt: skip
+        return result.returncode, os.path.basename(result.stderr)
+
+    def test_integers_have_no_suffix(self):
+        disk = self.create("disk.qcow2", "1M")
+        image = f"driver=qcow2,node-name=n,file.driver=file,file.filename={disk}"
+        for options, is_taken in (
+            ("driver=null-co,node-name=n,size=1M", False),
+            ("driver=null-co,node-name=n,size=0x100000", True),
+            ("driver=null-co,node-name=n,latency-ns=1k", False),
+            (f"{image},l2-cache-size=1M", False),
+            (f"{image},l2-cache-size=1048576", True),
+        ):
+            status, message = self.agree(lambda o=options: self.started_with("--blockdev", o))
+            self.assertEqual(status == 0, is_taken, message)
+        # Under our own name sizes are sizes.
+        server = self.daemon("--blockdev", "driver=null-co,node-name=n,size=1M")
+        self.assertEqual(server.qmp.node("n")["image"]["virtual-size"], 1 << 20)
+
+    def test_a_buffer_of_a_monitor_has_a_size(self):
+        for program in qemu, compat:
+            self.program = program
+            status, message = self.started_with("--chardev", "ringbuf,id=r,size=64k")
+            self.assertEqual((status, message), (0, ""))

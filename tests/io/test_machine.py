@@ -261,7 +261,7 @@ class DiskTest(MachineCase):
 
     def test_a_guest_device_lets_nobody_else_write(self):
         with self.machine(
-            *("-blockdev", "driver=null-co,node-name=n,size=1M"),
+            *("-blockdev", "driver=null-co,node-name=n,size=1048576"),
             *("-device", "virtio-blk,drive=n,id=a"),
         ) as machine:
             error = self.refusal(machine, "device_add", driver="virtio-blk", drive="n")
@@ -422,7 +422,7 @@ class ObjectTest(MachineCase):
             self.assertEqual(command("query-block")[0]["inserted"]["node-name"], "n")
 
     def test_what_is_refused(self):
-        with self.machine("-blockdev", "null-co,node-name=n,size=1M", "-device", "virtio-scsi",
+        with self.machine("-blockdev", "null-co,node-name=n,size=1048576", "-device", "virtio-scsi",
                           "-device", "scsi-hd,id=d,drive=n") as machine:  # fmt: skip
             self.assertEqual(machine.qmp.command("query-name"), {})
             for path, name, value, wanted in (
