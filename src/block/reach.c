@@ -26,9 +26,10 @@ static bool walk_graph(struct block_node *from, const struct block_node *to, boo
 {
     static unsigned mark;
     struct block_node *node = NULL;
-    struct walk w = {.mark = ++mark, .end = &node};
+    struct walk w = {.end = &node};
     struct block_edge *edge;
 
+    w.mark = ++mark;
     walk_to(&w, from);
     for (; node; node = node->reach_next) {
         if (node == to) {
