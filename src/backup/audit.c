@@ -44,7 +44,7 @@ struct window {
     bool data[WINDOW]; /* may hold other than zeroes */
 };
 
-static int note_data(void *arg, uint64_t offset, uint64_t length)
+static int note_audited_data(void *arg, uint64_t offset, uint64_t length)
 {
     struct window *w = arg;
     uint64_t first = offset / BACKUP_CLUSTER_SIZE;
@@ -134,7 +134,7 @@ static int co_audit_window(struct window *w, uint8_t *buf)
     /* Marks are not set meanwhile. */
     uint8_t marked[WINDOW] = {0};
     uint64_t size = MIN(w->count * BACKUP_CLUSTER_SIZE, a->run->source->disk.size - offset);
-    int r = a->input->ops->co_data(a->input, offset, size, note_data, w);
+    int r = a->input->ops->co_data(a->input, offset, size, note_audited_data, w);
 
     for (uint64_t i = 0; i < w->count; i++) {
         marked[i] = kind_map_get(&a->kinds, w->first + i) == AUDIT_MARKED;
@@ -284,7 +284,7 @@ static int co_audit_view(struct run *run, struct audit_result *result, struct er
 
 /* --- the run ---------------------------------------------------------------------------------- */
 
-static int co_open_base(struct run *run, struct error *err)
+static int co_open_audited_base(struct run *run, struct error *err)
 {
     const struct repository_entry **entries AUTO_FREE = NULL;
     size_t count;
@@ -333,7 +333,7 @@ int audit_co_run(const struct backup_options *options, struct audit_result *ret_
 
     run = g.runs;
     UNLESS_FAILED(r, run_co_prepare(run, err));
-    UNLESS_FAILED(r, co_open_base(run, err));
+    UNLESS_FAILED(r, co_open_audited_base(run, err));
     if (r == 0) {
         run->source->whole = true;
     }

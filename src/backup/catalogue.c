@@ -62,7 +62,7 @@ static bool looks_like_repository(int dir)
  * Whether what was opened is one: without a description, some backup has to have a file of a
  * backup, as names of folders that are numbers may be those of backups, too.
  */
-static bool has_backups(int dir, const struct repository *repository)
+static bool repository_has_backups(int dir, const struct repository *repository)
 {
     static const char *const files[] = {REPOSITORY_MANIFEST, REPOSITORY_IMAGE, REPOSITORY_SUMS};
 
@@ -140,7 +140,7 @@ static int walk(struct catalogue *c, int dir, const char *path, unsigned depth)
     /* By the descriptor: no link that is put there meanwhile leads elsewhere. */
     files_self_path(dir, self);
     r = repository_open(self, &repository, &why);
-    if (looks_like_repository(dir) || (r == 0 && has_backups(dir, &repository))) {
+    if (looks_like_repository(dir) || (r == 0 && repository_has_backups(dir, &repository))) {
         close(dir);
         return add_repository(c, path, &repository, r < 0 ? error_message(&why) : NULL);
     }

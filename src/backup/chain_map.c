@@ -39,7 +39,7 @@ static struct chain_map *new_map(size_t room)
 }
 
 /* Whether `b` goes on where `a`, which ends there, has been. */
-static bool continues(const struct chain_map_piece *a, const struct chain_map_piece *b)
+static bool continues_piece(const struct chain_map_piece *a, const struct chain_map_piece *b)
 {
     if (a->layer != b->layer || a->kind != b->kind) {
         return false;
@@ -49,9 +49,9 @@ static bool continues(const struct chain_map_piece *a, const struct chain_map_pi
                : b->digest == a->digest + (b->first - a->first);
 }
 
-static void add_piece(struct chain_map *m, struct chain_map_piece p)
+static void add_map_piece(struct chain_map *m, struct chain_map_piece p)
 {
-    if (m->count == 0 || !continues(&m->list[m->count - 1], &p)) {
+    if (m->count == 0 || !continues_piece(&m->list[m->count - 1], &p)) {
         m->list[m->count++] = p;
     }
 }
@@ -79,24 +79,24 @@ static struct chain_map *map_of_layer(const struct chain *c, size_t index)
         const struct sums_run *run = &runs->list[i];
 
         if (run->first > at) {
-            add_piece(m, (struct chain_map_piece){.first = at, .layer = BELOW});
+            add_map_piece(m, (struct chain_map_piece){.first = at, .layer = BELOW});
         }
-        add_piece(
+        add_map_piece(
             m, (struct chain_map_piece){
                    .first = run->first, .digest = run->digest, .layer = number, .kind = run->kind});
         at = run->first + run->count;
     }
     if (m && at < end) {
-        add_piece(m, (struct chain_map_piece){.first = at, .layer = BELOW});
+        add_map_piece(m, (struct chain_map_piece){.first = at, .layer = BELOW});
     }
     if (m && layer->clusters < MIN(c->below, c->clusters)) {
-        add_piece(m, (struct chain_map_piece){.first = layer->clusters,
-                                              .digest = CHAIN_NO_DIGEST,
-                                              .layer = number,
-                                              .kind = SUMS_ZERO});
+        add_map_piece(m, (struct chain_map_piece){.first = layer->clusters,
+                                                  .digest = CHAIN_NO_DIGEST,
+                                                  .layer = number,
+                                                  .kind = SUMS_ZERO});
     }
     if (m && MAX(layer->clusters, c->below) < c->clusters) {
-        add_piece(m, (struct chain_map_piece){.first = MAX(layer->clusters, c->below)});
+        add_map_piece(m, (struct chain_map_piece){.first = MAX(layer->clusters, c->below)});
     }
     return m ? finish_map(m, c->clusters) : NULL;
 }
@@ -128,7 +128,7 @@ static struct chain_map *merge_maps(struct chain_map *lower, struct chain_map *u
             p = &lower->list[l];
             next = MIN(next, lower->list[l + 1].first);
         }
-        add_piece(m, piece_from(p, at));
+        add_map_piece(m, piece_from(p, at));
         u += next == upper->list[u + 1].first;
         while (l < lower->count && lower->list[l + 1].first <= next) {
             l++;

@@ -253,8 +253,8 @@ static int take_temp_image(const struct daemon_disk *s, struct daemon_state *sta
 }
 
 /* The socket of the NBD server that a run, of any repository, may have started. */
-static int take_socket(const struct daemon_disk *s, struct daemon_state *state,
-                       struct json_object *node)
+static int take_state_socket(const struct daemon_disk *s, struct daemon_state *state,
+                             struct json_object *node)
 {
     const char *name = source_string(node, "node-name");
     char repository[REPOSITORY_ID_SIZE], *path AUTO_FREE = NULL, *socket AUTO_FREE = NULL;
@@ -298,8 +298,8 @@ static int take_own_node(const struct daemon_disk *s, struct daemon_state *state
     return 0;
 }
 
-static int take_nodes(const struct daemon_disk *s, struct daemon_state *state,
-                      struct json_object *list)
+static int take_state_nodes(const struct daemon_disk *s, struct daemon_state *state,
+                            struct json_object *list)
 {
     const char *file = "";
     int r = 0;
@@ -314,7 +314,7 @@ static int take_nodes(const struct daemon_disk *s, struct daemon_state *state,
     }
     for (size_t i = 0; r == 0 && i < source_length(list); i++) {
         r = take_own_node(s, state, json_object_array_get_idx(list, i), file);
-        UNLESS_FAILED(r, take_socket(s, state, json_object_array_get_idx(list, i)));
+        UNLESS_FAILED(r, take_state_socket(s, state, json_object_array_get_idx(list, i)));
     }
     return r;
 }
@@ -345,7 +345,7 @@ static int take_exports(const struct daemon_disk *s, struct daemon_state *state,
 /* --- devices --- */
 
 /* Whether a device has this name: its own, or that of the guest's device ("vd0" of its path). */
-static bool is_device(struct json_object *device, const char *name)
+static bool is_named_device(struct json_object *device, const char *name)
 {
     const char *qdev = source_string(device, "qdev"), *found = strstr(qdev, name);
     const char *end = found ? found + strlen(name) : "";
@@ -399,7 +399,7 @@ int daemon_co_find_node(struct qmp_client *qmp, const char *name, char **ret_nod
         for (size_t i = 0; i < source_length(devices); i++) {
             struct json_object *device = json_object_array_get_idx(devices, i);
 
-            if (is_device(device, name) &&
+            if (is_named_device(device, name) &&
                 json_object_object_get_ex(device, "inserted", &inserted)) {
                 found = daemon_skip_own_filter(nodes, source_string(inserted, "node-name"));
             }
@@ -422,7 +422,8 @@ int daemon_disk_co_inspect(struct daemon_disk *s, struct daemon_state *ret_state
 
     r = qmp_client_co_execute(s->qmp, "query-named-block-nodes", NULL, &nodes, err);
     UNLESS_FAILED(r, qmp_client_co_execute(s->qmp, "query-block-exports", NULL, &exports, err));
-    if (r == 0 && (take_nodes(s, &state, nodes) < 0 || take_exports(s, &state, exports) < 0)) {
+    if (r == 0 &&
+        (take_state_nodes(s, &state, nodes) < 0 || take_exports(s, &state, exports) < 0)) {
         r = error_out_of_memory(err);
     }
     json_object_put(nodes);

@@ -136,7 +136,7 @@ static int finish_copy(void *arg)
 }
 
 /* Copy from the begin. What was counted as progress before stays counted. */
-static int co_copy_all(struct copy_job *job, uint64_t *counted)
+static int co_copy_file_data(struct copy_job *job, uint64_t *counted)
 {
     const struct file_copy *copy = job->copy;
     int r = 0;
@@ -159,7 +159,7 @@ static int co_copy_all(struct copy_job *job, uint64_t *counted)
     return r;
 }
 
-static int get_size(const struct file_copy *copy, uint64_t *ret_size)
+static int get_file_size(const struct file_copy *copy, uint64_t *ret_size)
 {
     struct stat st;
 
@@ -173,13 +173,13 @@ static int get_size(const struct file_copy *copy, uint64_t *ret_size)
     return 0;
 }
 
-static int check_sizes(void *arg)
+static int check_file_sizes(void *arg)
 {
     struct copy_job *job = arg;
     const struct file_copy *copy = job->copy;
     struct stat from;
     uint64_t there = 0;
-    int r = get_size(copy, &there);
+    int r = get_file_size(copy, &there);
 
     if (r < 0) {
         return error_set_errno(job->err, -r, "Could not inspect '%s'", copy->to_shown);
@@ -208,15 +208,15 @@ int file_copy_co_run(const struct file_copy *copy, uint64_t *ret_written, struct
 {
     struct copy_job job = {.copy = copy, .buf = malloc(PIECE_SIZE), .err = err};
     uint64_t counted = 0;
-    int r = job.buf ? loop_co_offload(check_sizes, &job) : error_out_of_memory(err);
+    int r = job.buf ? loop_co_offload(check_file_sizes, &job) : error_out_of_memory(err);
 
-    UNLESS_FAILED(r, co_copy_all(&job, &counted));
+    UNLESS_FAILED(r, co_copy_file_data(&job, &counted));
     if (r == -EBADMSG && job.kept) {
         /* Perhaps what was there is at fault. */
         error_clear(err);
         job.kept = 0;
         r = loop_co_offload(empty_target, &job);
-        UNLESS_FAILED(r, co_copy_all(&job, &counted));
+        UNLESS_FAILED(r, co_copy_file_data(&job, &counted));
     }
     free(job.buf);
     *ret_written = job.written;

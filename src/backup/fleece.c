@@ -167,7 +167,7 @@ static bool is_fleece_name(const char *name, const char *repository)
  * Open a run's directory, and the place it is in; other directories are not opened. Returns a
  * descriptor, or -1.
  */
-static int open_other(const char *dir, const char *repository, int *ret_place)
+static int open_other_daemon(const char *dir, const char *repository, int *ret_place)
 {
     char *place AUTO_FREE = directory_of(dir);
     const char *slash = strrchr(dir, '/');
@@ -201,7 +201,7 @@ static bool is_image_in_use(int dir)
  * Remove directories of dead runs in this place whose temporary image no daemon has open: the
  * repositories of their runs may be gone.
  */
-static void sweep(int place)
+static void sweep_leftovers(int place)
 {
     int fd = files_open_dir_at(place, ".", ".", NULL);
     DIR *list = fd < 0 ? NULL : fdopendir(fd);
@@ -298,7 +298,7 @@ int fleece_co_make(struct fleece *f, uint64_t size, bool qcow2, uid_t uid, gid_t
     if (f->place_fd < 0) {
         return f->place_fd;
     }
-    sweep(f->place_fd);
+    sweep_leftovers(f->place_fd);
     f->fd = files_make_dir_at(f->place_fd, f->name, f->dir, err);
     r = f->fd < 0 ? f->fd : lock_it(f, err);
     UNLESS_FAILED(r, co_make_temporary_image(f, size, qcow2, uid, gid, err));
@@ -311,7 +311,7 @@ enum fleece_owner fleece_owner(const char *image)
 {
     char *dir AUTO_FREE = directory_of(image);
     int place AUTO_CLOSE = -1;
-    int fd AUTO_CLOSE = dir ? open_other(dir, NULL, &place) : -1;
+    int fd AUTO_CLOSE = dir ? open_other_daemon(dir, NULL, &place) : -1;
 
     return fd < 0 ? FLEECE_UNKNOWN : owner_in(fd);
 }
@@ -320,7 +320,7 @@ void fleece_remove(const char *dir, const char *repository)
 {
     const char *slash = strrchr(dir, '/');
     int place AUTO_CLOSE = -1;
-    int fd AUTO_CLOSE = open_other(dir, repository, &place);
+    int fd AUTO_CLOSE = open_other_daemon(dir, repository, &place);
 
     /* The lock is the first file in the directory: without it the run was killed before. */
     if (fd >= 0 && slash && owner_in(fd) != FLEECE_ALIVE) {
@@ -341,7 +341,7 @@ int fleece_lock_socket(const char *path, bool alone)
 {
     char *dir AUTO_FREE = directory_of(path);
     int place AUTO_CLOSE = -1;
-    int fd AUTO_CLOSE = dir ? open_other(dir, NULL, &place) : -1;
+    int fd AUTO_CLOSE = dir ? open_other_daemon(dir, NULL, &place) : -1;
 
     if (fd < 0 || flock(fd, (alone ? LOCK_EX : LOCK_SH) | LOCK_NB) < 0) {
         return -1;

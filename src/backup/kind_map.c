@@ -53,7 +53,7 @@ static int add_slab(struct kind_map *m)
 }
 
 /* The first bytes of a free leaf are the number of the next one. */
-static int take_leaf(struct kind_map *m, unsigned kind, uint32_t *ret_leaf)
+static int take_kind_leaf(struct kind_map *m, unsigned kind, uint32_t *ret_leaf)
 {
     uint32_t leaf = m->free_leaf;
 
@@ -85,7 +85,7 @@ static unsigned get_in_leaf(const uint8_t *leaf, unsigned within)
     return leaf[within / 2] >> within % 2 * 4 & 0xf;
 }
 
-static void set_in_leaf(uint8_t *leaf, unsigned within, unsigned kind)
+static void set_kind_in_leaf(uint8_t *leaf, unsigned within, unsigned kind)
 {
     unsigned shift = within % 2 * 4;
 
@@ -109,8 +109,8 @@ unsigned kind_map_get(const struct kind_map *m, uint64_t index)
 }
 
 /* A part of a group. */
-static int set_part(struct kind_map *m, uint32_t *group, unsigned within, unsigned count,
-                    unsigned kind)
+static int set_kind_part(struct kind_map *m, uint32_t *group, unsigned within, unsigned count,
+                         unsigned kind)
 {
     uint8_t *leaf;
 
@@ -119,7 +119,7 @@ static int set_part(struct kind_map *m, uint32_t *group, unsigned within, unsign
     }
     if (*group < KIND_MAP_KINDS) {
         uint32_t number;
-        int r = take_leaf(m, *group, &number);
+        int r = take_kind_leaf(m, *group, &number);
 
         if (r < 0) {
             return r;
@@ -128,7 +128,7 @@ static int set_part(struct kind_map *m, uint32_t *group, unsigned within, unsign
     }
     leaf = leaf_at(m, *group - KIND_MAP_KINDS);
     for (unsigned i = within; i < within + count; i++) {
-        set_in_leaf(leaf, i, kind);
+        set_kind_in_leaf(leaf, i, kind);
     }
     if (is_uniform(leaf, kind)) {
         give_leaf(m, *group - KIND_MAP_KINDS);
@@ -149,7 +149,7 @@ int kind_map_set(struct kind_map *m, uint64_t first, uint64_t count, unsigned ki
             }
             *group = kind;
         } else {
-            int r = set_part(m, group, within, n, kind);
+            int r = set_kind_part(m, group, within, n, kind);
 
             if (r < 0) {
                 return r;

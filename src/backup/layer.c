@@ -75,7 +75,7 @@ static unsigned holders;
 static struct loop_timer idle_timer;
 static bool timer_runs;
 
-static struct layer_entry *entry_of(const struct layer *layer)
+static struct layer_entry *layer_entry_of(const struct layer *layer)
 {
     return container_of((struct layer *)layer, struct layer_entry, layer);
 }
@@ -189,7 +189,7 @@ static int open_image(const struct layer_entry *e, struct layer_files *f, struct
     return r;
 }
 
-static bool is_same_file(const struct stat *a, const struct stat *b)
+static bool is_same_layer_file(const struct stat *a, const struct stat *b)
 {
     return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_size == b->st_size &&
            a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
@@ -205,7 +205,7 @@ static int open_files(const struct layer_entry *e, struct layer_files *ret_files
 
     f.sums_fd = repository_open_file(&e->home->place, e->id, REPOSITORY_SUMS, err);
     r = f.sums_fd < 0 ? f.sums_fd : 0;
-    if (r == 0 && (fstat(f.sums_fd, &st) < 0 || !is_same_file(&st, &e->sums_stat))) {
+    if (r == 0 && (fstat(f.sums_fd, &st) < 0 || !is_same_layer_file(&st, &e->sums_stat))) {
         r = error_set(err, ESTALE, "'%s' was replaced meanwhile", shown);
     }
     UNLESS_FAILED(r, stored_open(f.sums_fd, e->home->seal, STORED_SUMS, shown, &f.sums, err));
@@ -339,7 +339,7 @@ void layers_let_go(void)
 
 void layer_put(struct layer *layer)
 {
-    struct layer_entry *e = layer ? entry_of(layer) : NULL;
+    struct layer_entry *e = layer ? layer_entry_of(layer) : NULL;
 
     if (!e || --e->users > 0) {
         return;
@@ -507,7 +507,7 @@ static int read_digests(const struct layer_entry *e, const struct layer_files *f
 int layer_read_digests(const struct layer *layer, uint64_t index, uint8_t *ret_digests,
                        size_t count)
 {
-    const struct layer_entry *e = entry_of(layer);
+    const struct layer_entry *e = layer_entry_of(layer);
     struct layer_files own;
     int r;
     const struct layer_files *f = begin_read(e, &own, &r);
@@ -520,7 +520,7 @@ int layer_read_digests(const struct layer *layer, uint64_t index, uint8_t *ret_d
 int layer_read_clusters(const struct layer *layer, uint64_t first, size_t count, uint64_t digest,
                         uint8_t *buf, uint8_t *ret_digests, bool *ret_digests_failed)
 {
-    const struct layer_entry *e = entry_of(layer);
+    const struct layer_entry *e = layer_entry_of(layer);
     struct layer_files own;
     int r;
     const struct layer_files *f = begin_read(e, &own, &r);

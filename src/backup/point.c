@@ -101,7 +101,7 @@ static bool is_writable_wanted(const struct block_node *node)
 }
 
 /* The key or passphrase that the options name, if there is one. */
-static int take_key(struct point *p, struct options *opts, struct error *err)
+static int take_point_key(struct point *p, struct options *opts, struct error *err)
 {
     char *key AUTO_FREE = NULL, *passphrase AUTO_FREE = NULL;
     int r = options_take_str(opts, "key-secret", &key, err);
@@ -135,7 +135,7 @@ static int point_co_open(struct block_node *node, struct options *opts, struct e
     node->read_only = true;
     node->beyond_filename = true;
     p->own = REPOSITORY_INIT;
-    r = take_key(p, opts, err);
+    r = take_point_key(p, opts, err);
     UNLESS_FAILED(r, co_open_point_chain(p, repository, at, err));
     if (r < 0) {
         point_co_close(node);

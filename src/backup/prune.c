@@ -32,7 +32,7 @@ static struct prune_item *item_of(const struct prune *p, const struct repository
     return &p->result->items[e - p->repository.entries];
 }
 
-static int set_problem(struct prune_item *item, const char *text)
+static int set_prune_problem(struct prune_item *item, const char *text)
 {
     if (!item->problem) {
         item->problem = strdup(text);
@@ -57,7 +57,7 @@ static int find_damaged(struct prune *p)
         p->result->stored_before += e->manifest.stored;
         if (repository_chain(&p->repository, e, &chain, &count, &why) < 0) {
             item->fate = PRUNE_DAMAGED;
-            if (set_problem(item, e->problem ? e->problem : error_message(&why)) < 0) {
+            if (set_prune_problem(item, e->problem ? e->problem : error_message(&why)) < 0) {
                 return -ENOMEM;
             }
         }
@@ -158,7 +158,7 @@ static void keep_newest(struct prune *p)
     }
 }
 
-static bool is_named(const struct prune *p, const char *id)
+static bool is_named_backup(const struct prune *p, const char *id)
 {
     for (size_t i = 0; i < p->options->remove_count; i++) {
         if (backup_id_is_meant(id, p->options->remove[i])) {
@@ -168,7 +168,7 @@ static bool is_named(const struct prune *p, const char *id)
     return false;
 }
 
-static int take_named(struct prune *p, struct error *err)
+static int take_named_backups(struct prune *p, struct error *err)
 {
     for (size_t i = 0; i < p->options->remove_count; i++) {
         const struct repository_entry *e =
@@ -214,13 +214,13 @@ static int keep_under_damaged(struct prune *p, struct error *err)
         if (!item || p->result->items[i].fate != PRUNE_DAMAGED || item->fate == PRUNE_DAMAGED) {
             continue;
         }
-        if (is_named(p, parent->id)) {
+        if (is_named_backup(p, parent->id)) {
             return error_set(
                 err, EBUSY, "Backup %s can't be removed: backup %s, which is damaged, builds on it",
                 parent->id, e->id);
         }
         item->fate = PRUNE_KEPT;
-        if (set_problem(item, "a damaged backup builds on it") < 0) {
+        if (set_prune_problem(item, "a damaged backup builds on it") < 0) {
             return error_out_of_memory(err);
         }
     }
@@ -237,7 +237,7 @@ static int plan(struct prune *p, struct error *err)
         return error_out_of_memory(err);
     }
     keep_newest(p);
-    r = take_named(p, err);
+    r = take_named_backups(p, err);
     UNLESS_FAILED(r, keep_under_damaged(p, err));
     for (size_t i = 0; i < p->result->count; i++) {
         p->result->removed += p->result->items[i].fate == PRUNE_REMOVED;

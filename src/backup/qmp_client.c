@@ -104,7 +104,7 @@ static int broken(struct qmp_client *c, int errnum, struct error *err, const cha
 }
 
 /* Receive what comes until then. Bytes, or -errno. */
-static ssize_t co_receive_bytes(struct qmp_client *c, int64_t deadline)
+static ssize_t co_receive_qmp_bytes(struct qmp_client *c, int64_t deadline)
 {
     /* Decrypted bytes may be there already. */
     ssize_t n = c->tls ? tls_session_recv(c->tls, c->buf, sizeof(c->buf)) : -EAGAIN;
@@ -125,7 +125,7 @@ static ssize_t co_receive_bytes(struct qmp_client *c, int64_t deadline)
 static int co_receive_more(struct qmp_client *c, int64_t deadline, struct error *err)
 {
     bool ended = memchr(c->buf + c->begin, '\n', c->end - c->begin);
-    ssize_t n = co_receive_bytes(c, deadline);
+    ssize_t n = co_receive_qmp_bytes(c, deadline);
 
     if (n == -ETIMEDOUT) {
         return broken(c, ETIMEDOUT, err, "does not answer");

@@ -33,8 +33,8 @@ static int add_item(struct repair *repair, const char *id, const char *file, con
 
 /* --- a manifest that is lost --- */
 
-static int co_read_image(const struct repository *r, const char *id, struct manifest *m,
-                         struct error *err)
+static int co_read_repaired_image(const struct repository *r, const char *id, struct manifest *m,
+                                  struct error *err)
 {
     char *shown AUTO_FREE = repository_file(r, id, REPOSITORY_IMAGE);
     int fd AUTO_CLOSE = repository_open_file(r, id, REPOSITORY_IMAGE, err);
@@ -133,7 +133,7 @@ static int guess_rest(const struct repository *r, struct manifest *m, struct err
 }
 
 /* Whether image and checksums agree about every cluster: the proof that they belong together. */
-static int co_prove(struct repair *repair, const struct manifest *m, struct error *err)
+static int co_prove_layers(struct repair *repair, const struct manifest *m, struct error *err)
 {
     struct repository_entry e = {.manifest = *m};
 
@@ -148,10 +148,10 @@ static int co_make_manifest(struct repair *repair, struct repository_entry *e, s
     int r;
 
     memcpy(m.id, e->id, sizeof(m.id));
-    r = co_read_image(repository, e->id, &m, err);
+    r = co_read_repaired_image(repository, e->id, &m, err);
     UNLESS_FAILED(r, co_read_sums(repository, e->id, &m, err));
     UNLESS_FAILED(r, guess_rest(repository, &m, err));
-    UNLESS_FAILED(r, co_prove(repair, &m, err));
+    UNLESS_FAILED(r, co_prove_layers(repair, &m, err));
     UNLESS_FAILED(r, repository_rewrite_manifest(repository, &m, err));
     if (r < 0) {
         manifest_clear(&m);

@@ -37,7 +37,8 @@ struct sums_maker {
 /* --- what the image holds --- */
 
 /* Digest and record up to a chunk of clusters of data. */
-static int co_take_chunk(struct sums_maker *m, uint64_t first, uint64_t count, struct error *err)
+static int co_take_sums_chunk(struct sums_maker *m, uint64_t first, uint64_t count,
+                              struct error *err)
 {
     uint8_t digests[CHUNK_CLUSTERS * SUMS_DIGEST_SIZE];
     uint64_t offset = first * BACKUP_CLUSTER_SIZE, slot = m->runs.digests;
@@ -55,14 +56,15 @@ static int co_take_chunk(struct sums_maker *m, uint64_t first, uint64_t count, s
     return r < 0 ? error_set_errno(err, -r, "Could not write '%s'", m->shown) : 0;
 }
 
-static int co_take_data(struct sums_maker *m, uint64_t first, uint64_t count, struct error *err)
+static int co_take_sums_data(struct sums_maker *m, uint64_t first, uint64_t count,
+                             struct error *err)
 {
     int r = 0;
 
     for (uint64_t done = 0, n; r == 0 && done < count; done += n) {
         n = MIN(count - done, (uint64_t)CHUNK_CLUSTERS);
         r = m->stop && *m->stop ? error_set(err, EINTR, "Stopped")
-                                : co_take_chunk(m, first + done, n, err);
+                                : co_take_sums_chunk(m, first + done, n, err);
     }
     return r;
 }
@@ -102,7 +104,7 @@ static int co_take_image(struct sums_maker *m, struct error *err)
         } else if (status.flags & BLOCK_STATUS_ZERO) {
             r = take_zeroes(m, first, count, err);
         } else {
-            r = co_take_data(m, first, count, err);
+            r = co_take_sums_data(m, first, count, err);
         }
     }
     return r;

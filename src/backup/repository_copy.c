@@ -39,7 +39,7 @@ static int select_one(struct repository_copy *c, struct error *err)
     return repository_chain(&c->from, e, &chain, &count, err);
 }
 
-static bool is_listed(const struct repository_copy_options *options, const char *id)
+static bool is_in_copy(const struct repository_copy_options *options, const char *id)
 {
     for (size_t i = 0; i < options->id_count; i++) {
         if (strcmp(options->ids[i], id) == 0) {
@@ -60,7 +60,7 @@ static void select_newest(struct repository_copy *c)
 
         if (repository_chain(&c->from, &c->from.entries[i], &chain, &count, NULL) < 0) {
             c->result->damaged++;
-        } else if (most > 0 && is_listed(c->options, c->from.entries[i].id)) {
+        } else if (most > 0 && is_in_copy(c->options, c->from.entries[i].id)) {
             c->selected[i] = true;
             most--;
         }

@@ -47,7 +47,7 @@ static int write_all(const uint8_t *data, uint64_t size)
     return 0;
 }
 
-static int write_piece(void *arg)
+static int write_stream_piece(void *arg)
 {
     static const uint8_t zeroes[ZERO_PIECE];
     const struct stream_piece *p = arg;
@@ -69,7 +69,7 @@ static int co_stream_sink(void *arg, uint64_t offset, uint8_t *data, uint64_t si
     if (!data && s->sparse) {
         r = lseek(STDOUT_FILENO, s->begin + (off_t)(offset + size), SEEK_SET) < 0 ? -errno : 0;
     } else {
-        r = loop_co_offload(write_piece, &piece);
+        r = loop_co_offload(write_stream_piece, &piece);
     }
     s->written += data ? size : 0;
     return r < 0 ? error_set_errno(err, -r, "Could not write to standard output") : 0;

@@ -92,7 +92,7 @@ static int64_t day_number(const struct tm *tm)
 }
 
 /* A number that backups of one hour, day ... have in common, and no others. */
-static int64_t bucket_of(enum retention_rule rule, int64_t moment)
+static int64_t period_of(enum retention_rule rule, int64_t moment)
 {
     time_t t = (time_t)moment;
     struct tm tm;
@@ -131,7 +131,7 @@ static void apply_buckets(enum retention_rule rule, uint64_t most, const int64_t
     size_t n = 0;
 
     for (size_t i = 0; i < count && n < most; i++) {
-        int64_t bucket = times[i] == INT64_MIN ? 0 : bucket_of(rule, times[i]);
+        int64_t bucket = times[i] == INT64_MIN ? 0 : period_of(rule, times[i]);
 
         if (times[i] != INT64_MIN && !has_number(used, n, bucket)) {
             used[n++] = bucket;

@@ -33,7 +33,7 @@ const char *set_backup_of(const struct set *s, const char *directory)
     return NULL;
 }
 
-static int add_disk(struct set_root *r, const char *directory)
+static int add_disk_of_root(struct set_root *r, const char *directory)
 {
     char **grown;
 
@@ -68,7 +68,7 @@ int set_root_open(const char *path, const char *machine, struct set_root *ret_ro
         const struct set *s = &root->sets.list[i];
 
         for (size_t k = 0; r == 0 && set_is_of(s, machine) && k < s->count; k++) {
-            r = add_disk(root, s->disks[k].directory) < 0 ? error_out_of_memory(err) : 0;
+            r = add_disk_of_root(root, s->disks[k].directory) < 0 ? error_out_of_memory(err) : 0;
         }
     }
     if (r == 0 && root->count == 0) {
@@ -113,7 +113,7 @@ static const char *problem_of(const struct set *s)
 }
 
 /* An item for each set; those that no rule counts get their fate. */
-static int list_sets(struct prune_root_result *result)
+static int list_sets_of_root(struct prune_root_result *result)
 {
     const struct set_list *sets = &result->root.sets;
 
@@ -265,7 +265,7 @@ int prune_root_co_run(const struct prune_options *options, const char *machine,
 
     *result = (struct prune_root_result){0};
     r = set_root_open(options->dir, machine, &result->root, err);
-    if (r == 0 && (list_sets(result) < 0 || judge_sets(options, machine, result) < 0)) {
+    if (r == 0 && (list_sets_of_root(result) < 0 || judge_sets(options, machine, result) < 0)) {
         r = error_out_of_memory(err);
     }
     UNLESS_FAILED(r, take_named_sets(options, result, err));

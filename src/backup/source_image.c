@@ -87,7 +87,7 @@ static bool may_write(const struct image_source *s, const char *format)
            access(s->file, W_OK) == 0;
 }
 
-static int co_open_image(struct image_source *s, struct error *err)
+static int co_open_source_image(struct image_source *s, struct error *err)
 {
     const char *format;
     int r = choose_format(s, &format, err);
@@ -175,7 +175,7 @@ static int co_inspect_image(struct source *source, struct error *err)
         return error_set(err, EINVAL, "The name of the image is too long, or is no text");
     }
     if (!s->root) {
-        r = co_open_image(s, err);
+        r = co_open_source_image(s, err);
     }
     return r < 0 ? r : co_know_image(s, err);
 }

@@ -305,8 +305,8 @@ static int co_open_plain(const struct stored_image *image, bool read_only,
                          err);
 }
 
-static int co_open_image(const struct stored_image *image, bool read_only,
-                         struct block_node **ret_node, struct error *err)
+static int co_open_stored_image(const struct stored_image *image, bool read_only,
+                                struct block_node **ret_node, struct error *err)
 {
     struct block_node *file = NULL;
     int r;
@@ -327,13 +327,13 @@ static int co_open_image(const struct stored_image *image, bool read_only,
 int stored_node_co_reopen(const struct stored_image *image, struct block_node **ret_node,
                           struct error *err)
 {
-    return co_open_image(image, false, ret_node, err);
+    return co_open_stored_image(image, false, ret_node, err);
 }
 
 int stored_node_co_open(const struct stored_image *image, struct block_node **ret_node,
                         struct error *err)
 {
-    return co_open_image(image, true, ret_node, err);
+    return co_open_stored_image(image, true, ret_node, err);
 }
 
 static struct options *creation_options(const struct stored_image *image)

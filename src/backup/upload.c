@@ -65,7 +65,8 @@ static int fetch_file(struct upload *u, const char *name, char **ret_text, size_
 }
 
 /* `data` is not changed. */
-static int put_file(struct upload *u, const char *name, void *data, size_t size, struct error *err)
+static int upload_put_file(struct upload *u, const char *name, void *data, size_t size,
+                           struct error *err)
 {
     struct remote_file *f = NULL;
     struct iovec vec;
@@ -185,7 +186,7 @@ static int mirror_all(struct upload *u, struct error *err)
 
 /* --- opening and closing ---------------------------------------------------------------------- */
 
-static int take_address(struct upload *u, struct error *err)
+static int take_upload_address(struct upload *u, struct error *err)
 {
     AUTO_OPTIONS struct options *opts = options_new();
     int r = opts ? ssh_target_parse_filename(u->address, opts, err) : error_out_of_memory(err);
@@ -221,7 +222,7 @@ int upload_co_open(const char *address, const struct repository *like, struct up
     }
     u->address = address;
     u->mirror_fd = -1;
-    r = take_address(u, err);
+    r = take_upload_address(u, err);
     UNLESS_FAILED(r, loop_co_offload(open_job_run, &(struct upload_job){.upload = u, .err = err}));
     UNLESS_FAILED(r, repository_open_to_copy(u->mirror, like, ret_mirror, err));
     if (r < 0) {
@@ -288,7 +289,7 @@ static int description_job_run(void *arg)
         size == there_size && memcmp(text, there, size) == 0) {
         return 0;
     }
-    UNLESS_FAILED(r, put_file(job->upload, NEW_DESCRIPTION, text, size, job->err));
+    UNLESS_FAILED(r, upload_put_file(job->upload, NEW_DESCRIPTION, text, size, job->err));
     UNLESS_FAILED(r, remote_dir_rename(job->upload->remote, NEW_DESCRIPTION, REPOSITORY_DESCRIPTION,
                                        job->err));
     UNLESS_FAILED(r, remote_dir_sync(job->upload->remote, "", job->err));
@@ -430,7 +431,7 @@ static int publish_job_run(void *arg)
     name_part(m, "", part, sizeof(part));
     name_part(m, REPOSITORY_MANIFEST, manifest, sizeof(manifest));
     r = repository_manifest_data(job->backup->key, job->backup->seal, m, &data, &size);
-    r = r == 0 ? put_file(job->upload, manifest, data, size, job->err)
+    r = r == 0 ? upload_put_file(job->upload, manifest, data, size, job->err)
                : error_out_of_memory(job->err);
     UNLESS_FAILED(r, remote_dir_sync(job->upload->remote, part, job->err));
     if (r == 0) {

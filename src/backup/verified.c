@@ -29,7 +29,8 @@ void verified_clear(struct verified *v)
     *v = (struct verified){0};
 }
 
-static struct json_object *member(struct json_object *o, const char *key, enum json_type type)
+static struct json_object *verified_member(struct json_object *o, const char *key,
+                                           enum json_type type)
 {
     struct json_object *value;
 
@@ -39,14 +40,15 @@ static struct json_object *member(struct json_object *o, const char *key, enum j
 
 static void take_entry(struct json_object *o, const struct manifest *m, struct verified_entry *e)
 {
-    const char *image = json_object_get_string(member(o, "image-sha256", json_type_string));
+    const char *image =
+        json_object_get_string(verified_member(o, "image-sha256", json_type_string));
 
     if (!image || strcmp(image, m->image_sha256) != 0) {
         return;
     }
-    e->at = json_object_get_int64(member(o, "at", json_type_int));
-    e->sound = json_object_get_boolean(member(o, "sound", json_type_boolean));
-    e->position = json_object_get_uint64(member(o, "position", json_type_int));
+    e->at = json_object_get_int64(verified_member(o, "at", json_type_int));
+    e->sound = json_object_get_boolean(verified_member(o, "sound", json_type_boolean));
+    e->position = json_object_get_uint64(verified_member(o, "position", json_type_int));
 }
 
 int verified_load(const struct repository *r, struct verified *ret_verified)
@@ -66,7 +68,7 @@ int verified_load(const struct repository *r, struct verified *ret_verified)
         all = json_tokener_parse(text);
     }
     for (size_t i = 0; json_object_is_type(all, json_type_object) && i < r->count; i++) {
-        struct json_object *o = member(all, r->entries[i].id, json_type_object);
+        struct json_object *o = verified_member(all, r->entries[i].id, json_type_object);
 
         if (o && !r->entries[i].problem) {
             take_entry(o, &r->entries[i].manifest, &ret_verified->list[i]);

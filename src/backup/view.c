@@ -166,7 +166,7 @@ static struct view_node *need_child(struct backup_view *v, struct view_node *n, 
     return child;
 }
 
-static int set_text(struct view_node *n, const char *text)
+static int set_view_text(struct view_node *n, const char *text)
 {
     char *copy = strdup(text);
 
@@ -192,7 +192,7 @@ static int need_text(struct backup_view *v, struct view_node *n, enum view_kind 
         return -ENOMEM;
     }
     child->mtime = n->mtime;
-    child->is_gone = !child->text && set_text(child, text) < 0;
+    child->is_gone = !child->text && set_view_text(child, text) < 0;
     return child->is_gone ? -ENOMEM : 0;
 }
 
@@ -360,7 +360,7 @@ static int refresh_entry(struct backup_view *v, const struct catalogue *c,
     if (!n || !path) {
         return -ENOMEM;
     }
-    r = set_text(n, path);
+    r = set_view_text(n, path);
     if (r == 0 && e->repository.fd >= 0) {
         r = take_entries_of(v, n, &e->repository);
     } else if (r == 0) {
@@ -369,7 +369,7 @@ static int refresh_entry(struct backup_view *v, const struct catalogue *c,
     *slash = '\0';
     if (r == 0 && set_is_root(path)) {
         sets = need_child(v, n->parent, VIEW_SETS, SET_DIRECTORY);
-        r = sets ? set_text(sets, path) : -ENOMEM;
+        r = sets ? set_view_text(sets, path) : -ENOMEM;
     }
     return r;
 }
@@ -543,16 +543,16 @@ static struct view_node *node_at(const struct backup_view *v, uint64_t number)
     return number > 0 && number < v->count ? v->nodes[number] : NULL;
 }
 
-static mode_t type_of(const struct view_node *n)
+static mode_t view_type_of(const struct view_node *n)
 {
     return n->kind == VIEW_LINK                            ? S_IFLNK
            : n->kind == VIEW_IMAGE || n->kind == VIEW_TEXT ? S_IFREG
                                                            : S_IFDIR;
 }
 
-static void describe(const struct view_node *n, struct fuse_tree_entry *ret)
+static void describe_view(const struct view_node *n, struct fuse_tree_entry *ret)
 {
-    mode_t type = type_of(n);
+    mode_t type = view_type_of(n);
 
     *ret = (struct fuse_tree_entry){.number = n->number, .type = type, .mtime = n->mtime};
     ret->size = n->kind == VIEW_IMAGE ? n->size : type != S_IFDIR ? strlen(n->text) : 0;
@@ -565,7 +565,7 @@ static int view_look(void *arg, uint64_t number, struct fuse_tree_entry *ret_ent
     if (!n) {
         return -ENOENT;
     }
-    describe(n, ret_entry);
+    describe_view(n, ret_entry);
     return 0;
 }
 
@@ -576,7 +576,7 @@ static int view_co_find(void *arg, uint64_t directory, const char *name,
     struct view_node *n = node_at(v, directory), *child;
     int r = 0;
 
-    if (!n || type_of(n) != S_IFDIR) {
+    if (!n || view_type_of(n) != S_IFDIR) {
         return n ? -ENOTDIR : -ENOENT;
     }
     child = find_child(n, name, strlen(name));
@@ -593,7 +593,7 @@ static int view_co_find(void *arg, uint64_t directory, const char *name,
     if (!child || child->is_gone) {
         return r < 0 ? r : -ENOENT;
     }
-    describe(child, ret_entry);
+    describe_view(child, ret_entry);
     return 0;
 }
 
@@ -610,13 +610,13 @@ static int view_co_list(void *arg, uint64_t directory, struct fuse_tree_list *li
     if (n->kind == VIEW_BACKUP) {
         co_examine(v, n);
     }
-    describe(n, &e);
+    describe_view(n, &e);
     r = fuse_tree_list_add(list, ".", &e);
-    describe(n->parent ?: n, &e);
+    describe_view(n->parent ?: n, &e);
     UNLESS_FAILED(r, fuse_tree_list_add(list, "..", &e));
     for (size_t i = 0; r == 0 && i < n->count; i++) {
         if (!n->children[i]->is_gone) {
-            describe(n->children[i], &e);
+            describe_view(n->children[i], &e);
             r = fuse_tree_list_add(list, n->children[i]->name, &e);
         }
     }
@@ -692,7 +692,7 @@ static int begin_view(struct backup_view *v, const struct catalogue *c, struct e
         r = refresh_root(v, c);
         return r < 0 ? error_out_of_memory(err) : 0;
     }
-    r = set_text(root, c->root);
+    r = set_view_text(root, c->root);
     if (r == 0) {
         REPOSITORY_AUTO(repository);
 

@@ -73,7 +73,7 @@ static const char *recognize(const uint8_t *head, uint64_t size)
     return "";
 }
 
-static int co_read_disk(struct finding *f, uint64_t offset, void *buf, size_t size)
+static int co_read_volume(struct finding *f, uint64_t offset, void *buf, size_t size)
 {
     int r = block_co_pread(f->disk, offset, buf, size);
 
@@ -125,7 +125,7 @@ static int co_add_volume(struct finding *f, unsigned number, uint64_t first, uin
     if (!list || !head) {
         return error_out_of_memory(f->err);
     }
-    r = co_read_disk(f, first * SECTOR, head, size);
+    r = co_read_volume(f, first * SECTOR, head, size);
     if (r == 0) {
         list[v->count++] = (struct volume){.number = number,
                                            .offset = first * SECTOR,
@@ -191,7 +191,7 @@ static int co_try_gpt(struct finding *f, uint64_t lba)
     if (lba >= f->size / SECTOR) {
         return 0;
     }
-    r = co_read_disk(f, lba * SECTOR, sector, SECTOR);
+    r = co_read_volume(f, lba * SECTOR, sector, SECTOR);
     if (r < 0 || !parse_gpt_header(f, sector, lba, &g)) {
         return r;
     }
@@ -199,7 +199,7 @@ static int co_try_gpt(struct finding *f, uint64_t lba)
     if (!entries) {
         return error_out_of_memory(f->err);
     }
-    r = co_read_disk(f, g.entries, entries, (size_t)g.count * g.size);
+    r = co_read_volume(f, g.entries, entries, (size_t)g.count * g.size);
     if (r < 0 || crc32_of(entries, (size_t)g.count * g.size) != g.crc) {
         return r;
     }
@@ -278,7 +278,7 @@ static int co_find_logical(struct finding *f, uint64_t extended)
             set_problem(f, "The table of logical partition %u is not within the disk", n + 5);
             return 0;
         }
-        r = co_read_disk(f, at * SECTOR, sector, SECTOR);
+        r = co_read_volume(f, at * SECTOR, sector, SECTOR);
         if (r < 0) {
             return r;
         }
@@ -351,7 +351,7 @@ int volumes_co_find(struct block_edge *disk, struct volumes *ret_volumes, struct
     if (f.size < SECTOR) {
         return 0;
     }
-    r = co_read_disk(&f, 0, sector, SECTOR);
+    r = co_read_volume(&f, 0, sector, SECTOR);
     if (r == 0) {
         r = co_add_volume(&f, 0, 0, f.size / SECTOR);
     }
@@ -416,8 +416,8 @@ static bool is_all_zero(const uint8_t *buf, size_t size)
     return size == 0 || (!buf[0] && memcmp(buf, buf + 1, size - 1) == 0);
 }
 
-static int co_copy_piece(struct extraction *x, uint8_t *buf, uint64_t offset, uint64_t size,
-                         struct error *err)
+static int co_copy_volume_piece(struct extraction *x, uint8_t *buf, uint64_t offset, uint64_t size,
+                                struct error *err)
 {
     int r = block_co_pread(x->disk, x->volume->offset + offset, buf, size);
     struct iovec vec = {.iov_base = buf, .iov_len = size};
@@ -448,7 +448,7 @@ static void co_copier(void *arg)
     }
     while (buf && co_next_piece(x, &offset, &size)) {
         ERROR_AUTO(err);
-        int r = co_copy_piece(x, buf, offset, size, &err);
+        int r = co_copy_volume_piece(x, buf, offset, size, &err);
 
         if (r < 0 && x->status == 0) {
             x->status = r;

@@ -17,7 +17,7 @@ static uint32_t hash_of_name(const char *name)
     return hash;
 }
 
-static struct name_entry **bucket_of(const struct name_index *index, uint32_t hash)
+static struct name_entry **name_bucket(const struct name_index *index, uint32_t hash)
 {
     return index->buckets ? &index->buckets[hash & (index->bucket_count - 1)]
                           : (struct name_entry **)(uintptr_t)&index->only;
@@ -25,14 +25,14 @@ static struct name_entry **bucket_of(const struct name_index *index, uint32_t ha
 
 static void put_in_bucket(struct name_index *index, struct name_entry *entry)
 {
-    struct name_entry **bucket = bucket_of(index, entry->hash);
+    struct name_entry **bucket = name_bucket(index, entry->hash);
 
     entry->next = *bucket;
     *bucket = entry;
 }
 
 /* Entries of a bucket change their order: put them back from the last on. */
-static struct name_entry *reversed(struct name_entry *chain)
+static struct name_entry *reversed_bits(struct name_entry *chain)
 {
     struct name_entry *result = NULL;
 
@@ -59,7 +59,7 @@ static void grow_index(struct name_index *index)
         return;
     }
     for (size_t i = 0; i < old_count; i++) {
-        struct name_entry *entry = reversed(old[i]);
+        struct name_entry *entry = reversed_bits(old[i]);
 
         while (entry) {
             struct name_entry *next = entry->next;
@@ -90,7 +90,7 @@ void name_index_remove(struct name_index *index, struct name_entry *entry)
     if (!entry->name) {
         return;
     }
-    place = bucket_of(index, entry->hash);
+    place = name_bucket(index, entry->hash);
     while (*place != entry) {
         place = &(*place)->next;
     }
@@ -111,7 +111,7 @@ struct name_entry *name_index_find(const struct name_index *index, const char *n
 {
     uint32_t hash = hash_of_name(name);
 
-    return first_of_name(*bucket_of(index, hash), hash, name);
+    return first_of_name(*name_bucket(index, hash), hash, name);
 }
 
 struct name_entry *name_index_find_next(const struct name_entry *entry)

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int hex_digit(char c)
+static int percent_digit(char c)
 {
     if (c >= '0' && c <= '9') {
         return c - '0';
@@ -23,8 +23,8 @@ char *percent_decode(const char *text, size_t size)
     }
     for (size_t i = 0; i < size; i++) {
         if (text[i] == '%') {
-            int high = i + 2 < size ? hex_digit(text[i + 1]) : -1;
-            int low = i + 2 < size ? hex_digit(text[i + 2]) : -1;
+            int high = i + 2 < size ? percent_digit(text[i + 1]) : -1;
+            int low = i + 2 < size ? percent_digit(text[i + 2]) : -1;
 
             if (high < 0 || low < 0 || high + low == 0) {
                 free(out);

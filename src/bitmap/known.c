@@ -40,7 +40,7 @@ void bitmap_known_destroy(struct bitmap_known *k)
     pthread_mutex_destroy(&k->guard);
 }
 
-static size_t table_bytes(uint64_t entries)
+static size_t known_table_bytes(uint64_t entries)
 {
     return sizeof(struct bitmap_known_table) + entries * sizeof(uint64_t);
 }
@@ -49,7 +49,7 @@ size_t bitmap_known_memory(const struct bitmap_known *k)
 {
     const struct bitmap_known_table *table = atomic_load(&k->table);
 
-    return table == &no_table ? 0 : table_bytes(table->mask + 1);
+    return table == &no_table ? 0 : known_table_bytes(table->mask + 1);
 }
 
 static void make_table_locked(struct bitmap_known *k, const struct bit_tree *tree)
@@ -60,10 +60,10 @@ static void make_table_locked(struct bitmap_known *k, const struct bit_tree *tre
     while (entries < groups && entries < ENTRIES_MAX) {
         entries *= 2;
     }
-    if (groups > GROUPS_MAX || tree->memory_limit < table_bytes(entries)) {
+    if (groups > GROUPS_MAX || tree->memory_limit < known_table_bytes(entries)) {
         return;
     }
-    table = calloc(1, table_bytes(entries));
+    table = calloc(1, known_table_bytes(entries));
     if (table) {
         table->mask = entries - 1;
         atomic_store(&k->table, table);
@@ -119,8 +119,8 @@ void bitmap_known_hit(struct bitmap_known *k, const struct bit_tree *tree, uint6
 }
 
 /* Entries [first, first + count), modulo their number. */
-static void forget_locked(struct bitmap_known *k, struct bitmap_known_table *table, uint64_t first,
-                          uint64_t count)
+static void forget_known_locked(struct bitmap_known *k, struct bitmap_known_table *table,
+                                uint64_t first, uint64_t count)
 {
     if (k->empty) {
         return;
@@ -142,7 +142,7 @@ void bitmap_known_cleared(struct bitmap_known *k, uint64_t first, uint64_t end)
         uint64_t groups = div_round_up(end, 1u << BITMAP_KNOWN_GROUP_SHIFT) - group;
 
         pthread_mutex_lock(&k->guard);
-        forget_locked(k, table, group, MIN(groups, table->mask + 1));
+        forget_known_locked(k, table, group, MIN(groups, table->mask + 1));
         pthread_mutex_unlock(&k->guard);
     }
 }

@@ -143,7 +143,7 @@ static void co_take_back(struct participants *p, size_t count)
 }
 
 /* It was decided: whatever happens now, the change is made. */
-static void co_follow(struct participants *p)
+static void co_follow_commits(struct participants *p)
 {
     ERROR_AUTO(err);
     bool all = true;
@@ -177,7 +177,7 @@ static int co_commit_jointly(struct participants *p, struct error *err)
         co_take_back(p, prepared);
         return r;
     }
-    co_follow(p);
+    co_follow_commits(p);
     return 0;
 }
 

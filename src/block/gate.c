@@ -202,7 +202,7 @@ static inline void watch_threshold(struct block_node *node, uint64_t offset, uin
 }
 
 /* A write of a leaf has ended beyond its end. */
-static __attribute__((noinline)) void grow(struct block_node *node, uint64_t end)
+static __attribute__((noinline)) void grow_for_write(struct block_node *node, uint64_t end)
 {
     uint64_t size = gate_size(node);
 
@@ -219,7 +219,7 @@ static inline void account_change(struct block_node *node, uint64_t offset, uint
         block_bitmaps_mark(node, offset, length);
     }
     if (__builtin_expect(offset + length > gate_size(node), false) && result == 0) {
-        grow(node, offset + length);
+        grow_for_write(node, offset + length);
     }
     atomic_fetch_add(&node->write_generation, 1);
 }

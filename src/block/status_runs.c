@@ -40,7 +40,7 @@ static bool push_run(struct run_list *list, struct block_run run)
 }
 
 /* Another layer says what is there. */
-static bool is_open(const struct block_run *run)
+static bool is_open_run(const struct block_run *run)
 {
     return run->depth == 0;
 }
@@ -160,7 +160,7 @@ static int co_resolve(struct block_node *node, int layer, bool contents, uint64_
     for (unsigned i = 0; i < from->count && r == 0 && !full; i++) {
         const struct block_run *run = &from->run[i];
 
-        if (is_open(run)) {
+        if (is_open_run(run)) {
             r = co_push_layer(node, layer, contents, offset, run->length, &steps, to, &full);
         } else {
             full = !push_run(to, *run);
@@ -169,7 +169,7 @@ static int co_resolve(struct block_node *node, int layer, bool contents, uint64_
     }
     *ret_open = false;
     for (unsigned i = 0; i < to->count; i++) {
-        *ret_open |= is_open(&to->run[i]);
+        *ret_open |= is_open_run(&to->run[i]);
     }
     /* An error behind what is known already is found again by the next call. */
     return to->count > 0 ? 0 : r;
@@ -198,7 +198,7 @@ int block_co_chain_runs(struct block_node *node, bool contents, uint64_t offset,
     }
     for (unsigned i = 0; i < from->count && r == 0; i++) {
         ret_runs[i] = from->run[i];
-        ret_runs[i].flags |= is_open(&from->run[i]) ? BLOCK_STATUS_ZERO : 0;
+        ret_runs[i].flags |= is_open_run(&from->run[i]) ? BLOCK_STATUS_ZERO : 0;
     }
     *ret_count = from->count;
     return r;

@@ -63,7 +63,7 @@ int blockmap_refuse_writing(const struct block_node *node, const char *why, stru
 #define ROOM_STEP (64 * MiB)
 
 /* Make the file end at `end`, and have `footer` before that. */
-static int co_grow(struct block_edge *edge, uint64_t end, const uint8_t *footer)
+static int blockmap_co_grow(struct block_edge *edge, uint64_t end, const uint8_t *footer)
 {
     static const uint8_t zeroes[BLOCKMAP_FOOTER];
     int r = footer ? -ENOTSUP : block_co_extend(edge, end);
@@ -84,9 +84,9 @@ int blockmap_co_make_room_locked(struct block_edge *edge, struct blockmap_room *
     }
     room->is_used = true;
     if (block_edge_size(edge) < least) {
-        r = co_grow(edge, least + ROOM_STEP, footer);
+        r = blockmap_co_grow(edge, least + ROOM_STEP, footer);
         if (r < 0) {
-            r = co_grow(edge, least, footer);
+            r = blockmap_co_grow(edge, least, footer);
         }
     }
     UNLESS_FAILED(r, block_co_flush(edge));
@@ -107,7 +107,7 @@ void blockmap_co_cut_room(struct block_edge *edge, struct blockmap_room *room, u
 /* --- reading ---------------------------------------------------------------------------------- */
 
 /* Bytes [offset, offset + length) of the backing file, with zeroes past its end. */
-static int co_read_backing(struct block_node *node, uint64_t offset, struct iov iov)
+static int blockmap_co_read_backing(struct block_node *node, uint64_t offset, struct iov iov)
 {
     uint64_t size = node->backing ? block_edge_size(node->backing) : 0;
     size_t inside = offset < size ? MIN(size - offset, iov.size) : 0;
@@ -124,14 +124,14 @@ static int co_read_backing(struct block_node *node, uint64_t offset, struct iov 
     return r;
 }
 
-static int co_read_run(struct block_node *node, uint64_t offset, struct iov iov,
-                       const struct blockmap_run *run)
+static int blockmap_co_read_run(struct block_node *node, uint64_t offset, struct iov iov,
+                                const struct blockmap_run *run)
 {
     const struct blockmap *map = node->opaque;
 
     switch (run->kind) {
     case BLOCKMAP_ABSENT:
-        return co_read_backing(node, offset, iov);
+        return blockmap_co_read_backing(node, offset, iov);
     case BLOCKMAP_ZERO:
         iov_fill(iov, 0, 0, iov.size);
         return 0;
@@ -156,7 +156,7 @@ int blockmap_co_preadv(struct block_node *node, uint64_t offset, struct iov iov,
         int r = map->ops->co_find(node, offset + done, iov.size - done, &run);
 
         UNLESS_FAILED(r, iov_part_set(&part, iov, done, run.length));
-        UNLESS_FAILED(r, co_read_run(node, offset + done, part.iov, &run));
+        UNLESS_FAILED(r, blockmap_co_read_run(node, offset + done, part.iov, &run));
         if (r < 0) {
             return r;
         }
@@ -221,7 +221,7 @@ static int co_copy_up(struct block_node *node, uint64_t block, uint64_t from, ui
         struct iovec vec;
 
         n = MIN(to - at, ZERO_PIECE);
-        r = co_read_backing(node, at, iov_from_buf(&vec, buf, n));
+        r = blockmap_co_read_backing(node, at, iov_from_buf(&vec, buf, n));
         UNLESS_FAILED(r, block_co_pwrite(place->edge, place->host + (at - block), buf, n, 0));
     }
     return r;
@@ -297,7 +297,8 @@ int blockmap_co_begin_writing(struct block_node *node)
 }
 
 /* Write the beginning of `iov`, within one block. */
-static int co_write_part(struct block_node *node, uint64_t offset, struct iov iov, size_t *ret_done)
+static int blockmap_co_write_part(struct block_node *node, uint64_t offset, struct iov iov,
+                                  size_t *ret_done)
 {
     struct blockmap *map = node->opaque;
     size_t length = MIN(iov.size, map->block_size - offset % map->block_size);
@@ -332,12 +333,12 @@ int blockmap_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov
 
         n = 0;
         r = iov_part_set(&part, iov, done, iov.size - done);
-        UNLESS_FAILED(r, co_write_part(node, offset + done, part.iov, &n));
+        UNLESS_FAILED(r, blockmap_co_write_part(node, offset + done, part.iov, &n));
     }
     return r;
 }
 
-static int co_write_zero_data(struct block_node *node, uint64_t offset, uint64_t length)
+static int blockmap_co_write_zero_data(struct block_node *node, uint64_t offset, uint64_t length)
 {
     int r = 0;
 
@@ -370,7 +371,7 @@ static int co_zero_absent(struct block_node *node, uint64_t offset, uint64_t len
         }
         co_mutex_unlock(&map->lock);
     }
-    return r == -ENOTSUP ? co_write_zero_data(node, offset, length) : r;
+    return r == -ENOTSUP ? blockmap_co_write_zero_data(node, offset, length) : r;
 }
 
 int blockmap_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
@@ -393,7 +394,7 @@ int blockmap_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t 
         } else if (run.kind == BLOCKMAP_DATA) {
             r = block_co_write_zeroes(run.edge, run.host, run.length, flags & BLOCK_REQ_MAY_UNMAP);
         } else {
-            r = co_write_zero_data(node, at, run.length);
+            r = blockmap_co_write_zero_data(node, at, run.length);
         }
     }
     return r;

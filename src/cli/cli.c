@@ -121,7 +121,7 @@ void cli_warn(const char *fmt, ...)
     va_end(ap);
 }
 
-static int out_of_range(const char *name, uint64_t min, uint64_t max, struct error *err)
+static int number_out_of_range(const char *name, uint64_t min, uint64_t max, struct error *err)
 {
     if (max < INT64_MAX || min > 0) {
         return error_set(err, ERANGE,
@@ -149,7 +149,7 @@ int cli_parse_size(const char *text, const char *name, uint64_t min, uint64_t ma
     int r = cli_size(text, &value);
 
     if (r == -ERANGE || is_negative_number(text) || (r == 0 && (value < min || value > max))) {
-        return out_of_range(name, min, max, err);
+        return number_out_of_range(name, min, max, err);
     }
     if (r < 0) {
         return error_set(err, EINVAL, "Invalid %s specified: '%s'.", name, text);
@@ -176,7 +176,7 @@ int cli_parse_number(const char *text, const char *name, uint64_t min, uint64_t 
         return error_set(err, EINVAL, "Invalid %s specified: '%s'.", name, text);
     }
     if (errno || is_negative_number(text) || value < min || value > max) {
-        return out_of_range(name, min, max, err);
+        return number_out_of_range(name, min, max, err);
     }
     *ret_value = value;
     return 0;

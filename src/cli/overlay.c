@@ -14,7 +14,7 @@
  * Make an empty file in $TMPDIR, or in /var/tmp, which often has more room than /tmp. NULL on
  * failure.
  */
-static char *make_temporary_file(struct error *err)
+static char *make_overlay_file(struct error *err)
 {
     const char *folder = getenv("TMPDIR");
     AUTO_FREE char *path = NULL;
@@ -59,7 +59,7 @@ static struct options *overlay_options(const char *path, struct block_node *belo
 
 int cli_co_add_overlay(struct block_node **node, bool read_only, struct error *err)
 {
-    AUTO_FREE char *path = make_temporary_file(err);
+    AUTO_FREE char *path = make_overlay_file(err);
     struct block_node *overlay = NULL;
     struct options *opts;
     int r;

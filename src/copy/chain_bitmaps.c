@@ -67,8 +67,8 @@ static struct dirty_bitmap *clone_bits(const struct dirty_bitmap *bits, uint64_t
     return copy;
 }
 
-static int co_collect_bitmap(struct chain_bitmaps *c, struct block_bitmap *b, const char *from,
-                             int depth, uint64_t size, struct error *err)
+static int co_collect_chain_bitmap(struct chain_bitmaps *c, struct block_bitmap *b,
+                                   const char *from, int depth, uint64_t size, struct error *err)
 {
     struct chain_bitmap item = {
         .granularity = block_bitmap_granularity(b),
@@ -107,7 +107,7 @@ int chain_bitmaps_co_collect(struct chain_bitmaps *c, struct block_node *node, i
             log_warning("Bitmap '%s' of '%s' is inconsistent; ignored", block_bitmap_name(b), from);
             continue;
         }
-        r = co_collect_bitmap(c, b, from, depth, size, err);
+        r = co_collect_chain_bitmap(c, b, from, depth, size, err);
         if (r < 0) {
             return r;
         }

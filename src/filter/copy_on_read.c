@@ -280,8 +280,8 @@ static int co_copy_zeroes(const struct copy_on_read *s, uint64_t offset, uint64_
 }
 
 /* Read [offset, offset + iov.size), and copy the units [at, end), which are locked exclusively. */
-static int co_copy_range(struct copy_on_read *s, uint64_t at, uint64_t end, uint64_t offset,
-                         struct iov iov, unsigned flags)
+static int cor_co_copy_range(struct copy_on_read *s, uint64_t at, uint64_t end, uint64_t offset,
+                             struct iov iov, unsigned flags)
 {
     int r = 0;
 
@@ -338,7 +338,7 @@ static int cor_co_preadv(struct block_node *node, uint64_t offset, struct iov io
         return block_co_preadv(s->file, offset, iov, flags);
     }
     co_range_lock(&s->busy, &range, first, end - first, true);
-    r = co_copy_range(s, first, end, offset, iov, flags);
+    r = cor_co_copy_range(s, first, end, offset, iov, flags);
     range_unlock(&s->busy, &range);
     return r;
 }

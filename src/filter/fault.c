@@ -284,7 +284,7 @@ static void set_filename(struct block_node *node, const char *config)
     }
 }
 
-static bool is_beyond_filename(const struct options *opts)
+static bool is_beyond_fault_filename(const struct options *opts)
 {
     static const char *const keys[] = {
         "inject-error",     "set-state",           "align",       "max-transfer",
@@ -302,7 +302,7 @@ static int co_open_all(struct block_node *node, struct options *opts, struct err
 {
     struct fault *s = node->opaque;
     char *config AUTO_FREE = NULL;
-    bool more = is_beyond_filename(opts);
+    bool more = is_beyond_fault_filename(opts);
     int r = options_take_text(opts, "config", &config, err);
 
     UNLESS_FAILED(r, open_fault_rules(s, opts, config, err));

@@ -138,7 +138,7 @@ void held_add_slab(struct held_data *h, struct held_slab *slab)
     h->slab_bytes += (uint64_t)SLAB_ITEMS * h->unit;
 }
 
-static struct held_item *take_spare(struct held_data *h)
+static struct held_item *take_spare_item(struct held_data *h)
 {
     struct held_item *item;
 
@@ -163,7 +163,7 @@ struct held_item *held_reserve(struct held_data *h, uint64_t offset, uint64_t le
     if (!h->buckets || length > HELD_MAX || h->bytes + length > h->limit) {
         return NULL;
     }
-    item = length == h->unit ? take_spare(h) : new_item(length);
+    item = length == h->unit ? take_spare_item(h) : new_item(length);
     if (item) {
         item->offset = offset;
         item->length = length;
@@ -184,14 +184,14 @@ void held_free(struct held_data *h, struct held_item *item)
     }
 }
 
-static struct list *bucket_of(const struct held_data *h, uint64_t offset)
+static struct list *held_bucket_of(const struct held_data *h, uint64_t offset)
 {
     return &h->buckets[offset / h->cluster % BUCKETS];
 }
 
 void held_add(struct held_data *h, struct held_item *item)
 {
-    list_append(bucket_of(h, item->offset), &item->in_bucket);
+    list_append(held_bucket_of(h, item->offset), &item->in_bucket);
     list_append(&h->order, &item->in_order);
     h->count++;
     h->table_bytes += item->length;
@@ -205,7 +205,7 @@ static struct held_item *first_idle_in_cluster(const struct held_data *h, uint64
     uint64_t cluster = offset / h->cluster;
     struct held_item *item, *first = NULL;
 
-    LIST_FOREACH (item, bucket_of(h, offset), in_bucket) {
+    LIST_FOREACH (item, held_bucket_of(h, offset), in_bucket) {
         if (!item->taken && item->offset / h->cluster == cluster &&
             item->offset + item->length > offset && (!first || item->offset < first->offset)) {
             first = item;
@@ -301,7 +301,7 @@ const struct held_item *held_at(const struct held_data *h, uint64_t offset, uint
         const struct held_item *item;
         uint64_t first = end;
 
-        LIST_FOREACH (item, bucket_of(h, at), in_bucket) {
+        LIST_FOREACH (item, held_bucket_of(h, at), in_bucket) {
             if (item->offset <= offset && offset < item->offset + item->length) {
                 return item;
             }

@@ -108,7 +108,7 @@ static void preallocate_co_reopen_abort(struct block_node *node)
 
 /* --- the space past the end ------------------------------------------------------------------- */
 
-static bool has_room(const struct block_node *node)
+static bool has_file_room(const struct block_node *node)
 {
     return block_edge_size(node->filtered) > block_node_size(node);
 }
@@ -119,7 +119,7 @@ static int co_give_room_back(struct block_node *node, struct error *err)
     struct preallocate *p = node->opaque;
     int r = 0;
 
-    if (has_room(node)) {
+    if (has_file_room(node)) {
         r = block_co_truncate(node->filtered, block_node_size(node), BLOCK_PREALLOC_OFF, err);
     }
     if (r == 0) {
@@ -180,7 +180,7 @@ static void preallocate_child_perm(struct block_node *node, struct block_edge *e
     const unsigned change = BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE;
 
     block_default_child_perm(node, edge, parents_perm, parents_shared, ret_perm, ret_shared);
-    if ((*ret_perm & change) || has_room(node)) {
+    if ((*ret_perm & change) || has_file_room(node)) {
         *ret_perm |= change;
         *ret_shared &= ~change;
     }
@@ -192,7 +192,7 @@ static int preallocate_co_set_perm(struct block_node *node, unsigned perm, unsig
 {
     ERROR_AUTO(own);
 
-    if (!(perm & (BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE)) && has_room(node)) {
+    if (!(perm & (BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE)) && has_file_room(node)) {
         if (co_give_room_back(node, &own) < 0) {
             log_warning("node '%s' keeps the space that it has preallocated: %s", node->name,
                         error_message(&own));

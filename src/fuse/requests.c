@@ -195,7 +195,7 @@ void fuse_co_flush(struct fuse_request *rq)
  * Zeroes, where the node can store them without writing them; small ranges are written as data
  * otherwise.
  */
-static int co_zero_range(struct fuse_request *rq, unsigned flags)
+static int fuse_co_zero_range(struct fuse_request *rq, unsigned flags)
 {
     struct block_edge *edge = rq->disk->edge;
     int r;
@@ -227,12 +227,12 @@ static int co_fallocate_range(struct fuse_request *rq, uint64_t end)
     case 0:
         return co_allocate(rq, end);
     case FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE:
-        return co_zero_range(rq, BLOCK_REQ_MAY_UNMAP | sync);
+        return fuse_co_zero_range(rq, BLOCK_REQ_MAY_UNMAP | sync);
     case FALLOC_FL_ZERO_RANGE:
         r = fuse_disk_co_grow(rq->disk, end);
-        return r < 0 ? r : co_zero_range(rq, sync);
+        return r < 0 ? r : fuse_co_zero_range(rq, sync);
     case FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE:
-        return co_zero_range(rq, sync);
+        return fuse_co_zero_range(rq, sync);
     default:
         return -EOPNOTSUPP;
     }

@@ -22,7 +22,8 @@ enum {
 
 /* --- what libfuse calls: fill in the request that is being received --------------------------- */
 
-static struct fuse_request *begin(fuse_req_t req, enum fuse_kind kind, fuse_request_fn *co_handle)
+static struct fuse_request *begin_request(fuse_req_t req, enum fuse_kind kind,
+                                          fuse_request_fn *co_handle)
 {
     struct fuse_disk *d = fuse_req_userdata(req);
     struct fuse_request *rq = d->receiving;
@@ -38,7 +39,7 @@ static struct fuse_request *begin(fuse_req_t req, enum fuse_kind kind, fuse_requ
 static struct fuse_request *begin_range(fuse_req_t req, enum fuse_kind kind,
                                         fuse_request_fn *co_handle, off_t offset, uint64_t length)
 {
-    struct fuse_request *rq = begin(req, kind, co_handle);
+    struct fuse_request *rq = begin_request(req, kind, co_handle);
 
     rq->offset = (uint64_t)offset;
     rq->length = length;
@@ -53,13 +54,13 @@ static void on_init(void *userdata, struct fuse_conn_info *conn)
 
 static void on_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-    begin(req, FUSE_KIND_OTHER, fuse_co_getattr);
+    begin_request(req, FUSE_KIND_OTHER, fuse_co_getattr);
 }
 
 static void on_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
                        struct fuse_file_info *fi)
 {
-    struct fuse_request *rq = begin(req, FUSE_KIND_OTHER, fuse_co_setattr);
+    struct fuse_request *rq = begin_request(req, FUSE_KIND_OTHER, fuse_co_setattr);
 
     rq->setting = *attr;
     rq->flags = (unsigned)to_set;
@@ -67,7 +68,7 @@ static void on_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to
 
 static void on_statfs(fuse_req_t req, fuse_ino_t ino)
 {
-    begin(req, FUSE_KIND_OTHER, fuse_co_statfs);
+    begin_request(req, FUSE_KIND_OTHER, fuse_co_statfs);
 }
 
 /* O_TRUNC is for the file that the disk is mounted on: a disk keeps its size. */
@@ -95,12 +96,12 @@ static void on_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t si
 /* Of close(2). */
 static void on_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-    begin(req, FUSE_KIND_FLUSH, fuse_co_flush);
+    begin_request(req, FUSE_KIND_FLUSH, fuse_co_flush);
 }
 
 static void on_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
 {
-    begin(req, FUSE_KIND_FLUSH, fuse_co_flush);
+    begin_request(req, FUSE_KIND_FLUSH, fuse_co_flush);
 }
 
 static void on_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length,
@@ -152,7 +153,7 @@ void fuse_disk_free_requests(struct fuse_disk *d)
     }
 }
 
-static struct fuse_request *take_request(struct fuse_disk *d)
+static struct fuse_request *take_fuse_request(struct fuse_disk *d)
 {
     struct fuse_request *rq;
 
@@ -181,7 +182,7 @@ static void give_request(struct fuse_request *rq)
     d->spare_count++;
 }
 
-static void wake(struct co **co)
+static void wake_session(struct co **co)
 {
     if (*co) {
         co_wake(TAKE_PTR(*co));
@@ -196,9 +197,9 @@ static void co_run_request(void *arg)
     rq->co_handle(rq);
     give_request(rq);
     d->in_flight--;
-    wake(&d->stalled);
+    wake_session(&d->stalled);
     if (d->in_flight == 0) {
-        wake(&d->waiter);
+        wake_session(&d->waiter);
     }
 }
 
@@ -223,7 +224,7 @@ static void co_start_request(struct fuse_request *rq)
  */
 static int co_receive_one(struct fuse_disk *d)
 {
-    struct fuse_request *rq = take_request(d);
+    struct fuse_request *rq = take_fuse_request(d);
     int n;
 
     if (!rq) {
@@ -277,7 +278,7 @@ void fuse_disk_co_receive(void *disk)
         log_warning("FUSE export on '%s': unmounted by somebody else", d->path);
     }
     d->receiver_ended = true;
-    wake(&d->waiter);
+    wake_session(&d->waiter);
 }
 
 /* --- end -------------------------------------------------------------------------------------- */
@@ -291,7 +292,7 @@ void fuse_disk_co_settle(struct fuse_disk *d, int64_t patience_ns)
     if (write(d->bell, &one, sizeof(one)) < 0) {
         log_error("eventfd: %s", strerror(errno));
     }
-    wake(&d->stalled);
+    wake_session(&d->stalled);
     while (!d->receiver_ended) {
         d->waiter = co_self();
         co_suspend();

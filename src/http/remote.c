@@ -154,7 +154,7 @@ static size_t on_body(char *data, size_t one, size_t size, void *arg)
 
 /* --- connections ------------------------------------------------------------------------------ */
 
-static void set_text(CURL *curl, CURLoption option, const char *text)
+static void set_remote_text(CURL *curl, CURLoption option, const char *text)
 {
     if (text) {
         curl_easy_setopt(curl, option, text);
@@ -182,11 +182,11 @@ static void set_target(CURL *curl, const struct http_target *t)
     curl_easy_setopt(curl, CURLOPT_PROXYAUTH, (long)CURLAUTH_ANY);
     curl_easy_setopt(curl, CURLOPT_HEADERFUNCTION, on_header);
     curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_body);
-    set_text(curl, CURLOPT_USERNAME, t->username);
-    set_text(curl, CURLOPT_PASSWORD, t->password);
-    set_text(curl, CURLOPT_PROXYUSERNAME, t->proxy_username);
-    set_text(curl, CURLOPT_PROXYPASSWORD, t->proxy_password);
-    set_text(curl, CURLOPT_COOKIE, t->cookie);
+    set_remote_text(curl, CURLOPT_USERNAME, t->username);
+    set_remote_text(curl, CURLOPT_PASSWORD, t->password);
+    set_remote_text(curl, CURLOPT_PROXYUSERNAME, t->proxy_username);
+    set_remote_text(curl, CURLOPT_PROXYPASSWORD, t->proxy_password);
+    set_remote_text(curl, CURLOPT_COOKIE, t->cookie);
 }
 
 static CURL *get_connection(struct http_file *f)

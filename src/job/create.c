@@ -27,7 +27,8 @@ void create_params_release(struct create_params *params)
 }
 
 /* A reference to the node; *ret_node is NULL where `ref` is none. */
-static int co_resolve(struct create_ref *ref, struct block_node **ret_node, struct error *err)
+static int co_resolve_target(struct create_ref *ref, struct block_node **ret_node,
+                             struct error *err)
 {
     struct options *opts = ref->opts;
 
@@ -49,9 +50,9 @@ static int co_resolve(struct create_ref *ref, struct block_node **ret_node, stru
 static int co_format_nodes(struct create_params *p, struct options *opts, struct error *err)
 {
     struct block_node *file = NULL, *data_file = NULL;
-    int r = co_resolve(&p->file, &file, err);
+    int r = co_resolve_target(&p->file, &file, err);
 
-    UNLESS_FAILED(r, co_resolve(&p->data_file, &data_file, err));
+    UNLESS_FAILED(r, co_resolve_target(&p->data_file, &data_file, err));
     if (r < 0) {
         options_free(opts);
     } else {

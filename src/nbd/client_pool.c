@@ -117,7 +117,7 @@ static bool member_is_usable(struct nbd_pool *p, struct nbd_member *m)
  * A place for a connection; NULL: there is none. *ret_dead: one that was there, and that nobody
  * uses; the caller closes it.
  */
-static struct nbd_member *find_place(struct nbd_pool *p, struct nbd_member *ret_dead)
+static struct nbd_member *find_pool_place(struct nbd_pool *p, struct nbd_member *ret_dead)
 {
     struct nbd_member *place = NULL;
 
@@ -210,7 +210,7 @@ static bool wants_more(struct nbd_pool *p)
 static void co_grow_at_home(void *arg)
 {
     struct nbd_pool *p = arg;
-    struct nbd_member dead, *place = find_place(p, &dead);
+    struct nbd_member dead, *place = find_pool_place(p, &dead);
     char who[512];
     ERROR_AUTO(err);
     int r = place ? co_make_member(p, place, &err) : -ENOSPC;
@@ -229,7 +229,7 @@ static void co_grow_at_home(void *arg)
 }
 
 /* On the main reactor. */
-static void co_grow(void *arg)
+static void pool_co_grow(void *arg)
 {
     struct nbd_pool *p = arg;
 
@@ -255,7 +255,7 @@ static void grow_pool(struct nbd_pool *p)
         return;
     }
     co_group_add(&p->growth);
-    if (reactor_spawn(reactor_main(), co_grow, p) < 0) {
+    if (reactor_spawn(reactor_main(), pool_co_grow, p) < 0) {
         atomic_store(&p->growing, false);
         co_group_done(&p->growth);
     }

@@ -61,7 +61,7 @@ int qcow2_co_get_info(struct block_node *node, struct block_info *ret_info)
 }
 
 /* The entry of the same name in another directory; NULL: there is none. */
-static const struct stored_bitmap *find_in(const struct list *directory, const char *name)
+static const struct stored_bitmap *find_bitmap_in(const struct list *directory, const char *name)
 {
     const struct stored_bitmap *b;
 
@@ -103,11 +103,11 @@ static struct json_object *bitmaps_info(const struct qcow2 *q)
     const struct stored_bitmap *b;
 
     LIST_FOREACH (b, &q->bitmaps.stored, link) {
-        json_object_array_add(bitmaps,
-                              bitmap_info(b, in_doubt ? find_in(&q->joint.other, b->name) : NULL));
+        json_object_array_add(
+            bitmaps, bitmap_info(b, in_doubt ? find_bitmap_in(&q->joint.other, b->name) : NULL));
     }
     LIST_FOREACH (b, &q->joint.other, link) {
-        if (in_doubt && !find_in(&q->bitmaps.stored, b->name)) {
+        if (in_doubt && !find_bitmap_in(&q->bitmaps.stored, b->name)) {
             json_object_array_add(bitmaps, bitmap_info(b, NULL));
         }
     }

@@ -153,7 +153,7 @@ static int check_not_backing(struct block_node *node, struct error *err)
                    : 0;
 }
 
-static int check_unused(struct block_node *node, struct error *err)
+static int check_node_unused(struct block_node *node, struct error *err)
 {
     struct block_edge *edge = NULL;
 
@@ -232,7 +232,7 @@ static int co_node_del_prepare(void *state, struct json_object *data, struct err
     if (!block_node_is_monitor_owned(s->node)) {
         return error_set(err, EBUSY, "Node %s is not owned by the monitor", name);
     }
-    r = check_unused(s->node, err);
+    r = check_node_unused(s->node, err);
     if (r >= 0) {
         list_append(&going, &s->link);
     }

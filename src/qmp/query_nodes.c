@@ -22,7 +22,7 @@
 #define WORK_PATIENCE_NS NS_PER_SECOND
 
 /* Read what lies in the image only. A bitmap that can't be counted is reported in the log. */
-static void co_count_bitmaps(struct block_node *node)
+static void co_count_node_bitmaps(struct block_node *node)
 {
     struct block_bitmap *b = NULL;
     uint64_t count;
@@ -63,7 +63,7 @@ static void co_count_apart(void *arg)
     block_control_begin_scope(&scope);
     block_co_control_lock();
     if (block_co_control_try_work(&work, &c->node, WORK_PATIENCE_NS)) {
-        co_count_bitmaps(c->node);
+        co_count_node_bitmaps(c->node);
         block_co_control_end_work(&work);
     }
     block_control_unlock();
@@ -308,7 +308,7 @@ static struct json_object *co_describe_node(struct block_node *node, bool flat, 
 
 struct json_object *qmp_co_node_json(struct block_node *node, bool flat)
 {
-    co_count_bitmaps(node);
+    co_count_node_bitmaps(node);
     return co_describe_node(node, flat, true);
 }
 

@@ -166,7 +166,7 @@ static bool command_keeps_graph(const char *name, struct json_object *args)
 }
 
 /* A name that the daemon has not is refused, and one that a face adds may touch anything. */
-static bool is_known(const char *name)
+static bool is_known_command(const char *name)
 {
     for (const struct qmp_command *c = qmp_commands; c->name; c++) {
         if (strcmp(c->name, name) == 0) {
@@ -188,7 +188,7 @@ void qmp_begin_scope(struct qmp_scope *s, struct json_object *request)
     }
     name = json_object_get_string(execute);
     (void)json_object_object_get_ex(request, "arguments", &s->args);
-    if (!name || !is_known(name) || touches_anything(name, s->args)) {
+    if (!name || !is_known_command(name) || touches_anything(name, s->args)) {
         return;
     }
     s->scope.keeps_graph = command_keeps_graph(name, s->args);

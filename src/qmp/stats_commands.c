@@ -111,7 +111,7 @@ static void add_figures(struct answer *a, const struct stats_object *o)
     }
 }
 
-static void add_object(const struct stats_object *o, void *arg)
+static void add_stats_object(const struct stats_object *o, void *arg)
 {
     struct answer *a = arg;
 
@@ -156,7 +156,7 @@ int qmp_co_query_stats(struct qmp_call *call, struct json_object *args,
     if (count > 0) {
         a.names = qmp_get(json_object_array_get_idx(providers, count - 1), "names");
     }
-    stats_visit(find_target(qmp_get_str(args, "target")), add_object, &a);
+    stats_visit(find_target(qmp_get_str(args, "target")), add_stats_object, &a);
     return 0;
 }
 

@@ -19,7 +19,7 @@ struct remote_dir {
     char *path;
 };
 
-static char *path_of(const struct remote_dir *d, const char *name)
+static char *remote_path_of(const struct remote_dir *d, const char *name)
 {
     char *s;
 
@@ -71,7 +71,7 @@ static int sync_parent(struct remote_dir *d, const char *path, const char *shown
 
 int remote_dir_make(struct remote_dir *d, const char *name, struct error *err)
 {
-    char *path AUTO_FREE = path_of(d, name);
+    char *path AUTO_FREE = remote_path_of(d, name);
     sftp_attributes a;
     bool is_dir;
 
@@ -157,7 +157,7 @@ static int add_name(char ***names, size_t *count, const char *name)
 int remote_dir_list(struct remote_dir *d, const char *name, char ***ret_names, size_t *ret_count,
                     struct error *err)
 {
-    char *path AUTO_FREE = path_of(d, name), **names = NULL;
+    char *path AUTO_FREE = remote_path_of(d, name), **names = NULL;
     sftp_dir dir = path ? sftp_opendir(d->connection.sftp, path) : NULL;
     sftp_attributes a;
     size_t count = 0;
@@ -189,14 +189,14 @@ int remote_dir_list(struct remote_dir *d, const char *name, char ***ret_names, s
 
 int remote_dir_sync(struct remote_dir *d, const char *name, struct error *err)
 {
-    char *path AUTO_FREE = path_of(d, name);
+    char *path AUTO_FREE = remote_path_of(d, name);
 
     return path ? sync_path(d, path, name, err) : error_out_of_memory(err);
 }
 
 int remote_dir_rename(struct remote_dir *d, const char *from, const char *to, struct error *err)
 {
-    char *a AUTO_FREE = path_of(d, from), *b AUTO_FREE = path_of(d, to);
+    char *a AUTO_FREE = remote_path_of(d, from), *b AUTO_FREE = remote_path_of(d, to);
 
     if (!a || !b) {
         return error_out_of_memory(err);
@@ -213,7 +213,7 @@ int remote_dir_rename(struct remote_dir *d, const char *from, const char *to, st
 
 void remote_dir_remove(struct remote_dir *d, const char *name)
 {
-    char *path AUTO_FREE = path_of(d, name), **names = NULL;
+    char *path AUTO_FREE = remote_path_of(d, name), **names = NULL;
     size_t count = 0;
 
     if (!path || sftp_unlink(d->connection.sftp, path) == 0) {
@@ -236,7 +236,7 @@ void remote_dir_remove(struct remote_dir *d, const char *name)
 int remote_dir_open_file(struct remote_dir *d, const char *name, int flags,
                          struct remote_file **ret_file, struct error *err)
 {
-    char *path AUTO_FREE = path_of(d, name);
+    char *path AUTO_FREE = remote_path_of(d, name);
     struct remote_file *f = calloc(1, sizeof(*f));
     int r;
 

@@ -64,7 +64,7 @@ static void put_escaped(struct strbuf *text, const char *value)
     }
 }
 
-static const char *type_of(const struct stat_desc *desc)
+static const char *metric_type_of(const struct stat_desc *desc)
 {
     switch (desc->kind) {
     case STAT_COUNTER:
@@ -171,7 +171,7 @@ static void put_metric(struct strbuf *text, const struct snapshot_group *group,
     put_metric_name(text, name, desc);
     strbuf_printf(text, " %s\n# TYPE ", desc->help);
     put_metric_name(text, name, desc);
-    strbuf_printf(text, " %s\n", type_of(desc));
+    strbuf_printf(text, " %s\n", metric_type_of(desc));
     LIST_FOREACH (o, &group->objects, link) {
         if (desc->kind == STAT_HISTOGRAM) {
             put_histogram(text, &o->object, desc, o->object.values + at);

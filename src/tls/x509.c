@@ -13,7 +13,7 @@ struct files {
     char *ca, *crl, *cert, *key;
 };
 
-static void files_clear(struct files *f)
+static void x509_files_clear(struct files *f)
 {
     free(f->ca);
     free(f->crl);
@@ -50,7 +50,7 @@ static int load_system_trust(struct tls_creds *creds, struct error *err)
 int tls_x509_load(struct tls_creds *creds, const char *dir, const char *password, bool sanity_check,
                   struct error *err)
 {
-    struct files f CLEANUP(files_clear) = {0};
+    struct files f CLEANUP(x509_files_clear) = {0};
     int code = 0, r;
 
     if (!dir) {

@@ -31,7 +31,7 @@ static void fill_table(void)
 __attribute__((no_sanitize("coverage", "address", "undefined")))
 #endif
 static uint32_t
-add_bytes(uint32_t crc, const uint8_t *b, size_t size)
+crc32c_add_bytes(uint32_t crc, const uint8_t *b, size_t size)
 {
     for (; size >= 8; size -= 8, b += 8) {
         crc ^= b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24;
@@ -51,7 +51,7 @@ uint32_t vhdx_checksum(const uint8_t *b, size_t size, size_t field)
     uint32_t crc;
 
     pthread_once(&table_once, fill_table);
-    crc = add_bytes(UINT32_MAX, b, field);
-    crc = add_bytes(crc, zeroes, sizeof(zeroes));
-    return ~add_bytes(crc, b + field + 4, size - field - 4);
+    crc = crc32c_add_bytes(UINT32_MAX, b, field);
+    crc = crc32c_add_bytes(crc, zeroes, sizeof(zeroes));
+    return ~crc32c_add_bytes(crc, b + field + 4, size - field - 4);
 }

@@ -168,9 +168,9 @@ static int add_change(struct vhdx *d, uint64_t offset, uint64_t length, uint8_t 
 }
 
 /* A data descriptor, whose sector is the entry's data sector number `index`. */
-static int add_data(struct vhdx *d, const uint8_t *bytes, const struct log_entry *e,
-                    const uint8_t *descriptor, uint64_t index, uint64_t first_sector,
-                    struct error *err)
+static int add_log_data(struct vhdx *d, const uint8_t *bytes, const struct log_entry *e,
+                        const uint8_t *descriptor, uint64_t index, uint64_t first_sector,
+                        struct error *err)
 {
     uint64_t at = (first_sector + index) * VHDX_LOG_SECTOR;
     const uint8_t *sector = bytes + at;
@@ -209,11 +209,11 @@ static int add_descriptor(struct vhdx *d, const uint8_t *bytes, const struct log
     if (memcmp(descriptor, "desc", 4) != 0) {
         return -EINVAL;
     }
-    return add_data(d, bytes, e, descriptor, (*data_index)++, first_sector, err);
+    return add_log_data(d, bytes, e, descriptor, (*data_index)++, first_sector, err);
 }
 
-static int add_entry(struct vhdx *d, const uint8_t *bytes, const struct log_entry *e,
-                     struct error *err)
+static int add_log_entry(struct vhdx *d, const uint8_t *bytes, const struct log_entry *e,
+                         struct error *err)
 {
     uint64_t first_sector =
         div_round_up(ENTRY_HEADER + (uint64_t)e->descriptors * DESCRIPTOR, VHDX_LOG_SECTOR);
@@ -243,7 +243,7 @@ static int collect_changes(struct block_node *node, struct log_ring *ring,
 
         r = read_entry(ring, at, &e, &bytes, err);
         if (r == 0) {
-            r = bytes && e.length <= left ? add_entry(d, bytes, &e, err) : -EINVAL;
+            r = bytes && e.length <= left ? add_log_entry(d, bytes, &e, err) : -EINVAL;
         }
         if (r == 0 && e.flushed_size > block_edge_size(node->file)) {
             return error_set(

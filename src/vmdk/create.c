@@ -213,7 +213,7 @@ struct layout {
 };
 
 /* In sectors. */
-static struct layout plan_layout(uint64_t size)
+static struct layout plan_vmdk_layout(uint64_t size)
 {
     struct layout l = {.capacity = size / VMDK_SECTOR, .copy = 1 + DESCRIPTOR_SECTORS};
 
@@ -246,7 +246,7 @@ static void fill_sparse_header(const struct vmdk_create *c, const struct layout 
 }
 
 /* A directory, whose tables follow it; they are zero. */
-static int co_write_directory(struct block_edge *file, const struct layout *l, uint64_t at)
+static int co_write_grain_directory(struct block_edge *file, const struct layout *l, uint64_t at)
 {
     AUTO_FREE uint8_t *directory = calloc(MAX(l->directory_sectors, 1u), VMDK_SECTOR);
 
@@ -263,7 +263,7 @@ static int co_write_directory(struct block_edge *file, const struct layout *l, u
 static int co_write_sparse(struct block_edge *file, const struct vmdk_create *c, uint64_t size,
                            const char *descriptor, struct error *err)
 {
-    struct layout l = plan_layout(size);
+    struct layout l = plan_vmdk_layout(size);
     uint8_t h[VMDK_HEADER_SIZE];
     int r = block_co_truncate(file, 0, BLOCK_PREALLOC_OFF, err);
 
@@ -273,8 +273,8 @@ static int co_write_sparse(struct block_edge *file, const struct vmdk_create *c,
     }
     fill_sparse_header(c, &l, h);
     r = block_co_pwrite(file, 0, h, sizeof(h), 0);
-    UNLESS_FAILED(r, co_write_directory(file, &l, l.copy));
-    UNLESS_FAILED(r, co_write_directory(file, &l, l.directory));
+    UNLESS_FAILED(r, co_write_grain_directory(file, &l, l.copy));
+    UNLESS_FAILED(r, co_write_grain_directory(file, &l, l.directory));
     if (descriptor) {
         UNLESS_FAILED(r, block_co_pwrite(file, VMDK_SECTOR, descriptor, strlen(descriptor), 0));
     }
@@ -335,7 +335,7 @@ struct extent_file {
     uint64_t size;
 };
 
-static int co_write_extent(struct block_edge *file, const void *arg, struct error *err)
+static int co_write_new_extent(struct block_edge *file, const void *arg, struct error *err)
 {
     const struct extent_file *e = arg;
 
@@ -372,7 +372,8 @@ static int co_create_extents(struct vmdk_create *c, struct error *err)
         if (!name) {
             return error_out_of_memory(err);
         }
-        r = blockmap_co_create_file(name, options_clone(c->file_options), co_write_extent, &e, err);
+        r = blockmap_co_create_file(name, options_clone(c->file_options), co_write_new_extent, &e,
+                                    err);
         add_line(c, e.size, base_name(name));
     }
     return r;

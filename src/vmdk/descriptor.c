@@ -150,7 +150,7 @@ static bool take_word(struct line *line, char *out, size_t room)
 }
 
 /* Sectors, as bytes. */
-static bool take_sectors(struct line *line, uint64_t *ret_bytes)
+static bool take_extent_sectors(struct line *line, uint64_t *ret_bytes)
 {
     char word[24];
     uint64_t value = 0;
@@ -215,7 +215,7 @@ static bool parse_extent(struct line line, struct vmdk_extent_line *e)
 {
     char access[16];
 
-    if (!take_word(&line, access, sizeof(access)) || !take_sectors(&line, &e->size) ||
+    if (!take_word(&line, access, sizeof(access)) || !take_extent_sectors(&line, &e->size) ||
         !take_word(&line, e->type_name, sizeof(e->type_name)) || e->size == 0) {
         return false;
     }
@@ -231,13 +231,13 @@ static bool parse_extent(struct line line, struct vmdk_extent_line *e)
     }
     /* FLAT has the offset in the file; VMFS, which is always a whole file, has none. */
     if (strcmp(e->type_name, "FLAT") == 0) {
-        return take_sectors(&line, &e->offset) && line.length == 0;
+        return take_extent_sectors(&line, &e->offset) && line.length == 0;
     }
     return line.length == 0;
 }
 
-static int add_extent(struct vmdk_descriptor *d, struct line line, const char *name,
-                      struct error *err)
+static int add_described_extent(struct vmdk_descriptor *d, struct line line, const char *name,
+                                struct error *err)
 {
     struct vmdk_extent_line *e;
 
@@ -276,7 +276,7 @@ static int parse_descriptor_line(struct vmdk_descriptor *d, const char *text, st
     struct line value;
 
     if (starts_extent(line)) {
-        return add_extent(d, line, name, err);
+        return add_described_extent(d, line, name, err);
     }
     if (get_value(line, "CID", &value)) {
         d->cid_at = value.length == 8 ? (size_t)(value.text - text) : 0;

@@ -153,8 +153,8 @@ static int kind_of(const struct vmdk_extent *e, uint32_t entry, enum blockmap_ki
 }
 
 /* Whether the grain that the entry `next` is for continues the one before. */
-static bool continues(const struct vmdk_extent *e, enum blockmap_kind kind, uint32_t entry,
-                      uint32_t next)
+static bool continues_grain(const struct vmdk_extent *e, enum blockmap_kind kind, uint32_t entry,
+                            uint32_t next)
 {
     switch (kind) {
     case BLOCKMAP_ABSENT:
@@ -191,7 +191,7 @@ int vmdk_co_find_grains(struct vmdk_extent *e, uint64_t within, uint64_t length,
     if (r < 0) {
         return r;
     }
-    while (n < count && continues(e, kind, entries[n - 1], entries[n])) {
+    while (n < count && continues_grain(e, kind, entries[n - 1], entries[n])) {
         n++;
     }
     *ret_run = (struct blockmap_run){.kind = kind,

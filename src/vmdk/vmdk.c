@@ -36,7 +36,7 @@
 /* --- I/O -------------------------------------------------------------------------------------- */
 
 /* The extent of a byte of the disk. */
-static struct vmdk_extent *extent_at(const struct vmdk *d, uint64_t offset)
+static struct vmdk_extent *vmdk_extent_at(const struct vmdk *d, uint64_t offset)
 {
     unsigned low = 0, high = d->extent_count;
 
@@ -55,7 +55,7 @@ static struct vmdk_extent *extent_at(const struct vmdk *d, uint64_t offset)
 static int vmdk_co_find(struct block_node *node, uint64_t offset, uint64_t length,
                         struct blockmap_run *ret_run)
 {
-    struct vmdk_extent *e = extent_at(node->opaque, offset);
+    struct vmdk_extent *e = vmdk_extent_at(node->opaque, offset);
     uint64_t within = offset - e->start;
 
     length = MIN(length, e->size - within);
@@ -79,7 +79,7 @@ static int vmdk_co_find(struct block_node *node, uint64_t offset, uint64_t lengt
 static int vmdk_co_read_compressed(struct block_node *node, uint64_t offset, struct iov iov,
                                    const struct blockmap_run *run)
 {
-    struct vmdk_extent *e = extent_at(node->opaque, offset);
+    struct vmdk_extent *e = vmdk_extent_at(node->opaque, offset);
 
     return vmdk_co_read_grain(e, run->host, (offset - e->start) % e->grain_size, iov);
 }
@@ -87,7 +87,7 @@ static int vmdk_co_read_compressed(struct block_node *node, uint64_t offset, str
 static int vmdk_co_reserve_locked(struct block_node *node, uint64_t offset, uint64_t length,
                                   struct blockmap_place *ret_place)
 {
-    struct vmdk_extent *e = extent_at(node->opaque, offset);
+    struct vmdk_extent *e = vmdk_extent_at(node->opaque, offset);
     uint64_t host = e->free_offset, end = host + e->grain_size;
     int r;
 
@@ -128,14 +128,14 @@ static void vmdk_co_give_back_locked(struct block_node *node, const struct block
 static int vmdk_co_link_locked(struct block_node *node, uint64_t offset,
                                const struct blockmap_place *place)
 {
-    struct vmdk_extent *e = extent_at(node->opaque, offset);
+    struct vmdk_extent *e = vmdk_extent_at(node->opaque, offset);
 
     return vmdk_co_set_entry(e, offset - e->start, (uint32_t)(place->host / VMDK_SECTOR));
 }
 
 static int vmdk_co_zero_locked(struct block_node *node, uint64_t offset)
 {
-    struct vmdk_extent *e = extent_at(node->opaque, offset);
+    struct vmdk_extent *e = vmdk_extent_at(node->opaque, offset);
 
     return e->has_zero_grains ? vmdk_co_set_entry(e, offset - e->start, 1) : -ENOTSUP;
 }
@@ -180,7 +180,7 @@ static int vmdk_co_pwritev(struct block_node *node, uint64_t offset, struct iov 
     int r = blockmap_co_begin_writing(node);
 
     for (size_t done = 0, n; done < iov.size && r == 0; done += n) {
-        struct vmdk_extent *e = extent_at(d, offset + done);
+        struct vmdk_extent *e = vmdk_extent_at(d, offset + done);
         IOV_PART_AUTO(part);
 
         /* A sparse extent gets plain grains, as from qemu-img. */

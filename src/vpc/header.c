@@ -48,8 +48,8 @@ uint32_t vpc_checksum(const uint8_t *b, unsigned size, unsigned field)
     return ~sum;
 }
 
-static int check_checksum(const uint8_t *b, unsigned size, unsigned field, const char *what,
-                          const char *name, struct error *err)
+static int check_header_checksum(const uint8_t *b, unsigned size, unsigned field, const char *what,
+                                 const char *name, struct error *err)
 {
     uint32_t found = load_be32(b + field), expected = vpc_checksum(b, size, field);
 
@@ -87,7 +87,7 @@ int vpc_parse_footer(const uint8_t *b, const char *name, enum vpc_size_rule rule
 {
     uint32_t type = load_be32(b + 60), version = load_be32(b + 12);
     uint64_t size = disk_size_of(b, rule);
-    int r = check_checksum(b, VPC_FOOTER_SIZE, VPC_FOOTER_CHECKSUM, "header", name, err);
+    int r = check_header_checksum(b, VPC_FOOTER_SIZE, VPC_FOOTER_CHECKSUM, "header", name, err);
 
     if (r < 0) {
         return r;
@@ -114,8 +114,8 @@ int vpc_parse_footer(const uint8_t *b, const char *name, enum vpc_size_rule rule
     return 0;
 }
 
-static int check_table(const struct vpc_header *h, const char *name, uint64_t disk_size,
-                       struct error *err)
+static int check_vpc_table(const struct vpc_header *h, const char *name, uint64_t disk_size,
+                           struct error *err)
 {
     uint64_t needed;
 
@@ -165,8 +165,8 @@ int vpc_parse_header(const uint8_t *b, const char *name, uint64_t disk_size,
         h->locator[i] = (struct vpc_locator){
             .platform = load_be32(l), .length = load_be32(l + 8), .offset = load_be64(l + 16)};
     }
-    r = check_table(h, name, disk_size, err);
+    r = check_vpc_table(h, name, disk_size, err);
     return r < 0 ? r
-                 : check_checksum(b, VPC_HEADER_SIZE, VPC_HEADER_CHECKSUM, "dynamic header", name,
-                                  err);
+                 : check_header_checksum(b, VPC_HEADER_SIZE, VPC_HEADER_CHECKSUM, "dynamic header",
+                                         name, err);
 }

@@ -436,8 +436,8 @@ static int check_parent(struct block_node *node, struct error *err)
     return 0;
 }
 
-static int co_open_parent(struct block_node *node, struct options *opts, enum other_files allowed,
-                          struct error *err)
+static int vpc_co_open_parent(struct block_node *node, struct options *opts,
+                              enum other_files allowed, struct error *err)
 {
     AUTO_FREE char *name = NULL;
     AUTO_FREE char *path = NULL;
@@ -544,7 +544,7 @@ static int vpc_co_open(struct block_node *node, struct options *opts, struct err
     UNLESS_FAILED(r, co_load_vpc(node, err));
     UNLESS_FAILED(r, check_vpc_writing(node, err));
     if (r == 0 && d->footer.type == VPC_DIFFERENCING) {
-        r = co_open_parent(node, opts, allowed, err);
+        r = vpc_co_open_parent(node, opts, allowed, err);
     }
     if (r < 0) {
         vpc_co_close(node);

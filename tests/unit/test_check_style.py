@@ -171,6 +171,13 @@ class CheckStyle(unittest.TestCase):
         else:
             self.assert_clean("src/base/a.h", SPDX + guard % text)
 
+    def test_static_function_with_the_name_of_another(self):
+        self.write("src/base/meson.build", LIST.replace("'a.c'", "'a.c', 'b.c'"))
+        self.write("src/base/a.c", SPDX + "static int f(void)\n{\n}\n")
+        self.assert_clean("src/base/b.c", SPDX + "static int g(void)\n{\n    return f();\n}\n")
+        self.assert_clean("tests/unit/a.c", SPDX + "static int f(void)\n{\n}\n")
+        self.assert_complaint("src/base/b.c", SPDX + "static int f(void)\n{\n}\n", "src/base/a.c")
+
     def test_function_without_comment_in_header(self):
         self.assert_header("/* Other. */\nint a;\n\nint f(void);", "f()")
 

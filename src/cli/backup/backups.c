@@ -144,7 +144,7 @@ static void print_catalogue(const struct catalogue *c)
     }
 }
 
-static void add_text(struct json_object *o, const char *key, const char *value)
+static void add_cell_text(struct json_object *o, const char *key, const char *value)
 {
     if (value && *value) {
         json_object_object_add(o, key, json_object_new_string(value));
@@ -157,21 +157,21 @@ static struct json_object *catalogue_row_json(const struct catalogue_entry *e)
     struct summary s = summarise(&e->repository);
     char buf[128];
 
-    add_text(o, "path", e->path);
-    add_text(o, "id", e->repository.id);
+    add_cell_text(o, "path", e->path);
+    add_cell_text(o, "id", e->repository.id);
     json_object_object_add(o, "backups", json_object_new_uint64(e->repository.count));
     json_object_object_add(o, "damaged", json_object_new_uint64(s.damaged));
     json_object_object_add(o, "stored-bytes", json_object_new_uint64(s.stored));
-    add_text(o, "newest", s.newest ? s.newest->id : NULL);
+    add_cell_text(o, "newest", s.newest ? s.newest->id : NULL);
     if (s.m) {
-        add_text(o, "newest-sound", s.m->id);
-        add_text(o, "newest-sound-utc", s.m->begin.utc);
-        add_text(o, "machine", s.m->machine);
-        add_text(o, "node", s.m->node);
-        add_text(o, "disk", s.m->disk);
+        add_cell_text(o, "newest-sound", s.m->id);
+        add_cell_text(o, "newest-sound-utc", s.m->begin.utc);
+        add_cell_text(o, "machine", s.m->machine);
+        add_cell_text(o, "node", s.m->node);
+        add_cell_text(o, "disk", s.m->disk);
         json_object_object_add(o, "virtual-size", json_object_new_uint64(s.m->virtual_size));
     }
-    add_text(o, "problem", state_of(e, &s, buf, sizeof(buf)));
+    add_cell_text(o, "problem", state_of(e, &s, buf, sizeof(buf)));
     return o;
 }
 

@@ -206,7 +206,7 @@ static void print_entry(struct files_face *f, const struct guest_entry *e)
     }
 }
 
-static void print_entries(struct files_face *f, const struct guest_entries *entries)
+static void print_guest_entries(struct files_face *f, const struct guest_entries *entries)
 {
     for (size_t i = 0; i < entries->count; i++) {
         print_entry(f, &entries->list[i]);
@@ -378,7 +378,7 @@ static int use_path(struct files_face *f, struct guest_volume *v, struct error *
     } else if (r == 0 && S_ISDIR(e.mode)) {
         r = v->driver->list(v, &e, &entries, err);
         if (r == 0) {
-            print_entries(f, &entries);
+            print_guest_entries(f, &entries);
         }
     } else if (r == 0) {
         print_entry(f, &e);

@@ -34,7 +34,7 @@ static bool take_field(char **at, int base, uint64_t *ret_value)
 }
 
 /* A line of `ls -p`: "/INODE/MODE/UID/GID/NAME/SIZE/". False: it is none. */
-static bool parse_line(char *line, struct guest_entry *ret_entry)
+static bool parse_debugfs_line(char *line, struct guest_entry *ret_entry)
 {
     char *end = line + strlen(line), *name, *size, *rest;
     uint64_t mode, uid, gid;
@@ -73,7 +73,7 @@ static int ext_list(const struct guest_volume *v, const struct guest_entry *dir,
         if (strncmp(line, "debugfs ", 8) == 0) {
             continue;
         }
-        if (!parse_line(line, &e)) {
+        if (!parse_debugfs_line(line, &e)) {
             ret_entries->left_out++;
         } else if (strcmp(e.name, ".") == 0 || strcmp(e.name, "..") == 0) {
             free(e.name);

@@ -21,7 +21,7 @@ static bool is_plain(const char *path)
 }
 
 /* A line of `mdir -b`: "::/DIR/NAME", with a slash at the end for a directory. */
-static int add_line(struct guest_entries *entries, const char *line)
+static int add_listed_line(struct guest_entries *entries, const char *line)
 {
     size_t size = strlen(line);
     struct guest_entry e = {.mode = S_IFREG | 0644, .size = GUEST_SIZE_UNKNOWN};
@@ -71,7 +71,7 @@ static int fat_list(const struct guest_volume *v, const struct guest_entry *dir,
                   &output, err);
     for (char *line = r < 0 ? NULL : strtok_r(output, "\n", &rest); r == 0 && line;
          line = strtok_r(NULL, "\n", &rest)) {
-        r = add_line(ret_entries, line) < 0 ? error_out_of_memory(err) : 0;
+        r = add_listed_line(ret_entries, line) < 0 ? error_out_of_memory(err) : 0;
     }
     return r;
 }

@@ -134,7 +134,7 @@ static void add_newest(const struct manifest *m, double *value)
     value[DURATION] = (double)m->duration_ms / 1000;
 }
 
-static int add_figures(struct all_figures *all, const struct repository *r)
+static int add_disk_figures(struct all_figures *all, const struct repository *r)
 {
     struct figures *list = realloc(all->list, (all->count + 1) * sizeof(*list));
     const struct repository_entry *last = repository_last(r);
@@ -174,7 +174,8 @@ static int is_sub_directory(const struct dirent *d)
 }
 
 /* The repositories below a directory, by name. */
-static int find_below(struct all_figures *all, const char *path, int depth, struct error *err)
+static int find_repositories_below(struct all_figures *all, const char *path, int depth,
+                                   struct error *err)
 {
     struct dirent **entries = NULL;
     int count = scandir(path, &entries, is_sub_directory, alphasort);
@@ -204,9 +205,9 @@ static int find_figures(struct all_figures *all, const char *path, int depth, st
     int r = repository_open(path, &repository, &problem);
 
     if (r == 0) {
-        return add_figures(all, &repository) < 0 ? error_out_of_memory(err) : 0;
+        return add_disk_figures(all, &repository) < 0 ? error_out_of_memory(err) : 0;
     }
-    r = depth < DEPTH_MAX ? find_below(all, path, depth, err) : 0;
+    r = depth < DEPTH_MAX ? find_repositories_below(all, path, depth, err) : 0;
     if (r == 0 && depth == 0 && all->count == before) {
         /* What the user names has to be there: silence would look like health. */
         error_move(err, &problem);
@@ -235,7 +236,7 @@ static bool is_of_repository(enum metric m)
     return m == COUNT || m == DAMAGED || m == TOTAL_STORED || m == PROBLEM || m == NEVER_VERIFIED;
 }
 
-static void print_figures(FILE *f, const struct all_figures *all)
+static void print_all_figures(FILE *f, const struct all_figures *all)
 {
     for (enum metric m = 0; m < METRICS; m++) {
         fprintf(f, "# HELP tidemark_%s %s\n# TYPE tidemark_%s gauge\n", metrics[m].name,
@@ -274,7 +275,7 @@ static int write_figures(const char *path, const struct all_figures *all, struct
     if (!f) {
         return error_set_errno(err, errno, "Could not make '%s'", tmp);
     }
-    print_figures(f, all);
+    print_all_figures(f, all);
     if (fflush(f) != 0 || ferror(f) || rename(tmp, path) < 0) {
         r = error_set_errno(err, errno, "Could not write '%s'", path);
         unlink(tmp);
@@ -323,7 +324,7 @@ int cli_metrics_main(int argc, char **argv)
     if (r == 0 && to) {
         r = write_figures(to, &all, &err);
     } else if (r == 0) {
-        print_figures(stdout, &all);
+        print_all_figures(stdout, &all);
     }
     return r < 0 ? cli_report(&err) : cli_end_output(0);
 }

@@ -94,7 +94,8 @@ static int parse_prune_words(int argc, char **argv, struct prune_options *o, str
     return 0;
 }
 
-static int take_rules(struct prune_options *o, const struct prune_words *w, struct error *err)
+static int take_retention_rules(struct prune_options *o, const struct prune_words *w,
+                                struct error *err)
 {
     int r = 0;
 
@@ -117,7 +118,7 @@ static int check_prune_words(struct prune_options *o, struct prune_words *w, str
     int r = cli_parse_output(w->output, &w->json, err);
 
     UNLESS_FAILED(r, backup_progress(w->shown, w->progress, &o->progress, err));
-    UNLESS_FAILED(r, take_rules(o, w, err));
+    UNLESS_FAILED(r, take_retention_rules(o, w, err));
     o->max_chain = 100;
     UNLESS_FAILED(r,
                   cli_take_number(w->max_chain, "--max-chain", 0, COUNT_MAX, &o->max_chain, err));

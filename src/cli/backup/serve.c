@@ -110,7 +110,7 @@ static char *double_commas(const char *text)
     return copy;
 }
 
-static char *backing_name(const char *repository, const char *id)
+static char *overlay_backing_name(const char *repository, const char *id)
 {
     struct json_object *o = json_object_new_object();
     char *name = NULL;
@@ -144,7 +144,7 @@ static int name_image(struct serve *s, const char *dir, struct error *err)
     s->disk_size = e->manifest.virtual_size;
     path = double_commas(repository.path);
     overlay = double_commas(s->overlay ?: "");
-    s->backing = backing_name(repository.path, e->id);
+    s->backing = overlay_backing_name(repository.path, e->id);
     if (!path || !overlay || !s->backing ||
         asprintf(&s->image,
                  s->overlay ? "driver=qcow2,file.driver=file,file.filename=%s,"

@@ -142,8 +142,8 @@ static int co_restore_disk(const char *root, const struct set_disk *disk, const 
 }
 
 /* Nothing is restored of a set of which not all can be. */
-static int check_set(const struct set *s, const char *directory, const char *format,
-                     struct error *err)
+static int check_listed_set(const struct set *s, const char *directory, const char *format,
+                            struct error *err)
 {
     const struct set_disk *lost = set_problem_disk(s);
     struct stat st;
@@ -169,7 +169,7 @@ static int check_set(const struct set *s, const char *directory, const char *for
 static int co_restore_set(const char *root, const struct set *s, const char *directory,
                           const char *format, struct json_object *list, struct error *err)
 {
-    int r = check_set(s, directory, format, err);
+    int r = check_listed_set(s, directory, format, err);
 
     if (r == 0 && mkdir(directory, 0700) < 0 && errno != EEXIST) {
         r = error_set_errno(err, errno, "Could not make directory '%s'", directory);

@@ -76,9 +76,10 @@ struct test {
 /* --- results ---------------------------------------------------------------------------------- */
 
 /* A line for the user, unless only JSON is printed. */
-static void say(const struct test *t, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void say_step(const struct test *t, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
 
-static void say(const struct test *t, const char *fmt, ...)
+static void say_step(const struct test *t, const char *fmt, ...)
 {
     va_list ap;
 
@@ -90,7 +91,7 @@ static void say(const struct test *t, const char *fmt, ...)
     }
 }
 
-static void add_text(struct json_object *o, const char *key, const char *text)
+static void add_report_text(struct json_object *o, const char *key, const char *text)
 {
     json_object_object_add(o, key, json_object_new_string(text));
 }
@@ -134,14 +135,14 @@ static void note_volume(struct test *t, const struct volume *v, const char *resu
     json_object_object_add(o, "partition", json_object_new_int((int)v->number));
     json_object_object_add(o, "offset", json_object_new_uint64(v->offset));
     json_object_object_add(o, "size", json_object_new_uint64(v->size));
-    add_text(o, "type", v->type);
-    add_text(o, "result", result);
-    add_text(o, "detail", detail);
+    add_report_text(o, "type", v->type);
+    add_report_text(o, "result", result);
+    add_report_text(o, "detail", detail);
     json_object_object_get_ex(t->result, "volumes", &list);
     json_object_array_add(list, o);
-    say(t, "  %s %u: %s, %s: %s%s%s\n", v->number ? "partition" : "volume", v->number,
-        backup_size(v->size, size), v->type[0] ? v->type : "unknown", result, detail[0] ? ": " : "",
-        detail);
+    say_step(t, "  %s %u: %s, %s: %s%s%s\n", v->number ? "partition" : "volume", v->number,
+             backup_size(v->size, size), v->type[0] ? v->type : "unknown", result,
+             detail[0] ? ": " : "", detail);
 }
 
 /* A new empty file, or -errno. */
@@ -209,11 +210,11 @@ static int co_test_volumes(struct test *t, struct block_edge *edge, struct error
     if (r < 0) {
         return r;
     }
-    add_text(t->result, "table", volumes.table);
-    say(t, "  partition table: %s%s%s\n", volumes.table[0] ? volumes.table : "none",
-        volumes.problem ? ", damaged: " : "", volumes.problem ?: "");
+    add_report_text(t->result, "table", volumes.table);
+    say_step(t, "  partition table: %s%s%s\n", volumes.table[0] ? volumes.table : "none",
+             volumes.problem ? ", damaged: " : "", volumes.problem ?: "");
     if (volumes.problem) {
-        add_text(t->result, "table-problem", volumes.problem);
+        add_report_text(t->result, "table-problem", volumes.problem);
         t->failed = true;
     }
     json_object_object_add(t->result, "volumes", json_object_new_array());
@@ -267,14 +268,14 @@ static int test_boot(struct test *t, struct error *err)
     if (r == 0) {
         t->failed = true;
         shorten(tail, detail);
-        add_text(boot, "console", detail);
+        add_report_text(boot, "console", detail);
     }
     json_object_object_add(boot, "booted", json_object_new_boolean(r));
     json_object_object_add(boot, "seconds", json_object_new_double((double)ns / NS_PER_SECOND));
-    say(t,
-        r ? "  start: '%s' after %.1f s%s\n"
-          : "  start: no '%s' in %.1f s; its console ended: %s\n",
-        t->marker, (double)ns / NS_PER_SECOND, detail);
+    say_step(t,
+             r ? "  start: '%s' after %.1f s%s\n"
+               : "  start: no '%s' in %.1f s; its console ended: %s\n",
+             t->marker, (double)ns / NS_PER_SECOND, detail);
     return 0;
 }
 
@@ -317,10 +318,10 @@ static int co_test(struct test *t, struct error *err)
     if (r < 0) {
         return r;
     }
-    add_text(t->result, "id", restored.id);
+    add_report_text(t->result, "id", restored.id);
     json_object_object_add(t->result, "written-bytes", json_object_new_uint64(restored.written));
-    say(t, "Backup %s: restored, %s, every cluster verified\n", restored.id,
-        backup_size(restored.written, written));
+    say_step(t, "Backup %s: restored, %s, every cluster verified\n", restored.id,
+             backup_size(restored.written, written));
     r = co_test_contents(t, err);
     if (t->boot) {
         UNLESS_FAILED(r, test_boot(t, err));
@@ -414,7 +415,7 @@ static int test_restore_co_main(int argc, char **argv, struct error *err)
     if (t.json) {
         cli_print_json(t.result);
     }
-    say(&t, "%s\n", t.failed ? "The test failed." : "The test succeeded.");
+    say_step(&t, "%s\n", t.failed ? "The test failed." : "The test succeeded.");
     return t.failed ? BACKUP_DAMAGED : 0;
 }
 

@@ -439,7 +439,7 @@ static int co_open_convert_target(struct convert *c, const char *name, struct er
 
 /* --- putting it together ---------------------------------------------------------------------- */
 
-static int co_finish_target(struct convert *c, const char *name, struct error *err)
+static int co_finish_image(struct convert *c, const char *name, struct error *err)
 {
     int r = cli_co_finish_disk(&c->target.disk, err);
 
@@ -474,7 +474,7 @@ static int co_convert(const struct convert_request *q, int count, char **names, 
     if (q->bitmaps) {
         UNLESS_FAILED(r, co_copy_bitmaps(&c, err));
     }
-    return r < 0 ? r : co_finish_target(&c, target, err);
+    return r < 0 ? r : co_finish_image(&c, target, err);
 }
 
 int img_co_convert(int argc, char **argv, struct error *err)

@@ -254,7 +254,7 @@ static void print_specific(struct json_object *o, int level)
     }
 }
 
-static void print_limits(struct json_object *o, int level)
+static void print_info_limits(struct json_object *o, int level)
 {
     struct json_object *limits;
 
@@ -293,7 +293,7 @@ static void print_info_text(struct json_object *o, int level, const char *path)
         printf("cleanly shut down: no\n");
     }
     print_backing(o, level);
-    print_limits(o, level);
+    print_info_limits(o, level);
     if (json_object_object_get_ex(o, "snapshots", &snapshots)) {
         cli_print_snapshots(snapshots);
     }

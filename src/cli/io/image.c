@@ -19,7 +19,7 @@
 /* --- opening ---------------------------------------------------------------------------------- */
 
 /* A copy that the caller frees; NULL if `text` is NULL. */
-static char *copy_text(const char *text)
+static char *copy_option_text(const char *text)
 {
     return text ? strdup(text) : NULL;
 }
@@ -38,7 +38,8 @@ static int split_driver(struct io_opening *o, const char *text, struct error *er
         return r;
     }
     rest = options_to_json(opts);
-    o->options = copy_text(json_object_to_json_string_ext(rest, JSON_C_TO_STRING_NOSLASHESCAPE));
+    o->options =
+        copy_option_text(json_object_to_json_string_ext(rest, JSON_C_TO_STRING_NOSLASHESCAPE));
     json_object_put(rest);
     return 0;
 }
@@ -78,15 +79,15 @@ static int co_run_open(struct io *io, const struct io_command *command, struct i
     if (r < 0) {
         return r;
     }
-    o.name = a->argc == 1 ? copy_text(a->argv[0]) : NULL;
+    o.name = a->argc == 1 ? copy_option_text(a->argv[0]) : NULL;
     if (o.name && options && strncmp(o.name, "json:", 5) != 0) {
         r = split_driver(&o, options, err);
     } else {
         /* With json:, options replace what the name says. */
-        o.options = copy_text(options);
+        o.options = copy_option_text(options);
     }
-    o.cache = copy_text(a->set['n'] ? "none" : a->value['t'] ?: IO_CACHE_DEFAULT);
-    o.discard = copy_text(a->value['d']);
+    o.cache = copy_option_text(a->set['n'] ? "none" : a->value['t'] ?: IO_CACHE_DEFAULT);
+    o.discard = copy_option_text(a->value['d']);
     o.read_only = a->set['r'];
     o.force_share = a->set['U'];
     o.overlay = a->set['s'];
@@ -165,7 +166,7 @@ static int drop_fixed(const struct block_node *node, struct json_object *given, 
     struct json_object_iterator end = json_object_iter_end(given);
 
     while (!json_object_iter_equal(&it, &end)) {
-        AUTO_FREE char *name = copy_text(json_object_iter_peek_name(&it));
+        AUTO_FREE char *name = copy_option_text(json_object_iter_peek_name(&it));
         struct json_object *value = json_object_iter_peek_value(&it);
         const struct block_node *child = name ? child_of(node, name) : NULL;
 
@@ -217,8 +218,8 @@ static int change_options(struct io_opening *o, const struct block_node *node, c
         drop_outdated(merged, given);
         apply_changes(merged, given);
         free(o->options);
-        o->options =
-            copy_text(json_object_to_json_string_ext(merged, JSON_C_TO_STRING_NOSLASHESCAPE));
+        o->options = copy_option_text(
+            json_object_to_json_string_ext(merged, JSON_C_TO_STRING_NOSLASHESCAPE));
         r = o->options ? 0 : error_out_of_memory(err);
     }
     json_object_put(merged);
@@ -247,7 +248,7 @@ static int change_opening(struct io_opening *o, const struct block_node *node,
     }
     if (a->set['c']) {
         free(o->cache);
-        o->cache = copy_text(a->value['c']);
+        o->cache = copy_option_text(a->value['c']);
     }
     r = a->set['o'] ? change_options(o, node, a->value['o'], err) : 0;
     if (r == 0) {
@@ -260,11 +261,11 @@ static int co_run_reopen(struct io *io, const struct io_command *command, struct
                          struct error *err)
 {
     struct io_opening before = {
-        .name = copy_text(io->opening.name),
-        .format = copy_text(block_driver_name(block_node_driver(io->disk.node))),
-        .cache = copy_text(io->opening.cache),
-        .discard = copy_text(io->opening.discard),
-        .options = copy_text(io->opening.options),
+        .name = copy_option_text(io->opening.name),
+        .format = copy_option_text(block_driver_name(block_node_driver(io->disk.node))),
+        .cache = copy_option_text(io->opening.cache),
+        .discard = copy_option_text(io->opening.discard),
+        .options = copy_option_text(io->opening.options),
         .image_opts = io->opening.image_opts,
         .read_only = io->opening.read_only,
         .force_share = io->opening.force_share,

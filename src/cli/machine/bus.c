@@ -106,8 +106,8 @@ static int choose_bus(const char *device, const char *type, const char *name,
 }
 
 /* The number of the unit that is asked for; a bus without numbers has room for all. */
-static int choose_unit(const struct machine_bus *bus, uint64_t wanted, int *ret_unit,
-                       struct error *err)
+static int choose_free_unit(const struct machine_bus *bus, uint64_t wanted, int *ret_unit,
+                            struct error *err)
 {
     int unit = wanted == MACHINE_UNIT_FREE ? first_free_unit(bus) : (int)MIN(wanted, INT32_MAX);
 
@@ -131,7 +131,7 @@ int machine_bus_take(const char *device, const char *type, const char *name, uin
 
     add_own_buses();
     r = choose_bus(device, type, name, &bus, err);
-    UNLESS_FAILED(r, choose_unit(bus, unit, &number, err));
+    UNLESS_FAILED(r, choose_free_unit(bus, unit, &number, err));
     if (r >= 0) {
         *place = (struct machine_place){.bus = bus, .unit = number};
         list_append(&bus->places, &place->link);

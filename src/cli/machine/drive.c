@@ -274,7 +274,7 @@ static struct unit {
 } * taken;
 static size_t taken_count;
 
-static bool is_taken(const struct interface *i, uint64_t index)
+static bool is_index_taken(const struct interface *i, uint64_t index)
 {
     for (size_t k = 0; k < taken_count; k++) {
         if (taken[k].interface == i && taken[k].index == index) {
@@ -314,10 +314,10 @@ static int choose_name(const struct interface *i, struct settings *s, struct err
         return error_set(err, EINVAL, "unit %llu too big (max is %d)", (unsigned long long)s->unit,
                          i->units - 1);
     }
-    while (!is_given && is_taken(i, index)) {
+    while (!is_given && is_index_taken(i, index)) {
         index++;
     }
-    if (is_taken(i, index)) {
+    if (is_index_taken(i, index)) {
         return error_set(err, EEXIST, "drive with bus=%llu, unit=%llu (index=%llu) exists",
                          (unsigned long long)(index / units), (unsigned long long)(index % units),
                          (unsigned long long)index);

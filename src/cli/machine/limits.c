@@ -187,7 +187,7 @@ int machine_disk_co_set_limits(struct machine_disk *disk, struct json_object *li
 
 /* --- what is shown ---------------------------------------------------------------------------- */
 
-static int64_t value_of(struct json_object *limits, const char *name, const char *suffix)
+static int64_t limit_value_of(struct json_object *limits, const char *name, const char *suffix)
 {
     struct json_object *value = NULL;
     char key[64];
@@ -214,17 +214,17 @@ void machine_disk_put_limits(const struct machine_disk *disk, struct json_object
     }
     limits = throttle_group_get(disk->limits->of->group);
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
-        int64_t burst = value_of(limits, names[i].limit, "-max");
+        int64_t burst = limit_value_of(limits, names[i].limit, "-max");
 
-        qmp_put_uint(info, names[i].qmp, (uint64_t)value_of(limits, names[i].limit, ""));
+        qmp_put_uint(info, names[i].qmp, (uint64_t)limit_value_of(limits, names[i].limit, ""));
         if (burst) {
             put_limit(info, names[i].qmp, "_max", burst);
             put_limit(info, names[i].qmp, "_max_length",
-                      value_of(limits, names[i].limit, "-max-length"));
+                      limit_value_of(limits, names[i].limit, "-max-length"));
         }
     }
-    if (value_of(limits, "iops-size", "")) {
-        qmp_put_uint(info, "iops_size", (uint64_t)value_of(limits, "iops-size", ""));
+    if (limit_value_of(limits, "iops-size", "")) {
+        qmp_put_uint(info, "iops_size", (uint64_t)limit_value_of(limits, "iops-size", ""));
     }
     qmp_put_str(info, "group", disk->limits->of->name);
     json_object_put(limits);

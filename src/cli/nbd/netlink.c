@@ -112,7 +112,7 @@ static uint16_t find_family_id(const uint8_t *body, size_t size)
  * Read answers up to the acknowledgement. *ret_family, unless NULL, becomes the id in an answer.
  * The result is the kernel's: 0 or -errno.
  */
-static int co_read_answer(int fd, uint16_t *ret_family)
+static int co_read_netlink_answer(int fd, uint16_t *ret_family)
 {
     _Alignas(NLMSG_ALIGNTO) uint8_t buf[ANSWER_MAX];
 
@@ -159,7 +159,7 @@ static int co_open_family(int *ret_fd, uint16_t *ret_family, struct error *err)
     put_attribute(&m, CTRL_ATTR_FAMILY_NAME, name, sizeof(name));
     *ret_family = 0;
     r = co_send_message(fd, &m);
-    UNLESS_FAILED(r, co_read_answer(fd, ret_family));
+    UNLESS_FAILED(r, co_read_netlink_answer(fd, ret_family));
     if (r == -ENOENT || (r == 0 && *ret_family == 0)) {
         error_set(err, ENOENT, "The kernel has no NBD client");
         error_hint(err, "Load the module 'nbd' (modprobe nbd), if the system has it.");
@@ -173,8 +173,8 @@ static int co_open_family(int *ret_fd, uint16_t *ret_family, struct error *err)
 }
 
 /* Send a command whose attributes `put` appends. */
-static int co_command(uint8_t command, void (*put)(struct message *m, const void *arg),
-                      const void *arg, struct error *err)
+static int co_netlink_command(uint8_t command, void (*put)(struct message *m, const void *arg),
+                              const void *arg, struct error *err)
 {
     AUTO_CLOSE int fd = -1;
     struct message m;
@@ -187,7 +187,7 @@ static int co_command(uint8_t command, void (*put)(struct message *m, const void
     begin_message(&m, family, NLM_F_ACK, command);
     put(&m, arg);
     r = co_send_message(fd, &m);
-    UNLESS_FAILED(r, co_read_answer(fd, NULL));
+    UNLESS_FAILED(r, co_read_netlink_answer(fd, NULL));
     return r < 0 ? error_set_errno(err, -r, "The NBD client of the kernel refuses") : 0;
 }
 
@@ -221,7 +221,7 @@ int nbd_netlink_co_connect(uint32_t index, int fd, uint64_t size, uint32_t block
     struct connect_args args = {
         .index = index, .fd = fd, .size = size, .block_size = block_size, .server_flags = flags};
 
-    return co_command(NBD_CMD_CONNECT, put_connect, &args, err);
+    return co_netlink_command(NBD_CMD_CONNECT, put_connect, &args, err);
 }
 
 static void put_index(struct message *m, const void *arg)
@@ -231,5 +231,5 @@ static void put_index(struct message *m, const void *arg)
 
 int nbd_netlink_co_disconnect(uint32_t index, struct error *err)
 {
-    return co_command(NBD_CMD_DISCONNECT, put_index, &index, err);
+    return co_netlink_command(NBD_CMD_DISCONNECT, put_index, &index, err);
 }

@@ -19,7 +19,7 @@
 #define NS_PER_S 1000000000ll
 
 /* The first line of a file, without the newline; false if there is none. */
-static bool read_line(const char *path, char *text, size_t size)
+static bool read_look_line(const char *path, char *text, size_t size)
 {
     FILE *file = fopen(path, "re");
     bool ok = file && fgets(text, (int)size, file);
@@ -46,7 +46,7 @@ static bool name_by(const char *dir, char *identity, size_t size)
 
     for (size_t i = 0; i < ARRAY_SIZE(files); i++) {
         snprintf(path, sizeof(path), "%s/%s", dir, files[i]);
-        if (read_line(path, value, sizeof(value))) {
+        if (read_look_line(path, value, sizeof(value))) {
             snprintf(identity, size, "%s %s", files[i], value);
             return true;
         }
@@ -62,7 +62,7 @@ static void identify_device(const char *dir, dev_t device, char *identity, size_
         return;
     }
     snprintf(path, sizeof(path), "%s/partition", dir);
-    if (read_line(path, number, sizeof(number))) {
+    if (read_look_line(path, number, sizeof(number))) {
         snprintf(path, sizeof(path), "%s/..", dir);
         if (name_by(path, identity, size)) {
             size_t used = strlen(identity);
@@ -89,7 +89,7 @@ static int64_t count_changed_sectors(const char *dir)
     int column = 0;
 
     snprintf(path, sizeof(path), "%s/stat", dir);
-    if (!read_line(path, line, sizeof(line))) {
+    if (!read_look_line(path, line, sizeof(line))) {
         return -1;
     }
     for (; column <= SECTORS_DISCARDED; column++, at = end) {
@@ -118,12 +118,12 @@ static int look_at_device(int fd, dev_t device, struct track_disk *disk)
     snprintf(dir, sizeof(dir), "/sys/dev/block/%u:%u", major(device), minor(device));
     identify_device(dir, device, disk->identity, sizeof(disk->identity));
     disk->changed_sectors = count_changed_sectors(dir);
-    if (!read_line("/proc/sys/kernel/random/boot_id", disk->boot, sizeof(disk->boot))) {
+    if (!read_look_line("/proc/sys/kernel/random/boot_id", disk->boot, sizeof(disk->boot))) {
         disk->changed_sectors = -1;
     }
     /* A number is given to a device once in a boot: another one there began to count at 0. */
     snprintf(dir, sizeof(dir), "/sys/dev/block/%u:%u/diskseq", major(device), minor(device));
-    if (read_line(dir, sequence, sizeof(sequence))) {
+    if (read_look_line(dir, sequence, sizeof(sequence))) {
         size_t used = MIN(strlen(disk->boot), (size_t)18);
 
         snprintf(disk->boot + used, sizeof(disk->boot) - used, "/%s", sequence);
@@ -136,7 +136,7 @@ static int look_at_device(int fd, dev_t device, struct track_disk *disk)
 /* Between the number of an inode and the time when it was made. */
 #define MADE ", made "
 
-static int look_at_file(int fd, struct track_disk *disk)
+static int look_at_tracked_file(int fd, struct track_disk *disk)
 {
     struct statx st;
     size_t used;
@@ -184,7 +184,7 @@ int track_look(const char *path, struct track_disk *ret_disk, struct error *err)
     if (r == 0 && S_ISBLK(st.st_mode)) {
         r = look_at_device(fd, st.st_rdev, &disk);
     } else if (r == 0) {
-        r = look_at_file(fd, &disk);
+        r = look_at_tracked_file(fd, &disk);
     }
     if (r < 0) {
         return error_set_errno(err, -r, "Could not look at '%s'", path);

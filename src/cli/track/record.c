@@ -32,7 +32,7 @@ static uint64_t next_number(uint64_t *state)
     return z ^ z >> 31;
 }
 
-static int add_sample(struct sha256 *sha, int fd, uint64_t offset)
+static int add_fingerprint_sample(struct sha256 *sha, int fd, uint64_t offset)
 {
     uint8_t data[SAMPLE_SIZE];
     ssize_t n = pread(fd, data, sizeof(data), (off_t)offset);
@@ -55,7 +55,7 @@ static int take_fingerprint(const char *path, uint64_t size, uint64_t seed, char
     for (unsigned i = 0; i < SAMPLES && i < blocks && r == 0; i++) {
         uint64_t block = i < 16 ? i : i < 32 ? blocks - 1 - (i - 16) : next_number(&seed) % blocks;
 
-        r = add_sample(sha, fd, block * SAMPLE_SIZE);
+        r = add_fingerprint_sample(sha, fd, block * SAMPLE_SIZE);
     }
     if (r == 0) {
         r = sha256_finish(sha, digest);
@@ -74,7 +74,7 @@ static void put_int(struct json_object *o, const char *key, int64_t value)
     json_object_object_add(o, key, json_object_new_int64(value));
 }
 
-static void put_str(struct json_object *o, const char *key, const char *value)
+static void put_record_str(struct json_object *o, const char *key, const char *value)
 {
     json_object_object_add(o, key, json_object_new_string(value));
 }
@@ -105,12 +105,12 @@ static int put_fingerprint(struct json_object *o, const char *path, uint64_t siz
         return error_set_errno(err, -r, "Could not read samples of '%s'", path);
     }
     put_int(o, "seed", (int64_t)seed);
-    put_str(o, "fingerprint", hex);
+    put_record_str(o, "fingerprint", hex);
     return 0;
 }
 
-static int describe(const char *path, const char *image_path, bool clean, struct json_object *o,
-                    struct error *err)
+static int describe_disk(const char *path, const char *image_path, bool clean,
+                         struct json_object *o, struct error *err)
 {
     struct track_disk disk, image;
     int r = track_look(path, &disk, err);
@@ -120,17 +120,17 @@ static int describe(const char *path, const char *image_path, bool clean, struct
         return r;
     }
     put_int(o, "tidemark-track", VERSION);
-    put_str(o, "path", path);
+    put_record_str(o, "path", path);
     json_object_object_add(o, "clean", json_object_new_boolean(clean));
     put_int(o, "size", (int64_t)disk.size);
-    put_str(o, "identity", disk.identity);
-    put_str(o, "image-identity", image.identity);
+    put_record_str(o, "identity", disk.identity);
+    put_record_str(o, "image-identity", image.identity);
     if (!clean) {
         return 0;
     }
     put_int(o, "image-mtime-ns", image.mtime_ns);
     if (disk.device) {
-        put_str(o, "boot", disk.boot);
+        put_record_str(o, "boot", disk.boot);
         put_int(o, "changed-sectors", disk.changed_sectors);
     } else {
         put_int(o, "mtime-ns", disk.mtime_ns);
@@ -169,7 +169,7 @@ int track_write_record(const char *path, const char *image, const char *record, 
                        struct error *err)
 {
     struct json_object *o = json_object_new_object();
-    int r = o ? describe(path, image, clean, o, err) : error_out_of_memory(err);
+    int r = o ? describe_disk(path, image, clean, o, err) : error_out_of_memory(err);
 
     if (r == 0) {
         const char *text = json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY);

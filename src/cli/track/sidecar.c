@@ -50,8 +50,8 @@ struct json_object *track_sidecar_options(const struct track_sidecar *s, const c
 
 /* --- making it -------------------------------------------------------------------------------- */
 
-static int co_open_file(const char *driver, const char *filename, struct block_node **ret_node,
-                        struct error *err)
+static int co_open_sidecar_file(const char *driver, const char *filename,
+                                struct block_node **ret_node, struct error *err)
 {
     struct options *opts = options_new();
 
@@ -67,9 +67,9 @@ static int co_format(const struct track_sidecar *s, const char *image, struct er
 {
     struct options *opts = options_new();
     struct block_node *file = NULL, *data = NULL;
-    int r = opts ? co_open_file("file", image, &file, err) : error_out_of_memory(err);
+    int r = opts ? co_open_sidecar_file("file", image, &file, err) : error_out_of_memory(err);
 
-    UNLESS_FAILED(r, co_open_file(disk_driver(s), s->disk, &data, err));
+    UNLESS_FAILED(r, co_open_sidecar_file(disk_driver(s), s->disk, &data, err));
     if (r < 0) {
         options_free(opts);
     } else {
@@ -203,8 +203,8 @@ static int co_set_all_in_all(const struct track_sidecar *s, struct block_node *n
     return r;
 }
 
-static int co_add_bitmap(struct block_node *node, const char *name, uint32_t granularity,
-                         bool disabled, struct error *err)
+static int co_add_sidecar_bitmap(struct block_node *node, const char *name, uint32_t granularity,
+                                 bool disabled, struct error *err)
 {
     struct block_bitmap *b;
 
@@ -225,8 +225,8 @@ static int co_make_again(const struct track_sidecar *s, struct error *err)
     UNLESS_FAILED(r, track_co_make_sidecar(s, err));
     UNLESS_FAILED(r, co_open_sidecar(s, true, &fresh, err));
     while (r >= 0 && (b = block_bitmap_next(old.node, b))) {
-        r = co_add_bitmap(fresh.node, block_bitmap_name(b), block_bitmap_granularity(b),
-                          !block_bitmap_enabled(b), err);
+        r = co_add_sidecar_bitmap(fresh.node, block_bitmap_name(b), block_bitmap_granularity(b),
+                                  !block_bitmap_enabled(b), err);
     }
     UNLESS_FAILED(r, co_set_all_in_all(s, fresh.node, err));
     return r < 0 ? r : cli_co_finish_disk(&fresh, err);
@@ -258,7 +258,7 @@ int track_co_prepare_sidecar(const struct track_sidecar *s, const struct cli_ite
     }
     UNLESS_FAILED(r, co_open_sidecar(s, true, &disk, err));
     for (size_t i = 0; i < bitmaps->count && r >= 0; i++) {
-        r = co_add_bitmap(disk.node, bitmaps->item[i].value, granularity, false, err);
+        r = co_add_sidecar_bitmap(disk.node, bitmaps->item[i].value, granularity, false, err);
     }
     if (all_dirty) {
         UNLESS_FAILED(r, co_set_all_in_all(s, disk.node, err));

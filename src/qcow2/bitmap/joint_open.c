@@ -132,14 +132,14 @@ static int co_read_other_directory(struct qcow2 *q, const struct record *rec)
 
 /* --- clusters --------------------------------------------------------------------------------- */
 
-static int by_offset(const void *a, const void *b)
+static int joint_by_offset(const void *a, const void *b)
 {
     const struct cluster_run *x = a, *y = b;
 
     return (x->offset > y->offset) - (x->offset < y->offset);
 }
 
-static int add_cluster(struct cluster_runs *runs, uint64_t offset, uint64_t size)
+static int add_log_cluster(struct cluster_runs *runs, uint64_t offset, uint64_t size)
 {
     return cluster_runs_add(
         runs, (struct cluster_run){.offset = offset, .length = size, .why = QCOW2_FREED_BY_OTHER});
@@ -171,12 +171,12 @@ static int co_collect_bitmap(struct qcow2 *q, const struct stored_bitmap *b,
     UNLESS_FAILED(r, qcow2_co_read_bitmap_table(q, b, &table));
     UNLESS_FAILED(r, qcow2_check_bitmap_table(q, table, b->table_entries, &budget->bytes));
     for (uint64_t at = 0; at < bytes && r == 0; at += q->cluster_size) {
-        r = add_cluster(ret_runs, b->table_offset + at, q->cluster_size);
+        r = add_log_cluster(ret_runs, b->table_offset + at, q->cluster_size);
     }
     for (uint32_t i = 0; i < b->table_entries && r == 0; i++) {
         uint64_t offset = table[i] & ENTRY_OFFSET_MASK;
 
-        r = offset > 0 ? add_cluster(ret_runs, offset, q->cluster_size) : 0;
+        r = offset > 0 ? add_log_cluster(ret_runs, offset, q->cluster_size) : 0;
     }
     return r;
 }
@@ -196,10 +196,10 @@ static int co_collect_directory(struct qcow2 *q, const struct list *directory, u
         UNLESS_FAILED(r, co_collect_bitmap(q, b, &budget, ret_runs));
     }
     for (uint64_t at = 0; at < size && r == 0; at += q->cluster_size) {
-        r = add_cluster(ret_runs, offset + at, q->cluster_size);
+        r = add_log_cluster(ret_runs, offset + at, q->cluster_size);
     }
     if (r == 0 && ret_runs->count > 0) {
-        qsort(ret_runs->runs, ret_runs->count, sizeof(*ret_runs->runs), by_offset);
+        qsort(ret_runs->runs, ret_runs->count, sizeof(*ret_runs->runs), joint_by_offset);
     }
     return r;
 }
@@ -216,7 +216,7 @@ static int find_other_clusters(struct qcow2 *q, const struct cluster_runs *used,
             k++;
         }
         if (k == used->count || used->runs[k].offset != other->runs[i].offset) {
-            r = add_cluster(&q->joint.other_clusters, other->runs[i].offset, q->cluster_size);
+            r = add_log_cluster(&q->joint.other_clusters, other->runs[i].offset, q->cluster_size);
         }
     }
     return r;
@@ -225,7 +225,7 @@ static int find_other_clusters(struct qcow2 *q, const struct cluster_runs *used,
 /* --- the decision ----------------------------------------------------------------------------- */
 
 /* Returns whether the other directory has taken the place of that of the header. */
-static bool co_decide(struct qcow2 *q, bool ask)
+static bool co_decide_joint(struct qcow2 *q, bool ask)
 {
     struct qcow2_joint *j = &q->joint;
     enum qcow2_joint_state state = JOINT_UNDONE;
@@ -256,8 +256,8 @@ static int co_choose_directory(struct qcow2 *q, bool ask)
 
     UNLESS_FAILED(r, co_collect_directory(q, &j->other, j->other_offset, j->other_size, &other));
     if (r == 0) {
-        r = co_decide(q, ask) ? find_other_clusters(q, &other, &own)
-                              : find_other_clusters(q, &own, &other);
+        r = co_decide_joint(q, ask) ? find_other_clusters(q, &other, &own)
+                                    : find_other_clusters(q, &own, &other);
     }
     cluster_runs_clear(&own);
     cluster_runs_clear(&other);
@@ -321,8 +321,8 @@ static int co_add_bits(struct block_bitmap *b, const struct stored_bitmap *o,
 }
 
 /* A bitmap that only the other directory has. */
-static int add_bitmap(struct qcow2 *q, const struct stored_bitmap *o, struct dirty_bitmap *bits,
-                      struct error *err)
+static int add_joint_bitmap(struct qcow2 *q, const struct stored_bitmap *o,
+                            struct dirty_bitmap *bits, struct error *err)
 {
     struct block_bitmap *b;
     int r = block_bitmap_attach_loaded(q->node, o->name, bits, 1u << o->granularity_bits, &b, err);
@@ -363,7 +363,7 @@ static int co_add_one(struct qcow2 *q, const struct stored_bitmap *o, const uint
         return 0;
     }
     if (!b) {
-        return add_bitmap(q, o, bits, err);
+        return add_joint_bitmap(q, o, bits, err);
     }
     r = co_add_bits(b, o, bits);
     dirty_bitmap_free(bits);

@@ -60,7 +60,7 @@ static bool gather(struct keep *k, uint64_t at, size_t size)
     return any;
 }
 
-static int add_entry(struct keep *k, uint64_t position, uint64_t value)
+static int add_kept_entry(struct keep *k, uint64_t position, uint64_t value)
 {
     if (k->count == k->room) {
         size_t room = MAX(k->room * 2, 16);
@@ -98,7 +98,7 @@ static int co_keep_cluster(struct keep *k, uint64_t index, uint64_t position)
                     (unsigned long long)q->cluster_size * 8 * k->b->granularity);
         r = 0;
     }
-    return UNLESS_FAILED(r, add_entry(k, position, value));
+    return UNLESS_FAILED(r, add_kept_entry(k, position, value));
 }
 
 static int co_keep_in_cluster(struct keep *k, uint64_t offset, uint64_t at, size_t size)

@@ -261,7 +261,7 @@ static int co_empty_run(struct qcow2 *q, const struct cluster_run *run,
     return r;
 }
 
-static int co_punch(struct qcow2 *q, uint64_t offset, uint64_t length)
+static int co_punch_clusters(struct qcow2 *q, uint64_t offset, uint64_t length)
 {
     return block_co_discard(q->node->file, offset, length);
 }
@@ -285,7 +285,7 @@ static bool co_give_up_run(struct qcow2 *q, const struct cluster_run *run)
         return false;
     }
     if (q->options.pass_discard[run->why]) {
-        (void)co_empty_run(q, run, co_punch);
+        (void)co_empty_run(q, run, co_punch_clusters);
     }
     return true;
 }
