@@ -84,6 +84,7 @@ class TestFilters(MachineCase):
         self.hold_backup(guard=True).kill()
         wait_until(lambda: not self.own_nodes(), "the guard")
         wait_until(lambda: len(self.own_bitmaps()) == 1, "the bitmaps in order")
+        wait_until(lambda: not self.own_files(), "the temporary image to go")
         self.assert_settled()
         self.assertEqual(self.backup()["moved-bytes"], CLUSTER)
 

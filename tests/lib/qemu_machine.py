@@ -76,10 +76,13 @@ class MachineCase(BackupCase):
             for b in self.server.qmp.command("query-block") if "inserted" in b
         ]  # fmt: skip
 
+    def own_files(self):
+        return [n for n in os.listdir(self.dir) if n.startswith(".tidemark")]
+
     def assert_settled(self):
         self.assertEqual(self.own_nodes(), [])
         self.assertEqual(self.server.qmp.command("query-block-exports"), [])
         self.assertEqual(self.server.qmp.command("query-jobs"), [])
         self.assertEqual(self.nodes_of_devices(), ["disk"])
         self.assertEqual([b["recording"] for b in self.own_bitmaps().values()], [True])
-        self.assertEqual([n for n in os.listdir(self.dir) if n.startswith(".tidemark")], [])
+        self.assertEqual(self.own_files(), [])
