@@ -668,11 +668,11 @@ class RefusalTest(BackupTest):
         bitmaps = self.qmp.node("disk")["dirty-bitmaps"]
         self.assertEqual(
             [(b.get("name"), b["busy"], b["recording"], b["count"]) for b in bitmaps],
-            [("b", True, True, MIB), (None, False, True, 0)],
+            [(None, False, True, 0), ("b", True, True, MIB)],
         )
         self.guest.write(2 * MIB, b"x" * 65536)
         counts = [b["count"] for b in self.qmp.node("disk")["dirty-bitmaps"]]
-        self.assertEqual(counts, [MIB, 65536])
+        self.assertEqual(counts, [65536, MIB])
         self.qmp.command("job-cancel", id="j")
         self.wait_end()
         self.assertEqual(self.qmp.bitmaps("disk")["b"]["count"], MIB + 65536)

@@ -10,7 +10,7 @@ from qmp import QmpError
 from tidemark import TestCase
 
 
-def disk(name, group="g", size="64M"):
+def disk(name, group="g", size=64 << 20):
     """Options of a throttled node without data."""
     return (
         "-blockdev",
@@ -87,7 +87,7 @@ class ThrottleTest(TestCase):
             "--object",
             limits,
             "--blockdev",
-            "driver=throttle,node-name=d,throttle-group=g,file.driver=null-co,file.size=1M",
+            "driver=throttle,node-name=d,throttle-group=g,file.driver=null-co,file.size=1048576",
             "--nbd-server",
             f"addr.type=unix,addr.path={self.path('nbd')}",
             "--export",
