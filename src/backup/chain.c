@@ -467,6 +467,13 @@ int chain_co_read_extent(const struct chain_extent *e, uint8_t *buf, struct erro
         error_hint(err, "Backups before %s are not affected.", e->layer->entry->id);
         return -EBADMSG;
     }
+    if (r == -EBADMSG) {
+        error_set(err, EBADMSG, "'%s' is damaged: the contents at offset %" PRIu64 " can't be read",
+                  job.digests_failed ? file->sums_path : file->image,
+                  e->first * BACKUP_CLUSTER_SIZE);
+        error_hint(err, "Backups before %s are not affected.", e->layer->entry->id);
+        return -EBADMSG;
+    }
     if (r == -ESTALE) {
         error_set(err, ESTALE, "'%s' was removed or replaced while it was in use", file->image);
         error_hint(err, "The limit of open files (RLIMIT_NOFILE) is too low to keep all backups "

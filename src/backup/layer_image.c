@@ -117,13 +117,21 @@ static struct place place_of_entry(uint64_t entry)
     return (struct place){entry & ENTRY_OFFSET_MASK, BACKUP_CLUSTER_SIZE, false};
 }
 
+/* -EBADMSG: the file ends before that. */
+static int read_table(struct stored *file, void *buf, size_t size, uint64_t offset)
+{
+    uint64_t end = stored_size(file);
+
+    return offset > end || size > end - offset ? -EBADMSG : stored_read(file, buf, size, offset);
+}
+
 /* The places of clusters that are in one L2 table. */
 static int find_places(const struct layer_image *image, struct stored *file, uint64_t first,
                        size_t count, struct place *ret_places)
 {
     uint8_t entries[ENTRIES_MAX * 8];
     uint64_t l1 = first / L2_ENTRIES, table;
-    int r = l1 < image->l1_size ? stored_read(file, entries, 8, image->l1_offset + l1 * 8) : -EIO;
+    int r = l1 < image->l1_size ? read_table(file, entries, 8, image->l1_offset + l1 * 8) : -EBADMSG;
 
     if (r < 0) {
         return r;
@@ -131,7 +139,7 @@ static int find_places(const struct layer_image *image, struct stored *file, uin
     table = load_be64(entries) & ENTRY_OFFSET_MASK;
     memset(entries, 0, sizeof(entries));
     if (table) {
-        r = stored_read(file, entries, count * 8, table + first % L2_ENTRIES * 8);
+        r = read_table(file, entries, count * 8, table + first % L2_ENTRIES * 8);
     }
     for (size_t i = 0; r == 0 && i < count; i++) {
         ret_places[i] = place_of_entry(load_be64(entries + i * 8));
@@ -170,7 +178,7 @@ static int unpack(const struct layer_image *image, const struct place *p, size_t
                           : -EIO;
 
         if (r < 0) {
-            return r;
+            return r == -EIO ? -EBADMSG : r;
         }
     }
     return 0;
@@ -192,7 +200,7 @@ static int read_places(const struct layer_image *image, struct stored *file, con
     if (!p->compressed) {
         /* Each begins at a cluster's offset, so there are no gaps. */
         if (size != count * BACKUP_CLUSTER_SIZE) {
-            return -EIO;
+            return -EBADMSG;
         }
         memset(buf + there, 0, size - there);
         return there ? stored_read(file, buf, there, p->offset) : 0;

@@ -34,7 +34,8 @@ int layer_image_open(struct stored *file, const char *shown, struct layer_image 
                      struct error *err);
 /*
  * Read clusters. What has no data in the image, or is past the end of the disk, becomes zeroes.
- * -EIO: damaged; -EBADMSG: a sealed file was changed; -ENOMEM.
+ * -EBADMSG: the tables or compressed data are damaged, or a sealed file was changed; -EIO and other
+ * errors of read(2); -ENOMEM.
  */
 int layer_image_read(const struct layer_image *image, struct stored *file, uint64_t first,
                      size_t count, uint8_t *buf);
