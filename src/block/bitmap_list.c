@@ -156,10 +156,24 @@ const struct dirty_bitmap *block_bitmaps_find_recorder(const struct block_node *
     return found;
 }
 
+/* An image may have tens of thousands: they are looked through only when one of two has gone. */
 static void update_recorders(struct block_bitmap *b)
 {
+    struct block_node *node = b->node;
+    bool counted = b->counted_as_recorder;
+
     b->recorder = recorder_of(b);
-    b->node->sole_recorder = block_bitmaps_find_recorder(b->node);
+    b->counted_as_recorder = b->recorder && !list_is_empty(&b->link);
+    node->recorders = node->recorders - counted + b->counted_as_recorder;
+    if (node->recorders == 0) {
+        node->sole_recorder = NULL;
+    } else if (node->recorders > 1) {
+        node->sole_recorder = dirty_bitmap_without_knowledge();
+    } else if (b->counted_as_recorder) {
+        node->sole_recorder = b->recorder;
+    } else if (counted) {
+        node->sole_recorder = block_bitmaps_find_recorder(node);
+    }
 }
 
 void block_bitmap_set_enabled(struct block_bitmap *b, bool enabled)

@@ -75,6 +75,8 @@ struct block_bitmap {
     struct dirty_bitmap *bits;
     /* `bits`, if writes set them: `enabled`, and no successor. */
     struct dirty_bitmap *recorder;
+    /* It is one of node->recorders. */
+    bool counted_as_recorder;
     /* Bytes that one bit covers; a power of two. */
     uint32_t granularity;
     /* `bits` has only what was set since the image was opened; the image has the other bits. */
@@ -234,6 +236,8 @@ struct block_node {
      * that never knows of a bit that is set. Assigned in bitmap_list.c only.
      */
     const struct dirty_bitmap *sole_recorder;
+    /* How many record. */
+    size_t recorders;
     /*
      * block/activity.h: the log, which the driver owns, if changes of persistent bitmaps by
      * commands are stable when the command ends; NULL: they are not. And the same while some bitmap

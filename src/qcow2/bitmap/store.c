@@ -75,16 +75,17 @@ static int co_store_stale_bitmap(struct qcow2 *q, struct bitmap_store *st, struc
 /* Bitmaps that were added since the image was opened come last, the newest of them first. */
 static void insert_recent(struct bitmap_store *st, struct stored_bitmap *entry)
 {
-    struct stored_bitmap *s;
-
     entry->is_recent = true;
-    LIST_FOREACH (s, &st->entries, link) {
-        if (s->is_recent) {
-            list_append(&s->link, &entry->link);
-            return;
-        }
-    }
+    list_append(st->first_recent ? &st->first_recent->link : &st->entries, &entry->link);
+    st->first_recent = entry;
+}
+
+static void append_entry(struct bitmap_store *st, struct stored_bitmap *entry)
+{
     list_append(&st->entries, &entry->link);
+    if (entry->is_recent && !st->first_recent) {
+        st->first_recent = entry;
+    }
 }
 
 /* Adds a copy of the entry `s` (NULL: an empty one); if `b` is not NULL its bits are written. */
@@ -97,7 +98,7 @@ static int co_add_to_directory(struct qcow2 *q, struct bitmap_store *st, const c
         return -ENOMEM;
     }
     if (s) {
-        list_append(&st->entries, &copy->link);
+        append_entry(st, copy);
     } else {
         insert_recent(st, copy);
     }

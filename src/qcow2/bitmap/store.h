@@ -23,6 +23,8 @@ struct waiting_table {
 struct bitmap_store {
     /* The new directory: of struct stored_bitmap. */
     struct list entries;
+    /* The first entry of a bitmap that was added since the image was opened; NULL: there is none. */
+    struct stored_bitmap *first_recent;
     /* Clusters that were allocated; freed if the attempt fails. */
     struct cluster_runs made;
     /* Clusters that are no longer used; freed once the attempt has succeeded. */
