@@ -3,11 +3,9 @@
 
 #include <assert.h>
 
-#include "base/time_units.h"
 #include "block/node.h"
 #include "co/co.h"
 #include "co/sync.h"
-#include "loop/loop.h"
 
 /* Main reactor. */
 static struct {
@@ -189,7 +187,7 @@ void block_co_control_end_work(struct block_control_work *work)
     co_cond_broadcast(&control.ended);
 }
 
-static bool is_worked_on(struct block_node *node)
+bool block_control_is_worked_on(struct block_node *node)
 {
     struct block_control_work *work;
 
@@ -201,23 +199,6 @@ static bool is_worked_on(struct block_node *node)
         }
     }
     return false;
-}
-
-bool block_co_control_try_work(struct block_control_work *work, struct block_node *const *node,
-                               int64_t patience_ns)
-{
-    int64_t until = is_worked_on(*node) ? loop_now_ns() + patience_ns : 0;
-
-    while (is_worked_on(*node)) {
-        if (loop_now_ns() >= until) {
-            return false;
-        }
-        block_control_unlock();
-        loop_co_sleep(NS_PER_MS);
-        block_co_control_lock();
-    }
-    block_control_begin_work(work, node, 1, false);
-    return true;
 }
 
 /* --- scopes ----------------------------------------------------------------------------------- */

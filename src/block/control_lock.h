@@ -78,13 +78,8 @@ void block_control_keep_graph(struct block_control_work *work);
  */
 void block_co_control_end_work(struct block_control_work *work);
 
-/*
- * Likewise, when nobody else works on what is joined with the node: false if that does not end
- * within `patience_ns` nanoseconds, and nothing has begun. The lock is released while this waits.
- * Yields.
- */
-bool block_co_control_try_work(struct block_control_work *work, struct block_node *const *node,
-                               int64_t patience_ns);
+/* Whether a command works on what is joined with the node. Does not yield. */
+bool block_control_is_worked_on(struct block_node *node);
 
 /* --- scopes ----------------------------------------------------------------------------------- */
 

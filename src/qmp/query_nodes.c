@@ -62,7 +62,8 @@ static void co_count_apart(void *arg)
 
     block_control_begin_scope(&scope);
     block_co_control_lock();
-    if (block_co_control_try_work(&work, &c->node, WORK_PATIENCE_NS)) {
+    if (!block_control_is_worked_on(c->node)) {
+        block_control_begin_work(&work, &c->node, 1, false);
         co_count_node_bitmaps(c->node);
         block_co_control_end_work(&work);
     }
@@ -313,8 +314,8 @@ struct json_object *qmp_co_node_json(struct block_node *node, bool flat)
 }
 
 /*
- * The disk of the node is waited for apart; when another command works on the node for longer than
- * *patience_ns, without what only the disk knows.
+ * The disk of the node is waited for apart. Without what only the disk knows, if another command
+ * works on the node.
  */
 static struct json_object *co_describe_apart(struct block_node *node, bool flat,
                                              int64_t *patience_ns)
@@ -322,59 +323,110 @@ static struct json_object *co_describe_apart(struct block_node *node, bool flat,
     struct block_control_work work;
     struct json_object *o;
 
-    if (has_uncounted_bitmaps(node)) {
+    if (!block_control_is_worked_on(node) && has_uncounted_bitmaps(node)) {
         co_count_soon(node, patience_ns);
     }
-    if (!block_co_control_try_work(&work, &node, *patience_ns)) {
-        *patience_ns = 0;
+    if (block_control_is_worked_on(node)) {
         return co_describe_node(node, flat, false);
     }
+    block_control_begin_work(&work, &node, 1, false);
     o = co_describe_node(node, flat, true);
     block_co_control_end_work(&work);
     return o;
 }
 
-/* Some may have lost all other users: closing them needs no lock. */
-static void co_give_nodes_back(struct block_node **nodes, size_t count)
+/*
+ * The node, when no other command works on it, or else after *patience_ns. NULL: it is gone. Nothing
+ * has a reference meanwhile, so that a command that removes nodes finds them unused.
+ */
+static struct block_node *co_wait_for_node(const char *name, int64_t *patience_ns)
+{
+    struct block_node *node = block_node_find(name);
+    int64_t until;
+
+    if (!node || !block_control_is_worked_on(node)) {
+        return node;
+    }
+    until = loop_now_ns() + *patience_ns;
+    while (node && block_control_is_worked_on(node) && loop_now_ns() < until) {
+        block_control_unlock();
+        loop_co_sleep(NS_PER_MS);
+        block_co_control_lock();
+        node = block_node_find(name);
+    }
+    if (node && block_control_is_worked_on(node)) {
+        *patience_ns = 0;
+    }
+    return node;
+}
+
+/* It may have lost all other users: to close it needs no lock. */
+static void co_give_node_back(struct block_node *node)
 {
     block_control_unlock();
-    for (size_t i = 0; i < count; i++) {
-        block_co_unref(nodes[i]);
-    }
+    block_co_unref(node);
     block_co_control_lock();
-    free(nodes);
+}
+
+static void free_names(char **names, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        free(names[i]);
+    }
+    free(names);
+}
+
+/* The names of all nodes. NULL: out of memory. */
+static char **list_names(size_t *ret_count)
+{
+    struct block_node *node = NULL;
+    size_t count = 0, done = 0;
+    char **names;
+
+    while ((node = block_node_next(node))) {
+        count++;
+    }
+    names = calloc(count ? count : 1, sizeof(*names));
+    while (names && (node = block_node_next(node))) {
+        names[done] = strdup(block_node_name(node));
+        if (!names[done]) {
+            free_names(names, done);
+            return NULL;
+        }
+        done++;
+    }
+    *ret_count = count;
+    return names;
 }
 
 /*
- * A question to a driver may yield, and meanwhile exports may release nodes. So the list of nodes
- * is taken first, with a reference to each.
+ * A question to a driver may yield, and meanwhile other commands may add and remove nodes. So the
+ * names are listed first.
  */
 int qmp_co_query_named_block_nodes(struct qmp_call *call, struct json_object *args,
                                    struct json_object **ret_value, struct error *err)
 {
     bool flat = qmp_get_bool(args, "flat", false);
-    struct block_node *node = NULL, **nodes = NULL;
     int64_t patience_ns = WORK_PATIENCE_NS;
     struct qmp_list list;
-    size_t count = 0;
+    size_t count;
+    char **names = list_names(&count);
 
-    while ((node = block_node_next(node))) {
-        count++;
-    }
-    nodes = calloc(count ? count : 1, sizeof(struct block_node *));
-    if (!nodes) {
+    if (!names) {
         return error_out_of_memory(err);
     }
     qmp_list_begin(&list, call);
-    count = 0;
-    while ((node = block_node_next(node))) {
-        nodes[count++] = block_node_ref(node);
-    }
     /* Newest first, as QEMU lists them. */
     for (size_t i = count; i > 0; i--) {
-        qmp_list_add(&list, co_describe_apart(nodes[i - 1], flat, &patience_ns));
+        struct block_node *node = co_wait_for_node(names[i - 1], &patience_ns);
+
+        if (node) {
+            block_node_ref(node);
+            qmp_list_add(&list, co_describe_apart(node, flat, &patience_ns));
+            co_give_node_back(node);
+        }
     }
-    co_give_nodes_back(nodes, count);
+    free_names(names, count);
     *ret_value = qmp_list_end(&list);
     return *ret_value ? 0 : error_out_of_memory(err);
 }
