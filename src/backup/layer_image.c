@@ -131,7 +131,8 @@ static int find_places(const struct layer_image *image, struct stored *file, uin
 {
     uint8_t entries[ENTRIES_MAX * 8];
     uint64_t l1 = first / L2_ENTRIES, table;
-    int r = l1 < image->l1_size ? read_table(file, entries, 8, image->l1_offset + l1 * 8) : -EBADMSG;
+    int r =
+        l1 < image->l1_size ? read_table(file, entries, 8, image->l1_offset + l1 * 8) : -EBADMSG;
 
     if (r < 0) {
         return r;

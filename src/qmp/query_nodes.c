@@ -336,8 +336,8 @@ static struct json_object *co_describe_apart(struct block_node *node, bool flat,
 }
 
 /*
- * The node, when no other command works on it, or else after *patience_ns. NULL: it is gone. Nothing
- * has a reference meanwhile, so that a command that removes nodes finds them unused.
+ * The node, when no other command works on it, or else after *patience_ns. NULL: it is gone. There
+ * is no reference meanwhile, so that a command that removes nodes finds them unused.
  */
 static struct block_node *co_wait_for_node(const char *name, int64_t *patience_ns)
 {
@@ -368,7 +368,7 @@ static void co_give_node_back(struct block_node *node)
     block_co_control_lock();
 }
 
-static void free_names(char **names, size_t count)
+static void free_node_names(char **names, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
         free(names[i]);
@@ -390,7 +390,7 @@ static char **list_names(size_t *ret_count)
     while (names && (node = block_node_next(node))) {
         names[done] = strdup(block_node_name(node));
         if (!names[done]) {
-            free_names(names, done);
+            free_node_names(names, done);
             return NULL;
         }
         done++;
@@ -426,7 +426,7 @@ int qmp_co_query_named_block_nodes(struct qmp_call *call, struct json_object *ar
             co_give_node_back(node);
         }
     }
-    free_names(names, count);
+    free_node_names(names, count);
     *ret_value = qmp_list_end(&list);
     return *ret_value ? 0 : error_out_of_memory(err);
 }

@@ -190,7 +190,6 @@ class TestCutOff(QemuCase):
         self.hold_backup(guard=True).kill()
         wait_until(lambda: not self.own_jobs() and not self.own_nodes(), "the guard")
         wait_until(lambda: len(self.own_bitmaps()) == 1, "the bitmaps in order")
-        wait_until(lambda: not self.own_files(), "the temporary image to go")
         manifest = self.backup()
         self.assertEqual((manifest["reason"], manifest["changed-bytes"]), (None, CLUSTER))
         self.assert_restores(manifest, self.model)

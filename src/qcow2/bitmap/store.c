@@ -80,7 +80,7 @@ static void insert_recent(struct bitmap_store *st, struct stored_bitmap *entry)
     st->first_recent = entry;
 }
 
-static void append_entry(struct bitmap_store *st, struct stored_bitmap *entry)
+static void append_stored(struct bitmap_store *st, struct stored_bitmap *entry)
 {
     list_append(&st->entries, &entry->link);
     if (entry->is_recent && !st->first_recent) {
@@ -98,7 +98,7 @@ static int co_add_to_directory(struct qcow2 *q, struct bitmap_store *st, const c
         return -ENOMEM;
     }
     if (s) {
-        append_entry(st, copy);
+        append_stored(st, copy);
     } else {
         insert_recent(st, copy);
     }

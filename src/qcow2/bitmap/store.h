@@ -23,7 +23,7 @@ struct waiting_table {
 struct bitmap_store {
     /* The new directory: of struct stored_bitmap. */
     struct list entries;
-    /* The first entry of a bitmap that was added since the image was opened; NULL: there is none. */
+    /* The first entry of a bitmap that was added since the image was opened; NULL: none was. */
     struct stored_bitmap *first_recent;
     /* Clusters that were allocated; freed if the attempt fails. */
     struct cluster_runs made;
