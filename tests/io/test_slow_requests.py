@@ -87,7 +87,7 @@ class NotReported(tidemark.TestCase):
         nbd = self.path("nbd.sock")
         server = self.own(
             tidemark.Process(
-                tidemark.tool("nbd") + ["-t", "-k", nbd, "-f", "raw", *LIMIT, disk],
+                tidemark.tool("nbd") + ["-t", "-k", nbd, "-f", "raw", "--slow-request", "2", disk],
                 self.path("log"),
             )
         )
@@ -97,7 +97,7 @@ class NotReported(tidemark.TestCase):
         client.go(b"", structured=False)
         for n in range(8):
             client.request(READ, n << 20, 8 << 20)
-        time.sleep(AFTER_A_REPORT)
+        time.sleep(3)
         self.assertEqual(reports(server), [])
 
     def test_wrong_limits_are_refused(self):
