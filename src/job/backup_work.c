@@ -152,38 +152,41 @@ static bool is_broken(struct backup *b)
 
 struct backup_piece {
     struct backup *b;
-    const struct copy_piece_plan *plan;
+    uint64_t offset, length; /* length 0: it has been copied */
+    bool more_held;
     bool reading;
     int r;
 };
 
+/* The piece, then one area of what guests have left in memory. A drain waits for no more. */
 static void co_run_backup_piece(void *arg)
 {
     struct backup_piece *p = arg;
     struct block_edge *edge = block_root_edge(p->b->root);
-    bool more = true;
 
     block_co_edge_enter(edge);
-    p->r = cbw_co_copy(p->b->cbw, p->plan->offset, p->plan->length, &p->reading);
-    while (p->r == 0 && more) {
-        p->r = cbw_co_write_held(p->b->cbw, &more, &p->reading);
-        if (reactor_turn_expired()) {
-            loop_co_give_way();
-        }
-    }
+    p->r = cbw_co_copy(p->b->cbw, p->offset, p->length, &p->reading);
+    UNLESS_FAILED(p->r, cbw_co_write_held(p->b->cbw, &p->more_held, &p->reading));
     block_edge_leave(edge);
 }
 
 static int co_copy_backup_piece(void *arg, const struct copy_piece_plan *piece, bool *ret_reading)
 {
     struct backup *b = arg;
-    struct backup_piece p = {.b = b, .plan = piece, .reading = *ret_reading};
+    struct backup_piece p = {
+        .b = b, .offset = piece->offset, .length = piece->length, .reading = *ret_reading};
     int r;
 
     if (piece->paced == 0) {
         co_skip_zeroes(b, piece->offset, piece->offset + piece->length);
     }
-    job_co_in_background(co_run_backup_piece, &p);
+    do {
+        job_co_in_background(co_run_backup_piece, &p);
+        p.length = 0;
+        if (reactor_turn_expired()) {
+            loop_co_give_way();
+        }
+    } while (p.r == 0 && p.more_held && !job_should_stop(b->job));
     r = p.r;
     *ret_reading = p.reading;
     if (r == 0) {

@@ -444,6 +444,36 @@ class ContentsTest(BackupTest):
         self.assertEqual(self.wait_end()[0], "CANCELLED")
         self.assertLess(time.monotonic() - begin, 4)
 
+    def test_a_pause_does_not_wait_for_what_is_in_memory(self):
+        """The target takes 5 requests a second, and a guest leaves 44 MiB in memory."""
+        size, step, count = 176 * MIB, 256 * 1024, 704
+        disk, slow = self.create("large.raw", size, "raw"), self.create("slow.raw", size, "raw")
+        self.qmp.command("blockdev-add", driver="file", node_name="large", filename=disk)
+        self.qmp.command("object-add", qom_type="throttle-group", id="g", x_iops_write=5)
+        self.qmp.command(
+            "blockdev-add", driver="throttle", node_name="slow", throttle_group="g",
+            file={"driver": "file", "filename": slow},
+        )  # fmt: skip
+        self.qmp.command(
+            "block-export-add", type="nbd", id="large", node_name="large", writable=True
+        )
+        guest = Guest(self.nbd, b"large")
+        self.addCleanup(guest.close)
+        for content in b"o", b"n":
+            for n in range(count):
+                self.assertEqual(guest.write(n * step, content * 65536), 0)
+            if content == b"o":
+                self.qmp.command(
+                    "blockdev-backup", job_id="j", device="large", target="slow", sync="full",
+                    speed=65536,
+                )  # fmt: skip
+        # All that is more than half of 64 MiB takes longer than the wait for the status.
+        time.sleep(2)
+        self.qmp.command("job-pause", id="j")
+        self.wait_status("paused")
+        self.qmp.command("job-cancel", id="j")
+        self.assertEqual(self.wait_end()[0], "CANCELLED")
+
 
 class DriveBackupTest(BackupTest):
     def drive(self, name, **more):
