@@ -9,9 +9,10 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/time_units.h"
 #include "block/bitmaps.h"
 #include "block/internal.h"
-#include "co/sync.h"
+#include "loop/loop.h"
 
 /* Of struct block_bitmap_commits. Main reactor. */
 static struct list deferrals = LIST_INIT(deferrals);
@@ -68,6 +69,7 @@ static int co_commit_drained(struct block_node *node, struct error *err)
 
 /* The nodes that take part in a joint change; their names are joint.names. */
 struct participants {
+    struct list link; /* in `joint_changes` */
     struct block_joint joint;
     struct block_node **nodes;
 };
@@ -181,24 +183,40 @@ static int co_commit_jointly(struct participants *p, struct error *err)
     return 0;
 }
 
-/* One joint change at a time: its steps keep others from storing bitmaps of the images. */
-static struct co_mutex *joint_mutex(void)
-{
-    static struct co_mutex mutex;
-    static bool ready;
+/* Joint changes that are made at the moment. Main reactor. */
+static struct list joint_changes = LIST_INIT(joint_changes);
 
-    if (!ready) {
-        co_mutex_init(&mutex);
-        ready = true;
+static bool meets_joint_change(const struct participants *p)
+{
+    struct participants *other;
+
+    LIST_FOREACH (other, &joint_changes, link) {
+        for (size_t i = 0; i < p->joint.count; i++) {
+            if (takes_part(other, p->nodes[i])) {
+                return true;
+            }
+        }
     }
-    return &mutex;
+    return false;
+}
+
+/*
+ * One joint change of an image at a time: its steps keep others from storing bitmaps of the images.
+ * Changes of other images do not wait, since a disk may hang.
+ */
+static void co_begin_joint_change(struct participants *p)
+{
+    while (meets_joint_change(p)) {
+        loop_co_sleep(NS_PER_MS);
+    }
+    list_append(&joint_changes, &p->link);
 }
 
 static int co_commit_participants(struct participants *p, struct error *err)
 {
     int r;
 
-    co_mutex_lock(joint_mutex());
+    co_begin_joint_change(p);
     for (size_t i = 0; i < p->joint.count; i++) {
         block_co_drain_begin(p->nodes[i]);
     }
@@ -206,7 +224,7 @@ static int co_commit_participants(struct participants *p, struct error *err)
     for (size_t i = p->joint.count; i > 0; i--) {
         block_drain_end(p->nodes[i - 1]);
     }
-    co_mutex_unlock(joint_mutex());
+    list_remove(&p->link);
     return r;
 }
 

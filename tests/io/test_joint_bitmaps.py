@@ -10,7 +10,7 @@ import threading
 import unittest
 
 from joint_images import (
-    DONE, HEADER_WRITE, PREPARED, Case, SlowSecond, bitmaps, joint_state,
+    DONE, HEADER_WRITE, NS, PREPARED, Case, SlowSecond, bitmaps, joint_state,
 )  # fmt: skip
 from qmp import QmpError
 from tidemark import img, io, qemu_io, wait_until
@@ -179,6 +179,25 @@ class Errors(Case):
             self.assertEqual(bitmaps(image), {"old": False, **{f"c{n}": n == 4 for n in range(5)}})
             self.assertEqual(img("check", "-q", "-f", "qcow2", image).returncode, 0)
             self.assertEqual(self.qemu_check(image), 0)
+
+
+class OtherDisks(Case):
+    slow_ns = 120 * NS
+
+    def setUp(self):
+        super().setUp()
+        self.images += [self.make(name) for name in ("c", "d")]
+
+    def test_a_change_that_hangs_delays_no_change_of_other_disks(self):
+        self.start(slow=(1,))
+        self.begin(*self.checkpoint("new", "old"))
+        wait_until(lambda: joint_state(self.images[0]) == PREPARED, "the first disk", timeout=60)
+        with self.server.connect() as qmp:
+            qmp.transaction(*self.checkpoint("new", "old", disks=(2, 3)))
+        self.write(2, 1)
+        self.assertEqual(joint_state(self.images[0]), PREPARED)
+        self.kill()
+        self.assertEqual([bitmaps(image) for image in self.images[2:]], [SlowSecond.NEW] * 2)
 
 
 class Kills(Case):

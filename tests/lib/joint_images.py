@@ -39,6 +39,7 @@ def bitmaps(path):
 class Case(TestCase):
     in_memory = True
     raw = False
+    slow_ns = NS * 6 // 5
 
     def setUp(self):
         super().setUp()
@@ -51,13 +52,13 @@ class Case(TestCase):
         return image
 
     def start(self, slow=(), errors=(), name="daemon"):
-        """`slow`: numbers of images whose header takes some seconds to be written.
+        """`slow`: numbers of images whose header takes self.slow_ns to be written.
         self.raw: a raw node is between each image and its file."""
         options = []
         for i, image in enumerate(self.images):
             rules = []
             if i in slow:
-                rules = [{**HEADER_WRITE, "errno": 0, "delay-ns": NS * 6 // 5}]
+                rules = [{**HEADER_WRITE, "errno": 0, "delay-ns": self.slow_ns}]
             rules += [rule for k, rule in errors if k == i]
             file = {"driver": "file", "filename": image}
             if rules:
