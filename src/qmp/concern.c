@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "qmp/concern.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
 #include "base/list.h"
@@ -8,14 +9,19 @@
 #include "block/control_lock.h"
 #include "qmp/transaction.h"
 
-void qmp_concern_add(struct qmp_concern *c, struct block_node *node)
+static bool has_node(const struct qmp_concern *c, const struct block_node *node)
 {
     for (size_t i = 0; i < c->count; i++) {
         if (c->nodes[i] == node) {
-            return;
+            return true;
         }
     }
-    if (!node || c->failed) {
+    return false;
+}
+
+void qmp_concern_add(struct qmp_concern *c, struct block_node *node)
+{
+    if (!node || c->failed || has_node(c, node)) {
         return;
     }
     if (c->count == c->capacity) {
@@ -30,6 +36,21 @@ void qmp_concern_add(struct qmp_concern *c, struct block_node *node)
         c->capacity = capacity;
     }
     c->nodes[c->count++] = block_node_ref(node);
+}
+
+int qmp_co_concern_check(struct qmp_concern *now, const struct qmp_concern *c, struct error *err)
+{
+    int r = now->failed ? error_out_of_memory(err) : 0;
+
+    for (size_t i = 0; i < now->count; i++) {
+        if (r == 0 && !has_node(c, now->nodes[i])) {
+            r = error_set(err, EBUSY, "Node '%s' was added while the transaction was under way",
+                          block_node_name(now->nodes[i]));
+        }
+        block_co_unref(now->nodes[i]); /* others have references: nothing has yielded */
+    }
+    free(now->nodes);
+    return r;
 }
 
 /* A node that is completed at the moment, without the control lock. */

@@ -6,6 +6,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "base/error.h"
+
 struct block_node;
 
 /* Starts as zeroes. */
@@ -18,6 +20,12 @@ struct qmp_concern {
     /* out of memory */
     bool failed;
 };
+
+/*
+ * Whether all nodes of `now` are nodes of `c`; `now` is released. -EBUSY: one is not; -ENOMEM: one
+ * could not be added to `now`. Does not yield if others have references to the nodes.
+ */
+int qmp_co_concern_check(struct qmp_concern *now, const struct qmp_concern *c, struct error *err);
 
 /* Whether one of the nodes is in qmp_co_complete(). Does not yield. */
 bool qmp_concern_completes(const struct qmp_concern *c);

@@ -81,14 +81,30 @@ static int co_open_steps(struct qmp_step *steps, size_t count, struct error *err
     return error_first(r, r2);
 }
 
-static int co_prepare_all(struct qmp_step *steps, size_t count, size_t *ret_prepared,
-                          struct error *err)
+/* -EBUSY: another command has added a node meanwhile, which is not worked on: it may vanish. */
+static int co_check_no_newcomer(const struct qmp_step *step, const struct qmp_concern *all,
+                                struct error *err)
+{
+    struct qmp_concern now = {0};
+
+    if (step->action->concerns) {
+        step->action->concerns(step->state, step->data, &now);
+    }
+    return qmp_co_concern_check(&now, all, err);
+}
+
+/* `all`: what the steps may concern; NULL: no node can have come meanwhile. */
+static int co_prepare_all(struct qmp_step *steps, size_t count, const struct qmp_concern *all,
+                          size_t *ret_prepared, struct error *err)
 {
     size_t done = 0;
     int r = 0;
 
     while (done < count && r >= 0) {
-        r = steps[done].action->co_prepare(steps[done].state, steps[done].data, err);
+        const struct qmp_step *step = &steps[done];
+
+        r = all ? co_check_no_newcomer(step, all, err) : 0;
+        UNLESS_FAILED(r, step->action->co_prepare(step->state, step->data, err));
         done += r >= 0;
     }
     *ret_prepared = done;
@@ -181,14 +197,15 @@ static bool keeps_graph(const struct qmp_step *steps, size_t count)
     return true;
 }
 
-static int co_make_changes(struct qmp_step *steps, size_t count, struct error *err)
+static int co_make_changes(struct qmp_step *steps, size_t count, const struct qmp_concern *concern,
+                           struct error *err)
 {
     struct block_bitmap_commits bitmaps;
     size_t prepared;
     int r;
 
     block_bitmap_commits_begin(&bitmaps);
-    r = co_prepare_all(steps, count, &prepared, err);
+    r = co_prepare_all(steps, count, concern, &prepared, err);
     UNLESS_FAILED(r, co_finish_changes(steps, count, &bitmaps, err));
     if (r < 0) {
         co_abort_steps(steps, prepared, false);
@@ -211,7 +228,7 @@ static int co_change_graph(struct qmp_step *steps, size_t count, struct job_txn 
     block_bitmap_commits_begin(&bitmaps);
     block_co_change_begin();
     qmp_set_transaction_jobs(jobs);
-    r = co_prepare_all(steps, count, &prepared, err);
+    r = co_prepare_all(steps, count, NULL, &prepared, err);
     qmp_set_transaction_jobs(NULL);
     if (r >= 0) {
         r = block_co_change_settle(err);
@@ -254,7 +271,8 @@ static int co_change_apart(struct qmp_step *steps, size_t count, struct job_txn 
         return error_out_of_memory(err);
     }
     block_control_begin_work(&work, concern->nodes, concern->count, !keeps);
-    r = keeps ? co_make_changes(steps, count, err) : co_change_graph(steps, count, jobs, err);
+    r = keeps ? co_make_changes(steps, count, concern, err)
+              : co_change_graph(steps, count, jobs, err);
     qmp_concern_undrain(concern);
     if (r >= 0) {
         end_drained(steps, count);

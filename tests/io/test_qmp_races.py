@@ -99,6 +99,32 @@ class RacesTest(tidemark.TestCase):
             server.qmp.wait_event("BLOCK_JOB_CANCELLED")
             server.kill()
 
+    def test_a_node_that_comes_during_a_transaction_is_left_alone(self):
+        images = [self.create(name) for name in ("slow", "new")]
+        tidemark.img("bitmap", "-f", "qcow2", "--add", images[1], "old")
+        file = {"driver": "file", "filename": images[0]}
+        rule = {"event": "none", "iotype": "write", "errno": 0, "delay-ns": 10**9}
+        file = {"driver": "blkdebug", "image": file, "inject-error": [rule]}
+        slow = {"driver": "qcow2", "node-name": "slow", "file": file}
+        server = self.daemon("--blockdev", json.dumps(slow))
+        other = self.enterContext(server.connect())
+        add = {"node": "slow", "name": "b", "persistent": True}
+        actions = [
+            {"type": "block-dirty-bitmap-add", "data": add},
+            {"type": "block-dirty-bitmap-remove", "data": {"node": "new", "name": "old"}},
+        ]
+        message = {"execute": "transaction", "arguments": {"actions": actions}}
+        other.send_raw(json.dumps(message) + "\n")
+        time.sleep(0.1)
+        server.qmp.command(
+            "blockdev-add", driver="qcow2", node_name="new",
+            file={"driver": "file", "filename": images[1]},
+        )  # fmt: skip
+        self.assertIn("error", other.receive_answer())
+        self.assertIn("old", server.qmp.bitmaps("new"))
+        self.assertNotIn("b", server.qmp.bitmaps("slow"))
+        server.qmp.command("blockdev-del", node_name="new")
+
     def test_a_target_gets_the_disk_as_its_backing_file(self):
         """After the backup has begun. A read of the target that has found nothing there, and waits
         for the disk, is done before a guest's write changes the disk.
