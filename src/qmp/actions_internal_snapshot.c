@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "block/control.h"
 #include "block/control_lock.h"
+#include "block/hand_over.h"
 #include "qmp/answer.h"
 #include "qmp/command_lock.h"
 #include "qmp/commands.h"
@@ -74,17 +75,26 @@ static void internal_concerns(void *state, struct json_object *data, struct qmp_
     qmp_concern_add(concern, block_node_find(qmp_get_str(data, "device")));
 }
 
+/* -EROFS, -EPERM. A write that is refused on its way would mark the image as failed. */
+static int check_changeable(const struct block_node *node, const char *device, struct error *err)
+{
+    if (block_node_is_read_only(node)) {
+        return error_set(err, EROFS, "Device '%s' is read only", device);
+    }
+    return block_node_is_handed_over(node)
+               ? error_set(err, EPERM, "Permission 'write' unavailable on inactive node")
+               : 0;
+}
+
 static int co_check_new_internal(struct block_node *node, const char *device, const char *name,
                                  struct error *err)
 {
     struct block_snapshot_info found;
     int r = qmp_check_not_busy(node, err);
 
+    UNLESS_FAILED(r, check_changeable(node, device, err));
     if (r < 0) {
         return r;
-    }
-    if (block_node_is_read_only(node)) {
-        return error_set(err, EROFS, "Device '%s' is read only", device);
     }
     r = co_find_internal(node, NULL, name, &found);
     if (r == -ENOTSUP) {
@@ -178,6 +188,7 @@ static int co_delete_internal(struct block_node *node, struct json_object *args,
     struct block_snapshot_info found = {0};
     int r = co_find_named_internal(node, args, &found, err);
 
+    UNLESS_FAILED(r, check_changeable(node, qmp_get_str(args, "device"), err));
     UNLESS_FAILED(r, block_co_snapshot_delete(node, found.id, err));
     if (r >= 0) {
         *ret_value = internal_info(&found);

@@ -264,6 +264,30 @@ class ImageTest(tidemark.TestCase):
         tidemark.qemu_img("snapshot", "-a", "a", self.image)
         tidemark.qemu_io(self.image, "read -P 1 0 1M", fmt="qcow2")
 
+    def test_a_disk_takes_writes_after_its_snapshots_were_not_to_be_changed(self):
+        file = {"driver": "file", "filename": self.create("other.qcow2", "1M")}
+        node = {"driver": "qcow2", "node-name": "other", "file": "other-file"}
+        self.qmp.command("blockdev-add", **file, node_name="other-file")
+        self.qmp.command("blockdev-add", **node)
+        self.qmp.command("blockdev-snapshot-internal-sync", device="other", name="s")
+        for command, begin, end in (
+            ("blockdev-reopen",
+             {"options": [{**node, "read-only": True}]}, {"options": [{**node, "read-only": False}]}),
+            ("blockdev-set-active",
+             {"node-name": "other", "active": False}, {"node-name": "other", "active": True}),
+        ):  # fmt: skip
+            with self.subTest(command):
+                self.qmp.command(command, **begin)
+                for change in (
+                    "blockdev-snapshot-internal-sync", "blockdev-snapshot-delete-internal-sync",
+                ):  # fmt: skip
+                    name = "t" if change == "blockdev-snapshot-internal-sync" else "s"
+                    with self.assertRaisesRegex(QmpError, "is read only|on inactive node"):
+                        self.qmp.command(change, device="other", name=name)
+                self.qmp.command(command, **end)
+        self.assertNotIn("takes no more writes", self.server.log())
+        self.qmp.command("blockdev-snapshot-delete-internal-sync", device="other", name="s")
+
     def test_internal_snapshots_that_are_refused(self):
         take, drop = "blockdev-snapshot-internal-sync", "blockdev-snapshot-delete-internal-sync"
         self.qmp.command(take, device="disk", name="s")
