@@ -104,31 +104,29 @@ static int check_resizable(struct block_node *node)
     return r;
 }
 
-/* Works apart on the node, which is drained. */
+/*
+ * Works apart on the node, which is drained. *ret_root is to be released, in any case; not before
+ * the drain has ended, since that waits for other changes of the graph.
+ */
 static int co_truncate_node(struct fuse_state *s, struct block_control_work *work, uint64_t size,
-                            enum block_prealloc prealloc)
+                            enum block_prealloc prealloc, struct block_root **ret_root)
 {
-    struct block_root *root;
-    int r;
+    struct block_root *root = s->root;
+    int r = 0;
 
-    if (s->growable) {
-        block_control_keep_graph(work);
-        return block_co_truncate(block_root_edge(s->root), size, prealloc, NULL);
-    }
-    r = block_co_root_new(work->nodes[0], export_user(s->export), BLOCK_PERM_RESIZE, BLOCK_PERM_ALL,
-                          &root, NULL);
-    if (r < 0) {
-        return r;
+    if (!s->growable) {
+        r = block_co_root_new(work->nodes[0], export_user(s->export), BLOCK_PERM_RESIZE,
+                              BLOCK_PERM_ALL, ret_root, NULL);
+        root = *ret_root;
     }
     block_control_keep_graph(work);
-    r = block_co_truncate(block_root_edge(root), size, prealloc, NULL);
-    block_co_root_release(root);
-    return r;
+    return UNLESS_FAILED(r, block_co_truncate(block_root_edge(root), size, prealloc, NULL));
 }
 
-/* Works apart on the node, which is drained. */
+/* Likewise. */
 static int co_resize_node(struct fuse_state *s, struct block_control_work *work, uint64_t size,
-                          bool grow_only, enum block_prealloc prealloc)
+                          bool grow_only, enum block_prealloc prealloc,
+                          struct block_root **ret_root)
 {
     int r;
 
@@ -136,7 +134,7 @@ static int co_resize_node(struct fuse_state *s, struct block_control_work *work,
         return 0; /* another export of the node has enlarged it meanwhile */
     }
     r = check_resizable(work->nodes[0]);
-    UNLESS_FAILED(r, co_truncate_node(s, work, size, prealloc));
+    UNLESS_FAILED(r, co_truncate_node(s, work, size, prealloc, ret_root));
     return r == -EAGAIN ? -EIO : r;
 }
 
@@ -163,15 +161,20 @@ static int fuse_co_resize(void *state, uint64_t size, bool grow_only, enum block
         struct block_node *node = block_node_ref(block_root_node(s->root));
         struct resize_scope scope = {.scope.meets = resize_meets, .node = node};
         struct block_control_work work;
+        struct block_root *root = NULL;
 
         block_control_begin_scope(&scope.scope);
+        /* What has the lock may hang: it is waited for without a drain. */
+        block_co_control_lock();
+        block_control_unlock();
         block_co_drain_begin(node);
         block_co_control_lock();
         block_control_begin_work(&work, &node, 1, true);
         if (node == block_root_node(s->root)) {
-            r = co_resize_node(s, &work, size, grow_only, prealloc);
+            r = co_resize_node(s, &work, size, grow_only, prealloc, &root);
         }
         block_drain_end(node);
+        block_co_root_release(root);
         block_co_control_end_work(&work);
         block_co_unref(node);
         block_control_unlock();

@@ -202,6 +202,52 @@ class HungDiskTest(tidemark.TestCase):
                 waiting, "blockdev-reopen", {"options": [reopened]}, self.look_and_mark
             )
 
+    def test_a_guest_goes_on_while_the_size_of_its_disk_is_changed(self):
+        """By a FUSE client, next to a graph change that hangs: before, and during that."""
+        rule = {"event": "none", "iotype": "write", "sector": 0, "errno": 0, "delay-ns": 10**9}
+        file = {"driver": "file", "filename": self.create("slow.qcow2", "1M")}
+        file = {"driver": "blkdebug", "image": file, "inject-error": [rule]}
+        self.qmp.command("blockdev-add", driver="qcow2", node_name="slow", file=file)
+        mounted = self.path("mounted")
+        with open(mounted, "w", encoding="ascii"):
+            pass
+        self.qmp.command(
+            "block-export-add", type="fuse", id="f", node_name="slow", mountpoint=mounted,
+            writable=True,
+        )  # fmt: skip
+        self.qmp.command(
+            "block-export-add", type="nbd", id="s", node_name="slow", name="slow", writable=True
+        )
+        write = ["-f", "raw", "-c", "write 0 64k", tidemark.nbd_uri(self.path("nbd.sock"), "slow")]
+        subprocess.run([*tidemark.tool("io"), *write], check=True, stdout=subprocess.DEVNULL)
+        self.qmp.command("block-dirty-bitmap-add", node="disk", name="b", persistent=True)
+        subprocess.run(self.guest_command, check=True, stdout=subprocess.DEVNULL)
+        self.qmp.command("block-export-del", id="e")
+        reopened = {"driver": "qcow2", "node-name": "disk", "file": "file", "read-only": True}
+        with self.server.connect() as waiting:
+            for pause in 0.3, 0:
+                script = f"sleep {0.3 - pause}; truncate -s +1M {mounted}"
+                grow = subprocess.Popen(["sh", "-c", script])
+                self.addCleanup(grow.wait)
+                self.addCleanup(self.storage.process.send_signal, signal.SIGCONT)
+                time.sleep(pause)
+                tidemark.freeze(self.storage.process.pid)
+                message = {"execute": "blockdev-reopen", "arguments": {"options": [reopened]}}
+                waiting.send_raw(json.dumps(message))
+                time.sleep(1.5)
+                subprocess.run(
+                    [*tidemark.tool("io"), *write], check=True, timeout=20,
+                    stdout=subprocess.DEVNULL,
+                )  # fmt: skip
+                self.assert_unanswered(waiting)
+                self.storage.process.send_signal(signal.SIGCONT)
+                self.assertIn("return", waiting.receive_answer())
+                self.assertEqual(grow.wait(), 0)
+                self.qmp.command("blockdev-reopen", options=[{**reopened, "read-only": False}])
+                self.qmp.command(
+                    "block-dirty-bitmap-add", node="disk", name=f"c{pause}", persistent=True
+                )
+
     def test_commands_for_the_same_disk_wait_their_turn(self):
         self.add_spare()
         self.qmp.command(
