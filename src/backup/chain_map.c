@@ -163,8 +163,10 @@ struct chain_map *chain_map_new(const struct chain *c)
         for (; m && waiting[n]; n++) {
             m = merge_maps(TAKE_PTR(waiting[n]), m, c->clusters);
         }
-        waiting[n] = m;
         failed = !m;
+        if (m) {
+            waiting[n] = m;
+        }
     }
     for (size_t n = 0; n < WAITING_MAX; n++) {
         if (failed) {
