@@ -218,6 +218,24 @@ int block_bitmap_attach_loaded(struct block_node *node, const char *name, struct
     return 0;
 }
 
+void block_bitmaps_exchange_persistent(struct block_node *node, struct list *others)
+{
+    struct list taken = LIST_INIT(taken);
+    struct block_bitmap *b, *next;
+
+    LIST_FOREACH_SAFE (b, next, &node->bitmaps, link) {
+        if (b->persistent) {
+            block_bitmap_unlink(b);
+            list_append(&taken, &b->link);
+        }
+    }
+    LIST_FOREACH_SAFE (b, next, others, link) {
+        list_remove(&b->link);
+        block_bitmap_link(b);
+    }
+    list_splice(others, &taken);
+}
+
 void block_bitmaps_release(struct block_node *node)
 {
     struct block_bitmap *b, *next;

@@ -714,6 +714,12 @@ int block_co_format_begin(struct block_node *node, struct block_root **ret_root,
 /* Whether writes are recorded. The node is drained or hidden. Main reactor; does not yield. */
 void block_bitmap_set_enabled(struct block_bitmap *b, bool enabled);
 /*
+ * Exchange the persistent bitmaps of a node for those in `others`, a list of struct block_bitmap by
+ * `link` of the same node, for a driver that reads its image again. The node is drained. Main
+ * reactor; does not yield.
+ */
+void block_bitmaps_exchange_persistent(struct block_node *node, struct list *others);
+/*
  * The bits of a bitmap are lost: it is inconsistent from now on. `why` is a constant sentence; the
  * first one stays. Does not yield.
  */

@@ -361,28 +361,6 @@ void qcow2_handed_over(struct block_node *node)
     qcow2_state(node)->read_only = true;
 }
 
-/* Exchange the bitmaps that the image stores for those in `list`. */
-static void exchange_stored_bitmaps(struct block_node *node, struct list *list)
-{
-    struct list others = LIST_INIT(others);
-    struct block_bitmap *b, *next;
-
-    LIST_FOREACH_SAFE (b, next, list, link) {
-        list_remove(&b->link);
-        list_append(&others, &b->link);
-    }
-    LIST_FOREACH_SAFE (b, next, &node->bitmaps, link) {
-        if (b->persistent) {
-            list_remove(&b->link);
-            list_append(list, &b->link);
-        }
-    }
-    LIST_FOREACH_SAFE (b, next, &others, link) {
-        list_remove(&b->link);
-        list_append(&node->bitmaps, &b->link);
-    }
-}
-
 static void free_bitmaps(struct list *list)
 {
     struct block_bitmap *b, *next;
@@ -420,11 +398,11 @@ int qcow2_co_reload(struct block_node *node, struct error *err)
     if (!q) {
         return error_out_of_memory(err);
     }
-    exchange_stored_bitmaps(node, &bitmaps);
+    block_bitmaps_exchange_persistent(node, &bitmaps);
     r = co_read_again(q, was, err);
     if (r < 0) {
         q->crypt = NULL;
-        exchange_stored_bitmaps(node, &bitmaps);
+        block_bitmaps_exchange_persistent(node, &bitmaps);
         node->opaque = was;
         block_node_set_size(node, size);
         node->log = was->activity.log;

@@ -258,6 +258,29 @@ static void what_a_bitmap_knows_is_for_itself_alone(void *arg)
     block_co_unref(node);
 }
 
+/* As when a driver reads its image again, and gives that up. */
+static void persistent_ones_are_exchanged_with_what_they_record(void *arg)
+{
+    struct block_node *node = open_disk("store");
+    struct list others = LIST_INIT(others);
+    struct block_bitmap *b = NULL, *memory = NULL;
+
+    assert_int_equal(block_co_bitmap_add(node, "b", 4096, true, false, &b, NULL), 0);
+    assert_int_equal(block_co_bitmap_add(node, "memory", 4096, false, false, &memory, NULL), 0);
+    block_bitmaps_exchange_persistent(node, &others);
+    assert_false(list_is_empty(&others));
+    assert_ptr_equal(node->sole_recorder, memory->bits);
+    assert_int_equal(block_co_bitmap_set_enabled(memory, false, NULL), 0);
+    assert_null(node->sole_recorder);
+    block_bitmaps_exchange_persistent(node, &others);
+    assert_true(list_is_empty(&others));
+    assert_ptr_equal(node->sole_recorder, b->bits);
+    assert_int_equal(write_byte(node, 5000), 0);
+    assert_int_equal(dirty_bitmap_count(b->bits), 4096);
+    assert_int_equal(dirty_bitmap_count(memory->bits), 0);
+    block_co_unref(node);
+}
+
 static void clear_can_be_undone(void *arg)
 {
     struct block_node *node = open_disk("null-co");
@@ -531,6 +554,7 @@ int main(void)
         CO_TEST(default_granularity_follows_clusters_within_bounds),
         CO_TEST(writes_mark_bitmaps_that_record),
         CO_TEST(what_a_bitmap_knows_is_for_itself_alone),
+        CO_TEST(persistent_ones_are_exchanged_with_what_they_record),
         CO_TEST(clear_can_be_undone),
         CO_TEST(merge_adds_all_sources_and_can_be_undone),
         CO_TEST(bitmaps_of_different_sizes_are_not_merged),
