@@ -14,7 +14,8 @@
  *   enter        one atomic addition for each region, if all of them are hot. Otherwise the request
  *                waits for a batch, together with all others that wait
  *   batch        regions that were asked for -> map; bits of victims -> image; the changed parts
- *                of the map -> image; sync; the victims are ready to become cold in the next batch
+ *                of the map -> image; sync; the victims can become cold in the next batch. Several
+ *                batches sync at the same time (activity_internal.h)
  *   tick         a batch every few seconds for regions that were not used meanwhile
  *
  * Durability has levels: `power` syncs, `process` does not, so that it covers the death of the

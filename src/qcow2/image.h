@@ -69,7 +69,7 @@
  *
  * Locks, in the order in which they are taken
  *
- *   (activity log)      its mutex (block/activity.c): one batch at a time; held across the calls
+ *   (activity log)      its mutex (block/activity_batch.c): one batch at a time; held across calls
  *                       of bitmap/activity.c and bitmap/keep.c
  *   bitmaps.mutex       bitmaps.stored and its entries, the bitmap directory, the place of the
  *                       activity log: marking in use, storing, removing. The list is replaced on

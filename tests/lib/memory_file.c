@@ -9,7 +9,9 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/time_units.h"
 #include "co/co.h"
+#include "loop/loop.h"
 
 #define FILES_MAX 8
 #define LIMIT_DEFAULT (256 * MiB)
@@ -40,6 +42,34 @@ static void unmap(struct memory_file *f)
     if (f->data && munmap(f->data, f->capacity) < 0) {
         abort();
     }
+}
+
+void memory_file_script(struct memory_file *f, bool scripted)
+{
+    pthread_mutex_lock(&f->lock);
+    f->scripted = scripted;
+    f->flushes = 0;
+    for (unsigned i = 0; i < MEMORY_FILE_SCRIPT; i++) {
+        f->script[i] = scripted ? 1 : MIN(f->script[i], 0);
+    }
+    pthread_mutex_unlock(&f->lock);
+}
+
+void memory_file_end_flush(struct memory_file *f, unsigned n, int result)
+{
+    pthread_mutex_lock(&f->lock);
+    f->script[n] = result;
+    pthread_mutex_unlock(&f->lock);
+}
+
+unsigned memory_file_flushes(struct memory_file *f)
+{
+    unsigned n;
+
+    pthread_mutex_lock(&f->lock);
+    n = f->flushes;
+    pthread_mutex_unlock(&f->lock);
+    return n;
 }
 
 void memory_file_free_all(void)
@@ -228,10 +258,36 @@ static int memory_co_discard(struct block_node *node, uint64_t offset, uint64_t 
     return end(f, r);
 }
 
+/* As the script says; 1: there is none. */
+static int co_scripted_flush(struct memory_file *f)
+{
+    unsigned n;
+    int r;
+
+    pthread_mutex_lock(&f->lock);
+    n = f->flushes++;
+    r = f->scripted && n < MEMORY_FILE_SCRIPT ? 1 : 0;
+    pthread_mutex_unlock(&f->lock);
+    if (r == 0) {
+        return 1;
+    }
+    while (r == 1) {
+        loop_co_sleep(NS_PER_MS / 10);
+        pthread_mutex_lock(&f->lock);
+        r = f->script[n];
+        pthread_mutex_unlock(&f->lock);
+    }
+    return r;
+}
+
 static int memory_co_flush(struct block_node *node)
 {
     struct memory_file *f = file_of(node);
+    int r = co_scripted_flush(f);
 
+    if (r <= 0) {
+        return r;
+    }
     return end(f, co_begin(f, MEMORY_FILE_FLUSH, 0, 0));
 }
 

@@ -16,6 +16,8 @@
 #define MEMORY_FILE_DISCARD 4u
 #define MEMORY_FILE_FLUSH 8u
 
+#define MEMORY_FILE_SCRIPT 16
+
 struct memory_file_op {
     unsigned kind;
     uint64_t offset, length;
@@ -32,6 +34,10 @@ struct memory_file {
     unsigned fail_kinds; /* fail with fail_errno... */
     unsigned fail_after; /* ...after this number of requests of these kinds */
     int fail_errno;
+    /* Flushes to come, by number from 0: the result; 1: they wait until it is another one. */
+    bool scripted;
+    unsigned flushes;
+    int script[MEMORY_FILE_SCRIPT];
     /* Operations that changed or flushed the file; the first ones since the log was cleared. */
     struct memory_file_op log[MEMORY_FILE_LOG];
     unsigned log_count;
@@ -49,6 +55,12 @@ void memory_file_clear(struct memory_file *f, uint64_t size);
 void memory_file_copy(struct memory_file *to, const struct memory_file *from);
 /* kinds 0: no more failures. */
 void memory_file_fail(struct memory_file *f, unsigned kinds, unsigned after, int errnum);
+/* The next MEMORY_FILE_SCRIPT flushes wait for memory_file_end_flush(); or none does any more. */
+void memory_file_script(struct memory_file *f, bool scripted);
+/* The result of flush `n` of the script: it ends. */
+void memory_file_end_flush(struct memory_file *f, unsigned n, int result);
+/* How many flushes of the script were begun. */
+unsigned memory_file_flushes(struct memory_file *f);
 void memory_file_free_all(void);
 
 #endif

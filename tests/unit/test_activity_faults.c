@@ -18,6 +18,8 @@
 #include "block/activity.h"
 #include "block/bitmaps.h"
 #include "block/block.h"
+#include "co/sync.h"
+#include "loop/loop.h"
 
 #define REGION (64 * KiB)
 #define DISK (512 * MiB)
@@ -205,6 +207,88 @@ static void a_shrink_that_fails(void *arg)
     memory_file_free_all();
 }
 
+/* A write to a region, in a coroutine of its own. */
+struct writer {
+    struct image *i;
+    struct co_group *group;
+    unsigned region;
+    atomic_bool ended;
+    int result;
+};
+
+static void co_writer(void *arg)
+{
+    struct writer *w = arg;
+
+    w->result = write_region(w->i, w->region);
+    atomic_store(&w->ended, true);
+    co_group_done(w->group);
+}
+
+static void start_writer(struct image *i, struct co_group *group, struct writer *w, unsigned region)
+{
+    *w = (struct writer){.i = i, .group = group, .region = region};
+    co_group_add(group);
+    assert_int_equal(reactor_spawn(reactor_main(), co_writer, w), 0);
+}
+
+static void co_wait_for_flushes(struct memory_file *f, unsigned count)
+{
+    while (memory_file_flushes(f) < count) {
+        loop_co_sleep(NS_PER_MS);
+    }
+}
+
+/* What becomes of batches whose syncs overlap: the first one's ends last, with `result`. */
+static void syncs_overlap(int result)
+{
+    struct writer w[4];
+    struct co_group group;
+    struct image i;
+
+    memory_file_copy(memory_file("a"), memory_file("good"));
+    image_open(&i, "a", ",durable-bitmaps=power");
+    co_group_init(&group);
+    assert_int_equal(write_region(&i, 0), 0);
+    memory_file_script(i.file, true);
+    start_writer(&i, &group, &w[0], 1);
+    co_wait_for_flushes(i.file, 1);
+    start_writer(&i, &group, &w[1], 2);
+    start_writer(&i, &group, &w[2], 3);
+    loop_co_sleep(20 * NS_PER_MS); /* both wait */
+    memory_file_end_flush(i.file, 0, 0);
+    co_wait_for_flushes(i.file, 2);
+    start_writer(&i, &group, &w[3], 4);
+    co_wait_for_flushes(i.file, 3);
+    assert_int_equal(figures_of(&i).batches, 4);
+    memory_file_end_flush(i.file, 2, 0);
+    loop_co_sleep(20 * NS_PER_MS);
+    /* The failure of the first one may concern what the second one has written, too. */
+    assert_false(atomic_load(&w[3].ended));
+    memory_file_end_flush(i.file, 1, result);
+    memory_file_script(i.file, false);
+    co_group_wait(&group);
+    co_group_destroy(&group);
+    for (unsigned k = 0; k < ARRAY_SIZE(w); k++) {
+        assert_int_equal(w[k].result, k == 0 ? 0 : result);
+    }
+    assert_int_equal(figures_of(&i).hot, (result == 0 ? 5 : 2) * REGION);
+    for (unsigned n = 0; n < 5; n++) {
+        assert_int_equal(write_region(&i, n), 0);
+    }
+    image_kill(&i);
+    expect_dirty("a", 5);
+}
+
+static void batches_that_fly_together(void *arg)
+{
+    (void)arg;
+    make_image();
+    syncs_overlap(0);
+    syncs_overlap(-EIO);
+    memory_file_free_all();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -212,6 +296,7 @@ int main(void)
         CO_TEST(what_is_taken_over_is_synced_first),
         CO_TEST(a_region_stays_hot_under_a_long_write),
         CO_TEST(a_shrink_that_fails),
+        CO_TEST(batches_that_fly_together),
     };
 
     log_set_level(LOG_LEVEL_ERROR);
