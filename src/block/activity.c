@@ -12,7 +12,9 @@
 #include "block/internal.h"
 
 #define LIMIT_MAX (32ULL * GiB)
-#define LIMIT_REGIONS_MIN 16u
+#define LIMIT_REGIONS_MIN 4u
+/* Smaller ones only if 1% of the disk is too little for LIMIT_REGIONS_MIN of these. */
+#define REGION_BITS_USUAL 16u
 #define TICK_NS (5 * NS_PER_SECOND)
 
 /* Only its address is used. */
@@ -22,8 +24,11 @@ _Atomic uint64_t block_activity_several;
 
 unsigned block_activity_region_bits(uint64_t size)
 {
-    unsigned bits = BLOCK_ACTIVITY_REGION_BITS_MIN;
+    unsigned bits = REGION_BITS_USUAL;
 
+    while (bits > BLOCK_ACTIVITY_REGION_BITS_MIN && size / 100 >> bits < LIMIT_REGIONS_MIN) {
+        bits--;
+    }
     while (bits < BLOCK_ACTIVITY_REGION_BITS_MAX && size >> bits > 1u << 18) {
         bits++;
     }

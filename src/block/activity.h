@@ -67,8 +67,8 @@ enum block_durability {
     BLOCK_DURABILITY_POWER,   /* and a loss of power */
 };
 
-/* Regions have 64 KiB to 16 MiB. The latter is also how far heating goes ahead of a write. */
-#define BLOCK_ACTIVITY_REGION_BITS_MIN 16u
+/* Regions have 4 KiB to 16 MiB. The latter is also how far heating goes ahead of a write. */
+#define BLOCK_ACTIVITY_REGION_BITS_MIN 12u
 #define BLOCK_ACTIVITY_REGION_BITS_MAX 24u
 
 /* --- life: main reactor; the node is drained, or hidden --- */

@@ -23,7 +23,7 @@
 
 #define REGION (64 * KiB)
 #define DISK (512 * MiB)
-/* What fills the log: it has room for at least 16 regions, and 1% of the disk. */
+/* What fills the log: it has room for 1% of the disk. */
 #define FULL 90u
 
 static void make_image(void)
@@ -289,6 +289,28 @@ static void batches_that_fly_together(void *arg)
     memory_file_free_all();
 }
 
+/* The log has at most 1% of a disk, unless that is less than four regions of 4 KiB. */
+static void the_log_is_small_on_small_disks(void *arg)
+{
+    static const uint64_t sizes[] = {MiB,      2 * MiB,  7 * MiB, 25 * MiB,
+                                     26 * MiB, 99 * MiB, DISK,    64 * GiB};
+
+    (void)arg;
+    for (unsigned k = 0; k < ARRAY_SIZE(sizes); k++) {
+        struct block_activity_figures f;
+        struct image i;
+
+        image_create("a", sizes[k], "cluster_size=65536");
+        image_open(&i, "a", ",durable-bitmaps=power");
+        f = figures_of(&i);
+        assert_in_range(f.limit, 1, MAX(sizes[k] / 100, 16 * KiB));
+        assert_true(f.limit >= sizes[k] / 200);
+        assert_in_range(f.region_size, 4 * KiB, MiB);
+        image_close(&i);
+    }
+    memory_file_free_all();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -297,6 +319,7 @@ int main(void)
         CO_TEST(a_region_stays_hot_under_a_long_write),
         CO_TEST(a_shrink_that_fails),
         CO_TEST(batches_that_fly_together),
+        CO_TEST(the_log_is_small_on_small_disks),
     };
 
     log_set_level(LOG_LEVEL_ERROR);
