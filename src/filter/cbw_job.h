@@ -115,13 +115,20 @@ uint64_t cbw_copied_bytes(struct cbw_state *s);
 void cbw_merge_uncopied(struct cbw_state *s, struct dirty_bitmap *dest);
 /* Likewise what is held only (`hold_bytes`); false: nothing is. */
 bool cbw_merge_held(struct cbw_state *s, struct dirty_bitmap *dest);
+/* A step of cbw_co_write_held(). */
+struct cbw_held_step {
+    bool held_only;  /* copy nothing that is not held: for a job with a speed limit */
+    uint64_t copied; /* bytes that the step has copied are added */
+    bool more;       /* another step may be due */
+    bool reading;    /* after an error: the side, as of cbw_co_copy() */
+};
 /*
  * Get memory to hold more, and, if much is held, copy the area of the oldest of that: a job calls
- * this between its pieces, again and again until *ret_more is false. So the job goes first where
+ * this between its pieces, again and again until `more` is false. So the job goes first where
  * guests write, and these need not copy by themselves when nothing more can be held. Results of
  * cbw_co_copy(), but 0 after cbw_stop(). Yields.
  */
-int cbw_co_write_held(struct cbw_state *s, bool *ret_more, bool *ret_reading);
+int cbw_co_write_held(struct cbw_state *s, struct cbw_held_step *step);
 
 /* 0, or the error that has broken the snapshot, with its side as of cbw_co_copy(). Any thread. */
 int cbw_error(struct cbw_state *s, bool *ret_reading);

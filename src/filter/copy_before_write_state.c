@@ -48,6 +48,8 @@ struct cbw_copy {
 struct cbw_write {
     struct cbw_state *s;
     bool by_job;
+    bool held_only;     /* of a job: it copies only what is held */
+    uint64_t copied;    /* bytes of own copies that have succeeded */
     int64_t timeout_ns; /* 0: none */
     struct block_copy_failure failure;
     struct loop_timer timer;
@@ -210,18 +212,42 @@ static struct cbw_copy *find_copy_locked(struct cbw_state *s, uint64_t offset, u
     return item ? container_of(item, struct cbw_copy, item) : NULL;
 }
 
+/* Guests' writes need not wait for copies of the job: they may hold the old data themselves. */
+static bool guests_pass_job(const struct cbw_state *s)
+{
+    return s->held.limit > 0;
+}
+
+static bool is_for_guest(const struct range_item *item, const void *arg)
+{
+    (void)arg;
+    return !container_of(item, const struct cbw_copy, item)->by_job;
+}
+
+/* A copy in flight in the range that `w` cannot pass. */
+static struct cbw_copy *find_obstacle_locked(const struct cbw_write *w, uint64_t offset,
+                                             uint64_t length)
+{
+    struct cbw_state *s = w->s;
+    bool passes = !w->by_job && guests_pass_job(s);
+    struct range_item *item =
+        range_index_find(&s->copies, offset, length, passes ? is_for_guest : NULL, NULL);
+
+    return item ? container_of(item, struct cbw_copy, item) : NULL;
+}
+
 /*
- * Cut [*offset, *offset + *length) before the first copy in flight that overlaps it; false if
- * nothing is left.
+ * Cut [*offset, *offset + *length) before the first copy in flight that overlaps it, and that `w`
+ * cannot pass; false if nothing is left.
  */
-static bool clip_to_idle_locked(struct cbw_state *s, uint64_t *offset, uint64_t *length)
+static bool clip_to_idle_locked(const struct cbw_write *w, uint64_t *offset, uint64_t *length)
 {
     struct cbw_copy *copy;
 
     while (*length > 0) {
         uint64_t skip;
 
-        copy = find_copy_locked(s, *offset, *length);
+        copy = find_obstacle_locked(w, *offset, *length);
         if (!copy) {
             return true;
         }
@@ -236,7 +262,9 @@ static bool clip_to_idle_locked(struct cbw_state *s, uint64_t *offset, uint64_t 
     return false;
 }
 
-static struct cbw_copy *copy_new_locked(struct cbw_write *w, uint64_t offset, uint64_t length)
+/* `hold`: where the old data go; consumed, also on failure. NULL: they are copied. */
+static struct cbw_copy *copy_new_locked(struct cbw_write *w, uint64_t offset, uint64_t length,
+                                        struct held_item *hold)
 {
     struct cbw_state *s = w->s;
     struct cbw_copy *copy;
@@ -244,6 +272,9 @@ static struct cbw_copy *copy_new_locked(struct cbw_write *w, uint64_t offset, ui
     if (list_is_empty(&s->spare_copies)) {
         copy = malloc(sizeof(*copy));
         if (!copy) {
+            if (hold) {
+                held_free(&s->held, hold);
+            }
             return NULL;
         }
         list_init(&copy->spare);
@@ -257,7 +288,7 @@ static struct cbw_copy *copy_new_locked(struct cbw_write *w, uint64_t offset, ui
     copy->refs = 2;
     copy->finished = false;
     copy->by_job = w->by_job;
-    copy->hold = w->by_job ? NULL : held_reserve(&s->held, offset, length);
+    copy->hold = hold;
     list_init(&copy->held);
     if (w->by_job) {
         held_take(&s->held, offset, offset + length, &copy->held);
@@ -538,7 +569,7 @@ static bool next_work_locked(const struct cbw_write *w, uint64_t offset, uint64_
                              uint64_t *ret_offset, uint64_t *ret_length)
 {
     struct cbw_state *s = w->s;
-    bool found = next_uncopied_locked(s, offset, end, ret_offset, ret_length);
+    bool found = !w->held_only && next_uncopied_locked(s, offset, end, ret_offset, ret_length);
 
     if (!w->by_job) {
         return found;
@@ -564,7 +595,7 @@ static uint64_t join_or_cut_locked(const struct cbw_write *w, uint64_t start, ui
     end = MIN(end, round_down(start, s->cluster_size) + most);
     while (!held_is_empty(&s->held) && start + length < end &&
            next_work_locked(w, start + length, end, &at, &run) && at == start + length &&
-           clip_to_idle_locked(s, &at, &run) && at == start + length) {
+           clip_to_idle_locked(w, &at, &run) && at == start + length) {
         length += run;
     }
     return length;
@@ -582,16 +613,21 @@ static int claim_clusters_locked(struct cbw_write *w, uint64_t offset, uint64_t 
     while (w->own_count < COPIES_PER_WRITE && next_work_locked(w, offset, end, &start, &length)) {
         uint64_t run_end = start + length;
 
-        if (clip_to_idle_locked(w->s, &start, &length)) {
+        if (clip_to_idle_locked(w, &start, &length)) {
+            struct held_item *hold;
             struct cbw_copy *copy;
 
             length = join_or_cut_locked(w, start, length, end);
-            copy = copy_new_locked(w, start, length);
+            offset = start + length;
+            hold = w->by_job ? NULL : held_reserve(&w->s->held, start, length);
+            if (!hold && !w->by_job && find_copy_locked(w->s, start, length)) {
+                continue; /* no room: this waits for the job's copy */
+            }
+            copy = copy_new_locked(w, start, length, hold);
             if (!copy) {
                 return w->own_count > 0 ? 0 : -ENOMEM;
             }
             w->own[w->own_count++] = copy;
-            offset = start + length;
         } else {
             offset = run_end;
         }
@@ -644,6 +680,7 @@ static int co_finish_own_locked(struct cbw_write *w)
             r = copy->result;
             w->failure = copy->failure;
         }
+        w->copied += copy->finished && copy->result == 0 ? copy->length : 0;
         copy_unref_locked(copy);
     }
     w->own_count = 0;
@@ -656,6 +693,30 @@ static void arm_write_timer(struct cbw_write *w)
         loop_timer_arm(&w->timer, loop_now_ns() + w->timeout_ns);
         w->timer_armed = true;
     }
+}
+
+/*
+ * A copy in flight that `w` has to wait for, when it has nothing to copy itself; NULL: none. A
+ * guest passes a copy of what is held, which need not be read from the disk. Copies for guests end
+ * first.
+ */
+static struct cbw_copy *find_copy_to_wait_for_locked(const struct cbw_write *w, uint64_t offset,
+                                                     uint64_t end)
+{
+    struct cbw_state *s = w->s;
+    struct cbw_copy *copy = NULL;
+    uint64_t run;
+
+    if (w->by_job || !guests_pass_job(s)) {
+        return find_copy_locked(s, offset, end - offset);
+    }
+    for (; offset < end && !copy; offset += run) {
+        if (!dirty_bitmap_status(s->done, offset, end, &run)) {
+            copy = find_obstacle_locked(w, offset, run);
+            copy = copy ? copy : find_copy_locked(s, offset, run);
+        }
+    }
+    return copy;
 }
 
 /* Copy until no cluster of [offset, end) is UNTOUCHED or COPYING, or the snapshot is broken. */
@@ -677,8 +738,8 @@ static int co_copy_range_locked(struct cbw_write *w, uint64_t offset, uint64_t e
             r = co_finish_own_locked(w);
             continue;
         }
-        copy = find_copy_locked(s, offset, end - offset);
-        if (r < 0 || !copy) {
+        copy = r < 0 ? NULL : find_copy_to_wait_for_locked(w, offset, end);
+        if (!copy) {
             break;
         }
         arm_write_timer(w);
@@ -843,9 +904,9 @@ static void add_memory_to_hold(struct cbw_state *s)
     }
 }
 
-int cbw_co_write_held(struct cbw_state *s, bool *ret_more, bool *ret_reading)
+int cbw_co_write_held(struct cbw_state *s, struct cbw_held_step *step)
 {
-    struct cbw_write w = {.s = s, .by_job = true};
+    struct cbw_write w = {.s = s, .by_job = true, .held_only = step->held_only};
     uint64_t area = MAX(FILLED_MAX, s->cluster_size), start;
     const struct held_item *item;
     bool wants;
@@ -854,8 +915,8 @@ int cbw_co_write_held(struct cbw_state *s, bool *ret_more, bool *ret_reading)
     pthread_mutex_lock(&s->lock);
     wants = held_wants_slab(&s->held);
     item = held_oldest(&s->held);
-    *ret_more = item && !s->broken;
-    if (*ret_more) {
+    step->more = item && !s->broken;
+    if (step->more) {
         start = round_down(item->offset, area);
         r = co_copy_range_locked(&w, start, MIN(start + area, s->size));
     }
@@ -864,8 +925,9 @@ int cbw_co_write_held(struct cbw_state *s, bool *ret_more, bool *ret_reading)
         add_memory_to_hold(s);
     }
     if (r < 0) {
-        *ret_reading = w.failure.reading;
+        step->reading = w.failure.reading;
     }
+    step->copied += w.copied;
     return r;
 }
 

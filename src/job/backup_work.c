@@ -153,7 +153,7 @@ static bool is_broken(struct backup *b)
 struct backup_piece {
     struct backup *b;
     uint64_t offset, length; /* length 0: it has been copied */
-    bool more_held;
+    struct cbw_held_step held;
     bool reading;
     int r;
 };
@@ -166,7 +166,10 @@ static void co_run_backup_piece(void *arg)
 
     block_co_edge_enter(edge);
     p->r = cbw_co_copy(p->b->cbw, p->offset, p->length, &p->reading);
-    UNLESS_FAILED(p->r, cbw_co_write_held(p->b->cbw, &p->more_held, &p->reading));
+    if (p->r == 0) {
+        p->r = cbw_co_write_held(p->b->cbw, &p->held);
+        p->reading = p->held.reading;
+    }
     block_edge_leave(edge);
 }
 
@@ -181,12 +184,15 @@ static int co_copy_backup_piece(void *arg, const struct copy_piece_plan *piece, 
         co_skip_zeroes(b, piece->offset, piece->offset + piece->length);
     }
     do {
+        p.held = (struct cbw_held_step){.held_only = job_speed(b->job) > 0};
         job_co_in_background(co_run_backup_piece, &p);
+        /* What is held does not wait, or guests would: the pieces after it wait the longer. */
+        job_pace_after(b->job, p.held.copied);
         p.length = 0;
         if (reactor_turn_expired()) {
             loop_co_give_way();
         }
-    } while (p.r == 0 && p.more_held && !job_should_stop(b->job));
+    } while (p.r == 0 && p.held.more && !job_should_stop(b->job));
     r = p.r;
     *ret_reading = p.reading;
     if (r == 0) {

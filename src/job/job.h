@@ -251,6 +251,8 @@ void job_wake(struct job *job);
  * to be moved.
  */
 bool job_co_pace(struct job *job, uint64_t bytes);
+/* `bytes` were moved already, since they could not wait: what comes after them waits the longer. */
+void job_pace_after(struct job *job, uint64_t bytes);
 /* Bytes per second; 0: no limit. */
 uint64_t job_speed(const struct job *job);
 

@@ -107,6 +107,11 @@ bool job_co_pace(struct job *job, uint64_t bytes)
     return true;
 }
 
+void job_pace_after(struct job *job, uint64_t bytes)
+{
+    (void)pacer_take(&job->pacer, bytes, loop_now_ns());
+}
+
 /* --- progress --------------------------------------------------------------------------------- */
 
 void job_progress_add(struct job *job, uint64_t bytes)

@@ -414,10 +414,132 @@ static void guest_writes_to_what_is_held_during_the_copy(void *arg)
     job_graph_close(&j);
 }
 
+/* A piece in flight, to a target that hangs: the guest holds what it overwrites, and goes on. */
+static void guest_does_not_wait_for_a_piece_in_flight(void *arg)
+{
+    struct job_graph j;
+    struct background copier, writer;
+    struct request c = {.j = &j, .length = CLUSTER}, w = {.j = &j, .length = 2 * UNIT};
+
+    job_graph_open(&j, HOLDING, PARTS);
+    memory_disk_hold(j.g.temp, MEMORY_DISK_WRITE, 1);
+    background_start(&copier, job_copy, &c);
+    while (memory_disk_held(j.g.temp) == 0) {
+        co_reschedule();
+    }
+    background_start(&writer, guest_write, &w);
+    background_finish(&writer);
+    assert_int_equal(w.r, 0);
+    assert_int_equal(cbw_guest_fill(&j.g, UNIT, 2 * UNIT, 0xdd), 0);
+    memory_disk_release(j.g.temp);
+    background_finish(&copier);
+    assert_int_equal(c.r, 0);
+    assert_true(target_is_original(&j, 0, CLUSTER));
+    assert_int_equal(j.by_guest, 3 * UNIT);
+    assert_int_equal(j.by_guest + j.by_job, CLUSTER);
+    job_graph_close(&j);
+}
+
+/* What the job reads after the guest's write is not what the target has at the end. */
+static void guest_overwrites_what_a_piece_is_about_to_read(void *arg)
+{
+    struct job_graph j;
+    struct background copier, writer;
+    struct request c = {.j = &j, .length = CLUSTER};
+    struct request w = {.j = &j, .offset = UNIT, .length = UNIT};
+
+    job_graph_open(&j, HOLDING, PARTS);
+    memory_disk_hold(j.g.disk, MEMORY_DISK_READ, 1);
+    background_start(&copier, job_copy, &c);
+    while (memory_disk_held(j.g.disk) == 0) {
+        co_reschedule();
+    }
+    background_start(&writer, guest_write, &w);
+    background_finish(&writer);
+    assert_int_equal(w.r, 0);
+    memory_disk_release(j.g.disk);
+    background_finish(&copier);
+    assert_int_equal(c.r, 0);
+    assert_true(target_is_original(&j, 0, CLUSTER));
+    job_graph_close(&j);
+}
+
+/* The area of a piece that turns out to need no copy, while another copy still reads it. */
+static void guest_waits_where_a_piece_reads_what_is_skipped(void *arg)
+{
+    struct job_graph j;
+    struct background copier, writer;
+    struct request c = {.j = &j, .length = 2 * CLUSTER}, w = {.j = &j, .length = UNIT};
+
+    job_graph_open(&j, HOLDING, PARTS);
+    memory_disk_hold(j.g.disk, MEMORY_DISK_READ, 1);
+    background_start(&copier, job_copy, &c);
+    while (memory_disk_held(j.g.disk) == 0) {
+        co_reschedule();
+    }
+    cbw_skip(j.s, 0, CLUSTER);
+    background_start(&writer, guest_write, &w);
+    let_others_run();
+    assert_int_equal(j.g.disk->data[0], 1);
+    memory_disk_release(j.g.disk);
+    background_finish(&copier);
+    background_finish(&writer);
+    assert_int_equal(w.r, 0);
+    assert_true(target_is_original(&j, 0, 2 * CLUSTER));
+    job_graph_close(&j);
+}
+
+/* Without room the guest waits for the piece: what that reads is what the target gets. */
+static void guest_waits_for_a_piece_when_memory_is_full(void *arg)
+{
+    struct job_graph j;
+    struct background copier, writer;
+    struct request c = {.j = &j, .offset = 9 * CLUSTER, .length = CLUSTER};
+    struct request w = {.j = &j, .offset = 9 * CLUSTER, .length = UNIT};
+
+    job_graph_open(&j, HOLDING, PARTS);
+    assert_int_equal(cbw_guest_fill(&j.g, 0, 8 * CLUSTER, 0xee), 0);
+    memory_disk_hold(j.g.disk, MEMORY_DISK_READ, 1);
+    background_start(&copier, job_copy, &c);
+    while (memory_disk_held(j.g.disk) == 0) {
+        co_reschedule();
+    }
+    background_start(&writer, guest_write, &w);
+    let_others_run();
+    assert_int_equal(j.g.disk->data[9 * CLUSTER], 10);
+    memory_disk_release(j.g.disk);
+    background_finish(&copier);
+    background_finish(&writer);
+    assert_int_equal(w.r, 0);
+    assert_true(target_is_original(&j, 9 * CLUSTER, CLUSTER));
+    job_graph_close(&j);
+}
+
+/* With a speed limit: what is held, and nothing around it. */
+static void a_slow_job_writes_only_what_is_held(void *arg)
+{
+    struct cbw_held_step step = {.held_only = true, .more = true};
+    struct job_graph j;
+
+    job_graph_open(&j, HOLDING, PARTS);
+    for (uint64_t at = 0; at < DISK_SIZE; at += 2 * UNIT) {
+        if (at / CLUSTER < 12) {
+            assert_int_equal(cbw_guest_fill(&j.g, at, UNIT, 0xee), 0);
+        }
+    }
+    while (step.more) {
+        assert_int_equal(cbw_co_write_held(j.s, &step), 0);
+    }
+    assert_int_equal(step.copied, 2 * CLUSTER);
+    assert_int_equal(memory_disk_requests(j.g.temp, MEMORY_DISK_WRITE), 2 * CLUSTER / UNIT);
+    job_graph_close(&j);
+}
+
 static void guests_copy_when_memory_is_full(void *arg)
 {
     struct job_graph j;
-    bool more = true, reading;
+    struct cbw_held_step step = {.more = true};
+    bool reading;
 
     job_graph_open(&j, HOLDING, PARTS);
     for (uint64_t at = 0; at < 8 * CLUSTER; at += CLUSTER) {
@@ -426,9 +548,10 @@ static void guests_copy_when_memory_is_full(void *arg)
     assert_int_equal(target_writes(&j), 0);
     assert_int_equal(cbw_guest_fill(&j.g, 10 * CLUSTER, UNIT, 0xee), 0);
     assert_int_equal(target_writes(&j), 1);
-    while (more) { /* down to the half: four clusters at once */
-        assert_int_equal(cbw_co_write_held(j.s, &more, &reading), 0);
+    while (step.more) { /* down to the half: four clusters at once */
+        assert_int_equal(cbw_co_write_held(j.s, &step), 0);
     }
+    assert_int_equal(step.copied, 4 * CLUSTER);
     assert_int_equal(target_writes(&j), 1 + 1);
     assert_true(target_is_original(&j, 0, 4 * CLUSTER));
     assert_int_equal(cbw_guest_fill(&j.g, 11 * CLUSTER, UNIT, 0xee), 0);
@@ -483,13 +606,13 @@ static void a_stopped_filter_keeps_what_is_held_as_uncopied(void *arg)
 {
     struct dirty_bitmap *left = dirty_bitmap_new(DISK_SIZE, UNIT);
     struct job_graph j;
-    bool reading, more = true;
+    struct cbw_held_step step = {.more = true};
 
     job_graph_open(&j, HOLDING, PARTS);
     assert_int_equal(cbw_guest_fill(&j.g, 0, 6 * CLUSTER, 0xee), 0);
     cbw_stop(j.s);
-    assert_int_equal(cbw_co_write_held(j.s, &more, &reading), 0);
-    assert_false(more);
+    assert_int_equal(cbw_co_write_held(j.s, &step), 0);
+    assert_false(step.more);
     assert_int_equal(target_writes(&j), 0);
     cbw_merge_uncopied(j.s, left);
     assert_int_equal(dirty_bitmap_count(left), DISK_SIZE);
@@ -549,6 +672,11 @@ int main(void)
         CO_TEST(others_read_the_target_of_a_job),
         CO_TEST(held_data_wait_for_the_job),
         CO_TEST(guest_writes_to_what_is_held_during_the_copy),
+        CO_TEST(guest_does_not_wait_for_a_piece_in_flight),
+        CO_TEST(guest_overwrites_what_a_piece_is_about_to_read),
+        CO_TEST(guest_waits_where_a_piece_reads_what_is_skipped),
+        CO_TEST(guest_waits_for_a_piece_when_memory_is_full),
+        CO_TEST(a_slow_job_writes_only_what_is_held),
         CO_TEST(guests_copy_when_memory_is_full),
         CO_TEST(held_data_survive_a_failed_copy),
         CO_TEST(held_data_may_be_zeroes),
