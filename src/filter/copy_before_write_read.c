@@ -98,44 +98,7 @@ static int snapshot_locate(struct cbw_state *s, uint64_t offset, uint64_t length
     return r;
 }
 
-int cbw_co_snapshot_read(struct cbw_state *s, uint64_t offset, struct iov iov)
-{
-    size_t done = 0;
-
-    if (!range_fits(offset, iov.size, s->size)) {
-        return -EIO;
-    }
-    while (done < iov.size) {
-        IOV_PART_AUTO(part);
-        struct cbw_reader reader;
-        struct block_edge *edge;
-        uint64_t length;
-        int r;
-
-        r = snapshot_locate(s, offset + done, iov.size - done, &reader, &edge, &length, &iov, done);
-        if (r < 0) {
-            return r;
-        }
-        if (!edge) {
-            done += length;
-            continue;
-        }
-        if (length == iov.size) {
-            r = block_co_preadv(edge, offset, iov, 0);
-        } else {
-            r = iov_part_set(&part, iov, done, length);
-            UNLESS_FAILED(r, block_co_preadv(edge, offset + done, part.iov, 0));
-        }
-        reader_end(s, &reader);
-        if (r < 0) {
-            return r;
-        }
-        done += length;
-    }
-    return 0;
-}
-
-/* --- status ----------------------------------------------------------------------------------- */
+/* --- areas in pieces -------------------------------------------------------------------------- */
 
 static uint64_t low_bits(unsigned count)
 {
@@ -175,6 +138,127 @@ static uint64_t fragmented_locked(struct cbw_state *s, uint64_t offset, uint64_t
     done = (done ^ done >> 1) & low_bits(count - 1);
     return (unsigned)__builtin_popcountll(done) + 1 < FRAGMENTED_RUNS ? 0 : end - offset;
 }
+
+/* A read of a fragmented area. */
+struct pieces {
+    uint64_t length; /* 0: it is not fragmented */
+    uint64_t done;   /* its units that are in the target */
+    struct cbw_reader of_disk, of_target;
+};
+
+/* If the area is fragmented, the reader is in both indexes. */
+static void pieces_begin(struct cbw_state *s, uint64_t offset, uint64_t length, struct pieces *p)
+{
+    uint64_t run;
+
+    p->length = 0;
+    pthread_mutex_lock(&s->lock);
+    if (!s->broken && held_is_empty(&s->held) &&
+        dirty_bitmap_status(s->access, offset, offset + length, &run)) {
+        p->length = fragmented_locked(s, offset, run);
+    }
+    if (p->length > 0) {
+        unsigned units = (unsigned)((offset + p->length - 1) / s->unit - offset / s->unit) + 1;
+
+        p->done = units_done_locked(s, offset) & low_bits(units);
+        co_queue_init(&p->of_disk.waiters);
+        reader_begin_locked(&s->readers, &p->of_disk, offset, p->length);
+        co_queue_init(&p->of_target.waiters);
+        reader_begin_locked(&s->target_readers, &p->of_target, offset, p->length);
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+static int co_read_part(struct block_edge *edge, uint64_t offset, struct iov iov, uint64_t at,
+                        uint64_t length)
+{
+    IOV_PART_AUTO(part);
+    int r = iov_part_set(&part, iov, at, length);
+
+    return UNLESS_FAILED(r, block_co_preadv(edge, offset, part.iov, 0));
+}
+
+/*
+ * Read a fragmented area at `offset` to `iov` at `at`: all of it from the disk, and then over that
+ * what is in the target. So guests' writes do not wait for reads of the target. *ret_length 0: it
+ * is not fragmented; or reading failed, perhaps of bytes that nobody needs.
+ */
+static void co_read_fragmented(struct cbw_state *s, uint64_t offset, struct iov iov, uint64_t at,
+                               uint64_t *ret_length)
+{
+    struct pieces p;
+    uint64_t first = round_down(offset, s->unit), end;
+    int r;
+
+    *ret_length = 0;
+    pieces_begin(s, offset, iov.size - at, &p);
+    if (p.length == 0) {
+        return;
+    }
+    end = offset + p.length;
+    r = co_read_part(s->file, offset, iov, at, p.length);
+    reader_end(s, &p.of_disk);
+    while (p.done != 0 && r == 0) {
+        unsigned unit = (unsigned)__builtin_ctzll(p.done);
+        uint64_t rest = ~(p.done >> unit);
+        unsigned count = rest ? (unsigned)__builtin_ctzll(rest) : 64;
+        uint64_t from = MAX(first + unit * (uint64_t)s->unit, offset);
+        uint64_t to = MIN(first + (unit + count) * (uint64_t)s->unit, end);
+
+        r = co_read_part(s->target, from, iov, at + (from - offset), to - from);
+        p.done &= ~(low_bits(count) << unit);
+    }
+    reader_end(s, &p.of_target);
+    if (r == 0) {
+        *ret_length = p.length;
+    }
+}
+
+/* --- reads ------------------------------------------------------------------------------------ */
+
+int cbw_co_snapshot_read(struct cbw_state *s, uint64_t offset, struct iov iov)
+{
+    size_t done = 0;
+
+    if (!range_fits(offset, iov.size, s->size)) {
+        return -EIO;
+    }
+    while (done < iov.size) {
+        IOV_PART_AUTO(part);
+        struct cbw_reader reader;
+        struct block_edge *edge;
+        uint64_t length;
+        int r;
+
+        co_read_fragmented(s, offset + done, iov, done, &length);
+        if (length > 0) {
+            done += length;
+            continue;
+        }
+        r = snapshot_locate(s, offset + done, iov.size - done, &reader, &edge, &length, &iov, done);
+        if (r < 0) {
+            return r;
+        }
+        if (!edge) {
+            done += length;
+            continue;
+        }
+        if (length == iov.size) {
+            r = block_co_preadv(edge, offset, iov, 0);
+        } else {
+            r = iov_part_set(&part, iov, done, length);
+            UNLESS_FAILED(r, block_co_preadv(edge, offset + done, part.iov, 0));
+        }
+        reader_end(s, &reader);
+        if (r < 0) {
+            return r;
+        }
+        done += length;
+    }
+    return 0;
+}
+
+/* --- status ----------------------------------------------------------------------------------- */
 
 /*
  * How much at `offset`, up to `length`, is fragmented, and all of it data on the disk: then it

@@ -229,6 +229,52 @@ static void pieces_end_where_access_ends(void *arg)
     cbw_graph_close(&g);
 }
 
+/* The disk is read once, whatever pieces of it are in the temporary image. */
+static void pieces_take_one_read_of_the_disk(void *arg)
+{
+    struct cbw_graph g;
+    uint64_t disk, temp;
+
+    cbw_graph_open(&g, DISK_SIZE, PARTS, 0);
+    write_every_second_page(&g, 0, 4 * CLUSTER);
+    disk = memory_disk_requests(g.disk, MEMORY_DISK_READ);
+    temp = memory_disk_requests(g.temp, MEMORY_DISK_READ);
+    assert_int_equal(cbw_reads_original(g.snapshot, 0, 4 * CLUSTER), 1);
+    assert_int_equal(memory_disk_requests(g.disk, MEMORY_DISK_READ) - disk, 1);
+    assert_int_equal(memory_disk_requests(g.temp, MEMORY_DISK_READ) - temp, 2 * CLUSTER / PAGE);
+    cbw_graph_close(&g);
+}
+
+static void snapshot_read(void *arg)
+{
+    struct request *r = arg;
+
+    r->ret = cbw_reads_original(r->g->snapshot, r->offset, r->length);
+}
+
+/* The reader has what it needs of the disk, and waits for the temporary image. */
+static void guest_writes_while_a_read_of_pieces_hangs(void *arg)
+{
+    struct cbw_graph g;
+    struct background reader, writer;
+    struct request r = {.g = &g, .length = CLUSTER}, w = {.g = &g, .length = CLUSTER};
+
+    cbw_graph_open(&g, DISK_SIZE, PARTS, 0);
+    write_every_second_page(&g, 0, CLUSTER);
+    memory_disk_hold(g.temp, MEMORY_DISK_READ, 1);
+    background_start(&reader, snapshot_read, &r);
+    while (memory_disk_held(g.temp) == 0) {
+        co_reschedule();
+    }
+    background_start(&writer, guest_write, &w);
+    background_finish(&writer);
+    assert_int_equal(w.ret, 0);
+    memory_disk_release(g.temp);
+    background_finish(&reader);
+    assert_int_equal(r.ret, 1);
+    cbw_graph_close(&g);
+}
+
 static void errors_of_pieces_that_are_needed(void *arg)
 {
     struct cbw_graph g;
@@ -331,6 +377,8 @@ int main(void)
         CO_TEST(reads_at_random_are_exact),
         CO_TEST(reads_into_many_buffers_are_exact),
         CO_TEST(pieces_end_where_access_ends),
+        CO_TEST(pieces_take_one_read_of_the_disk),
+        CO_TEST(guest_writes_while_a_read_of_pieces_hangs),
         CO_TEST(errors_of_pieces_that_are_needed),
         CO_TEST(the_status_of_many_pieces_is_one),
         CO_TEST(the_status_keeps_holes_exact),
