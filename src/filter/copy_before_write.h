@@ -32,10 +32,10 @@
  * For a job that may (cbw_job.hold_bytes) a guest's write only reads the old data: its units are
  * COPIED when their data are in memory (held_data.h), and the job writes them to the target when it
  * comes to their cluster, together with what is around them. So the guest does not wait for the
- * target, and never for a thread of the job that writes there. This goes, too, for units that are in
- * a copy of the job: what that copies of them may be what the guest has written, so the job writes
- * the held data after it. Without room in memory the write copies as always, and waits for the job's
- * copies. Readers of frozen contents find held units in memory.
+ * target, and never for a thread of the job that writes there. This goes, too, for units that are
+ * in a copy of the job: what that copies of them may be what the guest has written, so the job
+ * writes the held data after it. Without room in memory the write copies as always, and waits for
+ * the job's copies. Readers of frozen contents find held units in memory.
  *
  * Ordering. All transitions are made under `lock`.
  * 1. A guest write reaches the active disk only when none of its units is UNTOUCHED or COPYING (but
