@@ -17,7 +17,7 @@ int cbw_set_job(struct cbw_state *s, const struct cbw_job *job, struct error *er
     struct block_copy *copy;
     /* Compressed clusters are written as a whole; the disk has, and frees, whole clusters. */
     bool whole = job->compress || job->skip_unallocated || job->discard_source;
-    int r = cbw_state_set_unit(s, whole ? s->cluster_size : s->part);
+    int r = cbw_state_set_unit(s, whole ? s->cluster_size : s->unit);
 
     if (r == 0 && !whole && !job->use_copy_range && job->hold_bytes > 0) {
         r = held_allow(&s->held, s->cluster_size, s->unit, job->hold_bytes);

@@ -61,7 +61,6 @@ static uint32_t choose_unit(const struct cbw_state *s, uint32_t least)
 
 static int take_cluster_size(struct cbw_state *s, struct options *opts, struct error *err)
 {
-    bool given = options_has(opts, "min-cluster-size");
     uint64_t minimum;
     int r = options_take_size(opts, "min-cluster-size", 0, &minimum, err);
 
@@ -73,9 +72,7 @@ static int take_cluster_size(struct cbw_state *s, struct options *opts, struct e
     }
     s->cluster_size = (uint32_t)MAX(MAX(minimum, MIN_CLUSTER_SIZE),
                                     node_cluster_size(block_edge_node(s->target)));
-    s->part = minimum < MIN_CLUSTER_SIZE ? choose_unit(s, (uint32_t)minimum) : s->cluster_size;
-    /* Readers of parts have more to do; a job reads and writes whole clusters in any case. */
-    s->unit = given ? s->part : s->cluster_size;
+    s->unit = minimum < MIN_CLUSTER_SIZE ? choose_unit(s, (uint32_t)minimum) : s->cluster_size;
     return 0;
 }
 

@@ -80,7 +80,6 @@ struct cbw_state {
     uint64_t size;
     uint32_t cluster_size;
     uint32_t unit; /* what guest writes copy is multiples of this; divides cluster_size */
-    uint32_t part; /* the unit for jobs that allow parts of clusters */
     enum cbw_on_error on_error;
     int64_t timeout_ns; /* 0: none */
     struct block_copy *copy;

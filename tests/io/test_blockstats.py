@@ -473,7 +473,7 @@ class Drivers(ServedCase):
         for offset in (0, 512, 1 << 20):
             self.do(client, WRITE, offset, 512, payload=b"x" * 512)
         figures = self.figures("copy-before-write", "cbw")
-        expected = {"copied-clusters": 2, "copied-bytes": 2 << 16, "target-used": 2 << 16,
+        expected = {"copied-clusters": 2, "copied-bytes": 2 << 12, "target-used": 2 << 12,
                     "waits": 2, "timeouts": 0, "broken": 0}  # fmt: skip
         self.assertEqual(figures, expected)
 

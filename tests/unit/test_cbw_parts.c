@@ -337,9 +337,7 @@ static uint32_t unit_of_filter(const char *size, const char *target)
     temp = fixture_open(target);
     cbw = fixture_open("{\"driver\":\"copy-before-write\",\"node-name\":\"cbw\","
                        "\"file\":\"disk\",\"target\":\"temp\"}");
-    /* Without a job, whole clusters are copied unless the user wants parts. */
-    assert_int_equal(cbw_of_node(cbw)->unit, cbw_of_node(cbw)->cluster_size);
-    unit = cbw_of_node(cbw)->part;
+    unit = cbw_of_node(cbw)->unit;
     block_co_unref(cbw);
     block_co_unref(temp);
     block_co_unref(disk);
