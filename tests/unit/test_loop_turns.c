@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -206,6 +207,79 @@ static void test_seeded_reactors_let_others_in_too(void **state)
     run(give_way_while_seeded, NULL);
 }
 
+/* --- few and many descriptors: the engines may wait for them in different ways */
+
+#define POLLERS_MAX 40
+
+struct poller {
+    struct co_group *group;
+    int fds[2];
+    int64_t timeout_ns;
+    int result;
+};
+
+static void poll_one(void *arg)
+{
+    struct poller *p = arg;
+
+    p->result = loop_co_poll(p->fds[0], POLLIN, p->timeout_ns);
+    co_group_done(p->group);
+}
+
+static void do_nothing(void *arg)
+{
+}
+
+/* Make the descriptors ready one after another, and see that each wakes who waits for that one. */
+static void poll_many(int count)
+{
+    struct poller pollers[POLLERS_MAX];
+    struct co_group group;
+
+    co_group_init(&group);
+    for (int i = 0; i < count; i++) {
+        struct poller *p = &pollers[i];
+
+        *p = (struct poller){.group = &group, .timeout_ns = i % 3 ? -1 : 100000 * MS};
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, p->fds), 0);
+        co_group_add(&group);
+        assert_int_equal(co_spawn(co_get_home(co_self()), poll_one, p), 0);
+    }
+    for (int i = count; i-- > 0;) {
+        if (i % 4 == 0) {
+            loop_co_call_on(other, do_nothing, NULL);
+        } else if (i % 4 == 1) {
+            loop_co_sleep(MS);
+        }
+        assert_int_equal(pollers[i].result, 0);
+        assert_int_equal(write(pollers[i].fds[1], "x", 1), 1);
+        while (pollers[i].result == 0) {
+            loop_co_sleep(MS / 10);
+        }
+        assert_int_equal(pollers[i].result, POLLIN);
+    }
+    co_group_wait(&group);
+    co_group_destroy(&group);
+    for (int i = 0; i < count; i++) {
+        close(pollers[i].fds[0]);
+        close(pollers[i].fds[1]);
+    }
+}
+
+static void poll_few_and_many(void *arg)
+{
+    static const int counts[] = {1, 3, 8, 9, POLLERS_MAX};
+
+    for (size_t i = 0; i < ARRAY_SIZE(counts); i++) {
+        poll_many(counts[i]);
+    }
+}
+
+static void test_any_number_of_descriptors_is_waited_for(void **state)
+{
+    run(poll_few_and_many, NULL);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -217,6 +291,7 @@ int main(void)
         TEST(test_many_that_give_way_share_a_turn),
         TEST(test_who_gives_way_is_not_starved),
         TEST(test_seeded_reactors_let_others_in_too),
+        TEST(test_any_number_of_descriptors_is_waited_for),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
