@@ -177,6 +177,11 @@ struct reactor {
     struct list crowd;
     struct counter stats[REACTOR_STATS];
 
+    /* reactor_set_polling() */
+    _Atomic int64_t poll_max_ns, poll_grow, poll_shrink;
+    /* how long it looks for work at present */
+    int64_t poll_ns;
+
     /* end the thread once the coroutines have ended */
     atomic_bool stop;
     /* woken when the thread is about to end */

@@ -6,7 +6,8 @@
  *   1. Run every coroutine that was runnable when the turn began (a seeded reactor: in random
  *      order).
  *   2. Run the deferred calls (replies that have gathered leave together here).
- *   3. Submit all queued I/O in one io_uring_enter(), and wait there if nothing is runnable.
+ *   3. Submit all queued I/O in one io_uring_enter(), and wait there if nothing is runnable (for a
+ *      few descriptors alone by ppoll(2)).
  *   4. Reap completions, which make coroutines runnable, and run the timers that are due.
  *   5. Run coroutines that gave way (loop_co_give_way()): at least one, and more while the turn's
  *      time lasts.
@@ -106,6 +107,15 @@ void reactor_run_main(void);
 
 /* End reactor_run_main(), at its next call if it does not run. Any thread, any signal handler. */
 void reactor_quit_main(void);
+
+/*
+ * Have the reactor look for work for a time before it sleeps: a wake-up takes longer than a look.
+ * The time adapts itself, and is at most max_ns (0: it sleeps at once). When a look was in vain,
+ * but the reactor did not sleep for longer than max_ns, the time is multiplied by `grow` (0: by 2);
+ * when it slept for longer, the time is divided by `shrink` (0: it becomes 0). None is negative.
+ * Any thread.
+ */
+void reactor_set_polling(struct reactor *reactor, int64_t max_ns, int64_t grow, int64_t shrink);
 
 /*
  * Make runs repeatable, for tests: pick the next runnable coroutine at random, from this seed, and

@@ -20,6 +20,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/checked.h"
 #include "loop/internal.h"
 
 #define ASLEEP ((void *)1)
@@ -282,18 +283,59 @@ static bool fall_asleep(struct reactor *reactor)
     return !atomic_load(&reactor->kicked);
 }
 
-void reactor_turn(struct reactor *reactor)
-{
-    int64_t timeout = 0;
+/* --- waiting, and looking for work before */
 
-    reactor->asked_ns = 0;
-    reactor_count(reactor, REACTOR_STAT_TURNS);
-    if (reactor->random) {
-        run_ready_at_random(reactor);
-    } else if (!run_ready(reactor)) {
-        return;
+/* The first time that is not zero. */
+#define POLL_FIRST_NS 4000
+
+void reactor_set_polling(struct reactor *reactor, int64_t max_ns, int64_t grow, int64_t shrink)
+{
+    atomic_store(&reactor->poll_grow, grow);
+    atomic_store(&reactor->poll_shrink, shrink);
+    atomic_store(&reactor->poll_max_ns, max_ns);
+}
+
+/* Look for work for poll_ns. With io_uring the engine makes no system call for that. */
+static void look_for_work(struct reactor *reactor, int64_t begin_ns)
+{
+    do {
+        reactor->engine->turn(reactor, 0);
+        collect_inbox(reactor);
+        loop_timers_run(reactor);
+    } while (is_idle(reactor) && !atomic_load(&reactor->kicked) &&
+             reactor->home.turn_ns - begin_ns < reactor->poll_ns);
+}
+
+/* The reactor had no work for wait_ns. Choose how long it looks for work the next time. */
+static void adapt_polling(struct reactor *reactor, int64_t wait_ns, int64_t max_ns)
+{
+    int64_t grow = atomic_load(&reactor->poll_grow), shrink = atomic_load(&reactor->poll_shrink);
+    int64_t ns = reactor->poll_ns;
+
+    if (wait_ns > max_ns) {
+        ns = shrink > 0 ? ns / shrink : 0;
+    } else if (wait_ns > ns) {
+        ns = ns == 0 ? POLL_FIRST_NS : ns > max_ns / MAX(grow, 2) ? max_ns : ns * (grow ?: 2);
     }
-    run_deferred(reactor);
+    reactor->poll_ns = MIN(ns, max_ns);
+}
+
+/* Sleep until there is work, or look for work first. */
+static void wait_for_work(struct reactor *reactor)
+{
+    int64_t max_ns = atomic_load_explicit(&reactor->poll_max_ns, memory_order_relaxed);
+    int64_t begin = 0, timeout = 0;
+
+    if (__builtin_expect(max_ns > 0, false) && is_idle(reactor)) {
+        begin = loop_now_ns();
+        if (reactor->poll_ns > 0) {
+            look_for_work(reactor, begin);
+        }
+        if (!is_idle(reactor)) {
+            reactor_count(reactor, REACTOR_STAT_POLLED);
+            return;
+        }
+    }
     if (fall_asleep(reactor)) {
         timeout = loop_timers_next(reactor);
         reactor_count(reactor, REACTOR_STAT_SLEEPS);
@@ -302,6 +344,22 @@ void reactor_turn(struct reactor *reactor)
     reactor->engine->turn(reactor, timeout);
     collect_inbox(reactor);
     loop_timers_run(reactor);
+    if (begin > 0) {
+        adapt_polling(reactor, reactor->home.turn_ns - begin, max_ns);
+    }
+}
+
+void reactor_turn(struct reactor *reactor)
+{
+    reactor->asked_ns = 0;
+    reactor_count(reactor, REACTOR_STAT_TURNS);
+    if (reactor->random) {
+        run_ready_at_random(reactor);
+    } else if (!run_ready(reactor)) {
+        return;
+    }
+    run_deferred(reactor);
+    wait_for_work(reactor);
     run_gave_way(reactor);
 }
 

@@ -7,6 +7,8 @@ const struct stat_desc reactor_stats[] = {
     [REACTOR_STAT_TURNS] = {"turns", "Turns of the event loop", STAT_COUNTER, STAT_COUNT},
     [REACTOR_STAT_SLEEPS] = {"wakeups", "Times that the reactor slept and was woken", STAT_COUNTER,
                              STAT_COUNT},
+    [REACTOR_STAT_POLLED] = {"polled", "Times that the reactor found work before it slept",
+                             STAT_COUNTER, STAT_COUNT},
     [REACTOR_STAT_COROUTINES] = {"coroutines_started", "Coroutines started on the reactor",
                                  STAT_COUNTER, STAT_COUNT},
     [REACTOR_STAT_LIVE] = {"coroutines", "Coroutines that have not ended", STAT_GAUGE, STAT_COUNT},

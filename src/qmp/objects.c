@@ -22,6 +22,8 @@ struct iothread {
     struct reactor *reactor; /* NULL: the object main-loop, which is the main reactor's settings */
     /* Of the pool of threads that all have in common: loop_offload_set_threads(). */
     int64_t pool_min, pool_max;
+    /* reactor_set_polling(), of an iothread */
+    int64_t poll_max_ns, poll_grow, poll_shrink;
 };
 
 static struct list iothreads = LIST_INIT(iothreads);
@@ -55,10 +57,7 @@ static int check_pool(int64_t min, int64_t max, struct error *err)
                : 0;
 }
 
-/*
- * Take a number of type int; *ret_value is left alone if it is absent. The reactor decides for
- * itself how to poll: those options are checked and have no effect.
- */
+/* Take a number of type int; *ret_value is left alone if it is absent. */
 static int take_int(struct options *opts, const char *name, int64_t *ret_value, struct error *err)
 {
     uint64_t value;
@@ -75,19 +74,24 @@ static int take_int(struct options *opts, const char *name, int64_t *ret_value, 
 
 static int take_iothread_options(struct iothread *t, struct options *opts, struct error *err)
 {
-    static const char *const no_effect[] = {"poll-max-ns", "poll-grow", "poll-shrink",
-                                            "aio-max-batch"};
     int64_t ignored, max = -1;
-    int r = 0;
+    int r = take_int(opts, "poll-max-ns", &t->poll_max_ns, err);
 
-    for (size_t i = 0; i < ARRAY_SIZE(no_effect); i++) {
-        UNLESS_FAILED(r, take_int(opts, no_effect[i], &ignored, err));
-    }
+    UNLESS_FAILED(r, take_int(opts, "poll-grow", &t->poll_grow, err));
+    UNLESS_FAILED(r, take_int(opts, "poll-shrink", &t->poll_shrink, err));
+    UNLESS_FAILED(r, take_int(opts, "aio-max-batch", &ignored, err));
     UNLESS_FAILED(r, take_int(opts, "thread-pool-min", &t->pool_min, err));
     UNLESS_FAILED(r, take_int(opts, "thread-pool-max", &max, err));
     UNLESS_FAILED(r, check_pool(t->pool_min, max, err));
     t->pool_max = MAX(max, 0);
     return r;
+}
+
+static void set_polling(struct iothread *t)
+{
+    if (t->reactor) {
+        reactor_set_polling(t->reactor, t->poll_max_ns, t->poll_grow, t->poll_shrink);
+    }
 }
 
 /* `id`: that of the reactor to make; NULL: none. */
@@ -105,6 +109,7 @@ static int add_iothread(const char *id, struct options *opts, void **ret_data, s
     }
     list_append(&iothreads, &t->link);
     set_pool_threads();
+    set_polling(t);
     *ret_data = t;
     return 0;
 }
@@ -132,7 +137,8 @@ static void iothread_destroy(void *data)
     free(t);
 }
 
-#define NO_EFFECT .max = INT64_MAX, .help = "no effect: the thread decides by itself how to poll"
+#define NO_EFFECT .max = INT64_MAX, .help = "no effect: a thread submits all it has in each turn"
+#define POLL_OPTION(text) .dflt = "0", .max = INT64_MAX, .help = text
 #define POOL_PROPERTIES                                                                            \
     OPT("aio-max-batch", schema_int, NO_EFFECT),                                                   \
         OPT("thread-pool-min", schema_int, .dflt = "0", .max = INT_MAX,                            \
@@ -142,18 +148,35 @@ static void iothread_destroy(void *data)
             .max = INT_MAX, .help = "likewise, at most; some more if system calls hang")
 OBJECT(main_loop_properties, "MainLoopProperties", POOL_PROPERTIES);
 OBJECT(iothread_properties, "IothreadProperties", POOL_PROPERTIES,
-       OPT("poll-max-ns", schema_int, NO_EFFECT), OPT("poll-grow", schema_int, NO_EFFECT),
-       OPT("poll-shrink", schema_int, NO_EFFECT));
+       OPT("poll-max-ns", schema_int,
+           POLL_OPTION("look for work for this time at most before the thread sleeps (ns)")),
+       OPT("poll-grow", schema_int,
+           POLL_OPTION("multiply the time by this when it was too short; 0: by 2")),
+       OPT("poll-shrink", schema_int,
+           POLL_OPTION("divide the time by this when it was in vain; 0: to nothing")));
 
-/* The others are checked and shown. */
+static int64_t *polling_option(struct iothread *t, const char *name)
+{
+    return strcmp(name, "poll-max-ns") == 0   ? &t->poll_max_ns
+           : strcmp(name, "poll-grow") == 0   ? &t->poll_grow
+           : strcmp(name, "poll-shrink") == 0 ? &t->poll_shrink
+                                              : NULL;
+}
+
 static int iothread_set(void *data, const char *name, struct json_object *value, struct error *err)
 {
     struct iothread *t = data;
     int64_t number = json_object_get_int64(value), min = t->pool_min, max = t->pool_max;
+    int64_t *polling = polling_option(t, name);
     int r;
 
     if (number < 0) {
         return wrong_range(name, err);
+    }
+    if (polling) {
+        *polling = number;
+        set_polling(t);
+        return 0;
     }
     min = strcmp(name, "thread-pool-min") == 0 ? number : min;
     max = strcmp(name, "thread-pool-max") == 0 ? number : max ? max : -1;

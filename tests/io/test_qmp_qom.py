@@ -7,6 +7,7 @@ import time
 
 import tidemark
 import tls_creds
+from nbd_raw import RawClient
 from same_answers import SameAnswersCase
 
 # Of QEMU's types and options, what is not here: see docs/conformance.md.
@@ -210,6 +211,39 @@ class Effects(tidemark.TestCase):
         qmp.command("qom-set", path="tg", property="limits", value={"iops-total": 0})
         guest.wait(30)
         self.assertLess(time.monotonic() - begin, 20)
+
+    def test_a_thread_looks_for_work_before_it_sleeps(self):
+        """poll-max-ns, given when the thread is made, and changed later."""
+        nbd = self.path("nbd")
+        qmp = self.daemon().qmp
+        qmp.command("nbd-server-start", addr={"type": "unix", "data": {"path": nbd}})
+        second = 10**9
+        for name, options in ("never", {}), ("always", {"poll_max_ns": second}), ("later", {}):
+            qmp.command("object-add", qom_type="iothread", id=name, **options)
+            qmp.command("blockdev-add", driver="null-co", node_name=f"n-{name}", size=1 << 20)
+            qmp.command(
+                "block-export-add", type="nbd", id=name, node_name=f"n-{name}", name=name,
+                iothread=name,
+            )  # fmt: skip
+
+        def polled(name):
+            with RawClient(nbd) as client:
+                client.go(name.encode())
+                for _ in range(100):
+                    client.request(0, 0, 4096)
+                    client.chunks()
+            (stats,) = [
+                r["stats"]
+                for r in qmp.command("x-tidemark-query-stats", target="reactor")
+                if r["labels"]["reactor"] == name
+            ]
+            return stats["polled"]
+
+        self.assertEqual((polled("never"), polled("later")), (0, 0))
+        self.assertGreater(polled("always"), 0)
+        qmp.command("qom-set", path="later", property="poll-max-ns", value=second)
+        self.assertGreater(polled("later"), 0)
+        self.assertEqual(polled("never"), 0)
 
     def test_who_is_allowed_changes_for_the_next_client(self):
         keys = {"alice": "aa" * 16, "bob": "bb" * 16}

@@ -78,6 +78,66 @@ static void test_another_reactor_is_read_from_the_main_one(void **state)
     reactor_destroy(e.reactor);
 }
 
+/* --- looking for work before the reactor sleeps */
+
+static void do_nothing(void *arg)
+{
+}
+
+/* The other reactor waits for the main one, for less than a second each time. */
+static void call_often(void *arg)
+{
+    struct elsewhere *e = arg;
+
+    for (int i = 0; i < 200; i++) {
+        loop_co_call_on(e->reactor, do_nothing, NULL);
+    }
+    reactor_read_stats(e->reactor, e->values);
+}
+
+static void test_a_reactor_that_polls_finds_work_before_it_sleeps(void **state)
+{
+    struct elsewhere e;
+    uint64_t polled;
+
+    assert_int_equal(reactor_create("other", &e.reactor, NULL), 0);
+    assert_int_equal(reactor_run_until_done(call_often, &e), 0);
+    assert_int_equal(e.values[REACTOR_STAT_POLLED], 0);
+    reactor_set_polling(e.reactor, INT64_C(1000000000), 0, 0);
+    assert_int_equal(reactor_run_until_done(call_often, &e), 0);
+    polled = e.values[REACTOR_STAT_POLLED];
+    assert_true(polled > 0);
+    reactor_set_polling(e.reactor, 0, 0, 0);
+    /* It may still look for work that was looked for when this was said. */
+    assert_int_equal(reactor_run_until_done(call_often, &e), 0);
+    assert_true(e.values[REACTOR_STAT_POLLED] <= polled + 1);
+    reactor_destroy(e.reactor);
+}
+
+/* Sleeps a lot longer than it may poll. */
+static void sleep_often(void *arg)
+{
+    struct elsewhere *e = arg;
+
+    for (int i = 0; i < 5; i++) {
+        loop_co_sleep(2000000);
+        loop_co_call_on(e->reactor, do_nothing, NULL);
+    }
+    reactor_read_stats(e->reactor, e->values);
+}
+
+static void test_a_reactor_that_polls_in_vain_sleeps(void **state)
+{
+    struct elsewhere e;
+
+    assert_int_equal(reactor_create("other", &e.reactor, NULL), 0);
+    reactor_set_polling(e.reactor, 1, 0, 0);
+    assert_int_equal(reactor_run_until_done(sleep_often, &e), 0);
+    assert_int_equal(e.values[REACTOR_STAT_POLLED], 0);
+    assert_true(e.values[REACTOR_STAT_SLEEPS] >= 5);
+    reactor_destroy(e.reactor);
+}
+
 static int setup(void **state)
 {
     return reactor_init_main(NULL);
@@ -94,6 +154,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_main_reactor),
         cmocka_unit_test(test_another_reactor_is_read_from_the_main_one),
+        cmocka_unit_test(test_a_reactor_that_polls_finds_work_before_it_sleeps),
+        cmocka_unit_test(test_a_reactor_that_polls_in_vain_sleeps),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
