@@ -120,6 +120,15 @@ static void check_nbd_request(struct nbd_connection *c, struct nbd_job *job)
 /* --- room ----------------------------------------------------------------------------------- */
 
 /*
+ * Whether the client takes its replies more slowly than it asks. What is done for it beyond what
+ * the socket takes next is work for nothing if it never reads, and others wait for that.
+ */
+static bool is_clogged(const struct nbd_connection *c, size_t bytes)
+{
+    return c->sender_running && c->job_bytes > 0 && c->job_bytes + bytes > c->send_buffer;
+}
+
+/*
  * Wait until a job with buffers of `bytes` fits. *ret_pooled: they were taken out of the pool.
  * False if there is not enough memory although the connection has no other job.
  */
@@ -127,7 +136,7 @@ static bool co_wait_for_room(struct nbd_connection *c, size_t bytes, bool *ret_p
 {
     *ret_pooled = false;
     for (;;) {
-        if (c->jobs < NBD_JOBS_MAX) {
+        if (c->jobs < NBD_JOBS_MAX && !is_clogged(c, bytes)) {
             if (c->job_bytes + bytes <= NBD_GUARANTEED_BYTES) {
                 return true;
             }

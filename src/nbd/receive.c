@@ -64,7 +64,7 @@ void nbd_connection_co_let_others(struct nbd_connection *c)
 {
     c->busy_turns = 0;
     c->turn_bytes = 0;
-    co_reschedule();
+    loop_co_give_way();
 }
 
 /* Other coroutines of the reactor get their turn when a client keeps this one busy. */

@@ -121,6 +121,20 @@ class Greedy(TestCase):
                 client.request(READ, 0, length, cookie=cookie)
             self.assertLess(self.unread(client), MIB)
 
+    def read_by_server(self):
+        """Bytes that the server has read from its image."""
+        with open(f"/proc/{self.server.pid}/io", encoding="ascii") as io:
+            return int(io.readline().split()[1])
+
+    def test_nothing_is_prepared_for_a_client_that_does_not_read(self):
+        """Work for it, while its socket is full, is time that the others wait."""
+        before = self.read_by_server()
+        client = self.connect(structured=False)
+        for cookie in range(100):
+            client.request(READ, 0, 65536, cookie=cookie)
+        self.unread(client)
+        self.assertLess(self.read_by_server() - before, 1.5 * MIB)
+
     def take(self, client, count):
         for cookie in range(count):
             client.request(READ, 0, MIB, cookie=cookie)
