@@ -47,6 +47,12 @@ static inline void nbd_batch_count(struct nbd_batch *b)
 /* The socket is empty. True: hold the replies back, and look at it again; false: send them. */
 bool nbd_batch_hold(struct nbd_batch *b);
 
+/* Whether one request has come, and no others are expected before its reply. */
+static inline bool nbd_batch_is_single(const struct nbd_batch *b)
+{
+    return b->received == 1 && b->depth == 0 && b->until_probe > 0;
+}
+
 /* Whether replies are being held back now. */
 static inline bool nbd_batch_is_holding(const struct nbd_batch *b)
 {

@@ -20,8 +20,13 @@ enum {
     /* Receptions without a wait before others of the reactor get their turn. */
     BUSY_TURNS_MAX = 4,
     /* Looks at an empty socket before others of the reactor get their turn. */
-    SPINS_MAX = 8,
+    SPINS_MAX = 4,
 };
+/*
+ * Between two looks. Each takes the locks of the socket, for which the client has to wait who wants
+ * to send.
+ */
+#define LOOK_NS 2000
 
 /*
  * Make sure that `needed` bytes from rpos on fit into rbuf, and that there is room to receive
@@ -174,6 +179,15 @@ static ssize_t receive_now(struct nbd_connection *c, uint8_t *to, size_t room)
     return n < 0 ? -errno : n;
 }
 
+/* The client is about to send more. */
+static void wait_briefly(void)
+{
+    int64_t end = loop_now_ns() + LOOK_NS;
+
+    while (loop_now_ns() < end) {
+    }
+}
+
 /*
  * Bytes, 0 at the end of the stream, or -errno. What the client has sent is taken before replies
  * leave; then it may be worth to hold them back for more requests. They leave before a wait.
@@ -182,7 +196,7 @@ static ssize_t co_receive_to_rbuf(struct nbd_connection *c, uint8_t *to, size_t 
 {
     unsigned spins = 0;
 
-    for (;;) {
+    while (!c->drained || !nbd_batch_is_single(&c->batch)) {
         ssize_t n = receive_now(c, to, room);
 
         if (n >= 0) {
@@ -200,6 +214,7 @@ static ssize_t co_receive_to_rbuf(struct nbd_connection *c, uint8_t *to, size_t 
         if (++spins % SPINS_MAX == 0) {
             co_reschedule();
         }
+        wait_briefly();
     }
     nbd_reply_flush(c);
     return c->tls ? tls_session_co_recv(c->tls, to, room) : loop_co_recv_later(c->fd, to, room);
@@ -225,6 +240,7 @@ int nbd_connection_co_fill(struct nbd_connection *c, size_t needed)
             return n < 0 ? (int)n : -ECONNRESET;
         }
         c->rend += (size_t)n;
+        c->drained = (size_t)n < room && !c->tls;
         note_reception(c);
     }
     return 0;

@@ -364,6 +364,8 @@ struct nbd_connection {
     size_t rpos, rend;
     /* The last request was a large write: do not read ahead into rbuf. */
     bool bulk;
+    /* The latest reception took all that the socket had. */
+    bool drained;
     /* Receptions without a wait in between. */
     unsigned busy_turns;
     /* Of the latest reception: CLOCK_MONOTONIC. */

@@ -65,6 +65,30 @@ static void nothing_is_held_while_nothing_waits_for_an_answer(void **state)
     assert_false(nbd_batch_is_holding(&b));
 }
 
+/* Then the socket is not looked at again before the reply has left. */
+static void a_lone_request_is_known_to_be_alone(void **state)
+{
+    struct nbd_batch b;
+    unsigned answered;
+
+    nbd_batch_init(&b);
+    assert_false(nbd_batch_is_single(&b));
+    nbd_batch_count(&b);
+    assert_true(nbd_batch_is_single(&b));
+    nbd_batch_count(&b);
+    assert_false(nbd_batch_is_single(&b));
+    nbd_batch_end(&b);
+    /* When the depth is measured, and where many are in flight, more may come. */
+    b.until_probe = 0;
+    nbd_batch_count(&b);
+    assert_false(nbd_batch_is_single(&b));
+    for (int i = 0; i < 300; i++) {
+        serve_trickle(&b, 32, &answered);
+    }
+    nbd_batch_count(&b);
+    assert_false(nbd_batch_is_single(&b));
+}
+
 static void many_in_flight_are_answered_together(void **state)
 {
     struct nbd_batch b;
@@ -98,6 +122,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(lone_requests_are_answered_at_once),
         cmocka_unit_test(nothing_is_held_while_nothing_waits_for_an_answer),
+        cmocka_unit_test(a_lone_request_is_known_to_be_alone),
         cmocka_unit_test(many_in_flight_are_answered_together),
         cmocka_unit_test(a_client_that_sends_less_is_soon_not_waited_for),
     };
