@@ -218,16 +218,22 @@ int sums_read_digests(const struct sums *s, uint64_t index, uint8_t *ret_digests
 
 int sums_digest_clusters(const uint8_t *data, size_t size, uint8_t *ret_digests)
 {
-    for (size_t i = 0; i < size; i += BACKUP_CLUSTER_SIZE) {
-        uint8_t digest[SHA256_SIZE];
-        int r = sha256_of_buffer(data + i, BACKUP_CLUSTER_SIZE, digest);
+    size_t count = size / BACKUP_CLUSTER_SIZE, n;
+    uint8_t digests[2][SHA256_SIZE];
+    int r = 0;
 
-        if (r < 0) {
-            return r;
+    for (size_t i = 0; r == 0 && i < count; i += n) {
+        const uint8_t *cluster = data + i * BACKUP_CLUSTER_SIZE;
+
+        n = MIN(count - i, 2ul);
+        r = n == 2 ? sha256_of_pair(cluster, cluster + BACKUP_CLUSTER_SIZE, BACKUP_CLUSTER_SIZE,
+                                    digests[0], digests[1])
+                   : sha256_of_buffer(cluster, BACKUP_CLUSTER_SIZE, digests[0]);
+        for (size_t k = 0; r == 0 && k < n; k++) {
+            memcpy(ret_digests + (i + k) * SUMS_DIGEST_SIZE, digests[k], SUMS_DIGEST_SIZE);
         }
-        memcpy(ret_digests + i / BACKUP_CLUSTER_SIZE * SUMS_DIGEST_SIZE, digest, SUMS_DIGEST_SIZE);
     }
-    return 0;
+    return r;
 }
 
 struct digest_job {

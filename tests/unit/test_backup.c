@@ -26,6 +26,7 @@
 #include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "base/hmac.h"
+#include "base/sha256.h"
 
 #define SHA "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
@@ -46,6 +47,32 @@ static void codes_are_those_of_the_standard(void **state)
     assert_int_equal(hmac_sha256(key, sizeof(key), larger, strlen(larger), mac), 0);
     sha256_to_hex(mac, hex);
     assert_string_equal(hex, "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54");
+}
+
+/* --- digests --- */
+
+/* Sizes around the ends of blocks, where the end of a message needs another block; a cluster. */
+static void digests_of_two_are_those_of_each(void **state)
+{
+    enum { MOST = 260 };
+    uint8_t *a = malloc(BACKUP_CLUSTER_SIZE + 1), *b = malloc(BACKUP_CLUSTER_SIZE);
+
+    for (size_t i = 0; i < BACKUP_CLUSTER_SIZE; i++) {
+        a[i + 1] = (uint8_t)(i * 7 + i / 251);
+        b[i] = (uint8_t)(i * 13 + i / 241);
+    }
+    for (size_t size = 0; size <= MOST; size++) {
+        const size_t n = size < MOST ? size : BACKUP_CLUSTER_SIZE;
+        uint8_t both[2][SHA256_SIZE], one[SHA256_SIZE];
+
+        assert_int_equal(sha256_of_pair(a + 1, b, n, both[0], both[1]), 0);
+        assert_int_equal(sha256_of_buffer(a + 1, n, one), 0);
+        assert_memory_equal(both[0], one, SHA256_SIZE);
+        assert_int_equal(sha256_of_buffer(b, n, one), 0);
+        assert_memory_equal(both[1], one, SHA256_SIZE);
+    }
+    free(a);
+    free(b);
 }
 
 /* --- manifests --- */
@@ -704,6 +731,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(codes_are_those_of_the_standard),
+        cmocka_unit_test(digests_of_two_are_those_of_each),
         cmocka_unit_test(manifest_is_read_back),
         cmocka_unit_test(every_changed_byte_of_a_manifest_is_noticed),
         cmocka_unit_test(every_cut_manifest_is_refused),
