@@ -14,6 +14,7 @@
 
 #include <cmocka.h>
 #include <zlib.h>
+#include <zstd.h>
 
 #include "qcow2_fixture.h"
 
@@ -199,6 +200,30 @@ static void broken_data_is_an_error_or_other_data(void *arg)
     free(in);
     free(data);
     free(out);
+}
+
+/* Of the code of this program: the whole is smaller than a level of zstd makes it. */
+static void clusters_become_smaller_than_by_the_level(void *arg)
+{
+    uint8_t *in = malloc(C), *data = malloc(C), *other = malloc(C);
+    FILE *code = fopen("/proc/self/exe", "rb");
+    size_t made, all = 0, by_level = 0;
+
+    assert_non_null(code);
+    while (fread(in, 1, C, code) == C) {
+        size_t n = ZSTD_compress(other, C, in, C, 2);
+
+        if (!ZSTD_isError(n) && codec_compress(COMPRESSION_ZSTD, in, C, data, C, &made) == 0) {
+            by_level += n;
+            all += made;
+        }
+    }
+    assert_true(by_level > 0);
+    assert_true(all < by_level);
+    fclose(code);
+    free(in);
+    free(data);
+    free(other);
 }
 
 static void data_that_is_too_little_for_a_cluster_is_an_error(void *arg)
@@ -485,6 +510,7 @@ int main(void)
         CO_TEST(streams_of_other_writers_are_read),
         CO_TEST(zlib_reads_our_streams_in_a_small_window_in_one_call),
         CO_TEST(broken_data_is_an_error_or_other_data),
+        CO_TEST(clusters_become_smaller_than_by_the_level),
         CO_TEST(data_that_is_too_little_for_a_cluster_is_an_error),
         CO_TEST(long_requests_are_written_and_read_in_batches),
         CO_TEST(a_batch_reaches_the_file_in_few_writes),
