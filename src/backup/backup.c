@@ -19,7 +19,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -100,27 +99,15 @@ static int co_pull(struct run *run, struct error *err)
     return r;
 }
 
-static int add_allocated(int fd, const char *shown, uint64_t *sum, struct error *err)
-{
-    struct stat st;
-
-    if (fstat(fd, &st) < 0) {
-        return error_set_errno(err, errno, "Could not inspect '%s'", shown);
-    }
-    *sum += (uint64_t)st.st_blocks * 512;
-    return 0;
-}
-
 static int co_complete_manifest(struct run *run, struct error *err)
 {
     volatile sig_atomic_t *stop = run->options->stop;
     struct manifest *m = &run->manifest;
-    int r = digest_co_file(run->image_fd, run->image, stop, m->image_sha256, &m->image_size, err);
+    int r = digest_co_complete(run->image_fd, run->image, stop, m->image_sha256, &m->image_size,
+                               &m->stored, err);
 
-    UNLESS_FAILED(
-        r, digest_co_file(run->sums_fd, run->sums, stop, m->sums_sha256, &m->sums_size, err));
-    UNLESS_FAILED(r, add_allocated(run->image_fd, run->image, &m->stored, err));
-    UNLESS_FAILED(r, add_allocated(run->sums_fd, run->sums, &m->stored, err));
+    UNLESS_FAILED(r, digest_co_complete(run->sums_fd, run->sums, stop, m->sums_sha256,
+                                        &m->sums_size, &m->stored, err));
     if (r < 0) {
         return r;
     }

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/sha256.h"
 #include "loop/loop.h"
@@ -79,6 +80,54 @@ int digest_co_file(int fd, const char *shown, volatile sig_atomic_t *stop,
 
     if (r == 0 && ret_size) {
         *ret_size = job.size;
+    }
+    return r;
+}
+
+/* The sync or the digest of a file. */
+struct completion_job {
+    struct file_job file;
+    int (*run)(void *file);
+};
+
+static int run_completion_job(void *arg)
+{
+    struct completion_job *job = arg;
+
+    return job->run(&job->file);
+}
+
+static int sync_file_job_run(void *arg)
+{
+    const struct file_job *job = arg;
+
+    return fsync(job->fd) < 0 ? error_set_errno(job->err, errno, "Could not write '%s'", job->shown)
+                              : 0;
+}
+
+int digest_co_complete(int fd, const char *shown, volatile sig_atomic_t *stop,
+                       char ret_hex[static SHA256_HEX_SIZE], uint64_t *ret_size, uint64_t *stored,
+                       struct error *err)
+{
+    ERROR_AUTO(sync_err);
+    const struct file_job file = {.fd = fd, .shown = shown, .ret_hex = ret_hex, .stop = stop};
+    struct completion_job jobs[] = {{file, file_job_run}, {file, sync_file_job_run}};
+    struct stat st;
+    int r;
+
+    jobs[0].file.err = err;
+    jobs[1].file.err = &sync_err;
+    r = loop_co_offload_all(run_completion_job, jobs, sizeof(jobs[0]), ARRAY_SIZE(jobs));
+    if (error_is_set(&sync_err)) {
+        error_clear(err);
+        error_move(err, &sync_err);
+    }
+    if (r == 0 && fstat(fd, &st) < 0) {
+        r = error_set_errno(err, errno, "Could not inspect '%s'", shown);
+    }
+    if (r == 0) {
+        *ret_size = jobs[0].file.size;
+        *stored += (uint64_t)st.st_blocks * 512;
     }
     return r;
 }

@@ -5,7 +5,6 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "backup/file_copy.h"
@@ -32,6 +31,7 @@ static int make_layer_files(struct layer_writer *w, const struct repository_draf
     if (w->image_fd < 0) {
         return w->image_fd;
     }
+    w->writeback.fd = w->image_fd;
     w->sums_fd = files_create_at(draft->fd, REPOSITORY_SUMS, w->sums, err);
     if (w->sums_fd < 0) {
         return w->sums_fd;
@@ -167,41 +167,29 @@ int layer_writer_co_write(struct layer_writer *w, uint64_t offset, uint8_t *data
     } else if (w->based) {
         r = block_co_write_zeroes(edge, offset, size, BLOCK_REQ_MAY_UNMAP);
     } /* else: a new image without a backing file reads as zeroes */
-    return r < 0 ? error_set_errno(err, -r, "Could not write '%s' at offset %" PRIu64, w->image,
-                                   offset)
-                 : 0;
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not write '%s' at offset %" PRIu64, w->image,
+                               offset);
+    }
+    if (!w->based) {
+        writeback_co_push_all(&w->writeback);
+    }
+    return 0;
 }
 
 static int co_close_layer_image(struct layer_writer *w, struct error *err)
 {
-    int r = block_co_flush(block_root_edge(w->root));
+    int r = block_co_inactivate(w->node, err);
 
     if (r < 0) {
         error_set_errno(err, -r, "Could not write '%s'", w->image);
     }
-    UNLESS_FAILED(r, block_co_inactivate(w->node, err));
     block_co_root_release(w->root);
     block_co_unref(w->node);
     w->root = NULL;
     w->node = NULL;
     files_name_in_error(err, w->image_fd, w->image);
     return r;
-}
-
-static int sync_layer_file(void *arg)
-{
-    return fsync(*(const int *)arg) < 0 ? -errno : 0;
-}
-
-static int add_blocks(int fd, const char *shown, uint64_t *sum, struct error *err)
-{
-    struct stat st;
-
-    if (fstat(fd, &st) < 0) {
-        return error_set_errno(err, errno, "Could not inspect '%s'", shown);
-    }
-    *sum += (uint64_t)st.st_blocks * 512;
-    return 0;
 }
 
 int layer_writer_co_finish(struct layer_writer *w, volatile sig_atomic_t *stop, struct manifest *m,
@@ -213,16 +201,14 @@ int layer_writer_co_finish(struct layer_writer *w, volatile sig_atomic_t *stop, 
         return r;
     }
     r = sums_write_finish(w->sums_file, &w->runs, w->disk_size);
-    UNLESS_FAILED(r, loop_co_offload(sync_layer_file, &w->sums_fd));
-    UNLESS_FAILED(r, loop_co_offload(sync_layer_file, &w->image_fd));
     if (r < 0) {
         return error_set_errno(err, -r, "Could not write '%s'", w->sums);
     }
-    r = digest_co_file(w->image_fd, w->image, stop, m->image_sha256, &m->image_size, err);
-    UNLESS_FAILED(r, digest_co_file(w->sums_fd, w->sums, stop, m->sums_sha256, &m->sums_size, err));
     m->stored = 0;
-    UNLESS_FAILED(r, add_blocks(w->image_fd, w->image, &m->stored, err));
-    UNLESS_FAILED(r, add_blocks(w->sums_fd, w->sums, &m->stored, err));
+    r = digest_co_complete(w->image_fd, w->image, stop, m->image_sha256, &m->image_size, &m->stored,
+                           err);
+    UNLESS_FAILED(r, digest_co_complete(w->sums_fd, w->sums, stop, m->sums_sha256, &m->sums_size,
+                                        &m->stored, err));
     return r;
 }
 

@@ -11,6 +11,7 @@
 #include "backup/chain.h"
 #include "backup/manifest.h"
 #include "backup/repository.h"
+#include "backup/writeback.h"
 
 struct layer_writer {
     bool full;
@@ -23,6 +24,7 @@ struct layer_writer {
     struct block_node *node;
     struct block_root *root;
     struct sums_runs runs;
+    struct writeback writeback; /* of an image that did not begin as a copy */
 };
 
 /* An image that is copied first, and then written over. */

@@ -9,6 +9,7 @@
 
 #include "backup/pull_internal.h"
 #include "backup/stored_node.h"
+#include "backup/writeback.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/iov.h"
@@ -32,8 +33,9 @@ struct pull {
     struct block_root *root;
     struct progress progress;
     uint64_t moved;
-    uint64_t stored;    /* clusters that differ from the parent */
-    struct pacer pacer; /* of reads */
+    uint64_t stored;            /* clusters that differ from the parent */
+    struct pacer pacer;         /* of reads */
+    struct writeback writeback; /* of the image */
     int64_t watched_ns;
     struct error *err; /* gets the first failure */
     int status;
@@ -167,6 +169,7 @@ static int co_pull_data(struct pull *p, const struct pull_chunk *chunk, uint8_t 
     if (r < 0) {
         return fail_write(p, r, p->config->image_path, offset);
     }
+    writeback_co_push_all(&p->writeback);
     r = is_all_the_same(kinds, chunk->count)
             ? 0
             : sums_write_digests(p->sums, chunk->slot, digests, chunk->count);
@@ -293,17 +296,11 @@ static int co_make_backup_image(struct pull *p)
     return r;
 }
 
-static int sync_job_run(void *arg)
-{
-    return fsync(*(const int *)arg) < 0 ? -errno : 0;
-}
-
 static int co_finish_pull(struct pull *p)
 {
     struct sums_runs runs = {0};
-    int r = block_co_flush(block_root_edge(p->root));
+    int r = block_co_inactivate(p->node, p->err);
 
-    UNLESS_FAILED(r, block_co_inactivate(p->node, p->err));
     if (r < 0) {
         return error_set_errno(p->err, -r, "Could not write '%s'", p->config->image_path);
     }
@@ -313,7 +310,6 @@ static int co_finish_pull(struct pull *p)
         p->stored = runs.digests;
     }
     UNLESS_FAILED(r, sums_write_finish(p->sums, &runs, p->config->disk_size));
-    UNLESS_FAILED(r, loop_co_offload(sync_job_run, (void *)&p->config->sums_fd));
     sums_runs_clear(&runs);
     if (r < 0) {
         return error_set_errno(p->err, -r, "Could not write '%s'", p->config->sums_path);
@@ -331,7 +327,10 @@ static void co_close_image(struct pull *p)
 
 int pull_co_run(const struct pull_config *config, struct pull_result *ret_result, struct error *err)
 {
-    struct pull p = {.config = config, .pacer = {.rate = config->rate}, .err = err};
+    struct pull p = {.config = config,
+                     .pacer = {.rate = config->rate},
+                     .writeback = {.fd = config->image_fd},
+                     .err = err};
     uint64_t clusters = 0;
     int r = pull_co_plan_areas(config, &p.plan, err);
 

@@ -53,8 +53,8 @@ struct pull_result {
 };
 
 /*
- * Pull. On success both files are complete and synced; on failure the caller removes them. -EINTR:
- * stopped.
+ * Pull. On success both files are complete, and the caller syncs them (digest_co_complete()); on
+ * failure the caller removes them. -EINTR: stopped.
  */
 int pull_co_run(const struct pull_config *config, struct pull_result *ret_result,
                 struct error *err);

@@ -9,6 +9,7 @@
 #include "backup/chain.h"
 #include "backup/restore_internal.h"
 #include "backup/target.h"
+#include "backup/writeback.h"
 #include "base/cleanup.h"
 #include "base/iov.h"
 #include "block/gate.h"
@@ -22,8 +23,20 @@ struct restore {
     struct block_node *node;
     struct block_root *root;
     uint64_t written;
+    struct writeback writeback;
     struct progress progress;
 };
+
+/* Up to `end` of the disk about all is written. */
+static void co_write_back(struct restore *restore, uint64_t end)
+{
+    restore->writeback.fd = restore->target.fd;
+    if (strcmp(restore->options->format, "raw") == 0) {
+        writeback_co_push(&restore->writeback, end);
+    } else {
+        writeback_co_push_all(&restore->writeback);
+    }
+}
 
 static int co_sink(void *arg, uint64_t offset, uint8_t *data, uint64_t size, struct error *err)
 {
@@ -40,9 +53,14 @@ static int co_sink(void *arg, uint64_t offset, uint8_t *data, uint64_t size, str
         /* A new file reads as zeroes, so zeroes need not be written. */
         r = block_co_write_zeroes(edge, offset, size, BLOCK_REQ_MAY_UNMAP);
     }
-    return r < 0 ? error_set_errno(err, -r, "Could not write '%s' at offset %" PRIu64,
-                                   restore->target.name, offset)
-                 : 0;
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not write '%s' at offset %" PRIu64,
+                               restore->target.name, offset);
+    }
+    if (data && restore->target.kind != TARGET_NBD) {
+        co_write_back(restore, offset + size);
+    }
+    return 0;
 }
 
 static int co_open_target_node(struct restore *r, struct error *err)

@@ -256,6 +256,18 @@ static void limit_caches(struct options *opts, bool read_only)
     options_set_uint(opts, "refcount-cache-size", UINT64_C(4) * BACKUP_CLUSTER_SIZE);
 }
 
+/* Of an image that nobody else sees: what is in it counts when the whole file was synced. */
+static void set_draft_options(struct options *opts)
+{
+    struct options *cache = options_new();
+
+    options_set_str(opts, "discard", "unmap");
+    if (cache) {
+        options_set_bool(cache, "no-flush", true);
+        options_set_child(opts, "cache", cache);
+    }
+}
+
 /* The image in a file that is open as a node, whose reference goes over to it. */
 static int co_open_above(struct block_node *file, bool read_only, struct block_node **ret_node,
                          struct error *err)
@@ -271,7 +283,7 @@ static int co_open_above(struct block_node *file, bool read_only, struct block_n
     options_set_bool(opts, "read-only", read_only);
     limit_caches(opts, read_only);
     if (!read_only) {
-        options_set_str(opts, "discard", "unmap");
+        set_draft_options(opts);
     }
     options_set_str(opts, "file", block_node_name(file));
     r = block_co_open(opts, BLOCK_OPEN_NO_BACKING | (read_only ? 0 : BLOCK_OPEN_RDWR), ret_node,
@@ -296,7 +308,7 @@ static int co_open_plain(const struct stored_image *image, bool read_only,
     options_set_bool(opts, "read-only", read_only);
     limit_caches(opts, read_only);
     if (!read_only) {
-        options_set_str(opts, "discard", "unmap");
+        set_draft_options(opts);
     }
     options_set_str(file, "driver", "file");
     options_set_str(file, "filename", self);

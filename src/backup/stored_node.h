@@ -24,7 +24,8 @@ struct stored_image {
 
 /*
  * Make a qcow2 image in an empty file, and open it for writing. The backing file is never opened:
- * it is not read, however long the chain, and whatever the name may be.
+ * it is not read, however long the chain, and whatever the name may be. No flush syncs an image
+ * that was opened for writing: the caller syncs the file when the image is inactive.
  */
 int stored_node_co_create(const struct stored_image *image, struct block_node **ret_node,
                           struct error *err);

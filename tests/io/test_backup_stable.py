@@ -70,6 +70,24 @@ class Order(BackupCase):
             ["disk.qcow2", "checksums", "manifest.json", os.path.basename(draft)],
         )  # fmt: skip
 
+    def test_a_file_that_is_not_stable_is_no_backup(self):
+        self.write_random(0, MIB)
+        self.backup()
+        root = os.path.realpath(self.repository)
+        for name in ("disk.qcow2", "checksums"):
+            paths = []
+            for seconds in range(60):
+                ident = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() + seconds))
+                for number in ("", "-2", "-3"):
+                    draft = f".tidemark-tmp-{ident}{number}"
+                    paths += ["-P", os.path.join(root, draft, name)]
+            result = run("strace", "-f", "-o", os.devnull, *paths, "-e", "trace=fsync",
+                         "-e", "inject=fsync:error=EIO", *self.backup_words("--full"),
+                         env={**os.environ, "TIDEMARK_LOOP": "epoll"}, check=False)  # fmt: skip
+            self.assertEqual(result.returncode, 1)
+            self.assertRegex(result.stderr, f"Could not write '.*/{name}': Input/output error")
+            self.assertEqual(len(self.list_backups()), 1)
+
     def test_a_new_directory_is_stable_before_it_is_a_repository(self):
         image = self.path("image.raw")
         with open(image, "wb") as f:
