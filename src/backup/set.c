@@ -453,6 +453,31 @@ int set_read_unproved(const char *root, const char *id, struct set *ret_set, str
                          : r;
 }
 
+static bool set_is_damaged(const struct set *s)
+{
+    return s->damaged || set_problem_disk(s);
+}
+
+void set_list_drop_removed(struct set_list *list, const char *root)
+{
+    char *shown AUTO_FREE = NULL;
+    int sets AUTO_CLOSE = open_sets(root, &shown, NULL);
+    size_t kept = 0;
+    struct stat st;
+
+    for (size_t i = 0; sets >= 0 && i < list->count; i++) {
+        struct set *s = &list->list[i];
+
+        if (set_is_damaged(s) && fstatat(sets, s->id, &st, AT_SYMLINK_NOFOLLOW) < 0 &&
+            errno == ENOENT) {
+            set_clear(s);
+        } else {
+            list->list[kept++] = *s;
+        }
+    }
+    list->count = sets < 0 ? list->count : kept;
+}
+
 static int compare_sets(const void *a, const void *b)
 {
     const struct set *x = a, *y = b;
@@ -494,6 +519,7 @@ int set_read_all(const char *root, struct set_list *ret_list, struct error *err)
         set_list_clear(&all);
         return r;
     }
+    set_list_drop_removed(&all, root);
     if (all.count > 1) {
         qsort(all.list, all.count, sizeof(*all.list), compare_sets);
     }

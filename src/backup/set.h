@@ -117,6 +117,11 @@ int set_read_all(const char *root, struct set_list *ret_list, struct error *err)
  * to be believed. -EBADMSG: its description is damaged; others as set_read_all().
  */
 int set_read_unproved(const char *root, const char *id, struct set *ret_set, struct error *err);
+/*
+ * Of sets that are damaged or not whole, forget those that are not there any more: a prune, which
+ * removes a set before its backups, did so after the list was read.
+ */
+void set_list_drop_removed(struct set_list *list, const char *root);
 /* Release what the list holds, and make it empty. */
 void set_list_clear(struct set_list *list);
 /*
@@ -125,8 +130,8 @@ void set_list_clear(struct set_list *list);
  */
 const struct set *set_find(const struct set_list *list, const char *id, struct error *err);
 /*
- * Find out which backups of the sets are gone, damaged, or of another set: `problem` of each. 0,
- * -ENOMEM, -ENOKEY, -EKEYREJECTED.
+ * Find out which backups of the sets are gone, damaged, or of another set: `problem` of each. Sets
+ * that were removed meanwhile leave the list. 0, -ENOMEM, -ENOKEY, -EKEYREJECTED.
  */
 int set_list_examine(struct set_list *list, const char *root, struct error *err);
 /*

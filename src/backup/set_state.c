@@ -138,6 +138,7 @@ int set_list_examine(struct set_list *list, const char *root, struct error *err)
         r = examine_set(&known, &list->list[i], err);
     }
     clear_known(&known);
+    set_list_drop_removed(list, root);
     return r;
 }
 

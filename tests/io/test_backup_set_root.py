@@ -4,10 +4,23 @@
 import hashlib
 import json
 import os
+import re
 import shutil
+import signal
+import subprocess
 
 from test_backup_set import CLUSTER, SetCase
-from tidemark import run, tool
+from tidemark import run, tool, wait_until
+
+STOPPED = re.compile(r"^(\d+) +--- stopped by SIGSTOP", re.M)
+
+
+def read_text(path):
+    """What a program has written so far."""
+    if not os.path.exists(path):
+        return ""
+    with open(path, encoding="utf-8", errors="replace") as f:
+        return f.read()
 
 
 class Roots(SetCase):
@@ -167,6 +180,25 @@ class Verify(Roots):
         said = self.ask("verify", self.repository, status=2)
         self.assertEqual([s["id"] for s in said if not s["sound"]], [self.set_id(1)])
         self.assertEqual([s["directory"] for s in said if not s["sound"]], ["sets"])
+
+
+    def test_sets_that_a_prune_removes_meanwhile(self):
+        self.start()
+        self.take(3)
+        root, log = os.path.realpath(self.repository), self.path("strace.log")
+        # It stops when the sets are read, and the backups of the first disk are not.
+        with subprocess.Popen(
+            ["strace", "-f", "-o", log, "-P", os.path.join(root, "a"), "-e", "trace=getdents64",
+             "-e", "inject=getdents64:signal=SIGSTOP:when=1",
+             *tool("verify"), "--output=json", root],
+            stdout=subprocess.PIPE, text=True,
+        ) as verify:  # fmt: skip
+            stopped = wait_until(lambda: STOPPED.search(read_text(log)), "the stop of the program")
+            self.ask("prune", "--keep-last=1", root)
+            os.kill(int(stopped.group(1)), signal.SIGCONT)
+            output = verify.communicate(timeout=60)[0]
+        self.assertEqual(verify.returncode, 0, output)
+        self.assertEqual({b["directory"] for b in json.loads(output)}, {"a", "b"})
 
 
 class Copy(Roots):
