@@ -326,7 +326,35 @@ static void clear_entries(struct repository *r)
     r->count = 0;
 }
 
-static int load_entries(struct repository *repository, struct error *err)
+/* The ids of the backups in a directory. */
+struct id_list {
+    char (*list)[BACKUP_ID_SIZE];
+    size_t count, capacity;
+};
+
+static int add_id(struct id_list *ids, const char *id)
+{
+    if (ids->count == ids->capacity) {
+        size_t capacity = ids->capacity ? 2 * ids->capacity : 64;
+        char(*list)[BACKUP_ID_SIZE] = realloc(ids->list, capacity * sizeof(*list));
+
+        if (!list) {
+            return -ENOMEM;
+        }
+        ids->list = list;
+        ids->capacity = capacity;
+    }
+    memcpy(ids->list[ids->count++], id, strlen(id) + 1);
+    return 0;
+}
+
+static int compare_ids(const void *a, const void *b)
+{
+    return strcmp(a, b);
+}
+
+/* Find the ids, ascending; one that is being replaced is there twice. */
+static int list_ids(const struct repository *repository, struct id_list *ids, struct error *err)
 {
     int fd = files_open_dir_at(repository->fd, ".", repository->path, err);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
@@ -346,12 +374,28 @@ static int load_entries(struct repository *repository, struct error *err)
                           : 0;
         const char *id = d->d_name + skip;
 
-        if (backup_id_is_valid(id) && !repository_get(repository, id) &&
-            !set_is_at(repository->fd, d->d_name)) {
-            r = add_entry(repository, id, err);
+        if (backup_id_is_valid(id) && !set_is_at(repository->fd, d->d_name)) {
+            r = add_id(ids, id);
         }
     }
     closedir(dir);
+    if (ids->count > 0) {
+        qsort(ids->list, ids->count, sizeof(*ids->list), compare_ids);
+    }
+    return r < 0 ? error_out_of_memory(err) : 0;
+}
+
+static int load_entries(struct repository *repository, struct error *err)
+{
+    struct id_list ids = {0};
+    int r = list_ids(repository, &ids, err);
+
+    for (size_t i = 0; r == 0 && i < ids.count; i++) {
+        if (i == 0 || strcmp(ids.list[i - 1], ids.list[i]) != 0) {
+            r = add_entry(repository, ids.list[i], err);
+        }
+    }
+    free(ids.list);
     sort_entries(repository);
     return r;
 }

@@ -19,7 +19,9 @@
 #include "backup/volumes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/list.h"
 #include "base/log.h"
+#include "base/name_index.h"
 #include "co/sync.h"
 
 #define DISK_NAME "disk.raw"
@@ -55,6 +57,8 @@ struct view_node {
     char *name;
     struct view_node **children;
     size_t count;
+    struct name_index names; /* of the children */
+    struct name_entry entry; /* in the parent's */
     int64_t mtime;
     uint64_t offset, size; /* of an image */
     char *text; /* contents; target of a link; directory of a repository or of sets. Or NULL */
@@ -84,6 +88,7 @@ static void node_free(struct view_node *n)
     if (n) {
         free(n->name);
         free(n->children);
+        free(n->names.buckets);
         free(n->text);
         free(n);
     }
@@ -129,22 +134,23 @@ static struct view_node *new_node(struct backup_view *v, struct view_node *paren
         node_free(n);
         return NULL;
     }
+    if (parent) {
+        name_index_add(&parent->names, &n->entry, n->name);
+    }
     return n;
 }
 
-static struct view_node *find_child(const struct view_node *n, const char *name, size_t size)
+static struct view_node *find_child(const struct view_node *n, const char *name)
 {
-    for (size_t i = 0; i < n->count; i++) {
-        if (strlen(n->children[i]->name) == size && memcmp(n->children[i]->name, name, size) == 0) {
-            return n->children[i];
-        }
-    }
-    return NULL;
+    struct name_entry *found = name_index_find(&n->names, name);
+
+    return found ? container_of(found, struct view_node, entry) : NULL;
 }
 
 /* What has had the name is another thing now. */
 static void lose_name(struct view_node *n)
 {
+    name_index_remove(&n->parent->names, &n->entry);
     n->name[0] = '\0';
     n->is_gone = true;
 }
@@ -153,7 +159,7 @@ static void lose_name(struct view_node *n)
 static struct view_node *need_child(struct backup_view *v, struct view_node *n, enum view_kind kind,
                                     const char *name)
 {
-    struct view_node *child = find_child(n, name, strlen(name));
+    struct view_node *child = find_child(n, name);
 
     if (child && child->kind != kind) {
         lose_name(child);
@@ -208,7 +214,7 @@ static void forget_children(struct view_node *n)
 static int need_problem(struct backup_view *v, struct view_node *n, const char *problem)
 {
     char *text AUTO_FREE = NULL;
-    struct view_node *known = find_child(n, PROBLEM_NAME, strlen(PROBLEM_NAME));
+    struct view_node *known = find_child(n, PROBLEM_NAME);
 
     forget_children(n);
     if (asprintf(&text, "%s\n", problem) < 0) {
@@ -223,7 +229,7 @@ static int need_problem(struct backup_view *v, struct view_node *n, const char *
 
 static void end_problem(struct view_node *n)
 {
-    struct view_node *known = find_child(n, PROBLEM_NAME, strlen(PROBLEM_NAME));
+    struct view_node *known = find_child(n, PROBLEM_NAME);
 
     if (known) {
         lose_name(known);
@@ -246,7 +252,7 @@ static int refresh_backup(struct backup_view *v, struct view_node *parent,
         return need_problem(v, n, e->problem);
     }
     seconds = MAX(backup_moment_seconds(&e->manifest.end), 0);
-    image = find_child(n, DISK_NAME, strlen(DISK_NAME));
+    image = find_child(n, DISK_NAME);
     if (!image || image->is_gone || image->size != e->manifest.virtual_size ||
         n->mtime != seconds) {
         /* It was damaged, or is another one. */
@@ -524,7 +530,7 @@ static int co_examine_locked(struct backup_view *v, struct view_node *n)
 /* Find the partitions. Where the table can't be read there is the image of the disk alone. */
 static void co_examine(struct backup_view *v, struct view_node *n)
 {
-    struct view_node *image = find_child(n, DISK_NAME, strlen(DISK_NAME));
+    struct view_node *image = find_child(n, DISK_NAME);
 
     if (!image || image->is_gone) {
         return;
@@ -579,7 +585,7 @@ static int view_co_find(void *arg, uint64_t directory, const char *name,
     if (!n || view_type_of(n) != S_IFDIR) {
         return n ? -ENOTDIR : -ENOENT;
     }
-    child = find_child(n, name, strlen(name));
+    child = find_child(n, name);
     if (!child || child->is_gone) {
         if (n->kind == VIEW_BACKUP) {
             if (strncmp(name, PARTITION_NAME, strlen(PARTITION_NAME)) == 0) {
@@ -588,7 +594,7 @@ static int view_co_find(void *arg, uint64_t directory, const char *name,
         } else {
             r = refresh(v, n);
         }
-        child = r == 0 ? find_child(n, name, strlen(name)) : NULL;
+        child = r == 0 ? find_child(n, name) : NULL;
     }
     if (!child || child->is_gone) {
         return r < 0 ? r : -ENOENT;
