@@ -118,6 +118,15 @@ class TwoFileSystems(FilesCase):
         self.files("--partition=1", "/", "--to", self.out)
         self.assertTrue(self.content("EFI", "big") == self.big)
 
+    def test_what_is_taken_is_stable(self):
+        words = [*tool("files"), self.repository, "--partition", "2", "/etc", "--to"]
+        os.mkdir(self.path("lost"))
+        result = run("strace", "-f", "-o", os.devnull, "-e", "trace=syncfs",
+                     "-e", "inject=syncfs:error=EIO", *words, self.path("lost"),
+                     check=False)  # fmt: skip
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(f"Could not write to '{self.path('lost')}'", result.stderr)
+
     def test_nothing_is_replaced(self):
         self.files("--partition=2", "/etc/fstab", "--to", self.out)
         for path in "/etc/fstab", "/etc/deep":

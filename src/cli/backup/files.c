@@ -356,11 +356,16 @@ static int take_path(struct files_face *f, const struct guest_volume *v, struct 
         return to;
     }
     if (e->name) {
-        return take_entries(f, v, &one, to, 0, err);
+        r = take_entries(f, v, &one, to, 0, err);
+    } else {
+        r = v->driver->list(v, e, &all, err); /* the root directory has no name */
+        UNLESS_FAILED(r, take_entries(f, v, &all, to, 0, err));
+        guest_entries_clear(&all);
     }
-    r = v->driver->list(v, e, &all, err); /* the root directory has no name */
-    UNLESS_FAILED(r, take_entries(f, v, &all, to, 0, err));
-    guest_entries_clear(&all);
+    /* All files by one call, as there may be thousands. */
+    if (r == 0 && syncfs(to) < 0) {
+        r = error_set_errno(err, errno, "Could not write to '%s'", f->to);
+    }
     return r;
 }
 
