@@ -90,7 +90,7 @@ guest: need-build need-guest
 	@$(call build,,release,programs)
 	@TIDEMARK_BUILD=$(CURDIR)/build TIDEMARK_SOURCE=$(CURDIR) PYTHONPATH=tests/lib \
 	    python3 -B -m unittest nbd_guest
-	@tools/guest-proof --build build
+	@tools/guest-proof --build build $(GUEST_ARGS)
 
 # Planted faults; MUTANTS_ARGS for some of them, as in --layer qcow2,nbd.
 mutants: need-build need-test
