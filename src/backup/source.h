@@ -155,14 +155,25 @@ const struct source_bitmap *source_bitmap(const struct source *source, const cha
  */
 char *source_new_bitmap_name(const char *repository, const char *id);
 
-/* --- for source.c: the kinds --- */
+/* --- for source_open.c: the kinds --- */
 
-/* As source_co_open(), for disks of a daemon. */
-int source_daemon_co_open(const struct source_options *options, struct source ***ret_list,
-                          size_t *ret_count, struct error *err);
-/* As source_co_open(), for disks of a libvirt domain. */
-int source_libvirt_co_open(const struct source_options *options, struct source ***ret_list,
-                           size_t *ret_count, struct error *err);
+struct source_list {
+    struct source **list;
+    size_t count;
+};
+
+/* Append a source, which the list owns then. 0 or -ENOMEM. */
+int source_list_add(struct source_list *list, struct source *source);
+
+/*
+ * Open the disks of a daemon. *list, empty at first, gets the sources; also after a failure they
+ * are to be closed, and the list is to be freed, by the caller.
+ */
+int source_daemon_co_open(const struct source_options *options, struct source_list *list,
+                          struct error *err);
+/* The same for disks of a libvirt domain; does not yield. */
+int source_libvirt_open(const struct source_options *options, struct source_list *list,
+                        struct error *err);
 /* An image that no program writes to; nothing is opened before co_inspect(). */
 int source_image_new(const struct source_options *options, struct source **ret_source,
                      struct error *err);

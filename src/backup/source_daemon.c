@@ -467,15 +467,12 @@ static const struct source_ops daemon_source_ops = {
 /* --- opening --- */
 
 static int add_disk(const struct source_options *options, struct daemon_connection *c,
-                    const char *name, struct source ***list, size_t *count, struct error *err)
+                    const char *name, struct source_list *list, struct error *err)
 {
-    struct source **grown;
-    struct daemon_source *s;
+    struct daemon_source *s = calloc(1, sizeof(*s));
 
-    grown = realloc(*list, (*count + 1) * sizeof(struct source *));
-    s = grown ? calloc(1, sizeof(*s)) : NULL;
-    *list = grown ? grown : *list;
-    if (!s) {
+    if (!s || source_list_add(list, &s->source) < 0) {
+        free(s);
         return error_out_of_memory(err);
     }
     s->source = (struct source){.ops = &daemon_source_ops, .name = strdup(name)};
@@ -486,13 +483,12 @@ static int add_disk(const struct source_options *options, struct daemon_connecti
     s->fleece = FLEECE_INIT;
     s->server_fd = -1;
     c->users++;
-    (*list)[(*count)++] = &s->source;
     return s->source.name ? 0 : error_out_of_memory(err);
 }
 
 /* Devices of a machine, by the names of the guest's devices where they have some. */
 static int co_add_devices(const struct source_options *options, struct daemon_connection *c,
-                          struct source ***list, size_t *count, struct error *err)
+                          struct source_list *list, struct error *err)
 {
     struct json_object *devices = NULL, *inserted, *ro;
     int r = 0;
@@ -510,17 +506,16 @@ static int co_add_devices(const struct source_options *options, struct daemon_co
             (json_object_object_get_ex(inserted, "ro", &ro) && json_object_get_boolean(ro))) {
             continue;
         }
-        r = add_disk(options, c, name[0] ? name : source_string(inserted, "node-name"), list, count,
-                     err);
+        r = add_disk(options, c, name[0] ? name : source_string(inserted, "node-name"), list, err);
     }
     json_object_put(devices);
     return r;
 }
 
-static bool has_disk(struct source *const *list, size_t count, const char *name)
+static bool has_disk(const struct source_list *list, const char *name)
 {
-    for (size_t i = 0; i < count; i++) {
-        if (strcmp(list[i]->name, name) == 0) {
+    for (size_t i = 0; i < list->count; i++) {
+        if (strcmp(list->list[i]->name, name) == 0) {
             return true;
         }
     }
@@ -529,7 +524,7 @@ static bool has_disk(struct source *const *list, size_t count, const char *name)
 
 /* A storage daemon has no devices: its disks are what it exports, maybe through our filter. */
 static int co_add_exported(const struct source_options *options, struct daemon_connection *c,
-                           struct source ***list, size_t *count, struct error *err)
+                           struct source_list *list, struct error *err)
 {
     struct json_object *exports = NULL, *nodes = NULL;
     char ignored[REPOSITORY_ID_SIZE];
@@ -541,8 +536,8 @@ static int co_add_exported(const struct source_options *options, struct daemon_c
         const char *node = daemon_skip_own_filter(nodes, source_string(e, "node-name"));
 
         if (strncmp(source_string(e, "id"), SOURCE_PREFIX, strlen(SOURCE_PREFIX)) != 0 &&
-            !source_name_repository(node, ignored) && !has_disk(*list, *count, node)) {
-            r = add_disk(options, c, node, list, count, err);
+            !source_name_repository(node, ignored) && !has_disk(list, node)) {
+            r = add_disk(options, c, node, list, err);
         }
     }
     json_object_put(exports);
@@ -551,33 +546,29 @@ static int co_add_exported(const struct source_options *options, struct daemon_c
 }
 
 static int co_add_disks(const struct source_options *options, struct daemon_connection *c,
-                        struct source ***list, size_t *count, struct error *err)
+                        struct source_list *list, struct error *err)
 {
     int r = 0;
 
     for (size_t i = 0; r == 0 && i < options->node_count; i++) {
-        r = has_disk(*list, *count, options->nodes[i])
-                ? error_set(err, EINVAL, "Disk '%s' is named twice", options->nodes[i])
-                : add_disk(options, c, options->nodes[i], list, count, err);
+        r = add_disk(options, c, options->nodes[i], list, err);
     }
     if (options->node_count > 0) {
         return r;
     }
-    r = co_add_devices(options, c, list, count, err);
-    if (r == 0 && *count == 0) {
-        r = co_add_exported(options, c, list, count, err);
+    r = co_add_devices(options, c, list, err);
+    if (r == 0 && list->count == 0) {
+        r = co_add_exported(options, c, list, err);
     }
-    return r == 0 && *count == 0
+    return r == 0 && list->count == 0
                ? error_set(err, ENOENT, "The machine at '%s' has no disks", options->qmp_socket)
                : r;
 }
 
-int source_daemon_co_open(const struct source_options *options, struct source ***ret_list,
-                          size_t *ret_count, struct error *err)
+int source_daemon_co_open(const struct source_options *options, struct source_list *list,
+                          struct error *err)
 {
     struct daemon_connection *c = calloc(1, sizeof(*c));
-    struct source **list = NULL;
-    size_t count = 0;
     int r;
 
     if (!c) {
@@ -591,18 +582,9 @@ int source_daemon_co_open(const struct source_options *options, struct source **
                       options->qmp_socket);
         error_hint(err, "Run the backup there, and copy it here with 'tidemark copy'.");
     }
-    UNLESS_FAILED(r, co_add_disks(options, c, &list, &count, err));
+    UNLESS_FAILED(r, co_add_disks(options, c, list, err));
     close_connection(c);
-    if (r < 0) {
-        for (size_t i = 0; i < count; i++) {
-            source_co_close(list[i]);
-        }
-        free(list);
-        return r;
-    }
-    *ret_list = list;
-    *ret_count = count;
-    return 0;
+    return r;
 }
 
 /* --- without a run --- */

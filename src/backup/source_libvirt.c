@@ -491,27 +491,24 @@ static const struct source_ops libvirt_source_ops = {
 /* --- opening --- */
 
 static int add_libvirt_disk(const struct source_options *options, struct libvirt_domain *d,
-                            const char *name, struct source ***list, size_t *count,
-                            struct error *err)
+                            const char *name, struct source_list *list, struct error *err)
 {
-    struct source **grown = realloc(*list, (*count + 1) * sizeof(struct source *));
-    struct libvirt_source *s = grown ? calloc(1, sizeof(*s)) : NULL;
+    struct libvirt_source *s = calloc(1, sizeof(*s));
 
-    *list = grown ? grown : *list;
-    if (!s) {
+    if (!s || source_list_add(list, &s->source) < 0) {
+        free(s);
         return error_out_of_memory(err);
     }
     s->source = (struct source){.ops = &libvirt_source_ops, .name = strdup(name)};
     s->options = options;
     s->owner = d;
     d->users++;
-    (*list)[(*count)++] = &s->source;
     return s->source.name ? 0 : error_out_of_memory(err);
 }
 
 /* All disks that the machine can write; no CD-ROMs and floppies. */
 static int add_all_disks(const struct source_options *options, struct libvirt_domain *d,
-                         struct source ***list, size_t *count, struct error *err)
+                         struct source_list *list, struct error *err)
 {
     const char *pos = d->xml, *start, *end;
     int r = 0;
@@ -523,10 +520,10 @@ static int add_all_disks(const struct source_options *options, struct libvirt_do
         bool is_empty = memmem(start, (size_t)(end - start), "<source ", 8) == NULL;
 
         if (name && device && strcmp(device, "disk") == 0 && !is_read_only && !is_empty) {
-            r = add_libvirt_disk(options, d, name, list, count, err);
+            r = add_libvirt_disk(options, d, name, list, err);
         }
     }
-    return r == 0 && *count == 0
+    return r == 0 && list->count == 0
                ? error_set(err, ENOENT, "Domain '%s' has no disks", options->domain)
                : r;
 }
@@ -564,12 +561,10 @@ static int open_domain(const struct source_options *options, struct libvirt_doma
     return 0;
 }
 
-int source_libvirt_co_open(const struct source_options *options, struct source ***ret_list,
-                           size_t *ret_count, struct error *err)
+int source_libvirt_open(const struct source_options *options, struct source_list *list,
+                        struct error *err)
 {
     struct libvirt_domain *d = calloc(1, sizeof(*d));
-    struct source **list = NULL;
-    size_t count = 0;
     int r;
 
     if (!d) {
@@ -579,20 +574,11 @@ int source_libvirt_co_open(const struct source_options *options, struct source *
     d->fleece = FLEECE_INIT;
     r = open_domain(options, d, err);
     for (size_t i = 0; r == 0 && i < options->node_count; i++) {
-        r = add_libvirt_disk(options, d, options->nodes[i], &list, &count, err);
+        r = add_libvirt_disk(options, d, options->nodes[i], list, err);
     }
     if (r == 0 && options->node_count == 0) {
-        r = add_all_disks(options, d, &list, &count, err);
+        r = add_all_disks(options, d, list, err);
     }
     close_domain(d);
-    if (r < 0) {
-        for (size_t i = 0; i < count; i++) {
-            source_co_close(list[i]);
-        }
-        free(list);
-        return r;
-    }
-    *ret_list = list;
-    *ret_count = count;
-    return 0;
+    return r;
 }

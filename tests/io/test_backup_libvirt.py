@@ -118,6 +118,8 @@ class TestDomain(LibvirtCase):
         self.assert_restores(manifest, self.models["vdb"])
         result = run(*self.backup_words("--node", "vdx"), check=False)
         self.assertIn("Domain 'guest1' has no disk 'vdx'", result.stderr)
+        result = run(*self.backup_words("--node", "vdb", "--node", "vdb"), check=False)
+        self.assertIn("Disk 'vdb' is named twice", result.stderr)
 
     def test_checkpoints_that_libvirt_has_lost_are_defined_again(self):
         self.write_to("vda", 0, MIB)
