@@ -12,7 +12,7 @@ int64_t pacer_take(struct pacer *p, uint64_t bytes, int64_t now_ns)
     int64_t start = MAX(now_ns, p->next_ns);
     double takes_ns;
 
-    if (p->rate == 0 || bytes == 0) {
+    if (p->rate == 0) {
         return 0;
     }
     takes_ns = (double)bytes * (double)NS_PER_SECOND / (double)p->rate;

@@ -17,7 +17,7 @@ struct pacer {
 
 /*
  * Reserve the time for `bytes` more. Returns how many nanoseconds the caller waits before it moves
- * them: 0 without a limit, or for no bytes.
+ * them: 0 without a limit. What moves no bytes waits for its turn as well.
  */
 int64_t pacer_take(struct pacer *p, uint64_t bytes, int64_t now_ns);
 

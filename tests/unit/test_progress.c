@@ -92,7 +92,7 @@ static void test_a_piece_puts_off_the_next_one(void **state)
 
     assert_int_equal(pacer_take(&p, 500, NS_PER_SECOND), 0);
     assert_int_equal(pacer_take(&p, 2000, NS_PER_SECOND), NS_PER_SECOND / 2);
-    assert_int_equal(pacer_take(&p, 0, NS_PER_SECOND), 0);
+    assert_int_equal(pacer_take(&p, 0, NS_PER_SECOND), NS_PER_SECOND * 5 / 2);
     assert_int_equal(pacer_take(&p, 1, NS_PER_SECOND * 2), NS_PER_SECOND * 3 / 2);
 }
 
