@@ -84,6 +84,7 @@ const char *block_perm_names(unsigned perm, char *buf, size_t buf_size);
  * do. Once, at start.
  */
 void block_use_qemu_names(bool use);
+bool block_uses_qemu_names(void);
 
 /* --- open and close --------------------------------------------------------------------------- */
 

@@ -162,6 +162,11 @@ void block_use_qemu_names(bool use)
     uses_qemu_names = use;
 }
 
+bool block_uses_qemu_names(void)
+{
+    return uses_qemu_names;
+}
+
 /* --- conflicts ------------------------------------------------------------------------------- */
 
 static bool is_export(const char *user)

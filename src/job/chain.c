@@ -252,8 +252,9 @@ int chain_co_guard(struct chain_guard *guard, const char *user, struct block_nod
     int r = 0;
 
     for (; (node = block_node_filter_or_backing(above)) != base && r == 0; above = node) {
-        /* Filters of users may need what their node shows. */
-        if (!block_node_is_filter(above)) {
+        /* Filters of users may need what their node shows, and those on the base show the base. */
+        if (!block_node_is_filter(above) &&
+            block_node_skip_filters(node) != block_node_skip_filters(base)) {
             r = co_add_guard(guard, user, node, err);
         }
     }

@@ -316,8 +316,7 @@ static const struct job_driver commit_driver = {
 
 /* --- start ------------------------------------------------------------------------------------ */
 
-/* Whether nobody sees a change when a node with the contents of `from` replaces `replaces`. */
-static bool may_replace(struct block_node *from, const struct block_node *replaces)
+bool mirror_may_replace(struct block_node *from, const struct block_node *replaces)
 {
     struct block_edge *edge = NULL;
 
@@ -327,11 +326,14 @@ static bool may_replace(struct block_node *from, const struct block_node *replac
     if (strcmp(block_node_format(from), "quorum") != 0) {
         struct block_node *below = block_node_filter_or_backing(from);
 
-        return block_node_is_filter(from) && below && may_replace(below, replaces);
+        return block_node_is_filter(from) && below && mirror_may_replace(below, replaces);
     }
     while ((edge = block_node_next_child(from, edge))) {
-        if (may_replace(block_edge_node(edge), replaces)) {
-            return true;
+        struct block_node *child = block_edge_node(edge);
+
+        /* The quorum sees no change if one child changes; other parents of the child would. */
+        if (mirror_may_replace(child, replaces)) {
+            return block_node_next_parent(child, block_node_next_parent(child, NULL)) == NULL;
         }
     }
     return false;
@@ -350,7 +352,7 @@ static int check_nodes(const struct mirror_params *p, struct error *err)
             return error_set(err, EINVAL, "Need a root block node");
         }
     }
-    if (p->replaces && !may_replace(p->source, p->replaces)) {
+    if (p->replaces && !mirror_may_replace(p->source, p->replaces)) {
         return error_set(err, EINVAL,
                          "Cannot replace '%s' by a node mirrored from '%s', because it cannot be "
                          "guaranteed that doing so would not lead to an abrupt change of visible "

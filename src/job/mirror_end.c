@@ -262,14 +262,16 @@ struct moves {
     size_t count;
 };
 
-/* A parent of `from` other than the filter; NULL: there is none. */
+/* A parent of `from` other than the filter and what is below the target; NULL: there is none. */
 static struct block_edge *find_target_user(const struct mirror *s, const struct block_node *from)
 {
     struct block_edge *edge = NULL;
+    const struct block_node *parent;
 
     do {
         edge = block_node_next_parent(from, edge);
-    } while (edge && block_edge_parent(edge) == s->filter);
+        parent = edge ? block_edge_parent(edge) : NULL;
+    } while (parent && (parent == s->filter || block_node_reaches(s->params.target, parent)));
     return edge;
 }
 
@@ -303,7 +305,9 @@ static int co_move_to_target(struct mirror *s, struct moves *moves, struct error
 
     mirror_top_set_stopped(s->top, true);
     if (!replaces || replaces == source) {
-        return co_move_users(s, s->filter, target, moves, err);
+        r = co_move_users(s, s->filter, target, moves, err);
+        /* Those that came meanwhile, below the filter. */
+        return UNLESS_FAILED(r, co_move_users(s, source, target, moves, err));
     }
     r = co_move_users(s, s->filter, source, moves, err);
     UNLESS_FAILED(r, co_move_users(s, replaces, target, moves, err));
@@ -321,13 +325,27 @@ static void co_move_users_back(struct mirror *s, const struct moves *moves)
     }
 }
 
+/* Parents may have come since the job began. */
+static int check_replaced(const struct mirror *s, struct error *err)
+{
+    const struct block_node *replaces = s->params.replaces;
+
+    return !replaces || mirror_may_replace(s->params.source, replaces)
+               ? 0
+               : error_set(err, EPERM,
+                           "Can no longer replace '%s' by '%s', because it can no longer be "
+                           "guaranteed that doing so would not lead to an abrupt change of "
+                           "visible data",
+                           block_node_name(replaces), block_node_name(s->params.target));
+}
+
 static int co_pivot(struct mirror *s, struct error *err)
 {
     const struct mirror_hooks *hooks = s->params.hooks;
     struct moves moves = {0};
-    int r = 0;
+    int r = check_replaced(s, err);
 
-    if (hooks && hooks->co_before_pivot) {
+    if (r >= 0 && hooks && hooks->co_before_pivot) {
         r = hooks->co_before_pivot(s->params.hooks_arg, err);
     }
     s->grows = block_node_size(s->params.target) != block_node_size(s->params.source);
@@ -485,6 +503,11 @@ int mirror_co_conclude(struct mirror *s, bool pivot, struct error *err)
     }
     if (r >= 0 && pivot) {
         r = co_pivot(s, err);
+        if (r == -EPERM && block_uses_qemu_names()) {
+            log_error("%s", error_message(err));
+            error_clear(err);
+            error_set(err, EPERM, "%s", strerror(EPERM)); /* QEMU's words */
+        }
     }
     if (r >= 0) {
         mirror_top_set_mode(s->top, MIRROR_TOP_OFF);

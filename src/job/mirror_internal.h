@@ -71,6 +71,11 @@ void mirror_free_buffers(struct mirror *s);
  */
 int mirror_co_insert(struct mirror *s, struct error *err);
 /*
+ * Whether nobody sees a change when a node with the contents of `from` replaces `replaces`. Does
+ * not yield.
+ */
+bool mirror_may_replace(struct block_node *from, const struct block_node *replaces);
+/*
  * The job ends without success: guests wait for the target no longer. What they write is recorded
  * still if the user's bitmap will say what the target has. Does not yield.
  */

@@ -53,6 +53,29 @@ class MiddleTest(CommitCase):
                 self.empty("c", "b")
                 self.assert_disk()
 
+    def test_a_filter_on_the_base_goes_with_the_images(self):
+        for name in "base", "mid", "top":
+            self.create(name, "2M")
+        tidemark.io(self.path("mid"), "write -P 1 64k 64k", fmt="qcow2")
+        chain = "".join(
+            f"{prefix}driver=qcow2,{prefix}node-name={name},{prefix}file.driver=file,"
+            f"{prefix}file.filename={self.path(name)},"
+            for name, prefix in (("top", ""), ("mid", "backing."), ("base", "backing.backing.file."))
+        )
+        self.server = self.daemon(
+            "--object", "throttle-group,id=g", "--blockdev",
+            chain + "backing.backing.driver=throttle,backing.backing.node-name=slow,"
+            "backing.backing.throttle-group=g",
+        )  # fmt: skip
+        qmp = self.server.qmp
+        qmp.command("block-commit", job_id="j", device="top", top_node="mid", base_node="base",
+                    backing_file=self.path("base"))  # fmt: skip
+        self.assertNotIn("error", qmp.wait_event("BLOCK_JOB_COMPLETED")["data"])
+        names = {n["node-name"] for n in qmp.command("query-named-block-nodes", flat=True)}
+        self.assertEqual({n for n in names if n[0] != "#"}, {"top", "base"})
+        self.server.stop()
+        tidemark.io(self.path("base"), "read -P 1 64k 64k", fmt="qcow2")
+
     def test_what_no_image_shows_of_a_larger_base_stays(self):
         for name, size in ("base", "4M"), ("mid", "2M"), ("top", "2M"):
             self.create(name, size)

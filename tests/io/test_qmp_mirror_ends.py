@@ -217,6 +217,54 @@ class Verbs(MirrorCase):
             self.assert_same(self.contents(path, "qcow2"), bytes(self.model))
 
 
+    def test_a_child_with_another_parent_is_not_replaced(self):
+        """Who uses a child of a quorum by itself would see other data."""
+        children = [self.make(n, "qcow2") for n in ("c0", "c1")]
+        self.server = self.daemon(
+            *self.blockdev("c0", children[0], "qcow2"),
+            *self.blockdev("c1", children[1], "qcow2"),
+            *self.blockdev("t", self.make("t", "qcow2"), "qcow2"),
+            "--blockdev",
+            "driver=quorum,node-name=q,vote-threshold=1,children.0=c0,children.1=c1",
+            "--nbd-server",
+            f"addr.type=unix,addr.path={self.nbd}",
+        )
+        self.qmp = self.server.qmp
+        self.qmp.command("block-export-add", id="e", type="nbd", node_name="c1")
+        self.assert_refused(
+            "Cannot replace 'c1' by a node mirrored from 'q', because it cannot be guaranteed that "
+            "doing so would not lead to an abrupt change of visible data",
+            device="q",
+            replaces="c1",
+        )
+        self.qmp.command("block-export-del", id="e", mode="hard")
+        self.qmp.wait_event("BLOCK_EXPORT_DELETED")
+        self.mirror(device="q", replaces="c1")
+        self.wait_ready()
+        self.qmp.command("block-export-add", id="e", type="nbd", node_name="c1")
+        self.qmp.command("job-complete", id="j")
+        self.assertEqual(
+            self.wait_end()["error"],
+            "Can no longer replace 'c1' by 't', because it can no longer be guaranteed that doing "
+            "so would not lead to an abrupt change of visible data",
+        )
+        self.qmp.command("blockdev-del", node_name="t")
+
+    def test_users_that_come_meanwhile_get_the_target(self):
+        """Also those of the source itself, below the filter of the job."""
+        self.start()
+        self.mirror()
+        self.wait_ready()
+        self.qmp.command("blockdev-add", driver="raw", node_name="late", file="s", read_only=True)
+        self.complete()
+        self.assertEqual(self.exported_node(), "t")
+        self.qmp.command("blockdev-del", node_name="s")
+        self.qmp.command("block-export-del", id="export", mode="hard")
+        self.qmp.wait_event("BLOCK_EXPORT_DELETED")
+        with self.assertRaisesRegex(QmpError, "Block device t is in use"):
+            self.qmp.command("blockdev-del", node_name="t")
+
+
 class Errors(MirrorCase):
     """blkdebug below the source or the target."""
 
