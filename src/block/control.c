@@ -14,6 +14,7 @@ enum control_op {
     OP_CHANGE_BACKING,
     OP_MAKE_EMPTY,
     OP_SNAPSHOT_CREATE,
+    OP_SNAPSHOT_CREATE_VM,
     OP_SNAPSHOT_APPLY,
     OP_SNAPSHOT_DELETE,
     OP_SNAPSHOT_LIST,
@@ -43,6 +44,7 @@ static const struct {
     [OP_CHANGE_BACKING] = OP(co_change_backing, false, "Operation not supported by format '@'"),
     [OP_MAKE_EMPTY] = OP(co_make_empty, true, "format '@' can't be emptied"),
     [OP_SNAPSHOT_CREATE] = OP(co_snapshot_create, false, "format '@' has no snapshots"),
+    [OP_SNAPSHOT_CREATE_VM] = OP(co_snapshot_create_vm, false, "format '@' has no snapshots"),
     [OP_SNAPSHOT_APPLY] = OP(co_snapshot_apply, true, "format '@' has no snapshots"),
     [OP_SNAPSHOT_DELETE] = OP(co_snapshot_delete, false, "format '@' has no snapshots"),
     [OP_SNAPSHOT_LIST] = OP(co_snapshot_list, false, "format '@' has no snapshots"),
@@ -263,6 +265,14 @@ int block_co_snapshot_create(struct block_node *node, const char *name, struct e
     return at ? op_end(at, at->driver->co_snapshot_create(at, name, err)) : -ENOTSUP;
 }
 
+int block_co_snapshot_create_vm(struct block_node *node, const char *name,
+                                const struct block_snapshot_vm *vm, struct error *err)
+{
+    struct block_node *at = co_op_begin(node, OP_SNAPSHOT_CREATE_VM, err);
+
+    return at ? op_end(at, at->driver->co_snapshot_create_vm(at, name, vm, err)) : -ENOTSUP;
+}
+
 int block_co_snapshot_apply(struct block_node *node, const char *id_or_name, struct error *err)
 {
     struct block_node *at = co_op_begin(node, OP_SNAPSHOT_APPLY, err);
@@ -290,6 +300,14 @@ int block_co_snapshot_list(struct block_node *node, struct block_snapshot_info *
     struct block_node *at = co_op_begin(node, OP_SNAPSHOT_LIST, err);
 
     return at ? op_end(at, at->driver->co_snapshot_list(at, ret_list, ret_count, err)) : -ENOTSUP;
+}
+
+int block_co_own_snapshots(struct block_node *node, struct block_snapshot_info **ret_list,
+                           size_t *ret_count)
+{
+    return node->driver->co_snapshot_list
+               ? node->driver->co_snapshot_list(node, ret_list, ret_count, NULL)
+               : -ENOTSUP;
 }
 
 int block_co_snapshot_show(struct block_node *node, const char *id, const char *name,

@@ -179,8 +179,20 @@ struct block_snapshot_info {
     uint64_t icount;    /* UINT64_MAX: none */
 };
 
+/* What a snapshot records of the machine that has the disk. */
+struct block_snapshot_vm {
+    uint64_t state_size; /* bytes of VM state (block_co_pwritev_vmstate()), from offset 0 */
+    uint64_t clock_nsec; /* how long the machine has run */
+};
+
 /* Make one of the disk as it is. `name` may be empty; the format chooses an ID. */
 int block_co_snapshot_create(struct block_node *node, const char *name, struct error *err);
+/*
+ * Likewise, of a disk of a machine. The VM state is in the snapshot then, and no longer with the
+ * disk.
+ */
+int block_co_snapshot_create_vm(struct block_node *node, const char *name,
+                                const struct block_snapshot_vm *vm, struct error *err);
 /* The disk becomes what it was then. -ENOENT */
 int block_co_snapshot_apply(struct block_node *node, const char *id_or_name, struct error *err);
 /* -ENOENT */
@@ -188,6 +200,12 @@ int block_co_snapshot_delete(struct block_node *node, const char *id_or_name, st
 /* *ret_list: an array of *ret_count, to be freed with free(); its strings are inside it. */
 int block_co_snapshot_list(struct block_node *node, struct block_snapshot_info **ret_list,
                            size_t *ret_count, struct error *err);
+/*
+ * Likewise of the image of `node` itself, as known now: nothing is drained. -ENOTSUP: the format
+ * has none. Does not yield, unlike the others here.
+ */
+int block_co_own_snapshots(struct block_node *node, struct block_snapshot_info **ret_list,
+                           size_t *ret_count);
 /*
  * A read-only node shows the snapshot from now on. `id` or `name` may be NULL; both must match if
  * both are given. -ENOENT

@@ -471,8 +471,12 @@ struct block_driver {
                        struct error *err);
 
     int (*co_snapshot_create)(struct block_node *node, const char *name, struct error *err);
+    /* With the state of a virtual machine, which has been written and belongs to it alone. */
+    int (*co_snapshot_create_vm)(struct block_node *node, const char *name,
+                                 const struct block_snapshot_vm *vm, struct error *err);
     int (*co_snapshot_apply)(struct block_node *node, const char *id_or_name, struct error *err);
     int (*co_snapshot_delete)(struct block_node *node, const char *id_or_name, struct error *err);
+    /* Does not yield. */
     int (*co_snapshot_list)(struct block_node *node, struct block_snapshot_info **ret_list,
                             size_t *ret_count, struct error *err);
     int (*co_snapshot_show)(struct block_node *node, const char *id, const char *name,

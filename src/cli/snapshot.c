@@ -57,7 +57,14 @@ static uint64_t number_of(struct json_object *o, const char *key)
     return json_object_get_uint64(json_object_object_get(o, key));
 }
 
-static void print_snapshot(struct json_object *o)
+#define ROW_FORMAT "%-7s %-16s %8s %19s %15s %10s\n"
+
+void cli_format_snapshot_head(struct strbuf *sb)
+{
+    strbuf_printf(sb, ROW_FORMAT, "ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT");
+}
+
+void cli_format_snapshot(struct strbuf *sb, struct json_object *o, const char *id)
 {
     uint64_t seconds = number_of(o, "vm-clock-sec");
     time_t when = (time_t)number_of(o, "date-sec");
@@ -74,19 +81,22 @@ static void print_snapshot(struct json_object *o)
     if (json_object_object_get_ex(o, "icount", &value)) {
         snprintf(icount, sizeof(icount), "%" PRIu64, json_object_get_uint64(value));
     }
-    printf("%-7s %-16s %8s %19s %15s %10s\n",
-           json_object_get_string(json_object_object_get(o, "id")),
-           json_object_get_string(json_object_object_get(o, "name")),
-           size_format(number_of(o, "vm-state-size"), size, sizeof(size)), date, clock, icount);
+    strbuf_printf(sb, ROW_FORMAT, id ?: json_object_get_string(json_object_object_get(o, "id")),
+                  json_object_get_string(json_object_object_get(o, "name")),
+                  size_format(number_of(o, "vm-state-size"), size, sizeof(size)), date, clock,
+                  icount);
 }
 
 void cli_print_snapshots(struct json_object *array)
 {
-    printf("Snapshot list:\n%-7s %-16s %8s %19s %15s %10s\n", "ID", "TAG", "VM_SIZE", "DATE",
-           "VM_CLOCK", "ICOUNT");
+    STRBUF_AUTO(text);
+
+    strbuf_puts(&text, "Snapshot list:\n");
+    cli_format_snapshot_head(&text);
     for (size_t i = 0; i < json_object_array_length(array); i++) {
-        print_snapshot(json_object_array_get_idx(array, i));
+        cli_format_snapshot(&text, json_object_array_get_idx(array, i), NULL);
     }
+    fputs(strbuf_str(&text), stdout);
 }
 
 /* --- reading one ------------------------------------------------------------------------------ */

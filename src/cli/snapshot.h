@@ -8,12 +8,16 @@
 
 #include <json-c/json.h>
 
+#include "base/strbuf.h"
 #include "block/block.h"
 
 /* The snapshots as the member "snapshots" of `info`; a new reference, or NULL if there are none. */
 struct json_object *cli_co_snapshots(struct block_node *node);
 /* Print the result of cli_co_snapshots() as a table. */
 void cli_print_snapshots(struct json_object *array);
+/* Append the head of such a table; a row of it, with `id` for the ID (NULL: the snapshot's). */
+void cli_format_snapshot_head(struct strbuf *sb);
+void cli_format_snapshot(struct strbuf *sb, struct json_object *o, const char *id);
 /*
  * Check the form of a snapshot's name: an ID or name, or "snapshot.id=...,snapshot.name=...".
  * -EINVAL. NULL is fine.

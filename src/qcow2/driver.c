@@ -225,7 +225,13 @@ static int co_make_empty(struct block_node *node, struct error *err)
 
 static int co_snapshot_create(struct block_node *node, const char *name, struct error *err)
 {
-    return co_conclude(node, qcow2_co_snapshot_create(node, name, err));
+    return co_conclude(node, qcow2_co_snapshot_create(node, name, NULL, err));
+}
+
+static int co_snapshot_create_vm(struct block_node *node, const char *name,
+                                 const struct block_snapshot_vm *vm, struct error *err)
+{
+    return co_conclude(node, qcow2_co_snapshot_create(node, name, vm, err));
 }
 
 static int co_snapshot_apply(struct block_node *node, const char *id_or_name, struct error *err)
@@ -393,6 +399,7 @@ static const struct block_driver qcow2_driver = {
     .co_amend = co_amend,
     .co_make_empty = co_make_empty,
     .co_snapshot_create = co_snapshot_create,
+    .co_snapshot_create_vm = co_snapshot_create_vm,
     .co_snapshot_apply = co_snapshot_apply,
     .co_snapshot_delete = co_snapshot_delete,
     .co_snapshot_list = qcow2_co_snapshot_list,

@@ -7,6 +7,8 @@
 #include <time.h>
 
 #include "base/cleanup.h"
+#include "block/control.h"
+#include "qcow2/data/data.h"
 #include "qcow2/snapshot/operation.h"
 #include "qcow2/snapshot/references.h"
 #include "qcow2/snapshot/table.h"
@@ -14,7 +16,8 @@
 #include "qcow2/table/new_table.h"
 #include "qcow2/table/verdict.h"
 
-static struct qcow2_snapshot *new_snapshot(struct qcow2 *q, const char *name)
+static struct qcow2_snapshot *new_snapshot(struct qcow2 *q, const char *name,
+                                           const struct block_snapshot_vm *vm)
 {
     struct qcow2_snapshot *s = calloc(1, sizeof(*s)), *other;
     unsigned long highest = 0;
@@ -31,7 +34,9 @@ static struct qcow2_snapshot *new_snapshot(struct qcow2 *q, const char *name)
     s->date_sec = (uint32_t)now.tv_sec;
     s->date_nsec = (uint32_t)now.tv_nsec;
     s->disk_size = block_node_size(q->node);
-    s->icount = 0;                   /* as stored by qemu-img; UINT64_MAX would mean none */
+    s->icount = vm ? UINT64_MAX : 0; /* none; without a machine 0, as stored by qemu-img */
+    s->vm_state_size = vm ? vm->state_size : 0;
+    s->vm_clock_nsec = vm ? vm->clock_nsec : 0;
     s->l1_size = MAX(q->l1.size, 1); /* a table without entries would have no cluster */
     s->name = strdup(name);
     if (asprintf(&s->id, "%lu", highest + 1) < 0) {
@@ -99,7 +104,17 @@ static int co_create_snapshot(struct qcow2 *q, struct qcow2_snapshot *s, const u
     return r;
 }
 
-int qcow2_co_snapshot_create(struct block_node *node, const char *name, struct error *err)
+/* The disk does not need the VM state any more, which the snapshot has. */
+static int co_drop_vm_state(struct qcow2 *q, const struct block_snapshot_vm *vm)
+{
+    return vm && vm->state_size > 0
+               ? qcow2_co_drop_clusters(q, qcow2_vmstate_offset(q, block_node_size(q->node)),
+                                        round_up(vm->state_size, q->cluster_size))
+               : 0;
+}
+
+int qcow2_co_snapshot_create(struct block_node *node, const char *name,
+                             const struct block_snapshot_vm *vm, struct error *err)
 {
     struct qcow2 *q = qcow2_state(node);
     AUTO_FREE uint64_t *l1 = qcow2_copy_active_l1(q);
@@ -120,7 +135,7 @@ int qcow2_co_snapshot_create(struct block_node *node, const char *name, struct e
     if (q->snapshots.count >= SNAPSHOTS_MAX) {
         return error_set(err, EFBIG, "%s", strerror(EFBIG));
     }
-    s = new_snapshot(q, name);
+    s = new_snapshot(q, name, vm);
     if (!l1 || !s) {
         qcow2_snapshot_free(s);
         return error_out_of_memory(err);
@@ -137,6 +152,7 @@ int qcow2_co_snapshot_create(struct block_node *node, const char *name, struct e
         qcow2_snapshot_free(s);
         return r;
     }
-    r = qcow2_co_commit(q);
+    r = co_drop_vm_state(q, vm);
+    UNLESS_FAILED(r, qcow2_co_commit(q));
     return r < 0 ? qcow2_snapshot_failed(q, "write the metadata", r, err) : 0;
 }

@@ -20,6 +20,7 @@
 
 struct block_node;
 struct block_snapshot_info;
+struct block_snapshot_vm;
 struct error;
 struct qcow2;
 
@@ -58,7 +59,8 @@ int qcow2_co_read_snapshots(struct qcow2 *q, struct error *err);
 void qcow2_free_snapshots(struct qcow2 *q);
 
 /*
- * The driver's functions of these names: see struct block_driver. `id_or_name`: an ID, or a name if
+ * The driver's functions of these names: see struct block_driver. `vm`: NULL, or that of
+ * co_snapshot_create_vm. `id_or_name`: an ID, or a name if
  * no snapshot has that ID.
  *
  * A failure of create and apply leaves the image as it was. If it is unknown which header is on
@@ -66,7 +68,8 @@ void qcow2_free_snapshots(struct qcow2 *q);
  * delete the snapshot is gone, and its clusters may be leaked until the next open repairs the
  * image.
  */
-int qcow2_co_snapshot_create(struct block_node *node, const char *name, struct error *err);
+int qcow2_co_snapshot_create(struct block_node *node, const char *name,
+                             const struct block_snapshot_vm *vm, struct error *err);
 int qcow2_co_snapshot_apply(struct block_node *node, const char *id_or_name, struct error *err);
 int qcow2_co_snapshot_delete(struct block_node *node, const char *id_or_name, struct error *err);
 int qcow2_co_snapshot_list(struct block_node *node, struct block_snapshot_info **ret_infos,
