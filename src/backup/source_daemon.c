@@ -531,7 +531,8 @@ static int co_add_exported(const struct source_options *options, struct daemon_c
     int r = qmp_client_co_execute(c->qmp, "query-block-exports", NULL, &exports, err);
 
     UNLESS_FAILED(r, qmp_client_co_execute(c->qmp, "query-named-block-nodes", NULL, &nodes, err));
-    for (size_t i = 0; r == 0 && i < source_length(exports); i++) {
+    /* The newest export comes first; disks are in the order in which they came. */
+    for (size_t i = source_length(exports); r == 0 && i-- > 0;) {
         struct json_object *e = json_object_array_get_idx(exports, i);
         const char *node = daemon_skip_own_filter(nodes, source_string(e, "node-name"));
 

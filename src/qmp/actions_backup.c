@@ -125,12 +125,10 @@ static int get_perf(struct json_object *data, struct backup_config *config, stru
     return 0;
 }
 
-static int co_check_compress(struct json_object *data, struct block_node *target, struct error *err)
+static int check_compress(struct json_object *data, struct block_node *target, struct error *err)
 {
-    struct block_info info;
-
     if (qmp_get_bool(data, "compress", false) &&
-        (block_co_get_info(block_node_skip_filters(target), &info) < 0 || !info.compression_type)) {
+        !(block_node_traits(block_node_skip_filters(target)) & BLOCK_DRIVER_COMPRESSES)) {
         return error_set(err, ENOTSUP, "Compression is not supported for this drive %s",
                          block_node_device_name(target));
     }
@@ -142,7 +140,7 @@ static int co_check_compress(struct json_object *data, struct block_node *target
 static int co_open_backup(struct backup_state *s, struct json_object *data, struct error *err)
 {
     struct json_object *perf = qmp_get(data, "x-perf");
-    int r = co_check_compress(data, s->target, err);
+    int r = check_compress(data, s->target, err);
 
     return r < 0
                ? r

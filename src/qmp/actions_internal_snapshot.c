@@ -164,7 +164,7 @@ const struct qmp_action qmp_action_snapshot_internal = {
 
 /* --- blockdev-snapshot-delete-internal-sync --------------------------------------------------- */
 
-static struct json_object *internal_info(const struct block_snapshot_info *info)
+struct json_object *qmp_snapshot_json(const struct block_snapshot_info *info)
 {
     struct json_object *o = json_object_new_object();
 
@@ -191,7 +191,7 @@ static int co_delete_internal(struct block_node *node, struct json_object *args,
     UNLESS_FAILED(r, check_changeable(node, qmp_get_str(args, "device"), err));
     UNLESS_FAILED(r, block_co_snapshot_delete(node, found.id, err));
     if (r >= 0) {
-        *ret_value = internal_info(&found);
+        *ret_value = qmp_snapshot_json(&found);
     }
     return r;
 }

@@ -165,7 +165,7 @@ int qmp_co_query_nbd_server(struct qmp_call *call, struct json_object *args,
     return 0;
 }
 
-static bool add_export(const struct export_info *info, void *list)
+static bool add_export(const struct export_info *info, void *array)
 {
     struct json_object *o = json_object_new_object();
 
@@ -173,17 +173,23 @@ static bool add_export(const struct export_info *info, void *list)
     qmp_put_new(o, "shutting-down", json_object_new_boolean(info->shutting_down));
     qmp_put_new(o, "type", json_object_new_string(info->type));
     qmp_put_new(o, "id", json_object_new_string(info->id));
-    qmp_list_add(list, o);
+    json_object_array_add(array, o);
     return true;
 }
 
+/* The newest first, as QEMU lists them. */
 int qmp_co_query_block_exports(struct qmp_call *call, struct json_object *args,
                                struct json_object **ret_value, struct error *err)
 {
+    struct json_object *array = json_object_new_array();
     struct qmp_list list;
 
+    export_foreach(add_export, array);
     qmp_list_begin(&list, call);
-    export_foreach(add_export, &list);
+    for (size_t i = json_object_array_length(array); i > 0; i--) {
+        qmp_list_add(&list, json_object_get(json_object_array_get_idx(array, i - 1)));
+    }
+    json_object_put(array);
     *ret_value = qmp_list_end(&list);
     return *ret_value ? 0 : error_out_of_memory(err);
 }

@@ -106,12 +106,15 @@ qmp_co_command qmp_co_bitmap_disable;
 qmp_co_command qmp_co_bitmap_merge;
 
 /*
- * Parts of answers, for programs that add queries of their own: a node as a BlockDeviceInfo, with
- * the whole chain below unless `flat` (yields), and a node with what is below it as a BlockStats.
- * New references.
+ * Parts of answers, for programs that add queries of their own: the node of a disk as a
+ * BlockDeviceInfo, with the whole chain below (yields), and a node with what is below it as a
+ * BlockStats. Without the filters below that no user has named. New references.
  */
-struct json_object *qmp_co_node_json(struct block_node *node, bool flat);
+struct json_object *qmp_co_disk_json(struct block_node *node);
 struct json_object *qmp_node_stats_json(struct block_node *node);
+/* A SnapshotInfo. A new reference. */
+struct block_snapshot_info;
+struct json_object *qmp_snapshot_json(const struct block_snapshot_info *info);
 
 /*
  * Start the NBD server. `args` is a NbdServerOptions with a flat address (--nbd-server). 0, or

@@ -205,19 +205,49 @@ static bool is_plain_file(const struct block_node *node)
                     strcmp(block_node_format(node), "host_device") == 0);
 }
 
-/*
- * `filename`: block_node_full_filename(node); depth: of backing images to include. `may_wait`: the
- * file system may be asked.
- */
-static struct json_object *co_image_json(struct block_node *node, const char *filename, int depth,
-                                         bool may_wait)
+/* How nodes are described. */
+enum describe {
+    DESCRIBE_FLAT = 1 << 0,     /* without the images below */
+    DESCRIBE_MAY_WAIT = 1 << 1, /* the file system may be asked */
+    DESCRIBE_AS_DISK = 1 << 2,  /* without the filters below that no user has named */
+};
+
+/* The next node down the chain, or the backing node alone; NULL: there is none. */
+static struct block_node *next_below(struct block_node *node, unsigned how, bool backing_only)
 {
+    struct block_node *next =
+        backing_only ? block_node_child(node, "backing") : block_node_filter_or_backing(node);
+
+    return next && how & DESCRIBE_AS_DISK ? block_node_skip_implicit(next) : next;
+}
+
+static struct json_object *co_snapshots_json(struct block_node *node)
+{
+    AUTO_FREE struct block_snapshot_info *list = NULL;
+    struct json_object *array;
+    size_t count = 0;
+
+    if (block_co_own_snapshots(node, &list, &count) < 0 || count == 0) {
+        return NULL;
+    }
+    array = json_object_new_array();
+    for (size_t i = 0; i < count; i++) {
+        json_object_array_add(array, qmp_snapshot_json(&list[i]));
+    }
+    return array;
+}
+
+/* `filename`: block_node_full_filename(node); depth: of backing images to include. */
+static struct json_object *co_image_json(struct block_node *node, const char *filename, int depth,
+                                         unsigned how)
+{
+    struct json_object *snapshots = co_snapshots_json(node);
     struct json_object *o = json_object_new_object();
     struct json_object *specific = block_co_specific_info(node);
-    struct block_node *backing = block_node_filter_or_backing(node);
+    struct block_node *backing = next_below(node, how, false);
     struct block_info info;
     uint64_t allocated;
-    bool has_allocated = may_wait && block_co_allocated_size(node, &allocated) == 0;
+    bool has_allocated = how & DESCRIBE_MAY_WAIT && block_co_allocated_size(node, &allocated) == 0;
     bool has_info = block_co_get_info(node, &info) == 0;
 
     put_uint(o, "virtual-size", block_node_size(node));
@@ -228,6 +258,9 @@ static struct json_object *co_image_json(struct block_node *node, const char *fi
     put_str(o, "format", block_node_format(node));
     if (has_allocated) {
         put_uint(o, "actual-size", allocated);
+    }
+    if (snapshots) {
+        qmp_put_new(o, "snapshots", snapshots);
     }
     if (specific) {
         qmp_put_new(o, "format-specific", specific);
@@ -244,16 +277,16 @@ static struct json_object *co_image_json(struct block_node *node, const char *fi
     if (backing && depth > 0) {
         AUTO_FREE char *name = block_node_full_filename(backing);
 
-        qmp_put_new(o, "backing-image", co_image_json(backing, name, depth - 1, may_wait));
+        qmp_put_new(o, "backing-image", co_image_json(backing, name, depth - 1, how));
     }
     return o;
 }
 
-static int backing_depth(struct block_node *node)
+static int backing_depth(struct block_node *node, unsigned how)
 {
     int depth = 0;
 
-    while ((node = block_node_filter_or_backing(node))) {
+    while ((node = next_below(node, how, false))) {
         depth++;
     }
     return depth;
@@ -269,14 +302,14 @@ static void add_zero_limits(struct json_object *o)
     }
 }
 
-static struct json_object *co_describe_node(struct block_node *node, bool flat, bool may_wait)
+static struct json_object *co_describe_node(struct block_node *node, unsigned how)
 {
     static const char *const detect_zeroes[] = {"off", "on", "unmap"};
     struct json_object *o = json_object_new_object(), *cache = json_object_new_object();
     struct json_object *bitmaps = bitmaps_json(node);
     AUTO_FREE char *filename = block_node_full_filename(node);
     struct block_node_settings settings = block_node_settings(node);
-    struct block_node *below = block_node_child(node, "backing");
+    struct block_node *below = next_below(node, how, true);
     struct block_info info;
     bool has_info = block_co_get_info(node, &info) == 0;
 
@@ -295,7 +328,7 @@ static struct json_object *co_describe_node(struct block_node *node, bool flat, 
     put_str(o, "detect_zeroes", detect_zeroes[settings.detect_zeroes]);
     put_bool(o, "encrypted", has_info && info.encrypted);
     add_zero_limits(o);
-    put_uint(o, "backing_file_depth", (uint64_t)backing_depth(node));
+    put_uint(o, "backing_file_depth", (uint64_t)backing_depth(node, how));
     put_bool(cache, "no-flush", settings.cache_no_flush);
     put_bool(cache, "direct", settings.cache_direct);
     put_bool(cache, "writeback", true);
@@ -303,14 +336,15 @@ static struct json_object *co_describe_node(struct block_node *node, bool flat, 
     if (bitmaps) {
         qmp_put_new(o, "dirty-bitmaps", bitmaps);
     }
-    qmp_put_new(o, "image", co_image_json(node, filename, flat ? 0 : CHAIN_MAX, may_wait));
+    qmp_put_new(o, "image",
+                co_image_json(node, filename, how & DESCRIBE_FLAT ? 0 : CHAIN_MAX, how));
     return o;
 }
 
-struct json_object *qmp_co_node_json(struct block_node *node, bool flat)
+struct json_object *qmp_co_disk_json(struct block_node *node)
 {
     co_count_node_bitmaps(node);
-    return co_describe_node(node, flat, true);
+    return co_describe_node(node, DESCRIBE_MAY_WAIT | DESCRIBE_AS_DISK);
 }
 
 /*
@@ -321,16 +355,17 @@ static struct json_object *co_describe_apart(struct block_node *node, bool flat,
                                              int64_t *patience_ns)
 {
     struct block_control_work work;
+    unsigned how = flat ? DESCRIBE_FLAT : 0;
     struct json_object *o;
 
     if (!block_control_is_worked_on(node) && has_uncounted_bitmaps(node)) {
         co_count_soon(node, patience_ns);
     }
     if (block_control_is_worked_on(node)) {
-        return co_describe_node(node, flat, false);
+        return co_describe_node(node, how);
     }
     block_control_begin_work(&work, &node, 1, false);
-    o = co_describe_node(node, flat, true);
+    o = co_describe_node(node, how | DESCRIBE_MAY_WAIT);
     block_co_control_end_work(&work);
     return o;
 }

@@ -123,14 +123,21 @@ static struct json_object *file_stats_json(const char *driver, struct json_objec
 /* Nodes below one another that are reported. */
 #define DEPTH_MAX 256
 
-/* A node, the storage below it as "parent", and with `chain` its backing file. */
-static struct json_object *node_stats_json(struct block_node *node, bool chain, unsigned depth)
+/* What of the nodes below is reported, besides the storage. */
+enum stats_chain { STATS_ALONE, STATS_CHAIN, STATS_CHAIN_OF_DISK };
+
+/*
+ * A node, the storage below it as "parent", and with `chain` its backing file; that of a disk is
+ * without the filters that no user has named.
+ */
+static struct json_object *node_stats_json(struct block_node *node, enum stats_chain chain,
+                                           unsigned depth)
 {
     struct json_object *o = json_object_new_object(), *stats = block_stats_json(false);
     const char *driver = block_node_format(node);
     struct block_node *below = depth < DEPTH_MAX ? block_node_child(node, "file") : NULL;
     struct block_node *backing =
-        chain && depth < DEPTH_MAX ? block_node_child(node, "backing") : NULL;
+        chain != STATS_ALONE && depth < DEPTH_MAX ? block_node_child(node, "backing") : NULL;
 
     qmp_put_str(o, "node-name", block_node_name(node));
     stats_visit_node(node, put_node_stats, stats);
@@ -143,6 +150,9 @@ static struct json_object *node_stats_json(struct block_node *node, bool chain, 
         json_object_object_add(o, "parent", node_stats_json(below, chain, depth + 1));
     }
     if (backing) {
+        if (chain == STATS_CHAIN_OF_DISK) {
+            backing = block_node_skip_implicit(backing);
+        }
         json_object_object_add(o, "backing", node_stats_json(backing, chain, depth + 1));
     }
     return o;
@@ -176,13 +186,14 @@ static void put_export_stats(const struct stats_object *o, void *arg)
 
 struct json_object *qmp_node_stats_json(struct block_node *node)
 {
-    return node_stats_json(node, true, 0);
+    return node_stats_json(node, STATS_CHAIN_OF_DISK, 0);
 }
 
 /* An export, as QEMU reports a disk of a guest. */
 static bool add_export_blockstats(const struct export_info *info, void *arg)
 {
-    struct json_object *o = node_stats_json(info->node, true, 0), *stats = block_stats_json(true);
+    struct json_object *o = node_stats_json(info->node, STATS_CHAIN, 0),
+                       *stats = block_stats_json(true);
     struct json_object *node_stats = json_object_object_get(o, "stats");
 
     if (!info->stats) {
@@ -212,7 +223,7 @@ int qmp_co_query_blockstats(struct qmp_call *call, struct json_object *args,
         export_foreach(add_export_blockstats, &list);
     } else {
         while ((node = block_node_next(node))) {
-            qmp_list_add(&list, node_stats_json(node, false, 0));
+            qmp_list_add(&list, node_stats_json(node, STATS_ALONE, 0));
         }
     }
     *ret_json = qmp_list_end(&list);

@@ -15,14 +15,15 @@ OBJECT(dirty_info, "BlockDirtyInfo", OPT("name", schema_str), REQ("count", schem
        REQ("persistent", schema_bool), OPT("inconsistent", schema_bool),
        OPT("x-tidemark-state", bitmap_state));
 ARRAY(dirty_infos, dirty_info);
+ARRAY(snapshot_infos, qmp_type_snapshot_info);
 static const struct schema_type image_info;
 static const struct schema_type image_info = OBJECT_INIT(
     "ImageInfo", REQ("filename", schema_str), REQ("format", schema_str),
     OPT("dirty-flag", schema_bool), OPT("actual-size", schema_int), REQ("virtual-size", schema_int),
     OPT("cluster-size", schema_int), OPT("encrypted", schema_bool), OPT("compressed", schema_bool),
     OPT("backing-filename", schema_str), OPT("full-backing-filename", schema_str),
-    OPT("backing-filename-format", schema_str), OPT("backing-image", image_info),
-    OPT("format-specific", block_specific_info_type));
+    OPT("backing-filename-format", schema_str), OPT("snapshots", snapshot_infos),
+    OPT("backing-image", image_info), OPT("format-specific", block_specific_info_type));
 const struct schema_type qmp_type_device_info =
     OBJECT_INIT("BlockDeviceInfo", REQ("file", schema_str), OPT("node-name", schema_str),
                 REQ("ro", schema_bool), REQ("drv", schema_str), OPT("backing_file", schema_str),

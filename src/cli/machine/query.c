@@ -18,7 +18,7 @@ static bool is_shown(const struct machine_disk *disk)
 static struct json_object *co_inserted_json(const struct machine_disk *disk)
 {
     struct block_node *node = block_node_skip_implicit(machine_disk_node(disk));
-    struct json_object *o = qmp_co_node_json(node, false), *cache;
+    struct json_object *o = qmp_co_disk_json(node), *cache;
 
     if (json_object_object_get_ex(o, "cache", &cache)) {
         qmp_put_bool(cache, "writeback", !disk->writethrough);
