@@ -11,6 +11,10 @@ from qmp import QmpError
 from tidemark import TIMEOUT, TestCase, img, io
 
 
+def info(image):
+    return json.loads(img("info", "--output=json", image).stdout)
+
+
 def monitor(folder, lines, *options):
     """Output of the human monitor on standard input and output, and standard error."""
     result = subprocess.run(
@@ -326,6 +330,26 @@ class NodeTest(MachineCase):
         self.assertIn(" size=1048576 backing_file=disk.qcow2 backing_fmt=qcow2 ", text)
 
 
+    def test_snapshots_of_an_image_are_shown(self):
+        with self.machine("-drive", "if=none,id=d,file=disk.qcow2,node-name=n") as machine:
+            image = machine.qmp.command("query-block")[0]["inserted"]["image"]
+            self.assertNotIn("snapshots", image)
+            machine.qmp.command("blockdev-snapshot-internal-sync", device="d", name="s")
+            for node in machine.qmp.command("query-named-block-nodes", flat=True):
+                if node["node-name"] == "n":
+                    shown = node["image"]["snapshots"]
+        self.assertEqual(shown, info(self.path("disk.qcow2"))["snapshots"])
+
+    def test_the_newest_export_is_the_first(self):
+        with self.machine("-blockdev", "null-co,node-name=n,read-zeroes=on") as machine:
+            command = machine.qmp.command
+            address = {"type": "unix", "data": {"path": self.path("nbd")}}
+            command("nbd-server-start", addr=address)
+            for name in "abc":
+                command("block-export-add", type="nbd", id=name, node_name="n", name=name)
+            self.assertEqual([e["id"] for e in command("query-block-exports")], ["c", "b", "a"])
+
+
 class RunStateTest(MachineCase):
     def test_it_stops_and_continues(self):
         with self.machine("-S") as machine:
@@ -550,6 +574,126 @@ class ServerTest(MachineCase):
         self.assertEqual(status, 0, text)
         self.assertIn("\nn69 (", text)
         self.assertIn("\nvirtio64 (", text)
+
+
+class VmSnapshotTest(MachineCase):
+    """savevm, loadvm, delvm, info snapshots, -loadvm."""
+
+    DRIVES = ["-drive", "if=none,id=d,file=disk.qcow2", "-drive", "if=none,id=e,file=e.qcow2"]
+    HEAD = "ID      TAG               VM_SIZE                DATE        VM_CLOCK     ICOUNT"
+
+    def setUp(self):
+        super().setUp()
+        self.create("e.qcow2", "1M")
+
+    def lines(self, *lines):
+        _, text = self.monitor(lines, *self.DRIVES)
+        return [w for w in text.splitlines()[1:] if not w.startswith("(qemu) ")]
+
+    def test_all_images_go_back_together(self):
+        got = self.lines(
+            'qemu-io d "write -q -P 1 0 64k"', 'qemu-io e "write -q -P 2 0 64k"', "savevm s",
+            'qemu-io d "write -q -P 3 0 64k"', 'qemu-io e "write -q -P 4 0 64k"', "loadvm s",
+            'qemu-io d "read -q -P 1 0 64k"', 'qemu-io e "read -q -P 2 0 64k"',
+            'qemu-io d "write -q -P 5 0 64k"', "info snapshots",
+        )  # fmt: skip
+        self.assertEqual(got[:2], ["List of snapshots present on all disks:", self.HEAD])
+        self.assertRegex(got[2], r"^--      s +512 B \S+ \S+  0000:00:00.000         --$")
+        self.assertEqual(len(got), 3)
+        # Only the first image has the VM state, and the disk keeps nothing of it.
+        for name, size in ("disk.qcow2", 512), ("e.qcow2", 0):
+            self.assertEqual(info(self.path(name))["snapshots"][0]["vm-state-size"], size)
+            img("check", "-q", self.path(name))
+        status, _ = self.monitor(['qemu-io d "write -q -P 6 0 64k"'], *self.DRIVES, "-loadvm", "s")
+        self.assertEqual(status, 0)
+        io(self.path("e.qcow2"), "read -P 2 0 64k", fmt="qcow2")
+        self.assertEqual(self.lines("savevm s", "delvm s", "info snapshots"),
+                         ["There is no snapshot available."])  # fmt: skip
+        for name in "disk.qcow2", "e.qcow2":
+            self.assertNotIn("snapshots", info(self.path(name)))
+            img("check", "-q", self.path(name))
+
+    def test_what_is_refused(self):
+        for name in "disk.qcow2", "e.qcow2":
+            img("snapshot", "-f", "qcow2", "-c", "disks", self.path(name))
+        img("snapshot", "-f", "qcow2", "-c", "one", self.path("e.qcow2"))
+        got = self.lines("loadvm disks", "loadvm one", "delvm nope", "delvm disks", "info snapshots")
+        self.assertEqual(
+            got[:5],
+            ["Error: This is a disk-only snapshot. Revert to it  offline using qemu-img",
+             "Error: Snapshot 'one' does not exist in one or more devices",
+             "List of snapshots present on all disks:", "None", ""],
+        )  # fmt: skip
+        self.assertEqual(got[5], "List of partial (non-loadable) snapshots on 'e':")
+        self.assertRegex(got[7], "^2 +one ")
+        status, text = self.monitor([], *self.DRIVES, "-loadvm", "one")
+        self.assertEqual(status, 1)
+        self.assertIn(": Snapshot 'one' does not exist in one or more devices\n", text)
+        status, text = self.monitor([], *self.DRIVES, "-loadvm", "one", "-incoming", "defer")
+        self.assertEqual(status, 1)
+        self.assertIn(": 'incoming' and 'loadvm' options are mutually exclusive\n", text)
+
+    def test_images_without_snapshots(self):
+        none = "no block device can store vmstate for snapshot"
+        raw = "Error: Device 'r' is writable but does not support snapshots"
+        for drive, what in ([], "Error: " + none), (["-drive", "if=none,id=r,driver=null-co"], raw):
+            _, text = self.monitor(["savevm s", "loadvm s", "info snapshots"], *drive)
+            self.assertEqual([w for w in text.splitlines()[1:] if not w.startswith("(qemu)")],
+                             [what, what, none])  # fmt: skip
+
+
+class JobsOnDrivesTest(MachineCase):
+    """Jobs on disks of the machine, as its queries show them."""
+
+    def test_a_backup_compresses_where_the_format_can(self):
+        io(self.path("disk.qcow2"), "write -P 1 0 1M", fmt="qcow2")
+        drives = ["-drive", "if=none,id=d,file=disk.qcow2"]
+        for name, fmt, options in ("z", "vmdk", ["-o", "subformat=streamOptimized"]), ("r", "raw", []):
+            path = self.create(name, "1M", fmt=fmt, options=options)
+            drives += ["-drive", f"if=none,id={name},format={fmt},file={path}"]
+        with self.machine(*drives) as machine:
+            machine.qmp.command("blockdev-backup", device="d", target="z", sync="full",
+                                compress=True)  # fmt: skip
+            self.assertNotIn("error", machine.qmp.wait_event("BLOCK_JOB_COMPLETED")["data"])
+            self.assertEqual(
+                self.refusal(machine, "blockdev-backup", device="d", target="r", sync="full",
+                             compress=True),
+                "Compression is not supported for this drive r",
+            )  # fmt: skip
+        self.assertLess(os.stat(self.path("z")).st_size, 512 << 10)
+        img("compare", "-f", "qcow2", "-F", "vmdk", self.path("disk.qcow2"), self.path("z"))
+
+    def start_commit(self, *options):
+        base = self.create("base.qcow2", "2M")
+        mid = self.create("mid.qcow2", "2M", options=["-b", base, "-F", "qcow2"])
+        io(mid, "write -P 1 512k 512k", fmt="qcow2")
+        top = self.create("top.qcow2", "2M", options=["-b", mid, "-F", "qcow2"])
+        machine = self.machine(
+            "-drive", f"if=none,id=d,file={top},node-name=top,backing.node-name=mid",
+            "-device", "virtio-scsi", "-device", "scsi-hd,id=s,drive=d",
+        )  # fmt: skip
+        # All data move at once, and the rest of the disk waits until the speed is kept.
+        machine.qmp.command("block-commit", device="d", top=mid, base=base, speed=1 << 17)
+        return machine, mid
+
+    def test_a_commit_is_not_shown_in_the_chain(self):
+        machine, mid = self.start_commit()
+        with machine:
+            inserted = machine.qmp.command("query-block")[0]["inserted"]
+            self.assertEqual(inserted["backing_file"], mid)
+            self.assertEqual(inserted["backing_file_depth"], 2)
+            self.assertEqual(inserted["image"]["backing-image"]["format"], "qcow2")
+            stats = machine.qmp.command("query-blockstats")[0]
+            self.assertEqual(stats["backing"]["node-name"], "mid")
+            self.assertEqual(len(machine.qmp.command("query-block-jobs")), 1)
+
+    def test_a_device_takes_the_jobs_of_its_drive_along(self):
+        machine, _ = self.start_commit()
+        with machine:
+            machine.qmp.command("device_del", id="s")
+            machine.qmp.wait_event("DEVICE_DELETED")
+            machine.qmp.wait_event("BLOCK_JOB_CANCELLED")
+            self.assertEqual(machine.qmp.command("query-block-jobs"), [])
 
 
 class CommitTest(MachineCase):

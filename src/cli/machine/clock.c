@@ -21,6 +21,7 @@
 
 static bool stepped;
 static int64_t stepped_ns;
+static int64_t started_ns;
 
 void machine_clock_use_steps(void)
 {
@@ -36,6 +37,16 @@ bool machine_clock_is_stepped(void)
 int64_t machine_clock_ns(void)
 {
     return stepped ? stepped_ns : loop_now_ns();
+}
+
+void machine_clock_start(void)
+{
+    started_ns = machine_clock_ns();
+}
+
+int64_t machine_clock_uptime_ns(void)
+{
+    return machine_clock_ns() - started_ns;
 }
 
 /* The number behind a command of qtest; -1: another command, or no number. */
@@ -89,12 +100,25 @@ static void co_qtest_line(struct machine_lines *lines, const char *line)
     machine_lines_co_send(lines, strbuf_str(&answer), answer.len);
 }
 
+/* On the clock of the loop; 0: qtest is not served. */
+static int64_t opened_us;
+
+/* QEMU's tests strike the lines about qtest out of what the machine prints. */
+void machine_qtest_end(void)
+{
+    int64_t us = loop_now_ns() / 1000 - opened_us;
+
+    if (opened_us > 0) {
+        fprintf(stderr, "[I +%" PRId64 ".%06" PRId64 "] CLOSED\n", us / 1000000, us % 1000000);
+    }
+}
+
 int machine_qtest_start(int fd, struct chardev *chardev, struct error *err)
 {
     static const struct machine_lines_ops ops = {.co_line = co_qtest_line};
     int64_t us = loop_now_ns() / 1000;
 
-    /* QEMU's tests strike this line out of what the machine prints, and expect that it is there. */
+    opened_us = us;
     fprintf(stderr, "[I %" PRId64 ".%06" PRId64 "] OPENED\n", us / 1000000, us % 1000000);
     return machine_lines_start(fd, &ops, chardev, err);
 }

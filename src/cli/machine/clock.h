@@ -16,6 +16,9 @@ void machine_clock_use_steps(void);
 bool machine_clock_is_stepped(void);
 /* Nanoseconds. Does not yield. */
 int64_t machine_clock_ns(void);
+/* The machine runs from now on; and for how long it has run, in nanoseconds. Neither yields. */
+void machine_clock_start(void);
+int64_t machine_clock_uptime_ns(void);
 
 /*
  * Serve qtest on a connected, non-blocking socket `fd`, which is consumed also on failure. A line
@@ -23,5 +26,8 @@ int64_t machine_clock_ns(void);
  * and -ENOMEM of co_spawn(). Does not yield.
  */
 int machine_qtest_start(int fd, struct chardev *chardev, struct error *err);
+
+/* The machine ends. Does not yield. */
+void machine_qtest_end(void);
 
 #endif

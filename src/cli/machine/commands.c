@@ -22,7 +22,7 @@ void machine_start_stopped(void)
     run_state = "prelaunch";
 }
 
-static bool is_running(void)
+bool machine_is_running(void)
 {
     return strcmp(run_state, "running") == 0;
 }
@@ -30,7 +30,7 @@ static bool is_running(void)
 static int co_stop(struct qmp_call *call, struct json_object *args, struct json_object **ret_value,
                    struct error *err)
 {
-    if (is_running()) {
+    if (machine_is_running()) {
         run_state = "paused";
         qmp_emit("STOP", NULL);
     }
@@ -42,7 +42,7 @@ static int co_cont(struct qmp_call *call, struct json_object *args, struct json_
 {
     int r = qmp_co_set_active(NULL, true, err);
 
-    if (r >= 0 && !is_running()) {
+    if (r >= 0 && !machine_is_running()) {
         run_state = "running";
         qmp_emit("RESUME", NULL);
     }
@@ -54,7 +54,7 @@ static int co_query_status(struct qmp_call *call, struct json_object *args,
 {
     *ret_value = json_object_new_object();
     qmp_put_str(*ret_value, "status", run_state);
-    qmp_put_bool(*ret_value, "running", is_running());
+    qmp_put_bool(*ret_value, "running", machine_is_running());
     return 0;
 }
 

@@ -20,6 +20,8 @@ qmp_co_command machine_co_qom_set;
 
 /* -S: no guest runs in the beginning. Does not yield. */
 void machine_start_stopped(void);
+/* Whether a guest would run now. Does not yield. */
+bool machine_is_running(void);
 /* -name NAME, or -name guest=NAME: what query-name answers. Borrowed. Does not yield. */
 void machine_set_name(const char *option);
 

@@ -12,6 +12,7 @@
 #include "block/user_object.h"
 #include "cli/machine/bus.h"
 #include "cli/machine/disk.h"
+#include "job/job.h"
 #include "qmp/answer.h"
 #include "qmp/events.h"
 
@@ -37,7 +38,7 @@ static const struct device_type {
     const char *provides; /* the type of the bus that it makes; NULL: none */
     unsigned flags;
 } types[] = {
-    {"floppy", NULL, "floppy-bus", NULL, HAS_DRIVE | REMOVABLE | TRAY},
+    {"floppy", NULL, "floppy-bus", NULL, HAS_DRIVE | REMOVABLE},
     {"ide-cd", NULL, "IDE", NULL, HAS_DRIVE | REMOVABLE | TRAY | READ_ONLY},
     {"ide-hd", NULL, "IDE", NULL, HAS_DRIVE | RESIZABLE | WRITES},
     {"lsi53c895a", "lsi", "PCI", "SCSI", ON_PCI},
@@ -222,6 +223,30 @@ static struct machine_device *new_device(const struct device_type *type, const c
     }
     list_append(&devices, &d->link);
     return d;
+}
+
+/* The first job with the node that is not cancelled; NULL: there is none. */
+static struct job *find_running_job(const struct block_node *node)
+{
+    struct job *job = NULL;
+
+    do {
+        job = job_next(job);
+    } while (job && (job_is_cancelled(job) || !job_is_joined(job, node)));
+    return job;
+}
+
+/* A drive of -drive goes with its device, and jobs on it have no disk any more. */
+static void co_cancel_jobs_of(const struct machine_disk *disk)
+{
+    const struct block_node *node = machine_disk_node(disk);
+    int r = 0;
+
+    while (disk->name && node && r >= 0) {
+        struct job *job = find_running_job(node);
+
+        r = job ? job_co_cancel(job, true, NULL) : -ENOENT;
+    }
 }
 
 static void co_free_device(struct machine_device *d)
@@ -487,6 +512,9 @@ static void co_unplug(struct machine_device *d)
     data = json_object_new_object();
     qmp_put_str(data, "device", d->id);
     qmp_put_str(data, "path", d->path);
+    if (d->disk) {
+        co_cancel_jobs_of(d->disk);
+    }
     co_free_device(d);
     qmp_emit("DEVICE_DELETED", data);
 }

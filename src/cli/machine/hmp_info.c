@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "cli/machine/call.h"
 #include "cli/machine/hmp.h"
+#include "cli/machine/vm_snapshot.h"
 
 /* --- info block ------------------------------------------------------------------------------- */
 
@@ -237,12 +238,25 @@ static int co_info_blockstats(struct hmp *hmp, int argc, char **argv, struct err
     return r;
 }
 
+static int co_info_snapshots(struct hmp *hmp, int argc, char **argv, struct error *err)
+{
+    STRBUF_AUTO(text);
+    int r = machine_co_list_vm(&text, err);
+
+    hmp->plain_error = true;
+    if (r >= 0) {
+        hmp_printf(hmp, "%s", strbuf_str(&text));
+    }
+    return r;
+}
+
 const struct hmp_command hmp_info_commands[] = {
     {"block", NULL, 0, 3, "[-n] [-v] [device]", "show info of one block device or all",
      co_info_block},
     {"block-jobs", NULL, 0, 0, "", "show progress of ongoing block device operations",
      co_info_block_jobs},
     {"blockstats", NULL, 0, 0, "", "show block device statistics", co_info_blockstats},
+    {"snapshots", NULL, 0, 0, "", "show the currently saved VM snapshots", co_info_snapshots},
     {"status", NULL, 0, 0, "", "show the current VM status", co_info_status},
     {"version", NULL, 0, 0, "", "show the version of QEMU", co_info_version},
     {0},

@@ -144,6 +144,7 @@ int hmp_co_qemu_io(struct hmp *hmp, int argc, char **argv, struct error *err)
     if (by_device && !device) {
         return -ENOENT;
     }
+    hmp->plain_error = disk || block_node_find(name);
     if (disk) {
         return co_run_on_disk(disk, line, err);
     }

@@ -10,6 +10,7 @@
 #include "cli/machine/call.h"
 #include "cli/machine/disk.h"
 #include "cli/machine/hmp.h"
+#include "cli/machine/vm_snapshot.h"
 
 /* --- the NBD server --------------------------------------------------------------------------- */
 
@@ -186,6 +187,23 @@ static int co_run_delete_internal(struct hmp *hmp, int argc, char **argv, struct
     return co_about_snapshot("blockdev-snapshot-delete-internal-sync", argc, argv, err);
 }
 
+/* --- snapshots of the machine ----------------------------------------------------------------- */
+
+static int co_run_savevm(struct hmp *hmp, int argc, char **argv, struct error *err)
+{
+    return machine_co_save_vm(argc > 0 ? argv[0] : NULL, err);
+}
+
+static int co_run_loadvm(struct hmp *hmp, int argc, char **argv, struct error *err)
+{
+    return machine_co_load_vm(argv[0], err);
+}
+
+static int co_run_delvm(struct hmp *hmp, int argc, char **argv, struct error *err)
+{
+    return machine_co_delete_vm(argv[0], err);
+}
+
 /* --- objects ---------------------------------------------------------------------------------- */
 
 static int co_run_object_add(struct hmp *hmp, int argc, char **argv, struct error *err)
@@ -209,6 +227,8 @@ const struct hmp_command hmp_server_commands[] = {
      "set maximum speed for a background block operation", co_run_set_speed},
     {"block_set_io_throttle", NULL, 7, 7, "device bps bps_rd bps_wr iops iops_rd iops_wr",
      "change I/O throttle limits for a block drive", co_run_io_throttle},
+    {"delvm", NULL, 1, 1, "tag", "delete a VM snapshot from its tag", co_run_delvm},
+    {"loadvm", NULL, 1, 1, "tag", "restore a VM snapshot from its tag", co_run_loadvm},
     {"nbd_server_add", NULL, 1, 3, "[-w] device [name]", "export a block device via NBD",
      co_run_server_add},
     {"nbd_server_remove", NULL, 1, 2, "[-f] name", "remove an export previously exposed via NBD",
@@ -220,6 +240,7 @@ const struct hmp_command hmp_server_commands[] = {
     {"object_add", NULL, 1, 1, "[qom-type=]type,id=str[,prop=value][,...]", "create QOM object",
      co_run_object_add},
     {"object_del", NULL, 1, 1, "id", "destroy QOM object", co_run_object_del},
+    {"savevm", NULL, 0, 1, "[tag]", "save a VM snapshot", co_run_savevm},
     {"snapshot_blkdev_internal", NULL, 2, 2, "device name", "take an internal snapshot of device",
      co_run_snapshot_internal},
     {"snapshot_delete_blkdev_internal", NULL, 2, 3, "device name [id]",

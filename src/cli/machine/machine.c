@@ -17,6 +17,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/list.h"
+#include "base/log.h"
 #include "base/strbuf.h"
 #include "block/option_types.h"
 #include "block/passed_fd.h"
@@ -33,7 +34,9 @@
 #include "cli/machine/drive.h"
 #include "cli/machine/lines.h"
 #include "cli/machine/monitors.h"
+#include "cli/machine/vm_snapshot.h"
 #include "cli/observe.h"
+#include "export/export.h"
 #include "export/nbd_server.h"
 #include "qcow2/qcow2.h"
 #include "qmp/monitor.h"
@@ -43,6 +46,8 @@
 struct machine {
     struct daemon_run run;
     struct cli_items items; /* in order */
+    const char *loadvm;     /* a snapshot of the machine to begin with; NULL: none */
+    bool is_incoming;
 };
 
 /* --- makers ----------------------------------------------------------------------------------- */
@@ -307,11 +312,15 @@ static int co_make_machine(struct daemon_run *run, struct error *err)
     int r = 0;
 
     qcow2_refuse_legacy_encryption();
+    export_set_io_error_fn(NULL); /* BLOCK_IO_ERROR is about guests here */
     for (int turn = 0; turn < TURNS && r >= 0; turn++) {
         r = co_make_turn(m, turn, err);
         if (turn == MONITORS) {
             UNLESS_FAILED(r, co_connect_drives(err));
         }
+    }
+    if (m->loadvm) {
+        UNLESS_FAILED(r, machine_co_load_vm(m->loadvm, err));
     }
     while (connected_count < drive_count) {
         machine_drive_free(drives[connected_count++].drive);
@@ -330,6 +339,7 @@ static void co_end_machine(void)
     machine_monitors_co_end();
     machine_devices_co_free();
     machine_disks_co_free();
+    machine_qtest_end();
 }
 
 /* --- the command line ------------------------------------------------------------------------- */
@@ -364,7 +374,7 @@ static void print_machine_usage(void)
            "The storage daemon under the command line of QEMU's system emulator, without a guest.\n"
            "For tests. Options that make something: -add-fd -object -chardev -blockdev -drive\n"
            "-hda ... -cdrom -fda -fdb -mon -qmp -monitor -qtest -device; -S -accel -snapshot\n"
-           "-pidfile -daemonize -incoming.\n",
+           "-pidfile -daemonize -incoming -loadvm.\n",
            cli_program());
 }
 
@@ -421,7 +431,14 @@ static enum verdict take_plain_option(struct machine *m, const char *name, const
         }
         return NEXT;
     }
-    if (value && strcmp(name, "incoming") == 0 && strcmp(value, "defer") == 0) {
+    if (value && strcmp(name, "loadvm") == 0) {
+        m->loadvm = value;
+        return NEXT;
+    }
+    /* Whoever reads nothing from the other side waits for it. */
+    if (value && strcmp(name, "incoming") == 0 &&
+        (strcmp(value, "defer") == 0 || strncmp(value, "exec:", 5) == 0)) {
+        m->is_incoming = true;
         machine_start_stopped();
         return NEXT;
     }
@@ -438,9 +455,9 @@ static enum verdict parse_machine_options(struct machine *m, int argc, char **ar
         const struct maker *maker;
         bool takes_value = true;
 
-        if (name[0] != '-') {
-            cli_fail("%s: a machine without a guest boots no image; use -drive", name);
-            return WRONG;
+        if (name[0] != '-') { /* as -hda; nothing boots from it */
+            verdict = cli_items_append(&m->items, "hda", name) ? NEXT : WRONG;
+            continue;
         }
         name += name[1] == '-' ? 2 : 1;
         if (value && strcmp(value, "help") == 0 &&
@@ -472,7 +489,13 @@ int cli_machine_main(int argc, char **argv)
 
     cli_set_program("qemu-system-x86_64", true);
     verdict = parse_machine_options(&m, argc, argv);
+    if (verdict == NEXT && m.loadvm && m.is_incoming) {
+        cli_fail("'incoming' and 'loadvm' options are mutually exclusive");
+        verdict = WRONG;
+    }
     if (verdict == NEXT) {
+        machine_clock_start();
+        log_set_level(LOG_LEVEL_ERROR); /* of which QEMU prints a part, and tests read all */
         qmp_add(&machine_qmp);
         qmp_answer_quit_late();
         cli_observe_server();
