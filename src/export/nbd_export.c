@@ -167,22 +167,28 @@ static int find_wanted(struct json_object *item, struct block_node *node,
 /*
  * Clients of a read-only export, and of a point in time, were promised contents that stay. So a
  * bitmap that may still be marked is refused there. In a node that cannot be written, an enabled
- * bitmap does not change either.
+ * bitmap does not change either; nor in a node that has nothing to do with the exported one, and
+ * that nobody writes.
  */
-static int co_check_bitmap(struct block_bitmap *b, bool contents_stay, struct error *err)
+static int co_check_bitmap(struct block_bitmap *b, struct block_node *exported, bool contents_stay,
+                           struct error *err)
 {
+    struct block_node *owner = block_bitmap_node(b);
     int r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_INCONSISTENT, err);
 
     if (r < 0) {
         return r;
     }
-    if (contents_stay && block_bitmap_enabled(b) &&
-        !block_node_is_read_only(block_bitmap_node(b))) {
-        return error_set(err, EINVAL,
-                         "Enabled bitmap '%s' incompatible with readonly export: node '%s' can be "
-                         "written, and the bitmap would change; disable it first "
-                         "(block-dirty-bitmap-disable)",
-                         block_bitmap_name(b), block_node_name(block_bitmap_node(b)));
+    if (contents_stay && block_bitmap_enabled(b) && !block_node_is_read_only(owner) &&
+        (block_node_is_joined(exported, owner) || block_node_used_perm(owner) & BLOCK_PERM_WRITE)) {
+        return block_uses_qemu_names()
+                   ? error_set(err, EINVAL, "Enabled bitmap '%s' incompatible with readonly export",
+                               block_bitmap_name(b))
+                   : error_set(err, EINVAL,
+                               "Enabled bitmap '%s' incompatible with readonly export: node '%s' "
+                               "can be written, and the bitmap would change; disable it first "
+                               "(block-dirty-bitmap-disable)",
+                               block_bitmap_name(b), block_node_name(owner));
     }
     return block_co_bitmap_fetch(b, err);
 }
@@ -192,11 +198,11 @@ static int co_check_bitmap(struct block_bitmap *b, bool contents_stay, struct er
  * readers of the bitmap. An enabled bitmap is offered as one that does not change: so no user may
  * begin to write its node while the export lives.
  */
-static int co_take_bitmap(struct nbd_state *s, struct export *e, struct block_bitmap *b,
-                          bool contents_stay, struct error *err)
+static int co_take_bitmap(struct nbd_state *s, const struct export_access *access,
+                          struct block_bitmap *b, bool contents_stay, struct error *err)
 {
     unsigned shared = BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_RESIZE;
-    int r = co_check_bitmap(b, contents_stay, err);
+    int r = co_check_bitmap(b, block_root_node(access->root), contents_stay, err);
 
     if (r < 0) {
         return r;
@@ -204,13 +210,13 @@ static int co_take_bitmap(struct nbd_state *s, struct export *e, struct block_bi
     if (contents_stay && block_bitmap_enabled(b)) {
         shared &= ~(unsigned)BLOCK_PERM_WRITE;
     }
-    r = export_co_attach(e, block_bitmap_node(b), 0, shared, &s->bitmap_roots[s->bitmap_count],
-                         err);
+    r = export_co_attach(access->export, block_bitmap_node(b), 0, shared,
+                         &s->bitmap_roots[s->bitmap_count], err);
     if (r < 0) {
         return r;
     }
     block_root_stay(s->bitmap_roots[s->bitmap_count]);
-    block_bitmap_take(b, export_user(e));
+    block_bitmap_take(b, export_user(access->export));
     s->bitmaps[s->bitmap_count++] = b;
     return 0;
 }
@@ -231,7 +237,7 @@ static int co_take_bitmaps(struct nbd_state *s, const struct export_access *acce
         struct block_bitmap *b = NULL;
         int r = find_wanted(json_object_array_get_idx(s->wanted, i), node, &b, err);
 
-        UNLESS_FAILED(r, co_take_bitmap(s, access->export, b, contents_stay, err));
+        UNLESS_FAILED(r, co_take_bitmap(s, access, b, contents_stay, err));
         if (r < 0) {
             return r;
         }

@@ -119,6 +119,21 @@ class Contexts(TestCase):
             self.server.qmp.command("block-export-add", type="nbd", id="r", name="r", bitmaps=["bits"],
                                     **{"node-name": "a"})  # fmt: skip
 
+    def test_a_bitmap_of_an_unrelated_node_that_nobody_writes(self):
+        command = self.server.qmp.command
+        command("blockdev-add", driver="null-co", node_name="n", size=1 << 20)
+        command("block-dirty-bitmap-add", node="n", name="more")
+        export = {"type": "nbd", "id": "r", "name": "r", "node-name": "b",
+                  "bitmaps": [{"node": "n", "name": "more"}]}  # fmt: skip
+        command("block-export-add", **export)
+        with self.assertRaisesRegex(QmpError, "'write' are .* unshared by NBD export 'r'"):
+            command("block-export-add", type="nbd", id="w", writable=True, **{"node-name": "n"})
+        command("block-export-del", id="r", mode="hard")
+        self.server.qmp.wait_event("BLOCK_EXPORT_DELETED")
+        command("block-export-add", type="nbd", id="w", writable=True, **{"node-name": "n"})
+        with self.assertRaisesRegex(QmpError, "incompatible with readonly export: node 'n' can be"):
+            command("block-export-add", **export)
+
     def test_nor_may_it_change_later(self):
         """While the export lives nobody gets to write the node whose bitmap it offers."""
         path = self.create("c.qcow2", "1M")
