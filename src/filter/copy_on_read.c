@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -145,6 +146,25 @@ void copy_on_read_serve_job(struct block_node *node, struct dirty_bitmap *writte
 enum source { SOURCE_TOP, SOURCE_BELOW, SOURCE_ZERO, SOURCE_NOT_COPIED };
 
 /*
+ * The edge to the image whose own areas need no copy: that below nodes of the format raw, which say
+ * of all areas that they are their own. With an offset or a size, a raw node is the image itself.
+ */
+static struct block_edge *layer_of(const struct copy_on_read *s)
+{
+    struct block_edge *edge = s->file;
+
+    while (edge) {
+        struct block_node *node = block_node_skip_filters(edge->node);
+
+        if (node->backing) {
+            return edge;
+        }
+        edge = strcmp(node->driver->name, "raw") == 0 && !node->beyond_filename ? node->file : NULL;
+    }
+    return s->file;
+}
+
+/*
  * Where the bytes at `offset` are. *length becomes the length to which that applies, in whole units
  * except for the top layer.
  */
@@ -155,7 +175,7 @@ static int co_find_source(const struct copy_on_read *s, uint64_t offset, uint64_
     uint64_t unit = unit_of(s);
     struct block_status status;
     bool allocated;
-    int depth, r = block_co_is_allocated(s->file, offset, *length, &allocated, length);
+    int depth, r = block_co_is_allocated(layer_of(s), offset, *length, &allocated, length);
 
     if (r < 0) {
         return r;
@@ -325,7 +345,7 @@ static int cor_co_preadv(struct block_node *node, uint64_t offset, struct iov io
         bool allocated;
         uint64_t length;
 
-        r = block_co_is_allocated(s->file, at, offset + iov.size - at, &allocated, &length);
+        r = block_co_is_allocated(layer_of(s), at, offset + iov.size - at, &allocated, &length);
         if (r < 0) {
             return r;
         }

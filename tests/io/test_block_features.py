@@ -139,6 +139,23 @@ class CopyOnRead(TestCase):
         with_options(options, "read -P 1 0 1M", "read -P 2 1M 1M", "read -P 0 3M 1M")
         self.assertEqual(self.stored(), [[1 << 20, 2 << 20]])
 
+    def test_raw_nodes_on_the_image_change_nothing(self):
+        """Also where others may not write: the copies leave what is read as it was."""
+        image = {"driver": "qcow2", "file": {"driver": "file", "filename": self.top}}
+        for _ in range(2):
+            image = {"driver": "copy-on-read", "file": {"driver": "raw", "file": image}}
+        with_options(json.dumps(image), "read -P 1 0 1M", "read -P 2 1M 1M")
+        self.assertEqual(self.stored(), [[0, 2 << 20]])
+        daemon = self.daemon(
+            "--blockdev", json.dumps({"node-name": "c", **image}),
+            "--nbd-server", f"addr.type=unix,addr.path={self.path('nbd')}",
+            "--export", "nbd,id=e,node-name=c",
+        )  # fmt: skip
+        uri = f"nbd+unix:///c?socket={self.path('nbd')}"
+        io(uri, "read -P 0 3M 1M", fmt="raw", options=["-r"])
+        daemon.quit()
+        self.assertEqual(self.stored(), [[0, 2 << 20], [3 << 20, 4 << 20]])
+
     def test_bottom_has_to_be_in_the_chain(self):
         options = (
             "driver=copy-on-read,bottom=other,file.driver=qcow2,file.file.driver=file,"
