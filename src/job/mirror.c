@@ -67,8 +67,9 @@ static void co_settle_mode(struct mirror *s)
         return;
     }
     s->settled = true; /* a change of the mode meanwhile takes it back */
-    block_co_drain_begin(s->filter);
-    block_drain_end(s->filter);
+    if (mirror_co_stop_guests(s)) {
+        block_drain_end(s->filter);
+    }
 }
 
 static int co_follow_source(struct mirror *s)
@@ -201,10 +202,12 @@ static void mirror_co_clean(struct job *job, void *state)
     }
 }
 
-/* From now on the bitmap gets no new bits, so that the end comes. */
+/*
+ * From now on the bitmap gets no new bits, so that the end comes. If that was so before, nothing
+ * has to be waited for: a guest's write in flight may wait for a target that hangs.
+ */
 static void block_from_now_on(struct mirror *s)
 {
-    s->settled = false;
     mirror_top_set_mode(s->top, MIRROR_TOP_BLOCKING);
 }
 

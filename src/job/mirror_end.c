@@ -16,6 +16,10 @@
 #include "job/mirror_internal.h"
 #include "loop/loop.h"
 
+/* For how long guests are stopped at a time while requests in flight do not end. */
+#define FIRST_ATTEMPT_NS (250 * NS_PER_MS)
+#define LAST_ATTEMPT_NS (4 * NS_PER_SECOND)
+
 /* --- in --------------------------------------------------------------------------------------- */
 
 static int co_call_attach(struct mirror *s, struct error *err)
@@ -119,6 +123,50 @@ void mirror_let_guests_go(struct mirror *s)
     bool record = s->bitmap_taken && s->params.bitmap_mode == MIRROR_BITMAP_ALWAYS;
 
     mirror_top_set_mode(s->top, record ? MIRROR_TOP_BACKGROUND : MIRROR_TOP_OFF);
+}
+
+static bool mirror_is_cancelled(const void *mirror)
+{
+    return job_is_cancelled(((const struct mirror *)mirror)->job);
+}
+
+/* An attempt to stop guests. */
+struct attempt {
+    const struct mirror *s;
+    int64_t until_ns;
+};
+
+static bool is_attempt_over(const void *attempt)
+{
+    const struct attempt *a = attempt;
+
+    return mirror_is_cancelled(a->s) || loop_now_ns() >= a->until_ns;
+}
+
+/*
+ * Drain the nodes, in attempts that grow longer, between which guests go on for as long: a write of
+ * one may wait for a target that hangs, and the others would wait for that. False: the job was
+ * cancelled, and nothing is drained.
+ */
+static bool co_stop_guests_of(struct mirror *s, struct block_node *const *nodes, size_t count)
+{
+    int64_t ns = FIRST_ATTEMPT_NS;
+
+    while (!mirror_is_cancelled(s)) {
+        struct attempt attempt = {.s = s, .until_ns = loop_now_ns() + ns};
+
+        if (block_co_drain_begin_unless(nodes, count, is_attempt_over, &attempt)) {
+            return true;
+        }
+        job_co_sleep(s->job, ns);
+        ns = MIN(2 * ns, LAST_ATTEMPT_NS);
+    }
+    return false;
+}
+
+bool mirror_co_stop_guests(struct mirror *s)
+{
+    return co_stop_guests_of(s, &s->filter, 1);
 }
 
 /* Writes in flight may wait for a target that hangs: nothing else should wait for them. */
@@ -424,11 +472,6 @@ static void co_copy_rest_apart(void *arg)
     job_wake(rest->s->job);
 }
 
-static bool mirror_is_cancelled(const void *mirror)
-{
-    return job_is_cancelled(((const struct mirror *)mirror)->job);
-}
-
 static void end_drains(struct block_node *const *nodes, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
@@ -475,7 +518,7 @@ static int co_make_equal(struct mirror *s, struct block_node **nodes, size_t cou
     bool held = block_control_pause();
     int r = -ECANCELED;
 
-    *ret_drained = block_co_drain_begin_unless(nodes, count, mirror_is_cancelled, s);
+    *ret_drained = co_stop_guests_of(s, nodes, count);
     if (*ret_drained) {
         r = co_finish_target(s, nodes, count, ret_drained, err);
     }

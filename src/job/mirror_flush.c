@@ -23,7 +23,9 @@ static void co_send_again(struct mirror *s)
 {
     struct dirty_bitmap *todo = mirror_top_todo(s->top);
 
-    block_co_drain_begin(s->filter); /* what guests have in flight counts as sent */
+    if (!mirror_co_stop_guests(s)) { /* what guests have in flight counts as sent */
+        return;
+    }
     if (dirty_bitmap_merge(todo, mirror_top_sent(s->top)) < 0) {
         dirty_bitmap_set(todo, 0, dirty_bitmap_size(todo));
     }

@@ -80,6 +80,12 @@ bool mirror_may_replace(struct block_node *from, const struct block_node *replac
  * still if the user's bitmap will say what the target has. Does not yield.
  */
 void mirror_let_guests_go(struct mirror *s);
+/*
+ * Drain the filter; the caller ends that. A guest's write in flight may wait for a target that
+ * hangs: guests go on from time to time, and at once when the job is cancelled: false, and nothing
+ * is drained.
+ */
+bool mirror_co_stop_guests(struct mirror *s);
 /* Take the filter out again, without a pivot. The filter may be gone already. Control lock. */
 void mirror_co_remove(struct mirror *s);
 /*

@@ -6,6 +6,7 @@ commands are answered, and where the storage is a server the job ends without it
 import errno
 import os
 import signal
+import time
 import unittest
 
 import tidemark
@@ -378,6 +379,11 @@ class Files(HungFileCase):
         self.qmp.command("job-complete", id="j")
         self.qmp.wait_event("BLOCK_JOB_PENDING")
 
+    def start_ready(self):
+        self.qmp.command("blockdev-mirror", job_id="j", device="good", target="sick", sync="full",
+                         copy_mode="write-blocking")  # fmt: skip
+        self.qmp.wait_event("BLOCK_JOB_READY")
+
     def write_that_waits(self):
         """A guest's write that the target does not let through."""
         waiting = self.client("good")
@@ -410,6 +416,31 @@ class Files(HungFileCase):
         tidemark.wait_until(lambda: self.status() == "pending", "the job")
         self.other.command("query-named-block-nodes")
         self.other.command("job-cancel", id="j")
+        self.end(waiting, guest)
+
+    def test_reads_go_on_when_one_is_completed_while_a_write_waits(self):
+        self.start_ready()
+        guest = self.client("good")
+        waiting = self.write_that_waits()
+        self.qmp.command("job-complete", id="j")
+        time.sleep(0.3)  # until the job has stopped the disk
+        for _ in range(3):
+            self.read(guest, 0)
+        self.assertIn(self.status(), ("ready", "pending"))
+        self.qmp.command("job-cancel", id="j")
+        self.end(waiting, guest)
+
+    def test_guests_go_on_after_a_change_of_the_mode_and_a_cancel(self):
+        """The job waits until the write has ended that began before the change."""
+        self.start_ready()
+        guest = self.client("good")
+        waiting = self.write_that_waits()
+        for mode in "background", "write-blocking":
+            self.qmp.command("block-job-change", id="j", type="mirror", copy_mode=mode)
+        time.sleep(0.3)  # until the job has stopped the disk
+        self.qmp.command("job-pause", id="j")
+        self.qmp.command("job-resume", id="j")
+        self.qmp.command("job-cancel", id="j")
         self.end(waiting, guest)
 
     def test_a_finalize_does_not_keep_its_client_waiting(self):
