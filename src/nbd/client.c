@@ -137,6 +137,9 @@ static int client_co_begin(struct nbd_client *c, struct error *err)
     char who[512];
     int r = nbd_co_attempt(&c->target, &c->wire, &c->agreed, err);
 
+    if (r == 0) {
+        c->server = nbd_server_id_of(c->wire.fd);
+    }
     c->wide = c->agreed.extended;
     if (c->target.address.fd) {
         /* A descriptor is used once: its number may mean another file by the next attempt. */
@@ -309,6 +312,16 @@ void nbd_client_read_stats(struct nbd_client *c, uint64_t *ret_values)
 {
     memset(ret_values, 0, CLIENT_STATS * sizeof(*ret_values));
     nbd_client_add_stats(c, ret_values);
+}
+
+struct nbd_server_id nbd_client_server(struct nbd_client *c)
+{
+    struct nbd_server_id id;
+
+    pthread_mutex_lock(&c->lock);
+    id = c->server;
+    pthread_mutex_unlock(&c->lock);
+    return id;
 }
 
 struct nbd_client_state nbd_client_state(struct nbd_client *c)

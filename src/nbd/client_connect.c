@@ -2,6 +2,7 @@
 /* From an address to a server that has agreed to serve an export. */
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <string.h>
 #include <sys/socket.h>
 
 #include "nbd/client_internal.h"
@@ -23,6 +24,28 @@ int nbd_co_dial(const struct socket_address *address, int64_t timeout_ns, int *r
         (void)setsockopt(*ret_fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
     }
     return r;
+}
+
+struct nbd_server_id nbd_server_id_of(int fd)
+{
+    struct nbd_server_id id = {.size = sizeof(id.address)};
+    struct ucred peer = {0};
+    socklen_t size = sizeof(peer);
+
+    if (getpeername(fd, (struct sockaddr *)&id.address, &id.size) < 0) {
+        id.size = 0;
+    } else if (id.address.ss_family == AF_UNIX) {
+        /* Another server may have taken the path. */
+        id.size = 0;
+        (void)getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size);
+        id.pid = peer.pid;
+    }
+    return id;
+}
+
+bool nbd_server_ids_equal(const struct nbd_server_id *a, const struct nbd_server_id *b)
+{
+    return a->pid == b->pid && a->size == b->size && memcmp(&a->address, &b->address, a->size) == 0;
 }
 
 int nbd_co_attempt(const struct nbd_target *t, struct nbd_wire *w,

@@ -21,6 +21,8 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/socket.h>
+#include <sys/types.h>
 
 #include "base/list.h"
 #include "co/sync.h"
@@ -190,6 +192,18 @@ struct nbd_target {
  */
 int nbd_co_dial(const struct socket_address *address, int64_t timeout_ns, int *ret_fd,
                 struct error *err);
+/* Which server a socket leads to. */
+struct nbd_server_id {
+    /* Of a unix socket: the process that listens there. */
+    pid_t pid;
+    /* Of others. */
+    socklen_t size;
+    struct sockaddr_storage address;
+};
+/* That of a connected socket; of another descriptor it is that of no server. */
+struct nbd_server_id nbd_server_id_of(int fd);
+/* Whether both are, as far as that can be seen, the same server. */
+bool nbd_server_ids_equal(const struct nbd_server_id *a, const struct nbd_server_id *b);
 /*
  * Dial and shake hands. 0 or -errno with `err` set; the wire is closed by the caller in any case.
  */
@@ -246,6 +260,8 @@ struct nbd_client {
 
     /* Guards the members from here to writes_lost. */
     pthread_mutex_t lock;
+    /* What it is connected to. */
+    struct nbd_server_id server;
     struct list send_queue;
     /* The sender while it has no work. */
     struct co *idle_sender;
@@ -340,6 +356,8 @@ struct nbd_client_state {
 };
 /* Any thread. */
 struct nbd_client_state nbd_client_state(struct nbd_client *c);
+/* What it is connected to. Any thread. */
+struct nbd_server_id nbd_client_server(struct nbd_client *c);
 /* Add the figures of a client to those that are there. Main reactor. */
 void nbd_client_add_stats(struct nbd_client *c, uint64_t *values);
 

@@ -19,6 +19,7 @@
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -93,10 +94,18 @@ static struct reactor *next_reactor(void)
                               : reactor_main();
 }
 
-/* Whether a new connection is one to what the first is connected to. */
-static bool is_the_same(const struct nbd_client *first, const struct nbd_client *fresh)
+/*
+ * Whether a new connection is one to what the first is connected to: to the same process or
+ * address, and an export that looks the same. Another server may have come to the path or name
+ * meanwhile.
+ */
+static bool is_the_same(struct nbd_client *first, struct nbd_client *fresh)
 {
-    return fresh->agreed.size == first->agreed.size && fresh->agreed.flags == first->agreed.flags &&
+    struct nbd_server_id a = nbd_client_server(first), b = nbd_client_server(fresh);
+    const char *old = first->agreed.description ?: "", *now = fresh->agreed.description ?: "";
+
+    return nbd_server_ids_equal(&a, &b) && strcmp(old, now) == 0 &&
+           fresh->agreed.size == first->agreed.size && fresh->agreed.flags == first->agreed.flags &&
            fresh->agreed.min_block <= first->agreed.min_block &&
            fresh->agreed.max_block >= first->agreed.max_block;
 }

@@ -449,10 +449,13 @@ static bool co_begin_loss(struct nbd_client *c)
 /* Requests go on: to the new server, or to fail. */
 static void end_loss(struct nbd_client *c, bool connected)
 {
+    struct nbd_server_id server = nbd_server_id_of(c->wire.fd);
+
     pthread_mutex_lock(&c->lock);
     c->lost = c->failing = false;
     c->broken = !connected;
     if (connected) {
+        c->server = server;
         c->reconnects++;
         resend_locked(c);
     }

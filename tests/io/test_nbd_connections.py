@@ -4,6 +4,7 @@
 import os
 import random
 import struct
+import sys
 import threading
 import time
 import unittest
@@ -11,7 +12,7 @@ import unittest
 from nbd_hostile import Hostile, export_info
 from nbd_raw import FLUSH, READ, SIMPLE_MAGIC, WRITE, RawClient
 from nbd_server import NbdServer
-from tidemark import TestCase, img, io
+from tidemark import Process, TestCase, img, io
 
 MIB = 1 << 20
 SIZE = 64 * MIB
@@ -21,8 +22,10 @@ MULTI_CONN = 1 << 8
 class Crowd(Hostile):
     """A server for any number of clients at a time, slow enough that requests pile up."""
 
-    def __init__(self, path, flags=1 | 4 | MULTI_CONN, react=None):
+    def __init__(self, path, flags=1 | 4 | MULTI_CONN, react=None, accepted=None, add=0):
         self.served = {}  # by connection: how many requests
+        self.accepted = accepted  # called when a client has connected
+        self.add = add  # to each byte of the data
         self.react = react  # called with number and offset before each answer
         self.sockets = []
         self.reads = []  # number of the connection, offset
@@ -36,6 +39,8 @@ class Crowd(Hostile):
                 return
             self.sockets.append(sock)
             number = len(self.sockets) - 1
+            if self.accepted:
+                self.accepted()
             threading.Thread(target=self.serve, args=(sock, number), daemon=True).start()
 
     def serve(self, sock, number):
@@ -62,7 +67,7 @@ class Connection(Hostile):
             crowd.react(self.number, offset)
         time.sleep(0.02)
         crowd.served[self.number] = crowd.served.get(self.number, 0) + 1
-        data = bytes([offset // MIB]) * length if kind == READ else b""
+        data = bytes([offset // MIB + crowd.add]) * length if kind == READ else b""
         send(struct.pack(">IIQ", SIMPLE_MAGIC, 0, cookie) + data)
 
 
@@ -124,6 +129,25 @@ class ConnectionsTest(TestCase):
         self.read()
         self.assertGreater(len(server.sockets), 1)
         self.assertEqual(server.served, {0: 40})
+
+    def test_another_server_at_the_same_path_is_not_taken_for_the_first(self):
+        """Its export looks the same, and has other data."""
+        words = (
+            f"import sys, time; sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r});"
+            "import test_nbd_connections as t; t.Crowd(sys.argv[1], add=1); time.sleep(600)"
+        )
+        other = self.own(
+            Process([sys.executable, "-c", words, self.path("other")], self.path("other.log"))
+        )
+        other.wait_for(lambda: os.path.exists(self.path("other")), "the other server")
+
+        def replace():
+            if os.path.exists(self.path("other")):
+                os.rename(self.path("other"), self.path("crowd"))
+
+        server = self.crowd(accepted=replace)
+        self.read(count=20)
+        self.assertEqual(len(server.sockets), 1)
 
     def test_a_server_that_has_no_place_for_another(self):
         """As qemu-nbd, which leaves further clients in the backlog: nobody waits for it."""
