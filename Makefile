@@ -109,6 +109,7 @@ bench: need-bench all
 	@bench/tracking
 	@bench/many_nodes
 	@bench/status
+	@bench/nbd_client
 	@bench/slow_readers
 	@bench/fleece
 	@if [ $$(id -u) = 0 ]; then bench/hung_file; else sudo -n bench/hung_file; fi
