@@ -68,15 +68,20 @@ static int co_commit_all(struct qcow2 *q, struct error *err)
 }
 
 /*
- * Extend the file to whole clusters, where commits could not: a file that only its node can
- * extend, or one that did not end at a cluster when it was opened.
+ * Extend the file to whole clusters, where commits could not: a file that only its node can extend.
+ * Where they could, what the last cluster lacks was not there when the file was opened either: then
+ * a change of the header alone leaves it as it is.
  */
 static void co_complete_last_cluster(struct qcow2 *q)
 {
     struct block_edge *file = q->node->file;
     uint64_t size = round_up(block_edge_size(file), q->cluster_size);
+    bool commits_extend = file->node->driver->co_extend && q->alloc.zero_from != UINT64_MAX;
+    /* Write generations begin at 1. */
+    bool is_written = atomic_load(&q->node->write_generation) > 1;
 
-    if (size > block_edge_size(file) && !qcow2_co_is_untouched(q)) {
+    if ((!commits_extend || is_written) && size > block_edge_size(file) &&
+        !qcow2_co_is_untouched(q)) {
         (void)block_co_truncate(file, size, BLOCK_PREALLOC_OFF, NULL); /* a device can't grow */
     }
 }

@@ -2,6 +2,7 @@
 """img rebase: the disk reads the same on another backing file."""
 
 import json
+import os
 import unittest
 
 from tidemark import TestCase, img, io, qemu_img
@@ -29,6 +30,16 @@ class Rebase(TestCase):
     def backing(self):
         info = json.loads(qemu_img("info", "--output=json", self.top).stdout)
         return info.get("backing-filename"), info.get("backing-filename-format")
+
+    def test_a_new_header_makes_no_file_longer(self):
+        """A new image ends within its last cluster."""
+        path = self.create("fresh.qcow2", "8M", options=("-b", self.old, "-F", "qcow2"))
+        size = os.stat(path).st_size
+        self.assertNotEqual(size % 65536, 0)
+        img("rebase", "-u", "-f", "qcow2", "-b", self.new, "-F", "qcow2", path)
+        self.assertEqual(os.stat(path).st_size, size)
+        io(path, "write -P 1 0 1", fmt="qcow2")
+        self.assertEqual(os.stat(path).st_size % 65536, 0)
 
     def test_to_another_image(self):
         self.rebase("-b", self.new, "-F", "qcow2")
