@@ -45,6 +45,7 @@ void job_force_cancel(struct job *job)
         job_begin_to_give_up(job);
     }
     job->user_paused = false;
+    job_leave_pause(job);
     job_wake(job);
 }
 

@@ -95,6 +95,8 @@ void job_leave_txn(struct job *job);
 void job_co_release_nodes(struct job *job);
 /* Force the end of a job that works. */
 void job_force_cancel(struct job *job);
+/* A job that was paused has the status that it had before. */
+void job_leave_pause(struct job *job);
 /* Begin to leave what holds up a job that was cancelled by force, if it does not end soon. */
 void job_begin_to_give_up(struct job *job);
 

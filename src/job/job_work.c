@@ -66,21 +66,26 @@ void job_wake(struct job *job)
     }
 }
 
+void job_leave_pause(struct job *job)
+{
+    if (job->status == JOB_PAUSED || job->status == JOB_STANDBY) {
+        job_set_status(job, job->status == JOB_STANDBY ? JOB_READY : JOB_RUNNING);
+    }
+}
+
 int job_co_pause_point(struct job *job)
 {
-    enum job_status before = job->status;
-
     if (job_is_cancelled(job)) {
         return -ECANCELED;
     }
     if (!job->user_paused) {
         return 0;
     }
-    job_set_status(job, before == JOB_READY ? JOB_STANDBY : JOB_PAUSED);
+    job_set_status(job, job->status == JOB_READY ? JOB_STANDBY : JOB_PAUSED);
     while (job_should_stop(job) && !job_is_cancelled(job)) {
         job_co_sleep(job, -1);
     }
-    job_set_status(job, before);
+    job_leave_pause(job);
     return job_is_cancelled(job) ? -ECANCELED : 0;
 }
 

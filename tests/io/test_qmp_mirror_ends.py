@@ -119,6 +119,17 @@ class Verbs(MirrorCase):
         self.qmp.command("job-cancel", id="j")
         self.wait_end("BLOCK_JOB_CANCELLED")
 
+    def test_a_paused_job_runs_again_before_a_cancel_is_answered(self):
+        self.start()
+        self.mirror(speed=1)
+        self.qmp.command("job-pause", id="j")
+        tidemark.wait_until(lambda: self.job()["status"] == "paused", "the pause")
+        self.qmp.events.clear()
+        self.qmp.command("job-cancel", id="j")
+        states = [e["data"]["status"] for e in self.qmp.events if e["event"] == "JOB_STATUS_CHANGE"]
+        self.assertEqual(states[:1], ["running"])
+        self.wait_end("BLOCK_JOB_CANCELLED")
+
     def test_source_is_used(self):
         self.start()
         self.mirror()
