@@ -288,7 +288,10 @@ static char *make_filename(const struct node_target *t)
     } else if (a->cid) {
         n = asprintf(&name, "%s+vsock://%s:%s%s%s", scheme, a->cid, port, slash, t->export);
     } else if (a->host) {
-        n = asprintf(&name, "%s://%s:%s%s%s", scheme, a->host, port, slash, t->export);
+        bool is_v6 = strchr(a->host, ':');
+
+        n = asprintf(&name, "%s://%s%s%s:%s%s%s", scheme, is_v6 ? "[" : "", a->host,
+                     is_v6 ? "]" : "", port, slash, t->export);
     } else {
         return NULL;
     }
@@ -299,7 +302,12 @@ static char *make_filename(const struct node_target *t)
 static bool is_beyond_filename(const struct node_target *t)
 {
     const struct nbd_tls_params *p = &t->tls;
+    const struct socket_address *a = &t->address;
 
+    if (a->ipv4 != SOCKET_FAMILY_ANY || a->ipv6 != SOCKET_FAMILY_ANY || a->numeric ||
+        a->keep_alive || a->mptcp) {
+        return true;
+    }
     return p->own &&
            (p->type || p->dir || p->psk_file || p->username || p->hostname || !p->verify_peer);
 }

@@ -95,6 +95,19 @@ class InetTest(AddressTest):
         address = self.start("inet", host="127.0.0.1", port="0", ipv4=True, numeric=True)
         self.reads(type="inet", host="localhost", port=address["port"], ipv6=False)
 
+    def test_the_name_of_a_node_says_how_it_is_connected(self):
+        port = self.start("inet", host="::1", port="0")["port"]
+        for more in {}, {"ipv4": False}:
+            options = {"driver": "nbd", "export": "null",
+                       "server": {"type": "inet", "host": "::1", "port": port, **more}}  # fmt: skip
+            text = tidemark.img("info", "--output=json", "json:" + json.dumps(options)).stdout
+            name = json.loads(text)["filename"]
+            if more:
+                self.assertIs(json.loads(name.removeprefix("json:"))["server.ipv4"], False)
+            else:
+                self.assertEqual(name, f"nbd://[::1]:{port}/null")
+            tidemark.img("info", name)
+
     def test_numeric_names_are_not_looked_up(self):
         self.refused(
             "address resolution failed for localhost:0: Name or service not known",
