@@ -367,8 +367,8 @@ int quorum_co_flush(struct block_node *node)
 /* --- status ----------------------------------------------------------------------------------- */
 
 /*
- * Zero where a vote would find zeroes, as far as all those children say so; else data, as far as
- * any child says so.
+ * Zero where all children say so; else data, as far as any child says so: what differs is read and
+ * voted about, also by those who leave zeroes out.
  */
 int quorum_co_status(struct block_node *node, uint64_t offset, uint64_t length,
                      struct block_status *ret_status)
@@ -394,7 +394,7 @@ int quorum_co_status(struct block_node *node, uint64_t offset, uint64_t length,
     if (data + zero < (q->pattern == QUORUM_READ_VOTE ? q->threshold : 1)) {
         return -EIO;
     }
-    if (zero > data && (q->pattern == QUORUM_READ_FIFO || zero >= q->threshold)) {
+    if (data == 0 && (q->pattern == QUORUM_READ_FIFO || zero >= q->threshold)) {
         *ret_status =
             (struct block_status){BLOCK_STATUS_ZERO | BLOCK_STATUS_ALLOCATED, zero_length, 0, NULL};
     } else {
