@@ -21,13 +21,13 @@ static struct list works = LIST_INIT(works);
 static struct list paused_works = LIST_INIT(paused_works);
 static struct list scopes = LIST_INIT(scopes);
 
-/* Of the running coroutine; NULL: none. */
-static struct block_control_scope *own_scope(void)
+/* Of a coroutine; NULL: none. */
+static struct block_control_scope *scope_of(const struct co *owner)
 {
     struct block_control_scope *scope;
 
     LIST_FOREACH (scope, &scopes, link) {
-        if (scope->owner == co_task()) {
+        if (scope->owner == owner) {
             return scope;
         }
     }
@@ -57,7 +57,7 @@ static bool meets_work(void)
     if (list_is_empty(&works)) {
         return false;
     }
-    scope = own_scope();
+    scope = scope_of(co_task());
     LIST_FOREACH (work, &works, link) {
         if (work->owner != co_task() && scope_meets(scope, work)) {
             return true;
@@ -201,11 +201,18 @@ bool block_control_is_worked_on(struct block_node *node)
     return false;
 }
 
+bool block_control_is_busy_with(struct block_node *node)
+{
+    const struct block_control_scope *scope = control.owner ? scope_of(control.owner) : NULL;
+
+    return (scope && scope->meets && scope->meets(scope, node)) || block_control_is_worked_on(node);
+}
+
 /* --- scopes ----------------------------------------------------------------------------------- */
 
 void block_control_begin_scope(struct block_control_scope *scope)
 {
-    assert(!own_scope());
+    assert(!scope_of(co_task()));
     scope->owner = co_task();
     list_append(&scopes, &scope->link);
 }

@@ -81,6 +81,12 @@ void block_co_control_end_work(struct block_control_work *work);
 /* Whether a command works on what is joined with the node. Does not yield. */
 bool block_control_is_worked_on(struct block_node *node);
 
+/*
+ * Whether somebody works on what is joined with the node, or has the lock and a scope that meets
+ * the node. Does not yield.
+ */
+bool block_control_is_busy_with(struct block_node *node);
+
 /* --- scopes ----------------------------------------------------------------------------------- */
 
 /* What a coroutine touches while it has the lock. The first two members are private. */

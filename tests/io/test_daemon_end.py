@@ -204,3 +204,24 @@ class DaemonEndTest(tidemark.TestCase):
         time.sleep(0.3)
         self.assert_ends_soon(server, sig=signal.SIGINT, expect=1)
         self.assert_ended_in_haste(server)
+
+    def test_one_signal_is_enough_beside_a_command_that_hangs(self):
+        image = self.create("hung.qcow2", "1M")
+        below = self.own(NbdServer(self.dir, "-f", "raw", image, name="below"))
+        server = self.daemon(*self.disk_options())
+        server.qmp.command("block-dirty-bitmap-add", node="disk", name="b", persistent=True)
+        address = {"type": "unix", "path": below.socket}
+        file = {"driver": "nbd", "node-name": "file", "server": address}
+        server.qmp.command("blockdev-add", driver="qcow2", node_name="hung", file=file)
+        self.write(self.client(b"disk"))
+        tidemark.freeze(below.pid)
+        with server.connect() as hanging:
+            bitmap = {"node": "hung", "name": "b", "persistent": True}
+            hanging.send_raw(
+                json.dumps({"execute": "block-dirty-bitmap-add", "arguments": bitmap})
+            )
+            tidemark.wait_until(lambda: self.in_flight(server, "file"), "the command to hang", 60)
+            self.assert_ends_soon(server, expect=1)
+        self.assertIn("at: the command that runs", server.log())
+        self.assertNotIn("'disk'", server.log())
+        self.assertEqual(self.stored_bitmaps(), [("b", ["auto"])])

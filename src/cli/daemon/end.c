@@ -17,6 +17,8 @@
 #include "base/log.h"
 #include "base/time_units.h"
 #include "block/block.h"
+#include "block/control_lock.h"
+#include "block/stats.h"
 #include "chardev/chardev.h"
 #include "cli/cli.h"
 #include "export/export.h"
@@ -31,6 +33,9 @@
 #define START_WAIT_MS 1000
 /* How often it looks whether something hangs. */
 #define LOOK_NS (50 * NS_PER_MS)
+
+/* Steps of the orderly end, for messages. */
+static const char step_command[] = "the command that runs", step_exports[] = "exports";
 
 /* --- waiting ---------------------------------------------------------------------------------- */
 
@@ -126,6 +131,8 @@ static struct end {
     bool stuck;        /* jobs hang */
     size_t exports;    /* that were left when there was news of exports */
     long long exports_ns;
+    uint64_t command_io; /* by the nodes of the command that runs, when there was news of them */
+    long long command_ns;
 } end;
 
 /* QEMU's programs leave out which node it is. */
@@ -181,12 +188,12 @@ static bool is_below_export(const struct export_info *info, void *arg)
     return *node != NULL;
 }
 
-/* Whether a job or an export that has not ended may write to the node. */
+/* Whether a command, a job or an export that has not ended may write to the node. */
 static bool is_suspect(struct block_node *node)
 {
     const struct block_root *reader;
 
-    if (job_is_using(node, &reader) && !reader) {
+    if (block_control_is_busy_with(node) || (job_is_using(node, &reader) && !reader)) {
         return true;
     }
     export_foreach(is_below_export, &node);
@@ -349,7 +356,7 @@ static void co_wait_for_start(void)
 
 static void co_end_in_order(void *arg)
 {
-    end.step = "the command that runs";
+    end.step = step_command;
     co_wait_for_start();
     qmp_co_stop_commands();
     end.step = "monitors";
@@ -364,7 +371,7 @@ static void co_end_in_order(void *arg)
     if (!end.hasty && end.co_end_users) {
         end.co_end_users();
     }
-    end.step = "exports";
+    end.step = step_exports;
     if (!end.hasty && export_nbd_server_is_running()) {
         export_co_nbd_server_stop(NULL);
     }
@@ -392,7 +399,7 @@ static void co_end_in_order(void *arg)
 static bool report_export(const struct export_info *info, void *arg)
 {
     /* Other exports are not ending yet, or have no clients any more. */
-    if (info->shutting_down || info->clients > 0) {
+    if (info->shutting_down || (info->clients > 0 && end.step != step_command)) {
         log_error("export '%s' on node '%s' cannot be closed: requests hang", info->id,
                   block_node_name(info->node));
     }
@@ -502,11 +509,44 @@ static bool exports_hang(void)
 {
     size_t count = count_exports();
 
-    if (!end.step || strcmp(end.step, "exports") != 0 || count == 0 || count != end.exports) {
+    if (end.step != step_exports || count == 0 || count != end.exports) {
         end.exports = count;
         end.exports_ns = loop_now_ns();
     }
     return loop_now_ns() - end.exports_ns >= DAEMON_STALL_MS * NS_PER_MS;
+}
+
+/*
+ * Operations that have ended, with success or not, on nodes that the command may touch. *ret_waits:
+ * others have not.
+ */
+static uint64_t count_command_io(bool *ret_waits)
+{
+    uint64_t values[BLOCK_STATS], sum = 0;
+    struct block_node *node = NULL;
+
+    *ret_waits = false;
+    while ((node = block_node_next(node))) {
+        if (block_control_is_busy_with(node)) {
+            block_node_read_stats(node, values);
+            sum += values[BLOCK_STAT_BEGUN] - values[BLOCK_STAT_IN_FLIGHT];
+            *ret_waits = *ret_waits || values[BLOCK_STAT_IN_FLIGHT] > 0;
+        }
+    }
+    return sum;
+}
+
+/* Whether the command that runs has been waiting for its disks for long, and these do nothing. */
+static bool command_hangs(void)
+{
+    bool waits = false;
+    uint64_t io = end.step == step_command ? count_command_io(&waits) : 0;
+
+    if (!waits || io != end.command_io) {
+        end.command_io = io;
+        end.command_ns = loop_now_ns();
+    }
+    return loop_now_ns() - end.command_ns >= DAEMON_STALL_MS * NS_PER_MS;
 }
 
 int daemon_co_end(struct daemon_signals *s, const bool *starting, void (*co_end_users)(void),
@@ -516,12 +556,17 @@ int daemon_co_end(struct daemon_signals *s, const bool *starting, void (*co_end_
     enum daemon_wake wake = DAEMON_WAKE_NOTE;
 
     end = (struct end){
-        .signals = s, .starting = starting, .co_end_users = co_end_users, .exports_ns = began};
+        .signals = s,
+        .starting = starting,
+        .co_end_users = co_end_users,
+        .exports_ns = began,
+        .command_ns = began,
+    };
     if (reactor_spawn(reactor_main(), co_end_in_order, NULL) < 0) {
         co_end_in_order(NULL);
     }
     while (!end.done && !end.stuck && wake != DAEMON_WAKE_SIGNAL && loop_now_ns() < deadline &&
-           !exports_hang()) {
+           !exports_hang() && !command_hangs()) {
         wake = daemon_co_wait(s, LOOK_NS);
     }
     if (!end.done) {
