@@ -37,8 +37,8 @@ struct throttle_group {
     struct throttle_limits limits; /* main reactor; no lock */
     int64_t (*clock)(void);        /* NULL: the one that all have */
     struct throttle_buckets buckets;
-    /* A bit per direction: a limit concerns it. */
-    atomic_uint limited;
+    /* By direction: bits of enum throttle_counts. */
+    atomic_uint counts[2];
     struct list waiting[2]; /* of struct throttle_member, by direction; the first is next */
     bool latest;            /* direction that had its turn last */
     struct waiter *watcher; /* NULL: nobody waits */
@@ -288,36 +288,65 @@ static void co_wait_release(struct throttle_member *m, bool is_write, uint64_t b
     pthread_mutex_unlock(&g->lock);
 }
 
-static bool may_pass_locked(struct throttle_group *g, const struct throttle_member *m,
-                            bool is_write)
+static bool may_pass_locked(struct throttle_group *g, bool is_write)
 {
     return list_is_empty(&g->waiting[is_write]) &&
            (throttle_buckets_wait(&g->buckets, is_write, cheap_now(g)) == 0 ||
             throttle_buckets_wait(&g->buckets, is_write, exact_now(g)) == 0);
 }
 
+bool throttle_lets_pass(struct throttle_member *m, bool is_write, uint64_t bytes)
+{
+    struct throttle_group *g = m->group;
+    unsigned counts = atomic_load_explicit(&g->counts[is_write], memory_order_relaxed), index;
+
+    if (counts == 0) {
+        return true;
+    }
+    index = counters_index();
+    return index < COUNTERS_SHARDS &&
+           throttle_take_lease(&g->buckets.leases[index], counts, is_write, bytes);
+}
+
+void throttle_comes_again(struct throttle_member *m, bool is_write, uint64_t bytes)
+{
+    struct throttle_group *g = m->group;
+    unsigned counts = atomic_load_explicit(&g->counts[is_write], memory_order_relaxed);
+    unsigned index = counters_index();
+
+    if (index < COUNTERS_SHARDS) {
+        throttle_return_lease(&g->buckets.leases[index], counts, is_write, bytes);
+    }
+}
+
 void throttle_co_pass(struct throttle_member *m, bool is_write, uint64_t bytes)
 {
     struct throttle_group *g = m->group;
+    unsigned index = counters_index();
+    bool may_pass;
 
-    if (!(atomic_load_explicit(&g->limited, memory_order_relaxed) & 1u << is_write)) {
-        return;
-    }
-    if (__builtin_expect(throttle_buckets_take_prepaid(&g->buckets, is_write, bytes), true)) {
+    if (throttle_lets_pass(m, is_write, bytes)) {
         return;
     }
     pthread_mutex_lock(&g->lock);
-    throttle_buckets_reclaim(&g->buckets);
+    throttle_buckets_reclaim(&g->buckets, index);
     if (m->hurried) {
         throttle_buckets_pour_early(&g->buckets, is_write, bytes);
-    } else if (may_pass_locked(g, m, is_write)) {
-        throttle_buckets_pour(&g->buckets, is_write, bytes);
-        if (list_is_empty(&g->waiting[!is_write])) {
-            throttle_buckets_prepay(&g->buckets, is_write);
-        }
-    } else {
+        pthread_mutex_unlock(&g->lock);
+        return;
+    }
+    may_pass = may_pass_locked(g, is_write);
+    if (!may_pass) {
+        throttle_buckets_reclaim_all(&g->buckets);
+        may_pass = may_pass_locked(g, is_write);
+    }
+    if (!may_pass) {
         co_wait_release(m, is_write, bytes);
         return;
+    }
+    throttle_buckets_pour(&g->buckets, is_write, bytes);
+    if (list_is_empty(&g->waiting[!is_write])) {
+        throttle_buckets_prepay(&g->buckets, is_write, index);
     }
     pthread_mutex_unlock(&g->lock);
 }
@@ -379,16 +408,13 @@ int64_t throttle_clock_next(void)
 
 static void put_in_force(struct throttle_group *g, const struct throttle_limits *limits)
 {
-    unsigned limited = 0;
-
     g->limits = *limits;
     pthread_mutex_lock(&g->lock);
-    throttle_buckets_reclaim(&g->buckets);
+    throttle_buckets_reclaim_all(&g->buckets);
     throttle_buckets_set(&g->buckets, limits, exact_now(g));
-    for (unsigned i = 0; i < 2; i++) {
-        limited |= g->buckets.bytes[i] || g->buckets.requests[i] ? 1u << i : 0;
+    for (int i = 0; i < 2; i++) {
+        atomic_store(&g->counts[i], throttle_buckets_counts(&g->buckets, i));
     }
-    atomic_store(&g->limited, limited);
     let_pass_locked(g);
     /* It sleeps by the old limits. */
     if (g->watcher) {
@@ -451,9 +477,10 @@ void throttle_group_free(struct throttle_group *g)
 
 struct throttle_group *throttle_group_new(int64_t (*clock)(void))
 {
-    struct throttle_group *g = calloc(1, sizeof(*g));
+    struct throttle_group *g = aligned_alloc(_Alignof(struct throttle_group), sizeof(*g));
 
     if (g) {
+        memset(g, 0, sizeof(*g));
         g->clock = clock;
         throttle_limits_init(&g->limits);
         pthread_mutex_init(&g->lock, NULL);

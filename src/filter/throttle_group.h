@@ -78,6 +78,14 @@ void throttle_co_member_leave(struct throttle_member *m); /* yields */
 void throttle_co_pass(struct throttle_member *m, bool is_write, uint64_t bytes);
 
 /*
+ * Whether a request of `bytes` passes at once, without the group's lock: no limit concerns it, or
+ * it was prepaid (throttle_buckets_prepay()). And to take that back, for a request that was not
+ * made, and comes again. Any reactor; neither yields.
+ */
+bool throttle_lets_pass(struct throttle_member *m, bool is_write, uint64_t bytes);
+void throttle_comes_again(struct throttle_member *m, bool is_write, uint64_t bytes);
+
+/*
  * From now on, until it is called with false, no request of the member waits, and those that do
  * pass at once. They count: the group pays for them later (throttle_buckets_pour_early()).
  */

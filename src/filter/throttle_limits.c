@@ -288,36 +288,57 @@ void throttle_buckets_pour(struct throttle_buckets *b, bool is_write, uint64_t b
     }
 }
 
-static void prepay(struct throttle_bucket *b)
+static void prepay(struct throttle_bucket *b, _Atomic int64_t *units, unsigned reactors)
 {
     double room;
 
     if (b) {
         room = MIN(b->capacity - b->level, b->burst_capacity - b->burst_level) / 2;
         /* A burst is not to be paid for at once. */
-        room = floor(MIN(room, b->rate * (double)NS_PER_SECOND / CAPACITY_DIVISOR / 2));
+        room = MIN(room, b->rate * (double)NS_PER_SECOND / CAPACITY_DIVISOR / 2 / reactors);
+        room = floor(room);
         if (room >= 1) {
             pour(b, room);
-            atomic_fetch_add(&b->prepaid, (int64_t)room);
+            atomic_fetch_add(units, (int64_t)room);
         }
     }
 }
 
-void throttle_buckets_prepay(struct throttle_buckets *b, bool is_write)
+void throttle_buckets_prepay(struct throttle_buckets *b, bool is_write, unsigned index)
 {
-    prepay(b->bytes[is_write]);
+    if (index >= COUNTERS_SHARDS) {
+        return;
+    }
+    b->lease_count = MAX(b->lease_count, index + 1);
+    prepay(b->bytes[is_write], &b->leases[index].bytes[is_write], b->lease_count);
     if (b->iops_size == 0) {
-        prepay(b->requests[is_write]);
+        prepay(b->requests[is_write], &b->leases[index].requests[is_write], b->lease_count);
     }
 }
 
-void throttle_buckets_reclaim(struct throttle_buckets *b)
+static void reclaim(struct throttle_bucket *b, _Atomic int64_t *units)
 {
-    for (int i = 0; i < THROTTLE_LIMITS; i++) {
-        double left = (double)atomic_exchange(&b->all[i].prepaid, 0);
+    double left;
 
-        b->all[i].level = give_back(b->all[i].level, left);
-        b->all[i].burst_level = give_back(b->all[i].burst_level, left);
+    if (b && atomic_load(units) != 0) {
+        left = (double)atomic_exchange(units, 0);
+        b->level = give_back(b->level, left);
+        b->burst_level = give_back(b->burst_level, left);
+    }
+}
+
+void throttle_buckets_reclaim(struct throttle_buckets *b, unsigned index)
+{
+    for (int i = 0; i < 2 && index < b->lease_count; i++) {
+        reclaim(b->bytes[i], &b->leases[index].bytes[i]);
+        reclaim(b->requests[i], &b->leases[index].requests[i]);
+    }
+}
+
+void throttle_buckets_reclaim_all(struct throttle_buckets *b)
+{
+    for (unsigned i = 0; i < b->lease_count; i++) {
+        throttle_buckets_reclaim(b, i);
     }
 }
 

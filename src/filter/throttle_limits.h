@@ -16,7 +16,7 @@
  * capacity is a twentieth of a second at the rate. `max` allows bursts of that rate for `length`
  * seconds.
  *
- * No locks, but for what is prepaid: the owner has one. None of these functions yields.
+ * No locks, but for leases: the owner has one. None of these functions yields.
  */
 #ifndef TIDEMARK_FILTER_THROTTLE_LIMITS_H
 #define TIDEMARK_FILTER_THROTTLE_LIMITS_H
@@ -25,6 +25,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/counters.h"
 #include "base/error.h"
 #include "block/options.h"
 
@@ -72,21 +73,31 @@ struct throttle_bucket {
     double capacity, burst_capacity; /* units; the latter infinite: bursts have no length */
     double level, burst_level;
     int64_t leaked_ns; /* when it leaked last */
-    /* Units that were poured before their requests came: those pass without the lock. */
-    _Atomic int64_t prepaid;
+};
+
+/*
+ * Units that were poured before their requests came: those pass without the lock. Of one reactor,
+ * so that reactors do not share a cache line for each request; by direction, for the bucket that
+ * counts bytes in it, and for the one that counts requests.
+ */
+struct throttle_lease {
+    _Alignas(64) _Atomic int64_t bytes[2], requests[2];
 };
 
 /* The buckets of one direction: at most one counts bytes, and one requests. */
 struct throttle_buckets {
     struct throttle_bucket all[THROTTLE_LIMITS];
     /* Those that concern reads (0) and writes (1); `count` of each. */
-    struct throttle_bucket *_Atomic bytes[2], *_Atomic requests[2]; /* NULL: no such limit */
+    struct throttle_bucket *bytes[2], *requests[2]; /* NULL: no such limit */
     uint64_t iops_size;
     /*
      * Until then time counts that passed while the buckets were empty, a second at most: requests
      * waited lately, so the rate was not used up only because their turn came late.
      */
     int64_t owed_until_ns;
+    /* By the index of the reactor, and how many of them have been used. */
+    struct throttle_lease leases[COUNTERS_SHARDS];
+    unsigned lease_count;
 };
 
 /*
@@ -104,40 +115,74 @@ void throttle_buckets_note_wait(struct throttle_buckets *b, int64_t now);
 /* A request of `bytes` passes. */
 void throttle_buckets_pour(struct throttle_buckets *b, bool is_write, uint64_t bytes);
 /*
- * Pour something for requests of a direction that may come, half of the room at most, so that they
- * need no lock; and pour back what they have not used. While requests wait nothing is prepaid.
+ * Pour something for requests of a direction that may come on a reactor (an index as of
+ * counters_index()), half of the room at most, so that they need no lock; and not more than its
+ * part of a fortieth of a second at the rate. While requests wait nothing is prepaid.
  */
-void throttle_buckets_prepay(struct throttle_buckets *b, bool is_write);
-void throttle_buckets_reclaim(struct throttle_buckets *b);
+void throttle_buckets_prepay(struct throttle_buckets *b, bool is_write, unsigned index);
+/* Pour back what one reactor has not used, or what all have not. */
+void throttle_buckets_reclaim(struct throttle_buckets *b, unsigned index);
+void throttle_buckets_reclaim_all(struct throttle_buckets *b);
 
-/* Take units that were prepaid; NULL: no limit. Any thread, without the lock. */
-static inline bool throttle_take_prepaid(struct throttle_bucket *b, int64_t units)
+/* Take units that were prepaid. Any thread, without the lock. */
+static inline bool throttle_take_prepaid(_Atomic int64_t *units, int64_t count)
 {
-    if (!b || atomic_fetch_sub_explicit(&b->prepaid, units, memory_order_relaxed) >= units) {
-        return true;
-    }
-    atomic_fetch_add_explicit(&b->prepaid, units, memory_order_relaxed);
-    return false;
-}
-
-/* Whether a request of `bytes` was prepaid. Any thread, without the lock. */
-static inline bool throttle_buckets_take_prepaid(struct throttle_buckets *b, bool is_write,
-                                                 uint64_t bytes)
-{
-    struct throttle_bucket *first = atomic_load_explicit(&b->bytes[is_write], memory_order_relaxed);
-
-    if (!throttle_take_prepaid(first, (int64_t)bytes)) {
+    if (atomic_load_explicit(units, memory_order_relaxed) < count) {
         return false;
     }
-    if (throttle_take_prepaid(atomic_load_explicit(&b->requests[is_write], memory_order_relaxed),
-                              1)) {
+    if (atomic_fetch_sub_explicit(units, count, memory_order_relaxed) >= count) {
         return true;
     }
-    if (first) {
-        atomic_fetch_add_explicit(&first->prepaid, (int64_t)bytes, memory_order_relaxed);
+    atomic_fetch_add_explicit(units, count, memory_order_relaxed);
+    return false;
+}
+
+/* What the limits of a direction count. */
+enum throttle_counts {
+    THROTTLE_COUNTS_BYTES = 1 << 0,
+    THROTTLE_COUNTS_REQUESTS = 1 << 1,
+};
+
+/* Bits of enum throttle_counts. */
+static inline unsigned throttle_buckets_counts(const struct throttle_buckets *b, bool is_write)
+{
+    return (b->bytes[is_write] ? THROTTLE_COUNTS_BYTES : 0u) |
+           (b->requests[is_write] ? THROTTLE_COUNTS_REQUESTS : 0u);
+}
+
+/*
+ * Whether a request of `bytes` was prepaid, where the limits count what `counts` says. Any thread,
+ * without the lock.
+ */
+static inline bool throttle_take_lease(struct throttle_lease *lease, unsigned counts, bool is_write,
+                                       uint64_t bytes)
+{
+    if (counts & THROTTLE_COUNTS_BYTES &&
+        !throttle_take_prepaid(&lease->bytes[is_write], (int64_t)bytes)) {
+        return false;
+    }
+    if (!(counts & THROTTLE_COUNTS_REQUESTS) ||
+        throttle_take_prepaid(&lease->requests[is_write], 1)) {
+        return true;
+    }
+    if (counts & THROTTLE_COUNTS_BYTES) {
+        atomic_fetch_add_explicit(&lease->bytes[is_write], (int64_t)bytes, memory_order_relaxed);
     }
     return false;
 }
+
+/* Put that back, for a request that was not made. Any thread, without the lock. */
+static inline void throttle_return_lease(struct throttle_lease *lease, unsigned counts,
+                                         bool is_write, uint64_t bytes)
+{
+    if (counts & THROTTLE_COUNTS_BYTES) {
+        atomic_fetch_add_explicit(&lease->bytes[is_write], (int64_t)bytes, memory_order_relaxed);
+    }
+    if (counts & THROTTLE_COUNTS_REQUESTS) {
+        atomic_fetch_add_explicit(&lease->requests[is_write], 1, memory_order_relaxed);
+    }
+}
+
 /*
  * A request passes without having waited, because somebody waits for it. Those after it wait for
  * that at most a second.

@@ -202,6 +202,44 @@ static void the_rate_is_the_limit(void *arg)
     check_rate("\"iops-write\":12345", 16, 512, 12345);
 }
 
+static int64_t lease_of(struct throttle_buckets *b, unsigned reactor)
+{
+    return atomic_load(&b->leases[reactor].bytes[0]);
+}
+
+/* What reactors take in advance is poured at once; what they do not use goes back. */
+static void a_lease_is_of_one_reactor(void *arg)
+{
+    struct throttle_buckets *b = aligned_alloc(_Alignof(struct throttle_buckets), sizeof(*b));
+    struct throttle_bucket *bucket = &b->all[THROTTLE_BPS_READ];
+    struct throttle_limits limits;
+
+    memset(b, 0, sizeof(*b));
+    throttle_limits_init(&limits);
+    limits.values[THROTTLE_BPS_READ].avg = 40000000;
+    throttle_buckets_set(b, &limits, 0);
+    assert_int_equal(throttle_buckets_counts(b, false), THROTTLE_COUNTS_BYTES);
+    assert_int_equal(throttle_buckets_counts(b, true), 0);
+    throttle_buckets_prepay(b, false, 0);
+    throttle_buckets_prepay(b, false, 1);
+    assert_int_equal(lease_of(b, 0), 1000000);
+    assert_int_equal(lease_of(b, 1), 500000);
+    assert_int_equal((int64_t)bucket->level, 1500000);
+    assert_int_equal(throttle_buckets_wait(b, false, 0), 0);
+    assert_false(throttle_take_lease(&b->leases[2], THROTTLE_COUNTS_BYTES, false, 4096));
+    assert_false(throttle_take_lease(&b->leases[1], THROTTLE_COUNTS_BYTES, false, 500001));
+    assert_true(throttle_take_lease(&b->leases[1], THROTTLE_COUNTS_BYTES, false, 4096));
+    assert_true(throttle_take_lease(&b->leases[0], THROTTLE_COUNTS_BYTES, false, 8192));
+    throttle_return_lease(&b->leases[0], THROTTLE_COUNTS_BYTES, false, 8192);
+    throttle_buckets_reclaim(b, 0);
+    assert_int_equal((int64_t)bucket->level, 500000);
+    assert_int_equal(lease_of(b, 1), 500000 - 4096);
+    throttle_buckets_reclaim_all(b);
+    assert_int_equal((int64_t)bucket->level, 4096);
+    assert_int_equal(lease_of(b, 1), 0);
+    free(b);
+}
+
 static void a_large_request_counts_as_several(void *arg)
 {
     check_rate("\"iops-total\":1000,\"iops-size\":4096", 0, 16384, 250);
@@ -551,6 +589,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         CO_TEST(the_rate_is_the_limit),
         CO_TEST(a_large_request_counts_as_several),
+        CO_TEST(a_lease_is_of_one_reactor),
         CO_TEST(the_lower_of_two_limits_holds),
         CO_TEST(directions_have_limits_of_their_own),
         CO_TEST(a_burst_lasts_as_long_as_it_may),
