@@ -284,6 +284,8 @@ struct block_driver {
     bool is_filter;
     /* Set when a filter is registered: it has no co_truncate of its own, and the child's size. */
     bool passes_size;
+    /* Likewise: it has no co_preadv of its own. */
+    bool passes_reads;
     /* Shows a point in time: no write through it changes what it shows. */
     bool is_frozen_view;
     /* A leaf that may be opened by filename. */
@@ -576,9 +578,19 @@ struct block_driver {
      */
 
     int (*co_preadv)(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);
-    /* See block_co_read_pages(). NULL: as -ENOTSUP. */
+    /*
+     * See block_co_read_pages(). NULL: as -ENOTSUP; of a filter that has no co_preadv, or that lets
+     * the read pass, as its child.
+     */
     int (*co_read_pages)(struct block_node *node, uint64_t offset, uint64_t length,
                          struct block_page_sink *sink);
+    /*
+     * Of a filter whose co_preadv reads from its child, and may wait before: whether a read of
+     * `length` bytes may go on to the child at once; then it is accounted for. NULL: no. And that
+     * such a read was not made, and comes again by co_preadv; NULL: nothing to do. Do not yield.
+     */
+    bool (*lets_read_pass)(struct block_node *node, uint64_t length);
+    void (*read_comes_again)(struct block_node *node, uint64_t length);
     int (*co_pwritev)(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);
     /* NULL or -ENOTSUP: the gate writes zeroes as data. */
     int (*co_write_zeroes)(struct block_node *node, uint64_t offset, uint64_t length,

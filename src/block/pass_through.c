@@ -87,6 +87,7 @@ static struct block_driver with_defaults(const struct block_driver *driver)
         return d;
     }
     DEFAULT(&d, co_open, pass_co_open);
+    d.passes_reads = !d.co_preadv;
     DEFAULT(&d, co_preadv, pass_co_preadv);
     DEFAULT(&d, co_pwritev, pass_co_pwritev);
     DEFAULT(&d, co_write_zeroes, pass_co_write_zeroes);

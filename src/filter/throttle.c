@@ -118,6 +118,21 @@ static void throttle_drain_end(struct block_node *node)
     throttle_member_hurry(&t->member, false);
 }
 
+/* No limit holds the read up now. */
+static bool throttle_lets_read_pass(struct block_node *node, uint64_t length)
+{
+    struct throttle *t = node->opaque;
+
+    return throttle_lets_pass(&t->member, false, length);
+}
+
+static void throttle_read_comes_again(struct block_node *node, uint64_t length)
+{
+    struct throttle *t = node->opaque;
+
+    throttle_comes_again(&t->member, false, length);
+}
+
 /* Wait as long as the limits say. */
 static void co_throttle(struct block_node *node, bool is_write, uint64_t bytes)
 {
@@ -177,6 +192,8 @@ const struct block_driver throttle_driver = {
     .drain_begin = throttle_drain_begin,
     .drain_end = throttle_drain_end,
     .co_preadv = throttle_co_preadv,
+    .lets_read_pass = throttle_lets_read_pass,
+    .read_comes_again = throttle_read_comes_again,
     .co_pwritev = throttle_co_pwritev,
     .co_write_zeroes = throttle_co_write_zeroes,
     .co_discard = throttle_co_discard,

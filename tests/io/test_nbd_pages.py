@@ -16,10 +16,11 @@ SIZE = 16 * MIB
 
 
 class Pages(TestCase):
-    def serve(self, *nodes, export="d", writable="on"):
+    def serve(self, *nodes, export="d", writable="on", objects=()):
         """A daemon with nodes; the last one is exported."""
         self.socket = self.path("nbd")
-        words = [word for node in nodes for word in ("--blockdev", node)]
+        words = [word for o in objects for word in ("--object", o)]
+        words += [word for node in nodes for word in ("--blockdev", node)]
         self.server = self.daemon(
             *words, "--nbd-server", f"addr.type=unix,addr.path={self.socket}", "--export",
             f"nbd,id=e,node-name={export},name=,writable={writable}",
@@ -104,6 +105,36 @@ class Pages(TestCase):
                     )
                 self.assertEqual(self.uncopied() > 0, "cluster_size=512" not in options)
                 self.end_processes()
+
+    def read_through(self, filter_options, limits=""):
+        """Serve a disk below a filter; the seconds that it takes to read all, in parts."""
+        content = random.Random(3).randbytes(SIZE)
+        file = f"file.driver=file,file.filename={self.image('raw', content)}"
+        self.serve(
+            f"driver=raw,node-name=r,{file}", f"{filter_options},node-name=d,file=r",
+            objects=[f"throttle-group,id=g{limits}"],
+        )  # fmt: skip
+        handle, began = self.client(), time.monotonic()
+        for at in range(0, SIZE, MIB // 2):
+            self.assertTrue(handle.pread(MIB // 2, at) == content[at : at + MIB // 2], at)
+        return time.monotonic() - began
+
+    def test_filters_that_leave_reads_alone(self):
+        throttle = "driver=throttle,throttle-group=g"
+        for options, limits in (
+            (throttle, ""),
+            (throttle, ",x-bps-write=1"),
+            ("driver=preallocate", ""),
+        ):
+            with self.subTest(options=options, limits=limits):
+                self.read_through(options, limits)
+                self.assertEqual(self.uncopied(), SIZE)
+                self.end_processes()
+
+    def test_a_limit_that_is_reached_holds(self):
+        took = self.read_through("driver=throttle,throttle-group=g", f",x-bps-read={16 * MIB}")
+        # A twentieth of a second passes at once, and a read may overdraw.
+        self.assertGreater(took, 0.85)
 
     def test_holes_between_data(self):
         content = bytearray(random.Random(2).randbytes(SIZE))
