@@ -76,6 +76,12 @@ int blockmap_co_format(struct block_node *file, blockmap_co_write_fn *co_write, 
     }
     held = block_control_pause();
     r = co_write(block_root_edge(root), arg, err);
+    if (r >= 0) {
+        /* Here, since a release of the root flushes with the control lock. */
+        r = block_co_flush(block_root_edge(root));
+        r = r < 0 ? error_set_errno(err, -r, "Could not flush '%s'", block_node_display_name(file))
+                  : 0;
+    }
     block_co_control_resume(held);
     block_co_root_release(root);
     return r;
