@@ -187,6 +187,7 @@ int qmp_co_drive_mirror(struct qmp_call *call, struct json_object *args,
     UNLESS_FAILED(r, qmp_get_job_config(args, &config, err));
     UNLESS_FAILED(r, qmp_get_mirror_params(args, source, &params, err));
     UNLESS_FAILED(r, note_source(&t, args, &params, err));
+    UNLESS_FAILED(r, params.bitmap ? qmp_co_fetch_mirror_bitmap(&params, err) : 0);
     if (r >= 0) {
         block_control_unlock();
         r = co_make_target(&t, err);

@@ -10,6 +10,7 @@
 #include "block/bitmaps.h"
 #include "block/block.h"
 #include "block/control.h"
+#include "block/control_lock.h"
 #include "qmp/commands.h"
 #include "qmp/jobs.h"
 #include "qmp/lookup.h"
@@ -129,6 +130,21 @@ int qmp_get_mirror_params(struct json_object *args, struct block_node *source,
     return r;
 }
 
+int qmp_co_fetch_mirror_bitmap(const struct mirror_params *p, struct error *err)
+{
+    struct block_node *node = block_node_ref(p->source);
+    struct block_control_work work;
+    int r = block_bitmap_check(p->bitmap, BLOCK_BITMAP_REFUSE_ALL, err);
+
+    if (r >= 0) {
+        block_control_begin_work(&work, &node, 1, false);
+        r = block_co_bitmap_fetch(p->bitmap, err);
+        block_co_control_end_work(&work);
+    }
+    block_co_unref(node);
+    return r;
+}
+
 /*
  * Whether the target may get a backing node before the job is finalized (blockdev-snapshot,
  * blockdev-reopen): it has none now, although the mirror is a part of the source's chain, or its
@@ -170,12 +186,10 @@ static int get_mirror_restart(struct json_object *args, struct mirror_params *p,
     return 0;
 }
 
-int qmp_co_blockdev_mirror(struct qmp_call *call, struct json_object *args,
-                           struct json_object **ret_value, struct error *err)
+static int get_mirror(struct json_object *args, struct job_config *config,
+                      struct mirror_params *params, struct error *err)
 {
     struct block_node *source = block_node_lookup(qmp_get_str(args, "device"), err), *target;
-    struct mirror_params params;
-    struct job_config config;
     int r;
 
     if (!source) {
@@ -189,17 +203,30 @@ int qmp_co_blockdev_mirror(struct qmp_call *call, struct json_object *args,
     if (r == 0 && block_node_is_handed_over(target)) {
         r = error_set(err, EPERM, "Permission 'write' unavailable on inactive node");
     }
-    UNLESS_FAILED(r, qmp_get_job_config(args, &config, err));
-    UNLESS_FAILED(r, qmp_get_mirror_params(args, source, &params, err));
-    UNLESS_FAILED(r, get_mirror_restart(args, &params, err));
+    UNLESS_FAILED(r, qmp_get_job_config(args, config, err));
+    UNLESS_FAILED(r, qmp_get_mirror_params(args, source, params, err));
+    UNLESS_FAILED(r, get_mirror_restart(args, params, err));
     if (r < 0) {
         return r;
     }
-    r = target == source ? 0 : qmp_check_not_busy(target, err);
+    params->target = target;
+    return target == source ? 0 : qmp_check_not_busy(target, err);
+}
+
+int qmp_co_blockdev_mirror(struct qmp_call *call, struct json_object *args,
+                           struct json_object **ret_value, struct error *err)
+{
+    struct mirror_params params;
+    struct job_config config;
+    int r = get_mirror(args, &config, &params, err);
+
+    if (r == 0 && params.bitmap) {
+        r = qmp_co_fetch_mirror_bitmap(&params, err);
+        UNLESS_FAILED(r, get_mirror(args, &config, &params, err));
+    }
     if (r < 0) {
         return r;
     }
-    params.target = target;
     params.backing_later = co_gets_backing_later(&params);
     return mirror_co_start(&config, &params, NULL, err);
 }

@@ -14,5 +14,11 @@
  */
 int qmp_get_mirror_params(struct json_object *args, struct block_node *source,
                           struct mirror_params *ret_params, struct error *err);
+/*
+ * Read the bits of the bitmap `p->bitmap` from the image of the source, before the mirror is
+ * started. The disk may hang, so this is a work apart (block/control_lock.h): what was looked up
+ * before may be gone afterwards. Errors of the bitmap. Yields.
+ */
+int qmp_co_fetch_mirror_bitmap(const struct mirror_params *p, struct error *err);
 
 #endif
