@@ -196,6 +196,9 @@ int backup_co_open_filter(struct block_node *source, struct block_node *target,
     }
     r = job_check_node(source, err);
     UNLESS_FAILED(r, job_check_node(target, err));
+    if (r >= 0 && block_node_is_read_only(target)) {
+        r = error_set(err, EACCES, "Could not create node: Block node is read-only");
+    }
     if (r < 0) {
         return r;
     }

@@ -347,9 +347,6 @@ static int check_nodes(const struct mirror_params *p, struct error *err)
     struct block_edge *edge = NULL;
     int r;
 
-    if (p->source == p->target) {
-        return error_set(err, EINVAL, "Can't mirror node into itself");
-    }
     while ((edge = block_node_next_parent(p->source, edge))) {
         if (block_edge_parent(edge) && !is_commit(p)) {
             return error_set(err, EINVAL, "Need a root block node");
@@ -364,6 +361,9 @@ static int check_nodes(const struct mirror_params *p, struct error *err)
     }
     if (p->replaces && block_node_size(p->replaces) != block_node_size(p->source)) {
         return error_set(err, EINVAL, "cannot replace image with a mirror image of different size");
+    }
+    if (p->source == p->target) {
+        return error_set(err, EINVAL, "Can't mirror node into itself");
     }
     r = job_check_node(p->source, err);
     UNLESS_FAILED(r, job_check_node(p->target, err));

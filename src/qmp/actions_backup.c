@@ -51,6 +51,9 @@ static int check_bitmap_mode(const char *sync, const char *mode, bool has_bitmap
     if ((incremental || strcmp(sync, "bitmap") == 0) && !has_bitmap) {
         return error_set(err, EINVAL, "must provide a valid bitmap name for '%s' sync mode", sync);
     }
+    if (mode && !has_bitmap) {
+        return error_set(err, EINVAL, "Cannot specify bitmap sync mode without a bitmap");
+    }
     if (incremental && mode && strcmp(mode, "on-success") != 0) {
         return error_set(err, EINVAL, "Bitmap sync mode must be '%s' when using sync mode '%s'",
                          "on-success", sync);
@@ -88,8 +91,7 @@ static int get_bitmap(struct json_object *data, struct block_node *source,
         return r;
     }
     if (!name) {
-        return mode ? error_set(err, EINVAL, "Cannot specify bitmap sync mode without a bitmap")
-                    : 0;
+        return 0;
     }
     config->bitmap = block_bitmap_find(source, name);
     if (!config->bitmap) {
@@ -140,8 +142,13 @@ static int check_compress(struct json_object *data, struct block_node *target, s
 static int co_open_backup(struct backup_state *s, struct json_object *data, struct error *err)
 {
     struct json_object *perf = qmp_get(data, "x-perf");
-    int r = check_compress(data, s->target, err);
+    struct backup_config unused = {0};
+    /* The bitmap is looked up later: another action of the transaction may add it. */
+    int r = check_bitmap_mode(qmp_get_str(data, "sync"), qmp_get_str(data, "bitmap-mode"),
+                              qmp_get_str(data, "bitmap"), err);
 
+    UNLESS_FAILED(r, get_perf(data, &unused, err));
+    UNLESS_FAILED(r, check_compress(data, s->target, err));
     return r < 0
                ? r
                : backup_co_open_filter(s->source, s->target, qmp_get_str(data, "filter-node-name"),

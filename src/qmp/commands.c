@@ -116,9 +116,14 @@ int qmp_co_nbd_server_add(struct qmp_call *call, struct json_object *args,
     const char *device = qmp_get_str(args, "device");
     const char *name = qmp_get_str(args, "name");
     struct json_object *bitmap = qmp_get(args, "bitmap");
+    struct block_node *node = block_node_lookup(device, err);
 
-    if (!block_node_lookup(device, err)) {
+    if (!node) {
         return -ENOENT;
+    }
+    /* As in QEMU, what can only be read is then exported for reading. */
+    if (block_node_is_read_only(node)) {
+        json_object_object_del(args, "writable");
     }
     if (bitmap) {
         struct json_object *list = json_object_new_array();

@@ -119,9 +119,9 @@ int qmp_get_mirror_params(struct json_object *args, struct block_node *source,
         p.base = block_node_backing(source);
     }
     r = get_mirror_granularity(args, &p.granularity, err);
+    UNLESS_FAILED(r, get_mirror_replaces(args, &p, err));
     UNLESS_FAILED(r, get_mirror_buf_size(args, &p.buf_size, err));
     UNLESS_FAILED(r, get_mirror_bitmap(args, &p, err));
-    UNLESS_FAILED(r, get_mirror_replaces(args, &p, err));
     if (r >= 0) {
         p.target_is_zero =
             p.sync == MIRROR_SYNC_FULL && qmp_get_bool(args, "target-is-zero", false);

@@ -630,6 +630,9 @@ class ExportTest(QmpTest):
         self.qmp.command("block-dirty-bitmap-add", node="disk", name="b", disabled=True)
         self.qmp.command("nbd-server-add", device="disk", bitmap="b")
         self.qmp.command("nbd-server-add", device="disk", name="vol", writable=True)
+        self.qmp.command("blockdev-add", driver="null-co", node_name="ro", read_only=True)
+        self.qmp.command("nbd-server-add", device="ro", writable=True)
+        self.qmp.command("nbd-server-remove", name="ro")
         self.assertEqual(sorted(self.exports()), ["disk", "vol"])
         contexts = tidemark.run("nbdinfo", "--list", self.uri("")).stdout
         self.assertIn("qemu:dirty-bitmap:b", contexts)

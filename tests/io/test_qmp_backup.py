@@ -637,6 +637,7 @@ class RefusalTest(BackupTest):
         raw = self.create("raw.img", SIZE, "raw")
         self.qmp.command("blockdev-add", driver="file", node_name="raw", filename=raw)
         self.qmp.command("blockdev-add", driver="null-co", node_name="small", size=MIB)
+        self.qmp.command("blockdev-add", driver="null-co", node_name="ro", size=SIZE, read_only=True)
         self.qmp.command("block-dirty-bitmap-add", node="disk", name="b")
         before = self.qmp.command("query-named-block-nodes", flat=True)
         for wanted, arguments in (
@@ -667,6 +668,14 @@ class RefusalTest(BackupTest):
             ("Invalid job ID '1'", {"job": "1"}),
             ("Could not create node: Duplicate nodes with node-name='disk'",
              {"filter_node_name": "disk"}),
+            # Which of two mistakes is reported.
+            ("must provide a valid bitmap name for 'bitmap' sync mode",
+             {"sync": "bitmap", "target": "disk"}),
+            ("Cannot specify bitmap sync mode without a bitmap",
+             {"bitmap_mode": "always", "filter_node_name": "disk"}),
+            ("max-workers must be between 1 and 2147483647",
+             {"x_perf": {"max-workers": 0}, "target": "small"}),
+            ("Could not create node: Block node is read-only", {"target": "ro", "job": "1"}),
         ):  # fmt: skip
             with self.subTest(wanted):
                 self.refused(wanted, **arguments)

@@ -153,6 +153,9 @@ class Verbs(MirrorCase):
         self.assert_refused("Cannot find device='nope' nor node-name='nope'", target="nope")
         self.assert_refused("Cannot find device='nope' nor node-name='nope'", device="nope")
         self.assert_refused("Failed to find node with node-name='nope'", replaces="nope")
+        self.assert_refused(
+            "Failed to find node with node-name='nope'", replaces="nope", buf_size=-1
+        )
         self.assert_refused("Need a root block node", device="s-file")
         for node in "t", "s-file":
             self.assert_refused(
