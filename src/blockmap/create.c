@@ -47,6 +47,16 @@ int blockmap_take_choice(struct options *opts, const char *key, const char *cons
     return error_set(err, EINVAL, "Parameter '%s' does not accept value '%s'", key, text);
 }
 
+int blockmap_take_preallocation(struct options *opts, struct error *err)
+{
+    static const char *const modes[] = {"off", "falloc", "full", "metadata", NULL};
+    int mode = 0;
+    int r = blockmap_take_choice(opts, "preallocation", modes, &mode, err);
+
+    return r == 0 && mode == 3 ? error_set(err, ENOTSUP, "Unsupported preallocation mode: metadata")
+                               : r;
+}
+
 int blockmap_co_create_file(const char *filename, struct options *file_options,
                             blockmap_co_write_fn *co_write, const void *arg, struct error *err)
 {

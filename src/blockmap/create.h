@@ -17,6 +17,11 @@ int blockmap_take_file_options(struct options *opts, struct options **ret_file, 
 int blockmap_take_choice(struct options *opts, const char *key, const char *const *names,
                          int *value, struct error *err);
 /*
+ * Take "preallocation" where an image has no space to preallocate when its file is made. As in
+ * QEMU's tools, the modes of files are accepted, and have no effect. -EINVAL, -ENOTSUP
+ */
+int blockmap_take_preallocation(struct options *opts, struct error *err);
+/*
  * Make the file (`file_options` is consumed), and let `co_write` write the image. As
  * block_co_create_file().
  */

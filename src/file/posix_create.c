@@ -58,8 +58,9 @@ struct create_call {
 static int take_create_options(struct options *opts, struct create_options *ret_options,
                                struct error *err)
 {
-    static const char *const names[] = {"off", "falloc", "full", NULL};
-    static const int modes[] = {BLOCK_PREALLOC_OFF, BLOCK_PREALLOC_FALLOC, BLOCK_PREALLOC_FULL};
+    static const char *const names[] = {"off", "falloc", "full", "metadata", NULL};
+    static const int modes[] = {BLOCK_PREALLOC_OFF, BLOCK_PREALLOC_FALLOC, BLOCK_PREALLOC_FULL,
+                                BLOCK_PREALLOC_METADATA};
     int mode, r;
 
     if ((r = options_take_enum(opts, "preallocation", names, 0, &mode, err)) < 0 ||
@@ -71,6 +72,9 @@ static int take_create_options(struct options *opts, struct create_options *ret_
         return error_set(err, EINVAL, "Extent size hint is too large");
     }
     ret_options->prealloc = modes[mode];
+    if (ret_options->prealloc == BLOCK_PREALLOC_METADATA) {
+        return error_set(err, ENOTSUP, "Unsupported preallocation mode: metadata");
+    }
     /* Before any change: a misspelt option must not destroy an image. */
     return options_check_empty(opts, "A raw file", err);
 }
@@ -157,8 +161,9 @@ static int co_prepare_device(const struct create_call *c, uint64_t size, int pre
         return error_set_errno(err, -r, "Could not get the size of '%s'", c->path);
     }
     if (prealloc != BLOCK_PREALLOC_OFF) {
-        return error_set(err, ENOTSUP, "'%s' is a device, whose space can't be preallocated",
-                         c->path);
+        /* KubeVirt looks for the first three words, and tries another mode. */
+        return error_set(err, ENOTSUP, "Unsupported preallocation mode '%s': '%s' is a device",
+                         prealloc == BLOCK_PREALLOC_FALLOC ? "falloc" : "full", c->path);
     }
     if (device_size < size) {
         return error_set(err, ENOSPC, "Cannot grow device files");

@@ -74,7 +74,7 @@ static int co_write_vdi(struct block_edge *file, const void *arg, struct error *
 static int take_vdi_create(struct vdi_create *c, uint64_t size, struct options *opts,
                            struct error *err)
 {
-    static const char *const modes[] = {"off", "metadata", NULL};
+    static const char *const modes[] = {"off", "metadata", "falloc", "full", NULL};
     int mode = 0, r;
 
     if ((r = options_take_bool(opts, "static", false, &c->is_static, err)) < 0 ||

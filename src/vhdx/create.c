@@ -215,6 +215,7 @@ static int take_vhdx_create(struct vhdx_create *c, uint64_t size, struct options
         (r = options_take_size(opts, "log_size", VHDX_UNIT, &c->log_size, err)) < 0 ||
         (r = options_take_size(opts, "block_size", 0, &c->block_size, err)) < 0 ||
         (r = options_take_bool(opts, "block_state_zero", true, &c->state_zero, err)) < 0 ||
+        (r = blockmap_take_preallocation(opts, err)) < 0 ||
         (r = options_check_empty(opts, "Format 'vhdx'", err)) < 0) {
         return r;
     }

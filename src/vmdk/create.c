@@ -167,6 +167,7 @@ static int take_vmdk_create(struct vmdk_create *c, struct options *opts, struct 
         (r = options_take_str(opts, "backing_fmt", &c->backing_fmt, err)) < 0 ||
         (r = options_take_bool(opts, "compat6", false, &c->compat6, err)) < 0 ||
         (r = options_take_bool(opts, "zeroed_grain", false, &c->zeroed_grain, err)) < 0 ||
+        (r = blockmap_take_preallocation(opts, err)) < 0 ||
         (r = options_check_empty(opts, "Format 'vmdk'", err)) < 0) {
         return r;
     }

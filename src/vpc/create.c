@@ -181,6 +181,7 @@ static int take_vpc_create(struct vpc_create *c, uint64_t size, struct options *
 
     if ((r = blockmap_take_choice(opts, "subformat", subformats, &subformat, err)) < 0 ||
         (r = options_take_bool(opts, "force_size", false, &c->force_size, err)) < 0 ||
+        (r = blockmap_take_preallocation(opts, err)) < 0 ||
         (r = options_check_empty(opts, "Format 'vpc'", err)) < 0) {
         return r;
     }

@@ -300,6 +300,12 @@ class Refused(TestCase):
             ("qemu-img: Could not resize file: File too large", "resize", "-f", "raw", disk, "7E"),
             ("Unsupported preallocation mode: metadata",
              "resize", "-f", "raw", "--preallocation=metadata", disk, "2M"),
+            ("new: Unsupported preallocation mode: metadata",
+             "create", "-f", "raw", "-o", "preallocation=metadata", self.path("new"), "1M"),
+            ("vmdk: Unsupported preallocation mode: metadata",
+             "create", "-f", "vmdk", "-o", "preallocation=metadata", self.path("vmdk"), "1M"),
+            ("Unsupported preallocation mode 'falloc'",
+             "create", "-f", "raw", "-o", "preallocation=falloc", "/dev/null", "0"),
             (f"{missing}: error while creating output image: Could not create",
              "dd", f"if={disk}", f"of={missing}"),
             ("x:y: Unknown protocol 'x'\n", "create", "-f", "qcow2", "x:y", "1M"),
@@ -372,6 +378,16 @@ class Refused(TestCase):
             img("create", "-f", fmt, "-o", "nocow=on,extent_size_hint=1M", disk, "1M")
             self.assertEqual(json.loads(img("info", "--output=json", disk).stdout)["format"], fmt)
             self.refused("is too large", "create", "-f", fmt, "-o", "extent_size_hint=8G", disk, "1M")
+
+    def test_formats_without_preallocation_take_the_modes_of_files(self):
+        for fmt in ("vdi", "vhdx", "vmdk", "vpc"):
+            for mode in ("off", "falloc", "full"):
+                with self.subTest(format=fmt, mode=mode):
+                    disk = self.path(f"{fmt}-{mode}")
+                    img("create", "-f", fmt, "-o", f"preallocation={mode}", disk, "4M")
+                    self.assertLess(os.stat(disk).st_blocks * 512, 4 << 20)
+                    self.refused("does not accept value 'x'", "create", "-f", fmt, "-o", "preallocation=x",
+                                 disk, "4M")
 
     def test_an_empty_backing_name_is_none(self):
         top = self.path("top.qcow2")
