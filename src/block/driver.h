@@ -290,6 +290,8 @@ struct block_driver {
     bool is_frozen_view;
     /* A leaf that may be opened by filename. */
     bool is_protocol;
+    /* It has no co_create: others make its files, and one that exists serves as a new disk. */
+    bool uses_existing;
     /*
      * Of a leaf, or of what has a leaf from its beginning on: a name by which another such node
      * finds the file later, also another process; the caller frees it. NULL: it has none. And read

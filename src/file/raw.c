@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "base/cleanup.h"
 #include "file/drivers.h"
 #include "file/posix_file.h"
 #include "schema/define.h"
@@ -409,11 +410,63 @@ static int raw_co_truncate(struct block_node *node, uint64_t size, enum block_pr
     return r;
 }
 
+/* Of a protocol that makes no files, the export or disk that exists has to do: nothing is left. */
+static int take_no_creation_options(struct options *opts, struct error *err)
+{
+    AUTO_FREE char *prealloc = NULL;
+    int r = options_take_str(opts, "preallocation", &prealloc, err);
+
+    if (r == 0 && prealloc && strcmp(prealloc, "off") != 0) {
+        r = error_set(err, ENOTSUP, "Unsupported preallocation mode '%s'", prealloc);
+    }
+    UNLESS_FAILED(r, options_check_empty(opts, "An export that exists", err));
+    return r;
+}
+
+/*
+ * Use what exists as a new disk: its size stays, and has to be enough. The first sector is cleared,
+ * so that what was there before is not taken for an image; the rest keeps its contents.
+ */
+static int co_use_existing(const struct block_driver *driver, const char *filename, uint64_t size,
+                           struct options *opts, struct error *err)
+{
+    struct block_root *root;
+    struct block_edge *file;
+    int r = take_no_creation_options(opts, err);
+
+    if (r < 0) {
+        return r;
+    }
+    r = block_co_create_file(filename, NULL, &root, err);
+    if (r < 0) {
+        error_prepend(err,
+                      "Protocol driver '%s' does not support creating new images, so an existing "
+                      "image must be selected as the target; however, opening the given target as "
+                      "an existing image failed: ",
+                      driver->name);
+        return r;
+    }
+    file = block_root_edge(root);
+    r = block_co_truncate(file, size, BLOCK_PREALLOC_OFF, err);
+    if (r == 0) {
+        r = block_co_write_zeroes(file, 0, MIN(SECTOR, block_edge_size(file)), BLOCK_REQ_MAY_UNMAP);
+        UNLESS_FAILED(r, block_co_flush(file));
+        if (r < 0) {
+            error_set_errno(err, -r, "Could not clear the first sector of '%s'", filename);
+        }
+    }
+    block_co_root_release(root);
+    return r;
+}
+
 static int raw_co_create(const char *filename, uint64_t size, struct options *opts,
                          struct error *err)
 {
     const struct block_driver *driver = block_driver_of_filename(filename);
 
+    if (driver && driver->uses_existing) {
+        return co_use_existing(driver, filename, size, opts, err);
+    }
     if (driver && !driver->co_create) {
         return error_set(err, ENOTSUP, "Protocol '%s' does not support image creation: '%s'",
                          driver->name, filename);

@@ -530,6 +530,7 @@ static const struct block_driver nbd_driver = {
     .options = &nbd_options,
     .instance_size = sizeof(struct nbd_node),
     .is_protocol = true,
+    .uses_existing = true,
     .flushes_always = true,
     .schemes = nbd_schemes,
     .parse_filename = nbd_parse_filename,

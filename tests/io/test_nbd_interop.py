@@ -159,6 +159,42 @@ class InteropTest(TestCase):
         )  # fmt: skip
         qemu_img("check", "-f", "qcow2", server.uri())
 
+    def test_raw_disk_is_made_in_an_export_that_exists(self):
+        server = self.serve()
+        img("create", "-q", "-f", "qcow2", server.uri(), "1M")
+        self.assertEqual(json.loads(img("info", "--output=json", server.uri()).stdout)["format"],
+                         "qcow2")  # fmt: skip
+        io(server.uri(), "write -P 7 1M 64k", fmt="raw")
+        img("create", "-q", "-f", "raw", "-o", "preallocation=off", server.uri(), "8M")
+        info = json.loads(img("info", "--output=json", server.uri()).stdout)
+        self.assertEqual(info["format"], "raw")
+        self.assertGreaterEqual(info["virtual-size"], 8 << 20)
+        io(server.uri(), "read -P 0 0 512", "read -P 7 1M 64k", fmt="raw")
+        for arguments, sentence in (
+            (("-f", "raw", server.uri(), "1G"), "Cannot grow NBD nodes"),
+            (
+                ("-f", "raw", "-o", "preallocation=full", server.uri(), "1M"),
+                "Unsupported preallocation mode 'full'",
+            ),
+            (
+                ("-f", "raw", "nbd+unix:///?socket=/nowhere/s", "1M"),
+                "Protocol driver 'nbd' does not support creating new images, so an existing image "
+                "must be selected as the target; however, opening the given target as an existing "
+                "image failed: ",
+            ),
+        ):
+            result = img("create", *arguments, check=False)
+            self.assertEqual(result.returncode, 1, result.stdout)
+            self.assertIn(sentence, result.stderr)
+
+    def test_convert_without_n_writes_a_raw_disk_to_an_export(self):
+        server = self.serve()
+        source = self.path("source.qcow2")
+        img("create", "-q", "-f", "qcow2", source, "8M")
+        io(source, "write -P 3 64k 1M", fmt="qcow2")
+        img("convert", "-f", "qcow2", "-O", "raw", source, server.uri())
+        io(server.uri(), "read -P 0 0 64k", "read -P 3 64k 1M", fmt="raw")
+
     def test_read_only_server_is_not_opened_for_writing(self):
         server = self.serve("-r")
         result = io(server.uri(), "write 0 512", fmt="raw", check=False)
