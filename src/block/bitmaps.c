@@ -404,6 +404,7 @@ static int co_clear_drained(struct block_bitmap *b, struct dirty_bitmap **ret_ba
                             struct error *err)
 {
     struct dirty_bitmap *empty = NULL;
+    uint64_t excess = b->excess;
     int r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_ALL, err);
 
     UNLESS_FAILED(r, block_co_bitmap_fetch(b, err));
@@ -417,9 +418,11 @@ static int co_clear_drained(struct block_bitmap *b, struct dirty_bitmap **ret_ba
     r = co_begin_change(b, err);
     if (r == 0) {
         dirty_bitmap_swap(b->bits, empty);
+        b->excess = 0; /* before the header is written with the bits */
         r = co_end_change(b, err);
         if (r < 0) {
             dirty_bitmap_swap(b->bits, empty);
+            b->excess = excess;
         }
     }
     if (r < 0 || !ret_backup) {
@@ -427,7 +430,6 @@ static int co_clear_drained(struct block_bitmap *b, struct dirty_bitmap **ret_ba
     } else {
         *ret_backup = empty;
     }
-    b->excess = r < 0 ? b->excess : 0;
     return r;
 }
 
@@ -485,6 +487,8 @@ static int co_merge_drained(struct block_bitmap *dest, struct block_bitmap *cons
                             size_t count, struct dirty_bitmap **ret_backup, struct error *err)
 {
     struct dirty_bitmap *bits; /* the new ones, then the old ones */
+    uint64_t excess = dest->excess;
+    const char *excess_why = dest->excess_why;
     int r = block_bitmap_check(dest, BLOCK_BITMAP_REFUSE_ALL, err);
 
     UNLESS_FAILED(r, block_co_bitmap_fetch(dest, err));
@@ -498,12 +502,14 @@ static int co_merge_drained(struct block_bitmap *dest, struct block_bitmap *cons
         return error_set(err, ENOMEM, "Out of memory to merge into bitmap '%s'", dest->name);
     }
     dirty_bitmap_swap(dest->bits, bits);
+    for (size_t i = 0; i < count; i++) {
+        block_bitmap_add_excess(dest, sources[i]->excess, sources[i]->excess_why);
+    }
     r = co_end_change(dest, err);
     if (r < 0) {
         dirty_bitmap_swap(dest->bits, bits);
-    }
-    for (size_t i = 0; r == 0 && i < count; i++) {
-        block_bitmap_add_excess(dest, sources[i]->excess, sources[i]->excess_why);
+        dest->excess = excess;
+        dest->excess_why = excess_why;
     }
     if (r < 0 || !ret_backup) {
         dirty_bitmap_free(bits);

@@ -305,6 +305,8 @@ struct qcow2 {
     struct qcow2_bitmaps bitmaps;
     struct qcow2_activity activity;
     struct qcow2_joint joint;
+    struct qcow2_excess excess[EXCESS_MAX]; /* at open; bitmap/excess.c */
+    unsigned excess_count;
     struct qcow2_sparse sparse;
     struct qcow2_options options;
     struct overlap_guard guard;

@@ -186,14 +186,18 @@ int qcow2_co_prepare_writable(struct qcow2 *q, struct error *err)
 {
     uint64_t known = AUTOCLEAR_BITMAPS | (q->has_data_file ? AUTOCLEAR_DATA_FILE_RAW : 0) |
                      (q->activity.offset > 0 ? AUTOCLEAR_ACTIVITY : 0) |
-                     (q->joint.state != JOINT_NONE ? AUTOCLEAR_JOINT : 0);
+                     (q->joint.state != JOINT_NONE ? AUTOCLEAR_JOINT : 0) | AUTOCLEAR_EXCESS;
     bool check = q->node->open_flags & BLOCK_OPEN_CHECK;
+    bool write = (q->header.autoclear & ~known) || q->activity.is_stale || q->joint.is_stale;
+    struct qcow2_excess excess[EXCESS_MAX];
     int r;
 
     if ((q->header.incompatible & INCOMPAT_DIRTY) && !check && (r = co_repair_dirty(q, err)) < 0) {
         return r;
     }
-    if ((q->header.autoclear & ~known) || q->activity.is_stale || q->joint.is_stale) {
+    /* What the hot regions of a crash add has to be there before they become cold. */
+    write |= !check && q->activity.offset > 0 && qcow2_list_excess(q, excess) > 0;
+    if (write) {
         q->header.autoclear &= known;
         q->activity.is_stale = q->joint.is_stale = false;
         r = qcow2_co_write_header(q, err);

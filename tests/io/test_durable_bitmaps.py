@@ -20,6 +20,8 @@ SIZE = 64 * M
 GRANULARITY = 64 * K
 AUTOCLEAR_ACTIVITY = 1 << 62
 EXT_ACTIVITY = 0x54444C47
+AUTOCLEAR_EXCESS = 1 << 60
+EXT_EXCESS = 0x54444445
 
 
 class Header:
@@ -276,6 +278,79 @@ class CleanClose(Case):
         self.assertFalse(Header(self.image).has_log())
         self.assertEqual(self.dirty(), set())
         self.assertEqual(self.flags(), [])
+
+
+class Excess(Case):
+    """What is dirty in excess is known as long as it is."""
+
+    def setUp(self):
+        super().setUp()
+        img("bitmap", "--add", "--disable", "-f", "qcow2", self.image, "frozen")
+        self.killed_after([(5 * M, 4 * K), (40 * M, 4 * K)])
+        self.hot = 2 * GRANULARITY
+
+    def state(self, bitmap="b"):
+        info = json.loads(img("info", "-U", "--output=json", "-f", "qcow2", self.image).stdout)
+        bitmaps = info["format-specific"]["data"]["bitmaps"]
+        return {b["name"]: b["x-tidemark-state"] for b in bitmaps}[bitmap]
+
+    def open_and_close(self, offset=40 * M):
+        io(self.image, f"write -q {offset} 4k", fmt="qcow2")
+
+    def test_a_clean_close_keeps_it(self):
+        reason = self.state()["reason"]
+        for _ in range(2):
+            self.open_and_close()
+            header = Header(self.image)
+            self.assertEqual(header.autoclear, 1 | AUTOCLEAR_EXCESS)
+            self.assertEqual(
+                header.extensions[EXT_EXCESS], struct.pack(">IIQ", self.entry("b"), 1, self.hot)
+            )
+            self.assertEqual(
+                self.state(), {"kind": "superset", "reason": reason, "excess": self.hot}
+            )
+            self.assertEqual(self.state("frozen"), {"kind": "exact"})
+            self.assertEqual(self.check(), 0)
+            info = qemu_img("info", "--output=json", self.image).stdout
+            self.assertEqual(len(json.loads(info)["format-specific"]["data"]["bitmaps"]), 2)
+
+    def entry(self, name):
+        """Its number in the directory."""
+        info = json.loads(qemu_img("info", "--output=json", self.image).stdout)
+        return [b["name"] for b in info["format-specific"]["data"]["bitmaps"]].index(name)
+
+    def test_it_ends_with_the_bitmap_it_is_of(self):
+        self.open_and_close()
+        img("bitmap", "--clear", "-f", "qcow2", self.image, "b")
+        self.assertEqual(self.state(), {"kind": "exact"})
+        header = Header(self.image)
+        self.assertEqual(header.autoclear, 1)
+        self.assertNotIn(EXT_EXCESS, header.extensions)
+        self.assertNotIn(b"excess", header.bytes)
+
+    def test_a_merge_takes_it_along(self):
+        self.open_and_close()
+        img("bitmap", "--merge", "b", "-f", "qcow2", self.image, "frozen")
+        img("bitmap", "--remove", "-f", "qcow2", self.image, "b")
+        self.assertEqual(self.state("frozen")["excess"], self.hot)
+
+    def test_what_another_program_did_makes_none_exact(self):
+        self.open_and_close()
+        for command in (("--merge", "b"), ("--merge", "frozen")):
+            qemu_img("bitmap", *command, "-f", "qcow2", self.image, "frozen" if "b" in command else "b")
+        self.assertEqual(Header(self.image).autoclear, 1)
+        for _ in range(2):
+            for name in "b", "frozen":
+                self.assertEqual(self.state(name)["kind"], "superset")
+                self.assertEqual(self.state(name)["excess"], self.hot)
+            self.open_and_close()
+
+    def test_a_second_crash_adds_to_it(self):
+        self.killed_after([(20 * M, 4 * K)])
+        self.open_and_close()
+        self.assertGreaterEqual(self.state()["excess"], 3 * GRANULARITY)
+        self.assertLessEqual({80, 320, 640}, self.dirty())
+        self.assertEqual(len(self.dirty()), 3)
 
 
 class Kills(Case):

@@ -25,6 +25,7 @@
 #include <stdint.h>
 
 #include "base/list.h"
+#include "qcow2/header/format.h"
 
 struct block_activity_range;
 struct block_bitmap;
@@ -54,6 +55,8 @@ struct stored_bitmap {
     bool is_void;
     /* It was added since the image was opened. */
     bool is_recent;
+    /* What was dirty in excess at open. */
+    struct qcow2_excess excess;
 };
 
 /* --- open and close --------------------------------------------------------------------------- */
@@ -83,6 +86,18 @@ int qcow2_co_commit_bitmaps(struct block_node *node, struct error *err);
 /* Free the memory of bitmaps.stored, and of bitmaps.reserve. Neither yields. */
 void qcow2_free_stored_bitmaps(struct qcow2 *q);
 void qcow2_free_bitmap_reserve(struct qcow2 *q);
+
+/* --- excess (excess.c): none yields --- */
+
+/* Why a bitmap is a superset. The addresses are compared. */
+extern const char qcow2_excess_crash[], qcow2_excess_no_space[], qcow2_excess_in_doubt[];
+
+/* Fill in `excess` of all stored bitmaps, from what the header said. */
+void qcow2_note_excess(struct qcow2 *q);
+/* What a bitmap had at open counts for it when it is loaded. */
+void qcow2_apply_excess(const struct stored_bitmap *s, struct block_bitmap *loaded);
+/* What the header is to say: up to EXCESS_MAX records. Returns how many. */
+unsigned qcow2_list_excess(struct qcow2 *q, struct qcow2_excess *ret_list);
 
 /* --- requests --------------------------------------------------------------------------------- */
 

@@ -190,7 +190,7 @@ int qcow2_co_store_bits(struct qcow2 *q, struct bitmap_store *st, struct block_b
         log_warning("image '%s': no space to store bitmap '%s' exactly: %llu bytes are stored as "
                     "dirty that are not",
                     block_node_display_name(q->node), b->name, (unsigned long long)t.overstated);
-        block_bitmap_add_excess(b, t.overstated, "there was no space to store it exactly");
+        block_bitmap_add_excess(b, t.overstated, qcow2_excess_no_space);
     }
     ret_entry->table_entries = (uint32_t)t.now_entries;
     ret_entry->granularity_bits = (uint8_t)__builtin_ctz(b->granularity);

@@ -297,10 +297,6 @@ int qcow2_co_joint_open(struct qcow2 *q, bool ask, struct error *err)
 
 /* --- in doubt --------------------------------------------------------------------------------- */
 
-static const char in_doubt_why[] =
-    "a change of the bitmaps of several disks was interrupted, and it is not known whether it was "
-    "made";
-
 /* What `o` has is added to its bitmap, which may be dirty in as much in excess. */
 static int co_add_bits(struct block_bitmap *b, const struct stored_bitmap *o,
                        struct dirty_bitmap *bits)
@@ -314,7 +310,7 @@ static int co_add_bits(struct block_bitmap *b, const struct stored_bitmap *o,
     before = dirty_bitmap_count(b->bits);
     r = dirty_bitmap_merge_alone(b->bits, bits);
     after = dirty_bitmap_count(b->bits);
-    block_bitmap_add_excess(b, after - MIN(after, MIN(before, other)), in_doubt_why);
+    block_bitmap_add_excess(b, after - MIN(after, MIN(before, other)), qcow2_excess_in_doubt);
     block_bitmap_set_enabled(b, b->enabled || (o->flags & BITMAP_FLAG_AUTO));
     b->unstored = true;
     return r;
@@ -348,7 +344,7 @@ static int co_add_one(struct qcow2 *q, const struct stored_bitmap *o, const uint
     }
     if ((b && b->inconsistent) || o->is_void || ((o->flags & BITMAP_FLAG_IN_USE) && !hot)) {
         if (b) {
-            block_bitmap_lose(b, in_doubt_why);
+            block_bitmap_lose(b, qcow2_excess_in_doubt);
         }
         return 0;
     }

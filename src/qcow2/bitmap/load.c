@@ -103,9 +103,11 @@ static int co_load_bitmap(struct qcow2 *q, struct stored_bitmap *b, const uint8_
     }
     b->loaded = loaded;
     b->is_void = b->is_void || !bits;
+    if (bits) {
+        qcow2_apply_excess(b, loaded);
+    }
     if (bits && (b->flags & BITMAP_FLAG_IN_USE) && loaded->enabled) {
-        block_bitmap_add_excess(loaded, qcow2_set_hot_regions(q, hot, bits),
-                                "the image was not closed, and parts of it were in use");
+        block_bitmap_add_excess(loaded, qcow2_set_hot_regions(q, hot, bits), qcow2_excess_crash);
     }
     return 0;
 }
@@ -159,6 +161,7 @@ int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err)
         return r;
     }
     mark_void_entries(q);
+    qcow2_note_excess(q);
     r = qcow2_co_joint_open(q, !(q->node->open_flags & (BLOCK_OPEN_CHECK | BLOCK_OPEN_NO_IO)), err);
     if (r < 0) {
         return r;

@@ -71,6 +71,10 @@ enum crypt_method { CRYPT_NONE, CRYPT_AES, CRYPT_LUKS };
 #define AUTOCLEAR_JOINT_BIT 61
 #define AUTOCLEAR_JOINT (1ULL << AUTOCLEAR_JOINT_BIT)
 
+/* Likewise EXT_EXCESS: no other program has written the image since. */
+#define AUTOCLEAR_EXCESS_BIT 60
+#define AUTOCLEAR_EXCESS (1ULL << AUTOCLEAR_EXCESS_BIT)
+
 /* Types of header extensions. */
 #define EXT_END 0u
 #define EXT_BACKING_FORMAT 0xe2792acau
@@ -127,6 +131,34 @@ enum crypt_method { CRYPT_NONE, CRYPT_AES, CRYPT_LUKS };
 #define JOINT_NAMES 24u
 #define JOINT_OWN 28u /* number of this image among the names */
 #define JOINT_FIXED_SIZE 32u
+
+/*
+ * Our own type: how much of the bitmaps is dirty in excess (docs/qcow2.md, "Excess"). Without
+ * AUTOCLEAR_EXCESS the sum of all counts for each bitmap. At most EXCESS_MAX times:
+ *
+ *   0   number of the entry of the bitmap directory, from 0, or EXCESS_ALL (4)
+ *   4   why, enum qcow2_excess_why (4)
+ *   8   bytes of the disk, at most (8)
+ */
+#define EXT_EXCESS 0x54444445u
+#define EXCESS_RECORD_SIZE 16u
+#define EXCESS_MAX 8u
+#define EXCESS_ALL 0xffffffffu
+
+/* Why a bitmap is a superset; numbers of the format. */
+enum qcow2_excess_why {
+    EXCESS_UNKNOWN, /* also: another program has written the image since */
+    EXCESS_CRASH,
+    EXCESS_NO_SPACE,
+    EXCESS_IN_DOUBT, /* after a joint change */
+};
+
+/* What the header said at open: how much of a bitmap is dirty in excess (format.h, EXT_EXCESS). */
+struct qcow2_excess {
+    uint32_t entry;
+    uint32_t why;
+    uint64_t bytes;
+};
 
 /* Limit of extensions with unknown types. */
 #define EXTENSIONS_MAX 64

@@ -280,6 +280,19 @@ static int parse_joint_extension(struct qcow2 *q, const uint8_t *data, uint32_t 
     return 0;
 }
 
+/* What is dirty in excess. A record that makes no sense to this version says nothing. */
+static int parse_excess_extension(struct qcow2 *q, const uint8_t *data, uint32_t size)
+{
+    q->excess_count = 0;
+    for (uint32_t at = 0; at + EXCESS_RECORD_SIZE <= size && q->excess_count < EXCESS_MAX;
+         at += EXCESS_RECORD_SIZE) {
+        q->excess[q->excess_count++] = (struct qcow2_excess){.entry = load_be32(data + at),
+                                                             .why = load_be32(data + at + 4),
+                                                             .bytes = load_be64(data + at + 8)};
+    }
+    return 0;
+}
+
 /*
  * Keep an extension of an unknown type. EXTENSIONS_MAX limits their number; known ones are not
  * counted, since they are generated when the header is written.
@@ -336,6 +349,8 @@ static int parse_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, 
         return 0;
     case EXT_ACTIVITY:
         return parse_activity_extension(q, data, size);
+    case EXT_EXCESS:
+        return parse_excess_extension(q, data, size);
     case EXT_JOINT:
         return parse_joint_extension(q, data, size);
     case EXT_FEATURE_NAMES:

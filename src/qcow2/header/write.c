@@ -6,7 +6,7 @@
  *
  *   0         header, 112 bytes (72 in version 2)
  *   112       backing format, data file name, encryption, feature names, bitmaps, greatest size,
- *             activity log, joint change, unknown extensions, end mark
+ *             activity log, joint change, excess, unknown extensions, end mark
  *   ...       backing file name
  *
  * Only one sector can be switched at once (R3), and the extensions may extend beyond the first
@@ -37,6 +37,15 @@
 #include "qcow2/header/header.h"
 #include "qcow2/table/verdict.h"
 #include "trace/events.h"
+
+enum form {
+    FORM_FULL,
+    FORM_WITHOUT_FEATURE_NAMES,
+    FORM_SHORT,       /* all within the first sector, except perhaps the backing file name */
+    FORM_SHORT_APART, /* as FORM_SHORT, with the data file name elsewhere */
+};
+
+#define SMALL_CLUSTER (2 * KiB)
 
 static void put_extension(struct strbuf *sb, uint32_t type, const void *data, size_t size)
 {
@@ -112,7 +121,30 @@ static void put_joint(const struct qcow2 *q, struct strbuf *sb)
     put_extension(sb, EXT_JOINT, data, sizeof(data));
 }
 
-static void put_feature_names(const struct qcow2 *q, struct strbuf *sb)
+/*
+ * What of the bitmaps is dirty in excess. Only where it has room: it is of no use but to tell users
+ * what they have.
+ */
+static void put_excess(struct qcow2 *q, struct strbuf *sb, enum form form)
+{
+    uint8_t data[EXCESS_RECORD_SIZE * EXCESS_MAX];
+    struct qcow2_excess list[EXCESS_MAX];
+    unsigned count = qcow2_list_excess(q, list);
+    size_t size = EXCESS_RECORD_SIZE * count;
+    bool fits = form >= FORM_SHORT ? sb->len + 8 + size + 8 <= SECTOR_SIZE
+                                   : q->cluster_size > SMALL_CLUSTER;
+
+    for (unsigned i = 0; i < count; i++) {
+        store_be32(data + EXCESS_RECORD_SIZE * i, list[i].entry);
+        store_be32(data + EXCESS_RECORD_SIZE * i + 4, list[i].why);
+        store_be64(data + EXCESS_RECORD_SIZE * i + 8, list[i].bytes);
+    }
+    if (count > 0 && fits) {
+        put_extension(sb, EXT_EXCESS, data, size);
+    }
+}
+
+static void put_feature_names(struct qcow2 *q, struct strbuf *sb)
 {
     static const struct feature_name names[] = {
         {0, 0, "dirty bit"},
@@ -123,17 +155,20 @@ static void put_feature_names(const struct qcow2 *q, struct strbuf *sb)
         {1, 0, "lazy refcounts"},
         {2, 0, "bitmaps"},
         {2, 1, "raw external data"},
-        /* The last two: only while there is one. */
+        /* The last three: only while there is one. */
         {2, AUTOCLEAR_ACTIVITY_BIT, "activity log"},
         {2, AUTOCLEAR_JOINT_BIT, "joint change"},
+        {2, AUTOCLEAR_EXCESS_BIT, "bitmap excess"},
     };
+    struct qcow2_excess list[EXCESS_MAX];
     bool there[ARRAY_SIZE(names)];
     uint8_t data[ARRAY_SIZE(names) * 48] = {0};
     size_t count = 0;
 
     memset(there, true, sizeof(there));
-    there[ARRAY_SIZE(names) - 2] = q->header.autoclear & AUTOCLEAR_ACTIVITY;
-    there[ARRAY_SIZE(names) - 1] = q->joint.state != JOINT_NONE;
+    there[ARRAY_SIZE(names) - 3] = q->header.autoclear & AUTOCLEAR_ACTIVITY;
+    there[ARRAY_SIZE(names) - 2] = q->joint.state != JOINT_NONE;
+    there[ARRAY_SIZE(names) - 1] = qcow2_list_excess(q, list) > 0;
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
         if (there[i]) {
             data[count * 48] = names[i].type;
@@ -145,8 +180,13 @@ static void put_feature_names(const struct qcow2 *q, struct strbuf *sb)
     put_extension(sb, EXT_FEATURE_NAMES, data, count * 48);
 }
 
-static void put_fixed_part(const struct qcow2 *q, uint8_t *h)
+static void put_fixed_part(struct qcow2 *q, uint8_t *h)
 {
+    struct qcow2_excess list[EXCESS_MAX];
+    uint64_t autoclear = q->header.autoclear & ~(AUTOCLEAR_JOINT | AUTOCLEAR_EXCESS);
+
+    autoclear |= q->joint.state != JOINT_NONE ? AUTOCLEAR_JOINT : 0;
+    autoclear |= qcow2_list_excess(q, list) > 0 ? AUTOCLEAR_EXCESS : 0;
     store_be32(h + HDR_MAGIC, QCOW2_MAGIC);
     store_be32(h + HDR_VERSION, q->version);
     store_be32(h + HDR_CLUSTER_BITS, q->cluster_bits);
@@ -162,21 +202,13 @@ static void put_fixed_part(const struct qcow2 *q, uint8_t *h)
     store_be64(h + HDR_INCOMPATIBLE,
                q->header.incompatible | (atomic_load(&q->corrupt) ? INCOMPAT_CORRUPT : 0));
     store_be64(h + HDR_COMPATIBLE, q->header.compatible);
-    store_be64(h + HDR_AUTOCLEAR, (q->header.autoclear & ~AUTOCLEAR_JOINT) |
-                                      (q->joint.state != JOINT_NONE ? AUTOCLEAR_JOINT : 0));
+    store_be64(h + HDR_AUTOCLEAR, autoclear);
     store_be32(h + HDR_REFCOUNT_ORDER, q->refcounts.order);
     store_be32(h + HDR_LENGTH, HDR_OUR_SIZE + q->header.unknown_fields_size);
     h[HDR_COMPRESSION_TYPE] = (uint8_t)q->compression;
 }
 
 /* --- forms ------------------------------------------------------------------------------------ */
-
-enum form {
-    FORM_FULL,
-    FORM_WITHOUT_FEATURE_NAMES,
-    FORM_SHORT,       /* all within the first sector, except perhaps the backing file name */
-    FORM_SHORT_APART, /* as FORM_SHORT, with the data file name elsewhere */
-};
 
 /* A header cluster. */
 struct header {
@@ -190,8 +222,6 @@ struct header_write {
     struct header old, new, short_form;
     size_t kept_name; /* offset of the backing file name in all three; 0: it may move */
 };
-
-#define SMALL_CLUSTER (2 * KiB)
 
 /*
  * Bytes of the extensions for bitmaps and greatest size, and bytes by which a header of version 2
@@ -253,6 +283,7 @@ static void put_extensions(struct qcow2 *q, struct strbuf *sb, enum form form)
         put_feature_names(q, sb);
     }
     put_bitmaps_and_size(q, sb);
+    put_excess(q, sb, form);
     LIST_FOREACH (e, &q->header.extensions, link) {
         if (form >= FORM_SHORT && sb->len + 8 + round_up(e->size, 8) + 8 > SECTOR_SIZE) {
             break;
