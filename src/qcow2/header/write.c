@@ -127,17 +127,19 @@ static void put_joint(const struct qcow2 *q, struct strbuf *sb)
  */
 static void put_excess(struct qcow2 *q, struct strbuf *sb, enum form form)
 {
-    uint8_t data[EXCESS_RECORD_SIZE * EXCESS_MAX];
+    uint8_t data[(size_t)EXCESS_RECORD_SIZE * EXCESS_MAX];
     struct qcow2_excess list[EXCESS_MAX];
     unsigned count = qcow2_list_excess(q, list);
-    size_t size = EXCESS_RECORD_SIZE * count;
+    size_t size = (size_t)count * EXCESS_RECORD_SIZE;
     bool fits = form >= FORM_SHORT ? sb->len + 8 + size + 8 <= SECTOR_SIZE
                                    : q->cluster_size > SMALL_CLUSTER;
 
     for (unsigned i = 0; i < count; i++) {
-        store_be32(data + EXCESS_RECORD_SIZE * i, list[i].entry);
-        store_be32(data + EXCESS_RECORD_SIZE * i + 4, list[i].why);
-        store_be64(data + EXCESS_RECORD_SIZE * i + 8, list[i].bytes);
+        uint8_t *record = data + (size_t)i * EXCESS_RECORD_SIZE;
+
+        store_be32(record, list[i].entry);
+        store_be32(record + 4, list[i].why);
+        store_be64(record + 8, list[i].bytes);
     }
     if (count > 0 && fits) {
         put_extension(sb, EXT_EXCESS, data, size);
