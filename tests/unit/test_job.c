@@ -382,6 +382,7 @@ static struct copying {
     unsigned calls, in_flight, most_in_flight;
     unsigned char copied[DISK / PIECE];
     int fail_times; /* how many pieces fail */
+    uint64_t owes;  /* bytes that the first piece moves in addition */
     struct copy_loop_params params;
     int r;
 } copying;
@@ -390,6 +391,8 @@ static int test_co_copy(void *arg, const struct copy_piece_plan *piece, bool *re
 {
     copying.calls++;
     copying.in_flight++;
+    job_pace_after(copying.params.job, copying.owes);
+    copying.owes = 0;
     copying.most_in_flight = MAX(copying.most_in_flight, copying.in_flight);
     loop_co_sleep(NS_PER_MS / 10);
     copying.in_flight--;
@@ -541,6 +544,22 @@ static void co_a_pause_lets_no_piece_through(void)
     dirty_bitmap_free(copying.todo);
 }
 
+/* What a piece moves in addition counts for the limit: the next one waits for 100 s. */
+static void co_what_could_not_wait_counts_for_the_limit(void)
+{
+    const uint64_t speed = 1000 * GiB;
+    struct job *job = start_copying(JOB_ON_ERROR_REPORT, 0, speed);
+
+    copying.owes = 100 * speed;
+    loop_co_sleep(50 * NS_PER_MS);
+    assert_int_equal(copying.calls, 1);
+    assert_int_equal(job_set_speed(job, 0, NULL), 0);
+    co_wait_until_gone();
+    assert_int_equal(copying.r, 0);
+    assert_int_equal(copying.calls, DISK / PIECE);
+    dirty_bitmap_free(copying.todo);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -561,6 +580,7 @@ int main(void)
         CO_TEST(co_an_ignored_error_is_tried_again),
         CO_TEST(co_a_reported_error_leaves_its_piece_dirty),
         CO_TEST(co_an_error_that_stops_waits_for_the_user),
+        CO_TEST(co_what_could_not_wait_counts_for_the_limit),
         CO_TEST(co_verbs_end_the_sleep_of_a_low_speed),
         CO_TEST(co_a_limit_that_is_lifted_ends_the_sleep),
         CO_TEST(co_a_pause_lets_no_piece_through),
