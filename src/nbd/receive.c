@@ -65,10 +65,16 @@ static void note_reception(struct nbd_connection *c)
     counter_set(&c->counters.values[NBD_STAT_LATEST], (uint64_t)c->received_ns);
 }
 
-void nbd_connection_co_let_others(struct nbd_connection *c)
+/* Others have had their turn, or have it now. */
+static void begin_turn(struct nbd_connection *c)
 {
     c->busy_turns = 0;
     c->turn_bytes = 0;
+}
+
+void nbd_connection_co_let_others(struct nbd_connection *c)
+{
+    begin_turn(c);
     loop_co_give_way();
 }
 
@@ -102,6 +108,7 @@ static ssize_t co_receive_tls(struct nbd_connection *c, uint8_t *to, size_t room
         return n;
     }
     nbd_reply_flush(c);
+    begin_turn(c);
     return tls_session_co_recv(c->tls, to, room);
 }
 
@@ -131,6 +138,7 @@ static ssize_t co_receive_split(struct nbd_connection *c, struct iovec vec[stati
             return -errno;
         }
         nbd_reply_flush(c);
+        begin_turn(c);
         r = loop_co_poll(c->fd, POLLIN, -1);
         if (r < 0 && r != -EINTR) {
             return r;
@@ -217,6 +225,7 @@ static ssize_t co_receive_to_rbuf(struct nbd_connection *c, uint8_t *to, size_t 
         wait_briefly();
     }
     nbd_reply_flush(c);
+    begin_turn(c);
     return c->tls ? tls_session_co_recv(c->tls, to, room) : loop_co_recv_later(c->fd, to, room);
 }
 
