@@ -177,9 +177,9 @@ static int co_move_vm_state(struct block_node *node, char *mark, bool write, str
     struct iov iov = iov_from_buf(&vec, mark, sizeof(vm_mark));
     int r = 0;
 
-    while ((disk = machine_disk_next(disk)) && machine_disk_node(disk) != node) {
-        continue;
-    }
+    do {
+        disk = machine_disk_next(disk);
+    } while (disk && machine_disk_node(disk) != node);
     if (disk) {
         disk->written |= write;
         r = machine_disk_co_set_perm(disk, err);
