@@ -104,8 +104,8 @@ static int raw_co_open(struct block_node *node, struct options *opts, struct err
     }
     take_file_limits(node);
     node->supported_write_flags = BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED;
-    node->supported_zero_flags = BLOCK_REQ_FUA | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK |
-                                 BLOCK_REQ_UNCHANGED;
+    node->supported_zero_flags =
+        BLOCK_REQ_FUA | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK | BLOCK_REQ_UNCHANGED;
     co_mutex_init(&d->first_sector);
     return 0;
 }
