@@ -87,14 +87,6 @@ static bool args_meet(const struct block_control_scope *scope, struct block_node
 
 /* --- kinds of commands ------------------------------------------------------------------------ */
 
-static bool name_is_in(const char *name, const char *const *list)
-{
-    while (*list && strcmp(*list, name) != 0) {
-        list++;
-    }
-    return *list;
-}
-
 static bool begins_with_one_of(const char *name, const char *const *list)
 {
     while (*list && strncmp(name, *list, strlen(*list)) != 0) {
@@ -106,9 +98,7 @@ static bool begins_with_one_of(const char *name, const char *const *list)
 /* Whether it touches what its arguments do not name. */
 static bool touches_anything(const char *name, struct json_object *args)
 {
-    static const char *const names[] = {"quit", "nbd-server-stop", NULL};
-
-    return name_is_in(name, names) ||
+    return strcmp(name, "nbd-server-stop") == 0 ||
            (strcmp(name, "blockdev-set-active") == 0 && !qmp_get_str(args, "node-name"));
 }
 
@@ -121,8 +111,10 @@ static bool actions_keep_graph(struct json_object *args)
         struct json_object *element = json_object_array_get_idx(list, i), *type;
         const struct qmp_action *action = NULL;
 
+        /* Nothing is checked yet. */
         if (json_object_is_type(element, json_type_object) &&
-            json_object_object_get_ex(element, "type", &type)) {
+            json_object_object_get_ex(element, "type", &type) &&
+            json_object_is_type(type, json_type_string)) {
             action = qmp_find_action(json_object_get_string(type));
         }
         keep = action && action->keeps_graph;
@@ -154,6 +146,7 @@ static bool command_keeps_graph(const char *name, struct json_object *args)
                                              "qmp_capabilities",
                                              "qom-",
                                              "query-",
+                                             "quit",
                                              "remove-fd",
                                              "ringbuf-",
                                              "trace-event-",

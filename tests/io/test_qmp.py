@@ -115,6 +115,12 @@ class SessionTest(QmpTest):
                 answer = self.qmp.receive_answer()
                 self.assertEqual(answer, {"error": {"class": "GenericError", "desc": wanted}})
 
+    def test_actions_of_wrong_types(self):
+        for action in (None, 5, [], {}, {"type": None}, {"type": 5, "data": {}}, {"type": ["abort"]}):
+            with self.subTest(action):
+                answer = self.qmp.execute("transaction", {"actions": [action]})
+                self.assertIn("actions[0]", answer["error"]["desc"])
+
     def test_garbage_is_an_error_and_the_session_goes_on(self):
         for garbage in (
             b"nonsense\n",
