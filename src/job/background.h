@@ -18,10 +18,5 @@
  * On the main reactor. Yields.
  */
 void job_co_in_background(co_entry *entry, void *arg);
-/*
- * Likewise; but what these reactors do not get done is run on the main one: for a job that has to
- * keep up with guests.
- */
-void job_co_with_background(co_entry *entry, void *arg);
 
 #endif

@@ -4,7 +4,6 @@
 #include <stdlib.h>
 
 #include "base/checked.h"
-#include "job/background.h"
 #include "job/copy_loop.h"
 #include "job/mirror_internal.h"
 
@@ -73,42 +72,24 @@ static int co_mirror_plan(void *arg, struct copy_piece_plan *piece, uint64_t max
     return 0;
 }
 
-struct mirror_piece {
-    struct mirror *s;
-    const struct copy_piece_plan *plan;
-    void *buffer;
-    bool reading;
-    int r;
-};
-
-/* On any reactor. */
-static void co_run_mirror_piece(void *arg)
-{
-    struct mirror_piece *p = arg;
-    struct block_edge *edge = block_root_edge(p->s->root);
-
-    block_co_edge_enter(edge);
-    p->r = mirror_top_co_copy(p->s->top, p->plan->offset, p->plan->length, p->buffer, p->s->chunk,
-                              &p->reading);
-    block_edge_leave(edge);
-}
-
 static int co_mirror_piece(void *arg, const struct copy_piece_plan *piece, bool *ret_reading)
 {
     struct mirror *s = arg;
-    struct mirror_piece p = {
-        .s = s, .plan = piece, .buffer = mirror_get_buffer(s), .reading = *ret_reading};
+    struct block_edge *edge = block_root_edge(s->root);
+    void *buffer = mirror_get_buffer(s);
+    int r;
 
-    if (!p.buffer) {
+    if (!buffer) {
         return -ENOMEM;
     }
-    job_co_with_background(co_run_mirror_piece, &p);
-    *ret_reading = p.reading;
-    mirror_put_buffer(s, p.buffer);
-    if (p.r == 0) {
+    block_co_edge_enter(edge);
+    r = mirror_top_co_copy(s->top, piece->offset, piece->length, buffer, s->chunk, ret_reading);
+    block_edge_leave(edge);
+    mirror_put_buffer(s, buffer);
+    if (r == 0) {
         flush_behind_note(&s->flushes, piece->paced);
     }
-    return p.r;
+    return r;
 }
 
 int mirror_co_copy_range(struct mirror *s, uint64_t begin, uint64_t end, bool one_pass)
