@@ -31,7 +31,7 @@
 
 /* Bytes of the map that are written as a unit. */
 #define MAP_BLOCK 4096u
-#define BATCHES_FLYING 8u
+#define BATCHES_FLYING 16u
 
 /* A hot region. */
 struct hot_region {
