@@ -16,7 +16,9 @@
  * descriptors, it waits by ppoll(2): the kernel then knows that the process that wakes it is about
  * to wait itself, and lets the reactor go on where that one ran. The ring wakes a thread as if both
  * had work to do, on another processor, which may have to be roused first. For a client that waits
- * for each reply this is most of the time of a request.
+ * for each reply this is most of the time of a request. Amid a transfer of many bytes, at which
+ * both can work, there would be a switch between the two for each part; such a poll goes to the
+ * ring.
  */
 #include <errno.h>
 #include <limits.h>
@@ -69,6 +71,8 @@ struct uring {
     /* of struct uring_op: polls that are not in the ring, and their number */
     struct list direct;
     unsigned direct_count;
+    /* of them: for the ring when the reactor waits */
+    unsigned bulk_count;
 };
 
 struct uring_op {
@@ -79,6 +83,7 @@ struct uring_op {
     int fd;
     short events;
     bool is_direct;
+    bool bulk;
 };
 
 static struct uring *uring_of(struct reactor *reactor)
@@ -133,15 +138,22 @@ static int co_wait_for_poll(struct uring *u, struct uring_op *op)
     op->is_direct = true;
     list_append(&u->direct, &op->link);
     u->direct_count++;
+    u->bulk_count += op->bulk;
     co_suspend();
     return op->result;
+}
+
+static void take_direct_poll(struct uring *u, struct uring_op *op)
+{
+    list_remove(&op->link);
+    u->direct_count--;
+    u->bulk_count -= op->bulk;
 }
 
 /* A poll that is not in the ring ends. */
 static void finish_direct_poll(struct uring *u, struct uring_op *op, int result)
 {
-    list_remove(&op->link);
-    u->direct_count--;
+    take_direct_poll(u, op);
     op->result = result;
     co_wake(op->co);
 }
@@ -158,8 +170,7 @@ static bool put_polls_into_ring(struct uring *u)
         }
         io_uring_prep_poll_add(sqe, op->fd, (unsigned short)op->events);
         io_uring_sqe_set_data64(sqe, (uint64_t)(uintptr_t)op | USER_DATA_POLL);
-        list_remove(&op->link);
-        u->direct_count--;
+        take_direct_poll(u, op);
         op->is_direct = false;
         list_append(&u->polls, &op->link);
     }
@@ -279,7 +290,8 @@ static void uring_adopt(struct reactor *reactor, void *data)
     if (old) {
         list_splice(&u->direct, &old->direct);
         u->direct_count = old->direct_count;
-        old->direct_count = 0;
+        u->bulk_count = old->bulk_count;
+        old->direct_count = old->bulk_count = 0;
     }
     while (old && !list_is_empty(&old->polls)) {
         struct uring_op *op = LIST_FIRST(&old->polls, struct uring_op, link);
@@ -381,8 +393,8 @@ static void submit_queued(struct uring *u)
 /* Whether the reactor has nothing to wait for but its bell and a few descriptors. */
 static bool may_poll_directly(const struct uring *u)
 {
-    return u->direct_count > 0 && u->direct_count <= DIRECT_POLLS_MAX && u->files == 0 &&
-           list_is_empty(&u->polls);
+    return u->direct_count > 0 && u->direct_count <= DIRECT_POLLS_MAX && u->bulk_count == 0 &&
+           u->files == 0 && list_is_empty(&u->polls);
 }
 
 /* Wait for the bell and for the polls that are not in the ring. */
@@ -527,9 +539,10 @@ static void cancel_poll(struct loop_timer *self)
     io_uring_sqe_set_data64(sqe, USER_DATA_NONE);
 }
 
-static int uring_co_poll(struct reactor *reactor, int fd, short events, int64_t timeout_ns)
+static int uring_co_poll(struct reactor *reactor, int fd, short events, int64_t timeout_ns,
+                         bool bulk)
 {
-    struct uring_op op = {.fd = fd, .events = events};
+    struct uring_op op = {.fd = fd, .events = events, .bulk = bulk};
     struct poll_timeout timeout = {.op = &op};
     int64_t deadline_ns = timeout_ns < 0 ? 0 : loop_now_ns() + timeout_ns;
     int r;
@@ -544,8 +557,8 @@ static int uring_co_poll(struct reactor *reactor, int fd, short events, int64_t 
     r = co_wait_for_poll(uring_of(reactor), &op);
     loop_timer_disarm(&timeout.timer);
     if (r == MOVED) {
-        return reactor->engine->co_poll(reactor, fd, events,
-                                        timeout_ns < 0 ? -1 : MAX(deadline_ns - loop_now_ns(), 0));
+        return reactor->engine->co_poll(
+            reactor, fd, events, timeout_ns < 0 ? -1 : MAX(deadline_ns - loop_now_ns(), 0), bulk);
     }
     if (r == -EOPNOTSUPP) {
         return events & (POLLIN | POLLOUT); /* a regular file is always ready */

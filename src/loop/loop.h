@@ -204,6 +204,12 @@ int loop_co_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
  */
 int loop_co_poll(int fd, short events, int64_t timeout_ns);
 
+/*
+ * Likewise, without limit, amid a transfer of many bytes: the other end goes on with it while the
+ * reactor works, best on another processor.
+ */
+int loop_co_poll_bulk(int fd, short events);
+
 /* As recv(2), but wait for data. Returns bytes, 0 at the end of the stream, or -errno. */
 ssize_t loop_co_recv(int fd, void *buf, size_t size);
 
