@@ -698,22 +698,21 @@ static void arm_write_timer(struct cbw_write *w)
 /*
  * A copy in flight that `w` has to wait for, when it has nothing to copy itself; NULL: none. A
  * guest passes a copy of what is held, which need not be read from the disk. Copies for guests end
- * first.
+ * first; they may still read units that are COPIED by a copy of the job, which they have passed.
  */
 static struct cbw_copy *find_copy_to_wait_for_locked(const struct cbw_write *w, uint64_t offset,
                                                      uint64_t end)
 {
     struct cbw_state *s = w->s;
-    struct cbw_copy *copy = NULL;
+    struct cbw_copy *copy = find_obstacle_locked(w, offset, end - offset);
     uint64_t run;
 
     if (w->by_job || !guests_pass_job(s)) {
-        return find_copy_locked(s, offset, end - offset);
+        return copy;
     }
     for (; offset < end && !copy; offset += run) {
         if (!dirty_bitmap_status(s->done, offset, end, &run)) {
-            copy = find_obstacle_locked(w, offset, run);
-            copy = copy ? copy : find_copy_locked(s, offset, run);
+            copy = find_copy_locked(s, offset, run);
         }
     }
     return copy;

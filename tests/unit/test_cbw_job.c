@@ -464,6 +464,43 @@ static void guest_overwrites_what_a_piece_is_about_to_read(void *arg)
     job_graph_close(&j);
 }
 
+/*
+ * A piece ends while a guest's write still reads, to hold it, what that piece had: the next write
+ * to the same unit waits, or what it writes would be held.
+ */
+static void guest_waits_for_what_another_still_reads(void *arg)
+{
+    struct job_graph j;
+    struct background copier, first, second;
+    struct request c = {.j = &j, .length = CLUSTER};
+    struct request w1 = {.j = &j, .length = 512}, w2 = {.j = &j, .offset = 512, .length = 512};
+
+    job_graph_open(&j, HOLDING, PARTS);
+    memory_disk_hold(j.g.temp, MEMORY_DISK_WRITE, 1);
+    background_start(&copier, job_copy, &c);
+    while (memory_disk_held(j.g.temp) == 0) {
+        co_reschedule();
+    }
+    memory_disk_hold(j.g.disk, MEMORY_DISK_READ, 1);
+    background_start(&first, guest_write, &w1);
+    assert_int_equal(memory_disk_held(j.g.disk), 1);
+    memory_disk_release(j.g.temp);
+    while (j.by_job == 0) {
+        co_reschedule();
+    }
+    background_start(&second, guest_write, &w2);
+    let_others_run();
+    memory_disk_release(j.g.disk);
+    background_finish(&first);
+    background_finish(&second);
+    background_finish(&copier);
+    assert_int_equal(w1.r, 0);
+    assert_int_equal(w2.r, 0);
+    assert_int_equal(c.r, 0);
+    assert_true(target_is_original(&j, 0, CLUSTER));
+    job_graph_close(&j);
+}
+
 /* The area of a piece that turns out to need no copy, while another copy still reads it. */
 static void guest_waits_where_a_piece_reads_what_is_skipped(void *arg)
 {
@@ -674,6 +711,7 @@ int main(void)
         CO_TEST(guest_writes_to_what_is_held_during_the_copy),
         CO_TEST(guest_does_not_wait_for_a_piece_in_flight),
         CO_TEST(guest_overwrites_what_a_piece_is_about_to_read),
+        CO_TEST(guest_waits_for_what_another_still_reads),
         CO_TEST(guest_waits_where_a_piece_reads_what_is_skipped),
         CO_TEST(guest_waits_for_a_piece_when_memory_is_full),
         CO_TEST(a_slow_job_writes_only_what_is_held),
