@@ -311,6 +311,28 @@ class Pages(TestCase):
             self.assertEqual(self.uncopied() > 0, read_only == "on")
             self.end_processes()
 
+    def test_a_backing_file_that_is_written_below_a_filter_is_copied(self):
+        base = self.image("raw", b"a" * SIZE)
+        top = self.path("top.qcow2")
+        img("create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", top)
+        for above in (
+            "driver=throttle,throttle-group=g,file=base",
+            "driver=raw,file=file",
+        ):
+            for read_only in ("off", "on"):
+                with self.subTest(above=above, read_only=read_only):
+                    self.serve(
+                        f"driver=file,node-name=file,filename={base},read-only={read_only}",
+                        f"driver=raw,node-name=base,file=file,read-only={read_only}",
+                        f"{above},node-name=above,read-only=on",
+                        self.node("qcow2", top, "d", backing="above"),
+                        objects=["throttle-group,id=g"],
+                    )
+                    handle = self.client()
+                    self.assertTrue(handle.pread(MIB, 0) == b"a" * MIB)
+                    self.assertEqual(self.uncopied() > 0, read_only == "on")
+                    self.end_processes()
+
 
 if __name__ == "__main__":
     unittest.main()

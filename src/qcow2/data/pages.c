@@ -15,6 +15,18 @@
 /* log2 of the smallest clusters that are lent: those of whole pages. */
 #define LENT_CLUSTER_BITS_MIN 12
 
+/* A node that is read-only may show what is written to one below it: a filter, a part of a disk. */
+static bool nobody_writes(const struct block_node *node)
+{
+    bool read_only = block_node_is_read_only(node);
+
+    while (read_only && (node->filtered || node->file)) {
+        node = (node->filtered ? node->filtered : node->file)->node;
+        read_only = block_node_is_read_only(node);
+    }
+    return read_only;
+}
+
 /*
  * Contents of the backing file can be a point in time: what guests write to it is copied to this
  * image before. So its pages are lent only where nobody writes it.
@@ -24,7 +36,7 @@ static int co_lend_backing(struct qcow2 *q, uint64_t offset, uint64_t length,
 {
     struct block_edge *backing = q->node->backing;
 
-    if (!backing || !block_node_is_read_only(backing->node) || co_stack_is_low()) {
+    if (!backing || !nobody_writes(backing->node) || co_stack_is_low()) {
         return -ENOTSUP;
     }
     return block_co_read_pages(backing, offset, length, sink);
