@@ -319,6 +319,18 @@ static const struct job_driver commit_driver = {
 
 /* --- start ------------------------------------------------------------------------------------ */
 
+/* Whether a node from `node` down to `end`, or to the first one that is no filter, is shared. */
+static bool has_other_parents(struct block_node *node, const struct block_node *end)
+{
+    bool shared = block_node_next_parent(node, block_node_next_parent(node, NULL));
+
+    while (!shared && node != end && block_node_is_filter(node)) {
+        node = block_node_filter_or_backing(node);
+        shared = block_node_next_parent(node, block_node_next_parent(node, NULL));
+    }
+    return shared;
+}
+
 bool mirror_may_replace(struct block_node *from, const struct block_node *replaces)
 {
     struct block_edge *edge = NULL;
@@ -336,7 +348,7 @@ bool mirror_may_replace(struct block_node *from, const struct block_node *replac
 
         /* The quorum sees no change if one child changes; other parents of the child would. */
         if (mirror_may_replace(child, replaces)) {
-            return block_node_next_parent(child, block_node_next_parent(child, NULL)) == NULL;
+            return !has_other_parents(child, replaces);
         }
     }
     return false;

@@ -264,6 +264,35 @@ class Verbs(MirrorCase):
         )
         self.qmp.command("blockdev-del", node_name="t")
 
+    def test_a_node_below_a_filter_in_a_quorum_with_another_parent_is_not_replaced(self):
+        self.server = self.daemon(
+            "--object",
+            "throttle-group,id=g",
+            *self.blockdev("c0", self.make("c0", "qcow2"), "qcow2"),
+            *self.blockdev("c1", self.make("c1", "qcow2"), "qcow2"),
+            *self.blockdev("t", self.make("t", "qcow2"), "qcow2"),
+            "--blockdev",
+            "driver=throttle,node-name=f,throttle-group=g,file=c1",
+            "--blockdev",
+            "driver=quorum,node-name=q,vote-threshold=1,children.0=c0,children.1=f",
+            "--nbd-server",
+            f"addr.type=unix,addr.path={self.nbd}",
+        )
+        self.qmp = self.server.qmp
+        self.qmp.command("block-export-add", id="e", type="nbd", node_name="c1")
+        self.assert_refused(
+            "Cannot replace 'c1' by a node mirrored from 'q', because it cannot be guaranteed that "
+            "doing so would not lead to an abrupt change of visible data",
+            device="q",
+            replaces="c1",
+        )
+        self.qmp.command("block-export-del", id="e", mode="hard")
+        self.qmp.wait_event("BLOCK_EXPORT_DELETED")
+        self.mirror(device="q", replaces="c1")
+        self.wait_ready()
+        self.complete()
+        self.qmp.command("blockdev-del", node_name="c1")
+
     def test_users_that_come_meanwhile_get_the_target(self):
         """Also those of the source itself, below the filter of the job."""
         self.start()
