@@ -12,7 +12,9 @@
 #include "cbw_fixture.h"
 #include "co_test.h"
 
+#include "base/checked.h"
 #include "base/log.h"
+#include "co/sync.h"
 #include "filter/cbw_job.h"
 #include "filter/filter.h"
 #include "loop/loop.h"
@@ -685,6 +687,118 @@ static void readers_find_what_is_held(void *arg)
     job_graph_close(&j);
 }
 
+/* --- all at once ------------------------------------------------------------------------------ */
+
+#define ACTORS 7u
+#define ROUNDS (4u * DISK_SIZE / CLUSTER)
+#define SEEDS 30u
+
+struct melee {
+    struct job_graph j;
+    struct block_root *reader;
+    struct co_group group;
+    unsigned failed;
+};
+
+struct actor {
+    struct melee *m;
+    uint64_t random;
+};
+
+/* Less than `limit`. */
+static uint64_t next_random(struct actor *a, uint64_t limit)
+{
+    a->random ^= a->random << 13;
+    a->random ^= a->random >> 7;
+    a->random ^= a->random << 17;
+    return a->random % limit;
+}
+
+/* All go through the disk together. Sectors: others write in the same units. */
+static void melee_guest(void *arg)
+{
+    struct actor *a = arg;
+
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        uint64_t offset = i / 4 * CLUSTER + next_random(a, 40) * 512;
+        uint64_t length = (1 + next_random(a, 40)) * 512;
+
+        a->m->failed += cbw_guest_fill(&a->m->j.g, offset, length, 0xee) < 0;
+    }
+    co_group_done(&a->m->group);
+}
+
+static void melee_job(void *arg)
+{
+    struct actor *a = arg;
+    struct cbw_state *s = a->m->j.s;
+    bool reading;
+
+    for (unsigned i = 0; i < DISK_SIZE / CLUSTER; i++) {
+        struct cbw_held_step step = {.held_only = next_random(a, 2) == 0};
+        uint64_t length = next_random(a, 3) * CLUSTER;
+
+        a->m->failed += cbw_co_copy(s, i * CLUSTER, length, &reading) < 0;
+        do {
+            a->m->failed += cbw_co_write_held(s, &step) < 0;
+        } while (step.more);
+    }
+    co_group_done(&a->m->group);
+}
+
+static void melee_reader(void *arg)
+{
+    struct actor *a = arg;
+
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        uint64_t offset = next_random(a, DISK_SIZE / 512) * 512;
+        uint64_t length = (1 + next_random(a, 400)) * 512;
+
+        length = MIN(length, DISK_SIZE - offset);
+        a->m->failed += cbw_reads_original(block_root_edge(a->m->reader), offset, length) != 1;
+    }
+    co_group_done(&a->m->group);
+}
+
+static void run_melee(uint64_t seed)
+{
+    static co_entry *const entries[ACTORS] = {melee_guest, melee_guest, melee_guest, melee_guest,
+                                              melee_job,   melee_job,   melee_reader};
+    struct actor actors[ACTORS];
+    struct melee m = {.failed = 0};
+    struct block_node *view;
+    bool reading;
+
+    job_graph_open(&m.j, (struct cbw_job){.hold_bytes = seed % 6 * CLUSTER}, PARTS);
+    view = fixture_open("{\"driver\":\"snapshot-access\",\"file\":\"cbw\"}");
+    m.reader = attach(view, "reader", BLOCK_PERM_CONSISTENT_READ);
+    co_group_init(&m.group);
+    for (unsigned i = 0; i < ACTORS; i++) {
+        actors[i] = (struct actor){.m = &m, .random = seed * 0x9e3779b97f4a7c15u + i + 1};
+        co_group_add(&m.group);
+        assert_int_equal(reactor_spawn(reactor_main(), entries[i], &actors[i]), 0);
+    }
+    co_group_wait(&m.group);
+    co_group_destroy(&m.group);
+    m.failed += cbw_co_copy(m.j.s, 0, DISK_SIZE, &reading) < 0;
+    if (m.failed > 0 || !target_is_original(&m.j, 0, DISK_SIZE)) {
+        fail_msg("seed %llu: %u requests failed, or the target has new data",
+                 (unsigned long long)seed, m.failed);
+    }
+    block_co_root_release(m.reader);
+    block_co_unref(view);
+    job_graph_close(&m.j);
+}
+
+static void target_is_right_under_every_seed(void *arg)
+{
+    for (uint64_t seed = 1; seed <= SEEDS; seed++) {
+        reactor_set_seed(reactor_main(), seed);
+        run_melee(seed);
+    }
+    reactor_set_seed(reactor_main(), 0);
+}
+
 static int setup(void **state)
 {
     block_register_driver(&memory_disk_driver);
@@ -720,6 +834,7 @@ int main(void)
         CO_TEST(held_data_may_be_zeroes),
         CO_TEST(a_stopped_filter_keeps_what_is_held_as_uncopied),
         CO_TEST(readers_find_what_is_held),
+        CO_TEST(target_is_right_under_every_seed),
     };
 
     return cmocka_run_group_tests(tests, setup, co_test_teardown);
