@@ -120,15 +120,6 @@ static void check_nbd_request(struct nbd_connection *c, struct nbd_job *job)
 /* --- room ----------------------------------------------------------------------------------- */
 
 /*
- * Whether the client takes its replies more slowly than it asks. What is done for it beyond what
- * the socket takes next is work for nothing if it never reads, and others wait for that.
- */
-static bool is_clogged(const struct nbd_connection *c, size_t bytes)
-{
-    return c->sender_running && c->job_bytes > 0 && c->job_bytes + bytes > c->send_buffer;
-}
-
-/*
  * Wait until a job with buffers of `bytes` fits. *ret_pooled: they were taken out of the pool.
  * False if there is not enough memory although the connection has no other job.
  */
@@ -136,7 +127,7 @@ static bool co_wait_for_room(struct nbd_connection *c, size_t bytes, bool *ret_p
 {
     *ret_pooled = false;
     for (;;) {
-        if (c->jobs < NBD_JOBS_MAX && !is_clogged(c, bytes)) {
+        if (c->jobs < (nbd_connection_is_clogged(c, bytes) ? NBD_JOBS_CLOGGED : NBD_JOBS_MAX)) {
             if (c->job_bytes + bytes <= NBD_GUARANTEED_BYTES) {
                 return true;
             }
@@ -234,6 +225,23 @@ static int co_receive_rest(struct nbd_connection *c, struct nbd_job *job, bool n
     return r;
 }
 
+/*
+ * Begin a job. What brings bytes to the client is held back while it does not take those it has
+ * asked for before; what it sends is done.
+ */
+static void co_begin_job(struct nbd_connection *c, struct nbd_job *job)
+{
+    bool brings = job->rq.type == NBD_CMD_READ || job->rq.type == NBD_CMD_BLOCK_STATUS;
+
+    c->held_bytes += job->accounted;
+    if (brings && (!list_is_empty(&c->held) || nbd_connection_is_clogged(c, job->accounted))) {
+        list_append(&c->held, &job->link);
+        return;
+    }
+    c->held_bytes -= job->accounted;
+    nbd_job_co_start(job);
+}
+
 /* A request whose header was taken. */
 static int co_do_request(struct nbd_connection *c, const struct nbd_request *rq, size_t bytes)
 {
@@ -262,7 +270,7 @@ static int co_do_request(struct nbd_connection *c, const struct nbd_request *rq,
         nbd_job_release(job);
         return r;
     }
-    nbd_job_co_start(job);
+    co_begin_job(c, job);
     c->turn_bytes += bytes;
     if (c->turn_bytes >= NBD_TURN_BYTES ||
         c->turn_bytes * c->worker->connections >= NBD_TURN_BYTES_ALL) {
@@ -329,6 +337,7 @@ static void co_finish_transmission(struct nbd_connection *c)
 void nbd_connection_co_serve(struct nbd_connection *c)
 {
     list_init(&c->free_jobs);
+    list_init(&c->held);
     list_init(&c->replies);
     nbd_reply_init(c);
     nbd_batch_init(&c->batch);

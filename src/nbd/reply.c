@@ -279,11 +279,15 @@ static void co_send_rest(void *arg)
     while (r == -EAGAIN) {
         r = loop_co_poll(c->fd, POLLOUT, -1);
         UNLESS_FAILED(r, send_some(c));
+        if (r == -EAGAIN) {
+            nbd_connection_co_start_held(c);
+        }
     }
     c->sender_running = false;
     if (r < 0) {
         nbd_reply_give_up(c);
     }
+    nbd_connection_co_start_held(c);
     if (c->waiter) {
         struct co *co = c->waiter;
 

@@ -405,6 +405,28 @@ static void co_run_job(void *arg)
     nbd_reply_queue(job);
 }
 
+bool nbd_connection_is_clogged(const struct nbd_connection *c, size_t bytes)
+{
+    size_t begun = c->job_bytes - c->held_bytes;
+
+    return c->sender_running && begun > 0 && begun + bytes > c->send_buffer;
+}
+
+void nbd_connection_co_start_held(struct nbd_connection *c)
+{
+    while (!list_is_empty(&c->held)) {
+        struct nbd_job *job = LIST_FIRST(&c->held, struct nbd_job, link);
+
+        if (nbd_connection_is_clogged(c, job->accounted) && !c->broken) {
+            return;
+        }
+        list_remove(&job->link);
+        c->held_bytes -= job->accounted;
+        job->error = c->broken ? EPIPE : job->error;
+        nbd_job_co_start(job);
+    }
+}
+
 /* At the limit of coroutines it waits for one to end. */
 void nbd_job_co_start(struct nbd_job *job)
 {

@@ -48,6 +48,11 @@
 enum {
     /* Requests of a connection in work, including those whose replies are queued. */
     NBD_JOBS_MAX = 128,
+    /*
+     * As many are taken from a client that does not take its replies: one that sends some requests,
+     * and then reads, does not wait for a server that waits for it.
+     */
+    NBD_JOBS_CLOGGED = 16,
     /* Bytes; see above. */
     NBD_GUARANTEED_BYTES = 256 * 1024,
     NBD_POOL_BYTES = 256 * 1024 * 1024,
@@ -244,7 +249,7 @@ struct nbd_connection;
 
 /* A request in work, then its reply in the queue. */
 struct nbd_job {
-    /* In the connection's free jobs, or in its replies. */
+    /* In the connection's free jobs, in those that it holds back, or in its replies. */
     struct list link;
     /* In the connection's all_jobs. */
     struct nbd_job *next;
@@ -339,6 +344,9 @@ struct nbd_connection {
     /* Jobs in work or in the queue of replies, and bytes of buffers that they hold. */
     unsigned jobs;
     size_t job_bytes;
+    /* Jobs that are not begun while the sender runs, and bytes of buffers that they will hold. */
+    struct list held;
+    size_t held_bytes;
     /* Bytes of requests since others had their turn. */
     size_t turn_bytes;
     /* A piece of the read that is done in pieces has failed. */
@@ -576,6 +584,14 @@ int nbd_job_co_block_status(struct nbd_job *job);
 
 /* Start a coroutine that carries out a job, or has it fail with its error, and queues the reply. */
 void nbd_job_co_start(struct nbd_job *job);
+/*
+ * Whether the client takes its replies more slowly than it asks. What is done for it beyond what
+ * the socket takes next (`bytes` more) is work for nothing if it never reads, and others wait for
+ * that.
+ */
+bool nbd_connection_is_clogged(const struct nbd_connection *c, size_t bytes);
+/* Start jobs that were held back, as far as the socket takes their replies next. */
+void nbd_connection_co_start_held(struct nbd_connection *c);
 
 /* --- narrow.c ------------------------------------------------------------------------------- */
 

@@ -135,6 +135,38 @@ class Greedy(TestCase):
         self.unread(client)
         self.assertLess(self.read_by_server() - before, 1.5 * MIB)
 
+    def is_zero(self, offset, length):
+        with open(self.image, "rb") as file:
+            file.seek(offset)
+            return file.read(length) == bytes(length)
+
+    def test_a_client_may_send_some_requests_before_it_reads(self):
+        """It does not wait for a server that waits for it; what it writes is done meanwhile."""
+        client = self.connect(structured=False)
+        for cookie in range(6):
+            client.request(READ, cookie * MIB, MIB, cookie=cookie)
+        client.request(WRITE, 32 * MIB, 4 * MIB, cookie=6, payload=bytes(4 * MIB))
+        self.server.wait_for(lambda: self.is_zero(32 * MIB, 4 * MIB), "the write to be done")
+        cookies = []
+        for _ in range(7):
+            cookie, error = client.simple_reply()
+            self.assertEqual(error, 0)
+            if cookie < 6:
+                self.assertEqual(client.receive(MIB), pattern(cookie * MIB, MIB))
+            cookies.append(cookie)
+        self.assertEqual(sorted(cookies), list(range(7)))
+
+    def test_requests_of_a_client_that_leaves_are_forgotten(self):
+        for _ in range(20):
+            client = self.connect()
+            for cookie in range(20):
+                client.request(READ, 0, MIB, cookie=cookie)
+            client.sock.close()
+        self.server.wait_for(lambda: self.server.resident() < 120 * MIB, "memory to be given back")
+        client = self.connect()
+        client.request(READ, 512, 4096)
+        self.assertEqual(self.data(client, 512, 4096), pattern(512, 4096))
+
     def take(self, client, count):
         for cookie in range(count):
             client.request(READ, 0, MIB, cookie=cookie)
