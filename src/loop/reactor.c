@@ -295,15 +295,21 @@ void reactor_set_polling(struct reactor *reactor, int64_t max_ns, int64_t grow, 
     atomic_store(&reactor->poll_max_ns, max_ns);
 }
 
-/* Look for work for poll_ns. With io_uring the engine makes no system call for that. */
+/*
+ * Look for work for poll_ns, or less if there is a lower limit meanwhile. With io_uring the engine
+ * makes no system call for that.
+ */
 static void look_for_work(struct reactor *reactor, int64_t begin_ns)
 {
+    int64_t max_ns;
+
     do {
         reactor->engine->turn(reactor, 0);
         collect_inbox(reactor);
         loop_timers_run(reactor);
+        max_ns = atomic_load_explicit(&reactor->poll_max_ns, memory_order_relaxed);
     } while (is_idle(reactor) && !atomic_load(&reactor->kicked) &&
-             reactor->home.turn_ns - begin_ns < reactor->poll_ns);
+             reactor->home.turn_ns - begin_ns < MIN(reactor->poll_ns, max_ns));
 }
 
 /* The reactor had no work for wait_ns. Choose how long it looks for work the next time. */

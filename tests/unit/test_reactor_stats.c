@@ -138,6 +138,23 @@ static void test_a_reactor_that_polls_in_vain_sleeps(void **state)
     reactor_destroy(e.reactor);
 }
 
+static void test_a_lower_limit_ends_a_long_look(void **state)
+{
+    const int64_t hour = INT64_C(3600000000000);
+    struct elsewhere e;
+    uint64_t sleeps;
+
+    assert_int_equal(reactor_create("other", &e.reactor, NULL), 0);
+    reactor_set_polling(e.reactor, hour, hour, 0);
+    assert_int_equal(reactor_run_until_done(call_often, &e), 0);
+    assert_int_equal(reactor_run_until_done(sleep_often, &e), 0);
+    sleeps = e.values[REACTOR_STAT_SLEEPS];
+    reactor_set_polling(e.reactor, 1, 0, 0);
+    assert_int_equal(reactor_run_until_done(sleep_often, &e), 0);
+    assert_true(e.values[REACTOR_STAT_SLEEPS] >= sleeps + 4);
+    reactor_destroy(e.reactor);
+}
+
 static int setup(void **state)
 {
     return reactor_init_main(NULL);
@@ -156,6 +173,7 @@ int main(void)
         cmocka_unit_test(test_another_reactor_is_read_from_the_main_one),
         cmocka_unit_test(test_a_reactor_that_polls_finds_work_before_it_sleeps),
         cmocka_unit_test(test_a_reactor_that_polls_in_vain_sleeps),
+        cmocka_unit_test(test_a_lower_limit_ends_a_long_look),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
