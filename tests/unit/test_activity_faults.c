@@ -289,6 +289,62 @@ static void batches_that_fly_together(void *arg)
     memory_file_free_all();
 }
 
+/*
+ * A batch is sent while another one syncs, which has stored bits of its victims. Returns whether
+ * the first one had victims: without, none is sent next to it.
+ */
+static bool nothing_cools_during_the_sync(struct image *i, unsigned n)
+{
+    struct writer w[2];
+    struct co_group group;
+    uint64_t cooled;
+    bool both = false;
+
+    co_group_init(&group);
+    memory_file_script(i->file, true);
+    start_writer(i, &group, &w[0], n);
+    co_wait_for_flushes(i->file, 1);
+    cooled = figures_of(i).cooled;
+    start_writer(i, &group, &w[1], n + 1);
+    for (unsigned ms = 0; ms < 20 && !both; ms++) {
+        loop_co_sleep(NS_PER_MS);
+        both = memory_file_flushes(i->file) == 2;
+    }
+    if (both) {
+        assert_int_equal(figures_of(i).cooled, cooled);
+    }
+    memory_file_script(i->file, false);
+    co_group_wait(&group);
+    co_group_destroy(&group);
+    assert_int_equal(w[0].result, 0);
+    assert_int_equal(w[1].result, 0);
+    return both;
+}
+
+static void a_region_stays_hot_until_its_bits_are_stable(void *arg)
+{
+    struct image i;
+    unsigned n = 0, checked = 0;
+    uint64_t cooled;
+
+    (void)arg;
+    make_image();
+    memory_file_copy(memory_file("a"), memory_file("good"));
+    image_open(&i, "a", ",durable-bitmaps=power");
+    for (; n < FULL; n++) {
+        assert_int_equal(write_region(&i, n), 0);
+    }
+    cooled = figures_of(&i).cooled;
+    for (; checked < 3; n += 2) {
+        assert_true(n < DISK / REGION / 2 - 2);
+        checked += nothing_cools_during_the_sync(&i, n);
+    }
+    assert_true(figures_of(&i).cooled > cooled);
+    image_kill(&i);
+    expect_dirty("a", n);
+    memory_file_free_all();
+}
+
 /* The log has at most 1% of a disk, unless that is less than four regions of 4 KiB. */
 static void the_log_is_small_on_small_disks(void *arg)
 {
@@ -319,6 +375,7 @@ int main(void)
         CO_TEST(a_region_stays_hot_under_a_long_write),
         CO_TEST(a_shrink_that_fails),
         CO_TEST(batches_that_fly_together),
+        CO_TEST(a_region_stays_hot_until_its_bits_are_stable),
         CO_TEST(the_log_is_small_on_small_disks),
     };
 
