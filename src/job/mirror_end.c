@@ -158,7 +158,9 @@ static bool co_stop_guests_of(struct mirror *s, struct block_node *const *nodes,
         if (block_co_drain_begin_unless(nodes, count, is_attempt_over, &attempt)) {
             return true;
         }
-        job_co_sleep(s->job, ns);
+        if (!mirror_is_cancelled(s)) { /* nothing would end the sleep */
+            job_co_sleep(s->job, ns);
+        }
         ns = MIN(2 * ns, LAST_ATTEMPT_NS);
     }
     return false;
