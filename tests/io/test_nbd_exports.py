@@ -154,7 +154,7 @@ class Exports(TestCase):
 class Goodbye(Exports):
     """The server ends clients: what is in work is answered, what comes after it is refused."""
 
-    SLOW = "driver=null-co,node-name=disk,size=1M,latency-ns=400000000"
+    SLOW = "driver=null-co,node-name=disk,size=1M,latency-ns=1000000000"
 
     def connect(self):
         client = RawClient(self.socket)
