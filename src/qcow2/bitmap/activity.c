@@ -45,6 +45,11 @@ int qcow2_co_activity_open(struct qcow2 *q, struct error *err)
         return 0;
     }
     r = qcow2_co_read_activity(q, &map, err);
+    if (r == 0 && a->offset == 0 && (q->header.autoclear & AUTOCLEAR_ACTIVITY)) {
+        /* It can't be used. The clusters are as good as free: the header must not name them. */
+        q->header.autoclear &= ~AUTOCLEAR_ACTIVITY;
+        r = qcow2_co_write_header(q, err);
+    }
     if (r < 0) {
         return r;
     }

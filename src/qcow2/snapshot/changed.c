@@ -161,7 +161,8 @@ int qcow2_co_bitmaps_before_apply(struct qcow2 *q, struct l1_view now, struct l1
     int r = 0;
 
     if (!has_any_bitmap(q)) {
-        return 0;
+        /* Bitmaps that were removed may have left the activity log, with regions of this size. */
+        return resizes && q->activity.offset > 0 ? qcow2_co_store_bitmaps(q, err) : 0;
     }
     if (resizes) {
         r = co_prepare_for_size(q, size, err);
