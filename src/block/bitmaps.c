@@ -146,6 +146,9 @@ static void co_forget_added(struct block_bitmap *b)
     block_activity_update(node);
     if (b->driver_state && block_co_remove_stored_bitmap(node, b->name, &err) < 0) {
         log_error("%s", error_message(&err));
+        if (b->driver_state) {
+            node->driver->disown_bitmap(b);
+        }
     }
     block_bitmap_free(b);
 }

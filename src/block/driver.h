@@ -497,6 +497,8 @@ struct block_driver {
     int (*co_reserve_bitmap)(struct block_node *node, const char *name, uint32_t granularity,
                              struct error *err);
     int (*co_remove_stored_bitmap)(struct block_node *node, const char *name, struct error *err);
+    /* `b` goes although the last one has failed for it: what the image has of it counts no more. */
+    void (*disown_bitmap)(struct block_bitmap *b);
     /*
      * The greatest size, in bytes, that the disk had while it had bitmaps; 0: not known. And to
      * remember that it was `size`, which is stored with the bitmaps. Neither yields.

@@ -416,6 +416,7 @@ static const struct block_driver qcow2_driver = {
     .co_can_store_bitmap = qcow2_co_can_store_bitmap,
     .co_reserve_bitmap = co_reserve_bitmap,
     .co_remove_stored_bitmap = co_remove_stored_bitmap,
+    .disown_bitmap = qcow2_disown_bitmap,
     .co_bitmap_will_change = co_bitmap_will_change,
     .co_commit_bitmaps = co_commit_bitmaps,
     .co_joint_name = qcow2_co_joint_name,

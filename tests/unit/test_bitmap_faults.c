@@ -255,12 +255,52 @@ SWEEPS(enable)
 SWEEPS(disable)
 SWEEPS(store)
 
+/* An add is undone, and the image can't be changed any more, or not for a while. */
+static void undo_fails(int errnum, unsigned after)
+{
+    struct block_bitmap *b;
+    struct shown shown;
+    struct image i;
+    bool written = false;
+
+    open_copy(&i, false);
+    assert_int_equal(block_co_bitmap_add(i.node, "new", GRANULE, true, false, &b, NULL), 0);
+    assert_int_equal(op_store(&i, NULL), 0);
+    memory_file_fail(i.file, MEMORY_FILE_WRITE, after, errnum);
+    block_co_bitmap_undo_add(b);
+    memory_file_fail(i.file, 0, 0, 0);
+    assert_null(block_bitmap_find(i.node, "new"));
+    if (atomic_load(&i.q->broken)) {
+        image_kill(&i);
+    } else {
+        written = true;
+        assert_int_equal(image_write(&i, 9 * GRANULE, 1, 2), 0);
+        assert_int_equal(op_clear(&i, NULL), 0);
+        image_close(&i);
+    }
+    look_into("a", &shown);
+    /* It has not seen the write. */
+    assert_true(!shown.bitmap[2].exists || shown.bitmap[2].inconsistent || !written);
+}
+
+static void undo_of_an_add_that_fails(void *arg)
+{
+    (void)arg;
+    make_image();
+    for (unsigned after = 0; after < 8; after++) {
+        undo_fails(ENOSPC, after);
+        undo_fails(EIO, after);
+    }
+    memory_file_free_all();
+}
+
 #define BOTH(name) CO_TEST(name##_that_fails), CO_TEST(name##_that_fails_after_a_write)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        BOTH(add), BOTH(remove), BOTH(clear), BOTH(merge), BOTH(enable), BOTH(disable), BOTH(store),
+        BOTH(add),    BOTH(remove),  BOTH(clear), BOTH(merge),
+        BOTH(enable), BOTH(disable), BOTH(store), CO_TEST(undo_of_an_add_that_fails),
     };
 
     log_set_level(LOG_LEVEL_ERROR);

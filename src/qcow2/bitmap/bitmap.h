@@ -178,6 +178,7 @@ int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_
 int qcow2_co_reserve_bitmap(struct block_node *node, const char *name, uint32_t granularity,
                             struct error *err);
 int qcow2_co_remove_stored_bitmap(struct block_node *node, const char *name, struct error *err);
+void qcow2_disown_bitmap(struct block_bitmap *b);
 
 /* --- resize and repair ------------------------------------------------------------------------ */
 

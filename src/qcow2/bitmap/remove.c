@@ -114,3 +114,12 @@ int qcow2_co_remove_stored_bitmap(struct block_node *node, const char *name, str
     co_mutex_unlock(&q->bitmaps.mutex);
     return r;
 }
+
+void qcow2_disown_bitmap(struct block_bitmap *b)
+{
+    struct stored_bitmap *s = b->driver_state;
+
+    s->loaded = NULL;
+    s->is_void = true;
+    b->driver_state = NULL;
+}
