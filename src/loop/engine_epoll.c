@@ -188,8 +188,7 @@ static int make_waiters_room(struct epoll *e, size_t fd)
     return 0;
 }
 
-static int epoll_co_poll(struct reactor *reactor, int fd, short events, int64_t timeout_ns,
-                         bool bulk)
+static int epoll_co_poll(struct reactor *reactor, int fd, short events, int64_t timeout_ns)
 {
     struct epoll *e = epoll_of(reactor);
     struct poll_waiter waiter = {

@@ -11,14 +11,6 @@
  * sockets are polled and then read, instead of received from by the ring: a receive in the old ring
  * would take the data that the new one waits for. File I/O in the old ring can't be done twice; it
  * completes when the call of the old thread has returned.
- *
- * A poll is not put into the ring at once. If the reactor has nothing to do but to wait for a few
- * descriptors, it waits by ppoll(2): the kernel then knows that the process that wakes it is about
- * to wait itself, and lets the reactor go on where that one ran. The ring wakes a thread as if both
- * had work to do, on another processor, which may have to be roused first. For a client that waits
- * for each reply this is most of the time of a request. Amid a transfer of many bytes, at which
- * both can work, there would be a switch between the two for each part; such a poll goes to the
- * ring.
  */
 #include <errno.h>
 #include <limits.h>
@@ -46,9 +38,6 @@ enum user_data {
 /* Result of a poll that has to be made again, in another ring. */
 #define MOVED INT_MIN
 
-/* Polls that ppoll(2) waits for; more are left to the ring, which need not look at each. */
-#define DIRECT_POLLS_MAX 8
-
 /*
  * Kernel threads that file I/O of one ring may block. The kernel's default may be as low as eight.
  */
@@ -66,24 +55,15 @@ struct uring {
     int files_fd;
     /* they also have other descriptors */
     bool files_mixed;
-    /* of struct uring_op, in flight in the ring */
+    /* of struct uring_op, in flight */
     struct list polls;
-    /* of struct uring_op: polls that are not in the ring, and their number */
-    struct list direct;
-    unsigned direct_count;
-    /* of them: for the ring when the reactor waits */
-    unsigned bulk_count;
 };
 
 struct uring_op {
+    /* of a poll: in `polls` */
+    struct list link;
     struct co *co;
     int result;
-    /* the rest is of a poll: in `polls` or `direct` */
-    struct list link;
-    int fd;
-    short events;
-    bool is_direct;
-    bool bulk;
 };
 
 static struct uring *uring_of(struct reactor *reactor)
@@ -130,51 +110,15 @@ static int co_wait_for_file(struct uring *u, struct io_uring_sqe *sqe, int fd)
     return op.result;
 }
 
-/* Wait for events of `op`, which the caller has filled in. Returns its result or MOVED. */
-static int co_wait_for_poll(struct uring *u, struct uring_op *op)
+/* Wait for the poll `sqe`, and return its result or MOVED. */
+static int co_wait_for_poll(struct uring *u, struct io_uring_sqe *sqe, struct uring_op *op)
 {
     op->co = co_self();
     op->result = 0;
-    op->is_direct = true;
-    list_append(&u->direct, &op->link);
-    u->direct_count++;
-    u->bulk_count += op->bulk;
+    list_append(&u->polls, &op->link);
+    io_uring_sqe_set_data64(sqe, (uint64_t)(uintptr_t)op | USER_DATA_POLL);
     co_suspend();
     return op->result;
-}
-
-static void take_direct_poll(struct uring *u, struct uring_op *op)
-{
-    list_remove(&op->link);
-    u->direct_count--;
-    u->bulk_count -= op->bulk;
-}
-
-/* A poll that is not in the ring ends. */
-static void finish_direct_poll(struct uring *u, struct uring_op *op, int result)
-{
-    take_direct_poll(u, op);
-    op->result = result;
-    co_wake(op->co);
-}
-
-/* Put all polls into the ring. False: the kernel accepts nothing at the moment. */
-static bool put_polls_into_ring(struct uring *u)
-{
-    while (!list_is_empty(&u->direct)) {
-        struct uring_op *op = LIST_FIRST(&u->direct, struct uring_op, link);
-        struct io_uring_sqe *sqe = get_sqe(u);
-
-        if (!sqe) {
-            return false;
-        }
-        io_uring_prep_poll_add(sqe, op->fd, (unsigned short)op->events);
-        io_uring_sqe_set_data64(sqe, (uint64_t)(uintptr_t)op | USER_DATA_POLL);
-        take_direct_poll(u, op);
-        op->is_direct = false;
-        list_append(&u->polls, &op->link);
-    }
-    return true;
 }
 
 /* --- the bell: a poll of the eventfd reports each write, so the eventfd need not be read */
@@ -268,7 +212,6 @@ static int uring_prepare(void **ret_data)
     io_uring_register_iowq_max_workers(&u->ring, workers);
     u->bell_multiple = true;
     list_init(&u->polls);
-    list_init(&u->direct);
     *ret_data = u;
     return 0;
 }
@@ -283,16 +226,10 @@ static void uring_discard(void *data)
 
 static void uring_adopt(struct reactor *reactor, void *data)
 {
-    struct uring *u = data, *old = uring_of(reactor);
+    struct uring *old = uring_of(reactor);
 
-    reactor->engine_data = u;
+    reactor->engine_data = data;
     watch_bell(reactor);
-    if (old) {
-        list_splice(&u->direct, &old->direct);
-        u->direct_count = old->direct_count;
-        u->bulk_count = old->bulk_count;
-        old->direct_count = old->bulk_count = 0;
-    }
     while (old && !list_is_empty(&old->polls)) {
         struct uring_op *op = LIST_FIRST(&old->polls, struct uring_op, link);
 
@@ -390,58 +327,12 @@ static void submit_queued(struct uring *u)
     }
 }
 
-/* Whether the reactor has nothing to wait for but its bell and a few descriptors. */
-static bool may_poll_directly(const struct uring *u)
-{
-    return u->direct_count > 0 && u->direct_count <= DIRECT_POLLS_MAX && u->bulk_count == 0 &&
-           u->files == 0 && list_is_empty(&u->polls);
-}
-
-/* Wait for the bell and for the polls that are not in the ring. */
-static void poll_directly(struct reactor *reactor, int64_t timeout_ns)
-{
-    struct uring *u = uring_of(reactor);
-    struct pollfd fds[1 + DIRECT_POLLS_MAX] = {{.fd = reactor->bell, .events = POLLIN}};
-    struct timespec ts = {
-        .tv_sec = timeout_ns / NS_PER_SECOND,
-        .tv_nsec = timeout_ns % NS_PER_SECOND,
-    };
-    struct uring_op *op, *next;
-    nfds_t count = 1;
-
-    LIST_FOREACH (op, &u->direct, link) {
-        fds[count++] = (struct pollfd){.fd = op->fd, .events = op->events};
-    }
-    if (ppoll(fds, count, timeout_ns < 0 ? NULL : &ts, NULL) <= 0) {
-        return;
-    }
-    if (fds[0].revents) {
-        reactor_silence_bell(reactor);
-    }
-    count = 1;
-    LIST_FOREACH_SAFE (op, next, &u->direct, link) {
-        short events = fds[count++].revents;
-
-        if (events) {
-            finish_direct_poll(u, op, events & POLLNVAL ? -EBADF : events);
-        }
-    }
-}
-
 /* Errors (EINTR, EAGAIN, EBUSY) need no handling: the next turn tries again. */
 static void uring_turn(struct reactor *reactor, int64_t timeout_ns)
 {
     struct uring *u = uring_of(reactor);
 
-    if (timeout_ns != 0 && may_poll_directly(u)) {
-        submit_queued(u);
-        if (io_uring_cq_ready(&u->ring) == 0) {
-            poll_directly(reactor, timeout_ns);
-        }
-        reap(reactor);
-        return;
-    }
-    if (!put_polls_into_ring(u) || timeout_ns == 0 || io_uring_cq_ready(&u->ring) > 0) {
+    if (timeout_ns == 0 || io_uring_cq_ready(&u->ring) > 0) {
         submit_queued(u);
     } else if (timeout_ns < 0) {
         io_uring_submit_and_wait(&u->ring, 1);
@@ -516,20 +407,12 @@ struct poll_timeout {
 static void cancel_poll(struct loop_timer *self)
 {
     struct poll_timeout *timeout = container_of(self, struct poll_timeout, timer);
-    struct uring *u = uring_of(reactor_current());
     struct io_uring_sqe *sqe;
 
     if (timeout->op->result == MOVED) {
         return; /* uring_co_poll() continues with the time that is left */
     }
-    if (timeout->op->is_direct) {
-        if (timeout->op->result == 0) {
-            timeout->expired = true;
-            finish_direct_poll(u, timeout->op, -ECANCELED);
-        }
-        return;
-    }
-    sqe = get_sqe(u);
+    sqe = get_sqe(uring_of(reactor_current()));
     if (!sqe) {
         loop_timer_arm(self, loop_now_ns() + NS_PER_MS);
         return;
@@ -539,26 +422,24 @@ static void cancel_poll(struct loop_timer *self)
     io_uring_sqe_set_data64(sqe, USER_DATA_NONE);
 }
 
-static int uring_co_poll(struct reactor *reactor, int fd, short events, int64_t timeout_ns,
-                         bool bulk)
+static int uring_co_poll(struct reactor *reactor, int fd, short events, int64_t timeout_ns)
 {
-    struct uring_op op = {.fd = fd, .events = events, .bulk = bulk};
+    struct uring_op op;
     struct poll_timeout timeout = {.op = &op};
     int64_t deadline_ns = timeout_ns < 0 ? 0 : loop_now_ns() + timeout_ns;
+    struct io_uring_sqe *sqe = co_get_sqe(reactor);
     int r;
 
-    if (fd < 0) {
-        return -EBADF;
-    }
+    io_uring_prep_poll_add(sqe, fd, (unsigned short)events);
     loop_timer_init(&timeout.timer, cancel_poll);
     if (timeout_ns >= 0) {
         loop_timer_arm(&timeout.timer, deadline_ns);
     }
-    r = co_wait_for_poll(uring_of(reactor), &op);
+    r = co_wait_for_poll(uring_of(reactor), sqe, &op);
     loop_timer_disarm(&timeout.timer);
     if (r == MOVED) {
-        return reactor->engine->co_poll(
-            reactor, fd, events, timeout_ns < 0 ? -1 : MAX(deadline_ns - loop_now_ns(), 0), bulk);
+        return reactor->engine->co_poll(reactor, fd, events,
+                                        timeout_ns < 0 ? -1 : MAX(deadline_ns - loop_now_ns(), 0));
     }
     if (r == -EOPNOTSUPP) {
         return events & (POLLIN | POLLOUT); /* a regular file is always ready */

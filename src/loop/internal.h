@@ -63,8 +63,7 @@ struct loop_engine {
     int (*co_fdatasync)(struct reactor *reactor, int fd);
     int (*co_fallocate)(struct reactor *reactor, int fd, int mode, uint64_t offset,
                         uint64_t length);
-    /* `bulk`: as loop_co_poll_bulk() */
-    int (*co_poll)(struct reactor *reactor, int fd, short events, int64_t timeout_ns, bool bulk);
+    int (*co_poll)(struct reactor *reactor, int fd, short events, int64_t timeout_ns);
 };
 
 extern const struct loop_engine loop_engine_uring;

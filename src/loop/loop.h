@@ -6,8 +6,7 @@
  *   1. Run every coroutine that was runnable when the turn began (a seeded reactor: in random
  *      order).
  *   2. Run the deferred calls (replies that have gathered leave together here).
- *   3. Submit all queued I/O in one io_uring_enter(), and wait there if nothing is runnable (for a
- *      few descriptors alone by ppoll(2)).
+ *   3. Submit all queued I/O in one io_uring_enter(), and wait there if nothing is runnable.
  *   4. Reap completions, which make coroutines runnable, and run the timers that are due.
  *   5. Run coroutines that gave way (loop_co_give_way()): at least one, and more while the turn's
  *      time lasts.
@@ -203,12 +202,6 @@ int loop_co_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
  * Returns the events that hold, which include errors and hangups, -ETIMEDOUT, or -errno.
  */
 int loop_co_poll(int fd, short events, int64_t timeout_ns);
-
-/*
- * Likewise, without limit, amid a transfer of many bytes: the other end goes on with it while the
- * reactor works, best on another processor.
- */
-int loop_co_poll_bulk(int fd, short events);
 
 /* As recv(2), but wait for data. Returns bytes, 0 at the end of the stream, or -errno. */
 ssize_t loop_co_recv(int fd, void *buf, size_t size);

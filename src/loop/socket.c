@@ -9,7 +9,7 @@
 /* Between two tries while the backlog of a Unix socket is full, which poll(2) does not report. */
 #define CONNECT_RETRY_NS (5 * NS_PER_MS)
 
-static int co_poll_socket(int fd, short events, int64_t timeout_ns, bool bulk)
+int loop_co_poll(int fd, short events, int64_t timeout_ns)
 {
     struct reactor *reactor = reactor_current();
     struct co_wait wait;
@@ -17,19 +17,9 @@ static int co_poll_socket(int fd, short events, int64_t timeout_ns, bool bulk)
 
     assert(reactor && co_self());
     co_wait_begin(&wait, "the other end of the socket", NULL, -1);
-    r = reactor->engine->co_poll(reactor, fd, events, timeout_ns, bulk);
+    r = reactor->engine->co_poll(reactor, fd, events, timeout_ns);
     co_wait_end(&wait);
     return r;
-}
-
-int loop_co_poll(int fd, short events, int64_t timeout_ns)
-{
-    return co_poll_socket(fd, events, timeout_ns, false);
-}
-
-int loop_co_poll_bulk(int fd, short events)
-{
-    return co_poll_socket(fd, events, -1, true);
 }
 
 static bool would_block(int errnum)

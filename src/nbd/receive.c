@@ -139,7 +139,7 @@ static ssize_t co_receive_split(struct nbd_connection *c, struct iovec vec[stati
         }
         nbd_reply_flush(c);
         begin_turn(c);
-        r = loop_co_poll_bulk(c->fd, POLLIN);
+        r = loop_co_poll(c->fd, POLLIN, -1);
         if (r < 0 && r != -EINTR) {
             return r;
         }
