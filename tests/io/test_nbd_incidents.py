@@ -3,6 +3,7 @@
 it became known. A test fails where the program has that fault.
 """
 
+import contextlib
 import itertools
 import os
 import random
@@ -279,7 +280,10 @@ class BeforeTlsTest(TlsTest):
 
         def opened():
             where = f"/proc/{server.pid}/fd"
-            links = [os.readlink(os.path.join(where, fd)) for fd in os.listdir(where)]
+            links = []
+            for fd in os.listdir(where):
+                with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                    links.append(os.readlink(os.path.join(where, fd)))
             return links.count(self.disk)
 
         before = opened()
