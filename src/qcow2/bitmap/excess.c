@@ -77,13 +77,13 @@ static struct qcow2_excess sum_of_excess(const struct qcow2 *q)
 
 void qcow2_note_excess(struct qcow2 *q)
 {
-    struct qcow2_excess sum = sum_of_excess(q);
+    const struct qcow2_excess sum = sum_of_excess(q), none = {0};
     bool own = q->header.autoclear & AUTOCLEAR_EXCESS;
     struct stored_bitmap *s;
     uint32_t entry = 0;
 
     LIST_FOREACH (s, &q->bitmaps.stored, link) {
-        s->excess = own ? (struct qcow2_excess){0} : sum;
+        s->excess = own ? none : sum;
         for (unsigned i = 0; own && i < q->excess_count; i++) {
             const struct qcow2_excess *e = &q->excess[i];
 
