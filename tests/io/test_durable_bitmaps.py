@@ -297,6 +297,15 @@ class Excess(Case):
     def open_and_close(self, offset=40 * M):
         io(self.image, f"write -q {offset} 4k", fmt="qcow2")
 
+    def test_small_clusters_leave_no_room_for_it(self):
+        os.unlink(self.image)
+        self.make(options="cluster_size=2k")
+        self.killed_after([(5 * M, 4 * K), (40 * M, 4 * K)])
+        self.open_and_close()
+        header = Header(self.image)
+        self.assertEqual(header.autoclear, 1)
+        self.assertNotIn(EXT_EXCESS, header.extensions)
+
     def test_a_clean_close_keeps_it(self):
         reason = self.state()["reason"]
         for _ in range(2):

@@ -121,6 +121,14 @@ static void put_joint(const struct qcow2 *q, struct strbuf *sb)
     put_extension(sb, EXT_JOINT, data, sizeof(data));
 }
 
+/* Whether the header is to say what of the bitmaps is dirty in excess. */
+static bool has_excess(struct qcow2 *q)
+{
+    struct qcow2_excess list[EXCESS_MAX];
+
+    return q->cluster_size > SMALL_CLUSTER && qcow2_list_excess(q, list) > 0;
+}
+
 /*
  * What of the bitmaps is dirty in excess. Only where it has room: it is of no use but to tell users
  * what they have.
@@ -131,8 +139,7 @@ static void put_excess(struct qcow2 *q, struct strbuf *sb, enum form form)
     struct qcow2_excess list[EXCESS_MAX];
     unsigned count = qcow2_list_excess(q, list);
     size_t size = (size_t)count * EXCESS_RECORD_SIZE;
-    bool fits = form >= FORM_SHORT ? sb->len + 8 + size + 8 <= SECTOR_SIZE
-                                   : q->cluster_size > SMALL_CLUSTER;
+    bool fits = form < FORM_SHORT || sb->len + 8 + size + 8 <= SECTOR_SIZE;
 
     for (unsigned i = 0; i < count; i++) {
         uint8_t *record = data + (size_t)i * EXCESS_RECORD_SIZE;
@@ -141,7 +148,7 @@ static void put_excess(struct qcow2 *q, struct strbuf *sb, enum form form)
         store_be32(record + 4, list[i].why);
         store_be64(record + 8, list[i].bytes);
     }
-    if (count > 0 && fits) {
+    if (has_excess(q) && fits) {
         put_extension(sb, EXT_EXCESS, data, size);
     }
 }
@@ -162,7 +169,6 @@ static void put_feature_names(struct qcow2 *q, struct strbuf *sb)
         {2, AUTOCLEAR_JOINT_BIT, "joint change"},
         {2, AUTOCLEAR_EXCESS_BIT, "bitmap excess"},
     };
-    struct qcow2_excess list[EXCESS_MAX];
     bool there[ARRAY_SIZE(names)];
     uint8_t data[ARRAY_SIZE(names) * 48] = {0};
     size_t count = 0;
@@ -170,7 +176,7 @@ static void put_feature_names(struct qcow2 *q, struct strbuf *sb)
     memset(there, true, sizeof(there));
     there[ARRAY_SIZE(names) - 3] = q->header.autoclear & AUTOCLEAR_ACTIVITY;
     there[ARRAY_SIZE(names) - 2] = q->joint.state != JOINT_NONE;
-    there[ARRAY_SIZE(names) - 1] = qcow2_list_excess(q, list) > 0;
+    there[ARRAY_SIZE(names) - 1] = has_excess(q);
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
         if (there[i]) {
             data[count * 48] = names[i].type;
@@ -184,11 +190,10 @@ static void put_feature_names(struct qcow2 *q, struct strbuf *sb)
 
 static void put_fixed_part(struct qcow2 *q, uint8_t *h)
 {
-    struct qcow2_excess list[EXCESS_MAX];
     uint64_t autoclear = q->header.autoclear & ~(AUTOCLEAR_JOINT | AUTOCLEAR_EXCESS);
 
     autoclear |= q->joint.state != JOINT_NONE ? AUTOCLEAR_JOINT : 0;
-    autoclear |= qcow2_list_excess(q, list) > 0 ? AUTOCLEAR_EXCESS : 0;
+    autoclear |= has_excess(q) ? AUTOCLEAR_EXCESS : 0;
     store_be32(h + HDR_MAGIC, QCOW2_MAGIC);
     store_be32(h + HDR_VERSION, q->version);
     store_be32(h + HDR_CLUSTER_BITS, q->cluster_bits);
