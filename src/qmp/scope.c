@@ -4,74 +4,17 @@
 #include <string.h>
 
 #include "base/checked.h"
-#include "export/export.h"
 #include "job/job.h"
 #include "qmp/dispatch.h"
+#include "qmp/named.h"
 #include "qmp/schema.h"
 #include "qmp/transaction.h"
 
-/* --- what is named ---------------------------------------------------------------------------- */
-
-/* Returns false to end the iteration. */
-typedef bool string_fn(const char *string, void *arg);
-
-/* All strings in a value; false if `fn` has ended this. The parser limits the depth. */
-static bool foreach_string(struct json_object *value, string_fn *fn, void *arg)
-{
-    bool more = true;
-
-    if (json_object_is_type(value, json_type_string)) {
-        return fn(json_object_get_string(value), arg);
-    }
-    if (json_object_is_type(value, json_type_array)) {
-        for (size_t i = 0; more && i < json_object_array_length(value); i++) {
-            more = foreach_string(json_object_array_get_idx(value, i), fn, arg);
-        }
-    } else if (json_object_is_type(value, json_type_object)) {
-        json_object_object_foreach(value, key, member)
-        {
-            (void)key;
-            more = more && foreach_string(member, fn, arg);
-        }
-    }
-    return more;
-}
-
-static struct block_node *node_of_export(const char *id)
-{
-    struct export_info info;
-
-    return export_find(id, &info) ? info.node : NULL;
-}
-
-struct named {
-    block_node_fn *fn;
-    void *arg;
-};
-
-static bool call_for_string(const char *string, void *arg)
-{
-    struct block_node *nodes[] = {block_node_find(string), node_of_export(string)};
-    struct named *named = arg;
-
-    for (size_t i = 0; i < ARRAY_SIZE(nodes); i++) {
-        if (nodes[i]) {
-            named->fn(nodes[i], named->arg);
-        }
-    }
-    return true;
-}
-
-void qmp_foreach_named_node(struct json_object *data, block_node_fn *fn, void *arg)
-{
-    struct named named = {fn, arg};
-
-    foreach_string(data, call_for_string, &named);
-}
+/* --- what the arguments name ------------------------------------------------------------------ */
 
 static bool string_is_apart(const char *string, void *arg)
 {
-    struct block_node *node = block_node_find(string), *exported = node_of_export(string);
+    struct block_node *node = block_node_find(string), *exported = qmp_node_of_export(string);
     const struct job *job = job_find(string);
 
     return !(node && block_node_is_joined(node, arg)) &&
@@ -82,7 +25,7 @@ static bool args_meet(const struct block_control_scope *scope, struct block_node
 {
     const struct qmp_scope *s = container_of(scope, struct qmp_scope, scope);
 
-    return !foreach_string(s->args, string_is_apart, node);
+    return !qmp_foreach_string(s->args, string_is_apart, node);
 }
 
 /* --- kinds of commands ------------------------------------------------------------------------ */

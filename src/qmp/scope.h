@@ -11,7 +11,6 @@
 #include <stdbool.h>
 
 #include "block/control_lock.h"
-#include "block/node.h"
 
 struct qmp_scope {
     struct block_control_scope scope;
@@ -25,8 +24,5 @@ struct qmp_scope {
  */
 void qmp_begin_scope(struct qmp_scope *s, struct json_object *request);
 void qmp_end_scope(struct qmp_scope *s);
-
-/* Call `fn` for each node that a string in `data` names, by its own name or that of an export. */
-void qmp_foreach_named_node(struct json_object *data, block_node_fn *fn, void *arg);
 
 #endif

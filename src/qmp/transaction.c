@@ -14,7 +14,7 @@
 #include "qmp/command_lock.h"
 #include "qmp/concern.h"
 #include "qmp/jobs.h"
-#include "qmp/scope.h"
+#include "qmp/named.h"
 
 /* --- draining what is concerned --------------------------------------------------------------- */
 
