@@ -10,53 +10,9 @@
 #include "cli/machine/hmp.h"
 #include "qmp/define.h"
 #include "qmp/events.h"
-#include "qmp/set_active.h"
 #include "qmp/types.h"
 
-/* --- the state of the machine ----------------------------------------------------------------- */
-
-static const char *run_state = "running";
-
-void machine_start_stopped(void)
-{
-    run_state = "prelaunch";
-}
-
-bool machine_is_running(void)
-{
-    return strcmp(run_state, "running") == 0;
-}
-
-static int co_stop(struct qmp_call *call, struct json_object *args, struct json_object **ret_value,
-                   struct error *err)
-{
-    if (machine_is_running()) {
-        run_state = "paused";
-        qmp_emit("STOP", NULL);
-    }
-    return 0;
-}
-
-static int co_cont(struct qmp_call *call, struct json_object *args, struct json_object **ret_value,
-                   struct error *err)
-{
-    int r = qmp_co_set_active(NULL, true, err);
-
-    if (r >= 0 && !machine_is_running()) {
-        run_state = "running";
-        qmp_emit("RESUME", NULL);
-    }
-    return r;
-}
-
-static int co_query_status(struct qmp_call *call, struct json_object *args,
-                           struct json_object **ret_value, struct error *err)
-{
-    *ret_value = json_object_new_object();
-    qmp_put_str(*ret_value, "status", run_state);
-    qmp_put_bool(*ret_value, "running", machine_is_running());
-    return 0;
-}
+/* --- the machine as a whole --------------------------------------------------------------------*/
 
 static const char *machine_name; /* borrowed, not ended by NUL */
 static int machine_name_length;  /* 0: the machine has no name */
@@ -175,7 +131,7 @@ static const struct qmp_command commands[] = {
     {"blockdev-insert-medium", &insert_medium, &schema_empty, machine_co_insert_medium},
     {"blockdev-open-tray", &tray, &schema_empty, machine_co_open_tray},
     {"blockdev-remove-medium", &medium, &schema_empty, machine_co_remove_medium},
-    {"cont", &schema_empty, &schema_empty, co_cont},
+    {"cont", &schema_empty, &schema_empty, machine_co_cont},
     {"device_add", &device_add, &schema_empty, co_device_add},
     {"device_del", &device_del, &schema_empty, co_device_del},
     {"eject", &eject, &schema_empty, machine_co_eject},
@@ -185,10 +141,10 @@ static const struct qmp_command commands[] = {
     {"query-block", &schema_empty, &qmp_type_block_infos, machine_co_query_block},
     {"query-blockstats", &blockstats_args, &anything, machine_co_query_blockstats},
     {"query-name", &schema_empty, &name_info, co_query_name},
-    {"query-status", &schema_empty, &status_info, co_query_status},
+    {"query-status", &schema_empty, &status_info, machine_co_query_status},
     {"query-tpm", &schema_empty, &anything, co_query_tpm},
     {"quit", &schema_empty, &schema_empty, co_quit},
-    {"stop", &schema_empty, &schema_empty, co_stop},
+    {"stop", &schema_empty, &schema_empty, machine_co_stop},
     {"system_reset", &schema_empty, &schema_empty, co_system_reset},
     {NULL, NULL, NULL, NULL},
 };

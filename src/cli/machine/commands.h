@@ -16,12 +16,9 @@ qmp_co_command machine_co_eject, machine_co_open_tray, machine_co_close_tray,
     machine_co_insert_medium, machine_co_remove_medium, machine_co_change_medium;
 qmp_co_command machine_co_nbd_server_add;
 qmp_co_command machine_co_set_io_throttle;
+qmp_co_command machine_co_stop, machine_co_cont, machine_co_query_status;
 qmp_co_command machine_co_qom_set;
 
-/* -S: no guest runs in the beginning. Does not yield. */
-void machine_start_stopped(void);
-/* Whether a guest would run now. Does not yield. */
-bool machine_is_running(void);
 /* -name NAME, or -name guest=NAME: what query-name answers. Borrowed. Does not yield. */
 void machine_set_name(const char *option);
 

@@ -34,6 +34,7 @@
 #include "cli/machine/drive.h"
 #include "cli/machine/lines.h"
 #include "cli/machine/monitors.h"
+#include "cli/machine/run_state.h"
 #include "cli/machine/vm_snapshot.h"
 #include "cli/observe.h"
 #include "export/export.h"

@@ -14,7 +14,7 @@
 #include "block/hand_over.h"
 #include "cli/machine/call.h"
 #include "cli/machine/clock.h"
-#include "cli/machine/commands.h"
+#include "cli/machine/run_state.h"
 #include "cli/machine/disk.h"
 #include "cli/snapshot.h"
 #include "job/job.h"
