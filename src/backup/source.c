@@ -2,6 +2,7 @@
 /* What all kinds of sources share. */
 #include "backup/source.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,4 +35,16 @@ char *source_new_bitmap_name(const char *repository, const char *id)
         return NULL;
     }
     return asprintf(&name, SOURCE_PREFIX "%s-%s-%s", repository, id, random) < 0 ? NULL : name;
+}
+
+int source_list_add(struct source_list *list, struct source *source)
+{
+    struct source **grown = realloc(list->list, (list->count + 1) * sizeof(struct source *));
+
+    if (!grown) {
+        return -ENOMEM;
+    }
+    list->list = grown;
+    grown[list->count++] = source;
+    return 0;
 }

@@ -18,18 +18,6 @@ static int check_named_once(const struct source_options *options, struct error *
     return 0;
 }
 
-int source_list_add(struct source_list *list, struct source *source)
-{
-    struct source **grown = realloc(list->list, (list->count + 1) * sizeof(struct source *));
-
-    if (!grown) {
-        return -ENOMEM;
-    }
-    list->list = grown;
-    grown[list->count++] = source;
-    return 0;
-}
-
 static int co_add_image(const struct source_options *options, struct source_list *list,
                         struct error *err)
 {
