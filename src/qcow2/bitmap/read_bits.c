@@ -176,19 +176,18 @@ int qcow2_co_count_bitmap(struct block_node *node, const struct block_bitmap *bi
     return r;
 }
 
-/* Set in `bits` what the map of the activity log has. Returns the number of bytes. */
+/* Counts granules, which may be larger than regions. */
 uint64_t qcow2_set_hot_regions(const struct qcow2 *q, const uint8_t *hot, struct dirty_bitmap *bits)
 {
     uint64_t region_size = 1ULL << q->activity.region_bits, size = dirty_bitmap_size(bits);
-    uint64_t sum = 0;
+    uint64_t before = dirty_bitmap_count(bits);
 
     for (uint64_t region = 0; region * region_size < size; region++) {
         if (hot[region / 8] >> (region % 8) & 1) {
             dirty_bitmap_set(bits, region * region_size, region_size);
-            sum += MIN(region_size, size - region * region_size);
         }
     }
-    return sum;
+    return dirty_bitmap_count(bits) - before;
 }
 
 static int set_stored_bits(void *arg, uint64_t first, const uint8_t *bits, uint64_t count)

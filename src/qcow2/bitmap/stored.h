@@ -66,7 +66,7 @@ bool qcow2_bitmap_fits_disk(const struct qcow2 *q, const struct stored_bitmap *b
  */
 int qcow2_co_read_checked_table(struct qcow2 *q, const struct stored_bitmap *b, uint64_t *budget,
                                 uint64_t **ret_table);
-/* Set in `bits` what the map of the activity log has. Returns the number of bytes. */
+/* Set in `bits` what the map of the activity log has. Returns by how many bytes more is dirty. */
 uint64_t qcow2_set_hot_regions(const struct qcow2 *q, const uint8_t *hot,
                                struct dirty_bitmap *bits);
 /*
