@@ -403,11 +403,26 @@ int block_co_bitmap_set_enabled(struct block_bitmap *b, bool enabled, struct err
     return r;
 }
 
-static int co_clear_drained(struct block_bitmap *b, struct dirty_bitmap **ret_backup,
+/* Put the present bits and excess aside, `bits` in their place. */
+static struct block_bitmap_backup swap_bits(struct block_bitmap *b, struct dirty_bitmap *bits)
+{
+    dirty_bitmap_swap(b->bits, bits);
+    return (struct block_bitmap_backup){
+        .bits = bits, .excess = b->excess, .excess_why = b->excess_why};
+}
+
+static void swap_back(struct block_bitmap *b, const struct block_bitmap_backup *backup)
+{
+    dirty_bitmap_swap(b->bits, backup->bits);
+    b->excess = backup->excess;
+    b->excess_why = backup->excess_why;
+}
+
+static int co_clear_drained(struct block_bitmap *b, struct block_bitmap_backup *ret_backup,
                             struct error *err)
 {
+    struct block_bitmap_backup backup;
     struct dirty_bitmap *empty = NULL;
-    uint64_t excess = b->excess;
     int r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_ALL, err);
 
     UNLESS_FAILED(r, block_co_bitmap_fetch(b, err));
@@ -420,23 +435,22 @@ static int co_clear_drained(struct block_bitmap *b, struct dirty_bitmap **ret_ba
     }
     r = co_begin_change(b, err);
     if (r == 0) {
-        dirty_bitmap_swap(b->bits, empty);
+        backup = swap_bits(b, empty);
         b->excess = 0; /* before the header is written with the bits */
         r = co_end_change(b, err);
         if (r < 0) {
-            dirty_bitmap_swap(b->bits, empty);
-            b->excess = excess;
+            swap_back(b, &backup);
         }
     }
     if (r < 0 || !ret_backup) {
         dirty_bitmap_free(empty);
     } else {
-        *ret_backup = empty;
+        *ret_backup = backup;
     }
     return r;
 }
 
-int block_co_bitmap_clear(struct block_bitmap *b, struct dirty_bitmap **ret_backup,
+int block_co_bitmap_clear(struct block_bitmap *b, struct block_bitmap_backup *ret_backup,
                           struct error *err)
 {
     int r;
@@ -487,11 +501,10 @@ static struct dirty_bitmap *merged_bits(const struct block_bitmap *dest,
 }
 
 static int co_merge_drained(struct block_bitmap *dest, struct block_bitmap *const *sources,
-                            size_t count, struct dirty_bitmap **ret_backup, struct error *err)
+                            size_t count, struct block_bitmap_backup *ret_backup, struct error *err)
 {
+    struct block_bitmap_backup backup;
     struct dirty_bitmap *bits; /* the new ones, then the old ones */
-    uint64_t excess = dest->excess;
-    const char *excess_why = dest->excess_why;
     int r = block_bitmap_check(dest, BLOCK_BITMAP_REFUSE_ALL, err);
 
     UNLESS_FAILED(r, block_co_bitmap_fetch(dest, err));
@@ -504,26 +517,24 @@ static int co_merge_drained(struct block_bitmap *dest, struct block_bitmap *cons
     if (!bits) {
         return error_set(err, ENOMEM, "Out of memory to merge into bitmap '%s'", dest->name);
     }
-    dirty_bitmap_swap(dest->bits, bits);
+    backup = swap_bits(dest, bits);
     for (size_t i = 0; i < count; i++) {
         block_bitmap_add_excess(dest, sources[i]->excess, sources[i]->excess_why);
     }
     r = co_end_change(dest, err);
     if (r < 0) {
-        dirty_bitmap_swap(dest->bits, bits);
-        dest->excess = excess;
-        dest->excess_why = excess_why;
+        swap_back(dest, &backup);
     }
     if (r < 0 || !ret_backup) {
         dirty_bitmap_free(bits);
     } else {
-        *ret_backup = bits;
+        *ret_backup = backup;
     }
     return r;
 }
 
 int block_co_bitmap_merge(struct block_bitmap *dest, struct block_bitmap *const *sources,
-                          size_t count, struct dirty_bitmap **ret_backup, struct error *err)
+                          size_t count, struct block_bitmap_backup *ret_backup, struct error *err)
 {
     int r;
 
@@ -618,14 +629,15 @@ void block_co_bitmap_mark_again(struct block_bitmap *b)
     }
 }
 
-void block_co_bitmap_restore(struct block_bitmap *b, struct dirty_bitmap *backup)
+void block_co_bitmap_restore(struct block_bitmap *b, struct block_bitmap_backup *backup)
 {
     block_co_drain_begin(b->node);
     block_co_bitmap_mark_again(b);
-    dirty_bitmap_swap(b->bits, backup);
+    swap_back(b, backup);
     block_co_bitmap_changed(b);
     block_drain_end(b->node);
-    dirty_bitmap_free(backup);
+    dirty_bitmap_free(backup->bits);
+    backup->bits = NULL;
 }
 
 /* --- users ------------------------------------------------------------------------------------ */

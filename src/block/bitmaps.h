@@ -150,18 +150,21 @@ int block_co_bitmap_commits_finish(struct block_bitmap_commits *c, int r, struct
 
 /* Start or stop recording. -EBUSY, -EINVAL (inconsistent). */
 int block_co_bitmap_set_enabled(struct block_bitmap *b, bool enabled, struct error *err);
-/*
- * Clear all bits; *ret_backup (may be NULL) gets the old ones, for block_co_bitmap_restore() or
- * dirty_bitmap_free().
- */
-int block_co_bitmap_clear(struct block_bitmap *b, struct dirty_bitmap **ret_backup,
+/* What a clear or a merge replaces. */
+struct block_bitmap_backup {
+    struct dirty_bitmap *bits; /* owned: for block_co_bitmap_restore() or dirty_bitmap_free() */
+    uint64_t excess;           /* as in struct block_bitmap_state */
+    const char *excess_why;    /* borrowed from the bitmap's node */
+};
+/* Clear all bits; *ret_backup (may be NULL) gets the old ones. */
+int block_co_bitmap_clear(struct block_bitmap *b, struct block_bitmap_backup *ret_backup,
                           struct error *err);
 /*
  * Set in `dest` the bits of each source, all of the same size; backup as above. -EBUSY, -EINVAL,
  * -ENOMEM
  */
 int block_co_bitmap_merge(struct block_bitmap *dest, struct block_bitmap *const *sources,
-                          size_t count, struct dirty_bitmap **ret_backup, struct error *err);
+                          size_t count, struct block_bitmap_backup *ret_backup, struct error *err);
 /*
  * Set the bits of the areas that are dirty in `bits`, which may have another granularity and
  * another size; areas beyond the end of the disk are left out. -ENOMEM
@@ -182,8 +185,8 @@ void block_co_bitmap_return_bits(struct block_bitmap *b);
 int block_co_bitmap_note_set(struct block_bitmap *b, uint64_t offset, uint64_t length);
 /* Likewise all that it has set or cleared since it has them. The node is drained. */
 int block_co_bitmap_note_all(struct block_bitmap *b, struct error *err);
-/* Replace the bits by `backup` (consumed), which has the same granularity and size. */
-void block_co_bitmap_restore(struct block_bitmap *b, struct dirty_bitmap *backup);
+/* Replace bits and excess by `backup` (consumed), which has the same granularity and size. */
+void block_co_bitmap_restore(struct block_bitmap *b, struct block_bitmap_backup *backup);
 
 /*
  * Read the stored bits into memory if they have not been read yet (they stay in the image until

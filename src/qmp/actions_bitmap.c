@@ -119,7 +119,7 @@ const struct qmp_action qmp_action_bitmap_remove = {
 
 struct bits_state {
     struct block_bitmap *bitmap;
-    struct dirty_bitmap *backup; /* owned */
+    struct block_bitmap_backup backup;
 };
 
 static int co_clear_prepare(void *state, struct json_object *data, struct error *err)
@@ -134,15 +134,14 @@ static void co_bits_abort(void *state)
 {
     struct bits_state *s = state;
 
-    block_co_bitmap_restore(s->bitmap, s->backup);
-    s->backup = NULL;
+    block_co_bitmap_restore(s->bitmap, &s->backup);
 }
 
 static void co_bits_clean(void *state)
 {
     struct bits_state *s = state;
 
-    dirty_bitmap_free(s->backup);
+    dirty_bitmap_free(s->backup.bits);
 }
 
 const struct qmp_action qmp_action_bitmap_clear = {

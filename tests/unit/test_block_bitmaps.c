@@ -281,17 +281,34 @@ static void persistent_ones_are_exchanged_with_what_they_record(void *arg)
     block_co_unref(node);
 }
 
+/* `why` NULL: any. */
+static void assert_state(const struct block_bitmap *b, enum block_bitmap_trust trust,
+                         uint64_t excess, const char *why)
+{
+    struct block_bitmap_state state;
+
+    block_bitmap_get_state(b, &state);
+    assert_int_equal(state.trust, trust);
+    assert_int_equal(state.excess, excess);
+    if (why) {
+        assert_string_equal(state.why, why);
+    }
+}
+
 static void clear_can_be_undone(void *arg)
 {
     struct block_node *node = open_disk("null-co");
     struct block_bitmap *b = add(node, "b");
-    struct dirty_bitmap *backup = NULL;
+    struct block_bitmap_backup backup = {0};
 
     dirty_bitmap_set(b->bits, 0, 8192);
+    block_bitmap_add_excess(b, 4096, "why");
     assert_int_equal(block_co_bitmap_clear(b, &backup, NULL), 0);
     assert_int_equal(dirty_bitmap_count(b->bits), 0);
-    block_co_bitmap_restore(b, backup);
+    assert_state(b, BLOCK_BITMAP_EXACT, 0, NULL);
+    block_co_bitmap_restore(b, &backup);
     assert_int_equal(dirty_bitmap_count(b->bits), 8192);
+    assert_state(b, BLOCK_BITMAP_SUPERSET, 4096, "why");
     assert_int_equal(block_co_bitmap_clear(b, NULL, NULL), 0);
     assert_int_equal(dirty_bitmap_count(b->bits), 0);
     block_co_unref(node);
@@ -301,15 +318,19 @@ static void merge_adds_all_sources_and_can_be_undone(void *arg)
 {
     struct block_node *node = open_disk("null-co");
     struct block_bitmap *dest = add(node, "dest"), *s[2] = {add(node, "s0"), add(node, "s1")};
-    struct dirty_bitmap *backup = NULL;
+    struct block_bitmap_backup backup = {0};
 
     dirty_bitmap_set(dest->bits, 0, 1);
+    block_bitmap_add_excess(dest, 4096, "why");
+    block_bitmap_add_excess(s[1], 8192, "another reason");
     dirty_bitmap_set(s[0]->bits, 8192, 1);
     dirty_bitmap_set(s[1]->bits, 65536, 1);
     assert_int_equal(block_co_bitmap_merge(dest, s, 2, &backup, NULL), 0);
     assert_int_equal(dirty_bitmap_count(dest->bits), 3 * 4096);
-    block_co_bitmap_restore(dest, backup);
+    assert_state(dest, BLOCK_BITMAP_SUPERSET, 4096 + 8192, "another reason");
+    block_co_bitmap_restore(dest, &backup);
     assert_int_equal(dirty_bitmap_count(dest->bits), 4096);
+    assert_state(dest, BLOCK_BITMAP_SUPERSET, 4096, "why");
     assert_int_equal(block_co_bitmap_merge(dest, s, 2, NULL, NULL), 0);
     assert_int_equal(dirty_bitmap_count(dest->bits), 3 * 4096);
     block_co_unref(node);
