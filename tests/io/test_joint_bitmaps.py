@@ -109,6 +109,45 @@ class CutOff(SlowSecond):
         self.assertEqual(bitmap["x-tidemark-state"]["kind"], "superset")
         self.assertGreaterEqual(bitmap["x-tidemark-state"]["excess"], 65536)
 
+    def superset(self, image):
+        """By how many bytes the bitmap is one."""
+        info = json.loads(img("info", "-U", "--output=json", "-f", "qcow2", image).stdout)
+        found = {b["name"]: b["x-tidemark-state"] for b in info["format-specific"]["data"]["bitmaps"]}
+        return found["old"].get("excess", 0)
+
+    def with_excess(self):
+        """Both images have a bitmap in excess that records nothing."""
+        self.start()
+        for i in range(2):
+            self.write(i, 3)
+        self.kill()
+        for image in self.images:
+            img("bitmap", "--disable", "-f", "qcow2", image, "old")
+        excess = self.superset(self.images[1])
+        self.assertGreaterEqual(excess, 65536)
+        return excess
+
+    def test_what_is_in_excess_is_known_after_the_decision(self):
+        excess = self.with_excess()
+        self.cut_off(DONE, PREPARED)
+        for _ in range(2):
+            self.assertGreaterEqual(self.superset(self.images[1]), excess)
+            self.settle(self.images[1])
+        self.assertEqual(bitmaps(self.images[1]), {"old": False, "new": True})
+
+    def test_what_is_in_excess_is_known_before_the_decision(self):
+        excess = self.with_excess()
+        self.start(slow=(1,))
+        self.begin(
+            *(("block-dirty-bitmap-clear", {"node": f"d{i}", "name": "old"}) for i in range(2))
+        )
+        wait_until(lambda: joint_state(self.images[0]) == PREPARED, "the first image", timeout=60)
+        self.kill()
+        self.assertEqual(joint_state(self.images[0]), PREPARED)
+        for _ in range(2):
+            self.settle(self.images[0])
+            self.assertGreaterEqual(self.superset(self.images[0]), excess)
+
     def test_a_program_that_does_not_know_it_makes_us_forget_it(self):
         self.cut_off(DONE, PREPARED)
         self.assertEqual(self.qemu_check(self.images[1]), 3)

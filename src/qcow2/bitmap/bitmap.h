@@ -98,6 +98,8 @@ void qcow2_note_excess(struct qcow2 *q);
 void qcow2_apply_excess(const struct stored_bitmap *s, struct block_bitmap *loaded);
 /* What the header is to say: up to EXCESS_MAX records. Returns how many. */
 unsigned qcow2_list_excess(struct qcow2 *q, struct qcow2_excess *ret_list);
+/* Bytes; the greatest of them, 0 if there is none. */
+uint64_t qcow2_greatest_excess(struct qcow2 *q);
 
 /* --- requests --------------------------------------------------------------------------------- */
 

@@ -44,12 +44,31 @@ static struct qcow2_excess excess_of(const struct stored_bitmap *s, uint32_t ent
     return e;
 }
 
+/*
+ * While two directories may count, the entries have two meanings, and memory has what the bitmaps
+ * of one of them have: one record for all, with the greatest of both.
+ */
+static unsigned list_excess_of_both(struct qcow2 *q, struct qcow2_excess *ret_list)
+{
+    const struct stored_bitmap *s;
+
+    *ret_list =
+        (struct qcow2_excess){.entry = EXCESS_ALL, .why = EXCESS_CRASH, .bytes = q->excess_written};
+    LIST_FOREACH (s, &q->bitmaps.stored, link) {
+        ret_list->bytes = MAX(ret_list->bytes, excess_of(s, 0).bytes);
+    }
+    return ret_list->bytes > 0;
+}
+
 unsigned qcow2_list_excess(struct qcow2 *q, struct qcow2_excess *ret_list)
 {
     const struct stored_bitmap *s;
     uint32_t entry = 0;
     unsigned count = 0;
 
+    if (q->joint.state == JOINT_PREPARED) {
+        return list_excess_of_both(q, ret_list);
+    }
     LIST_FOREACH (s, &q->bitmaps.stored, link) {
         struct qcow2_excess e = excess_of(s, entry++);
 
@@ -62,6 +81,18 @@ unsigned qcow2_list_excess(struct qcow2 *q, struct qcow2_excess *ret_list)
         }
     }
     return count;
+}
+
+uint64_t qcow2_greatest_excess(struct qcow2 *q)
+{
+    struct qcow2_excess list[EXCESS_MAX];
+    unsigned count = qcow2_list_excess(q, list);
+    uint64_t greatest = 0;
+
+    for (unsigned i = 0; i < count; i++) {
+        greatest = MAX(greatest, list[i].bytes);
+    }
+    return greatest;
 }
 
 /* Another program may have merged bitmaps, or made others: any may have what all had. */
@@ -82,6 +113,7 @@ void qcow2_note_excess(struct qcow2 *q)
     struct stored_bitmap *s;
     uint32_t entry = 0;
 
+    q->excess_written = 0;
     LIST_FOREACH (s, &q->bitmaps.stored, link) {
         s->excess = own ? none : sum;
         for (unsigned i = 0; own && i < q->excess_count; i++) {
@@ -92,6 +124,7 @@ void qcow2_note_excess(struct qcow2 *q)
             }
         }
         entry++;
+        q->excess_written = MAX(q->excess_written, s->excess.bytes);
     }
 }
 

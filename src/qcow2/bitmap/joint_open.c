@@ -327,6 +327,7 @@ static int add_joint_bitmap(struct qcow2 *q, const struct stored_bitmap *o,
         return r;
     }
     block_bitmap_set_enabled(b, o->flags & BITMAP_FLAG_AUTO);
+    block_bitmap_add_excess(b, q->excess_written, qcow2_excess_crash);
     b->read_only = q->read_only;
     b->unstored = true;
     return 0;

@@ -161,11 +161,11 @@ int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err)
         return r;
     }
     mark_void_entries(q);
-    qcow2_note_excess(q);
     r = qcow2_co_joint_open(q, !(q->node->open_flags & (BLOCK_OPEN_CHECK | BLOCK_OPEN_NO_IO)), err);
     if (r < 0) {
         return r;
     }
+    qcow2_note_excess(q); /* of the entries that count */
     if (q->node->open_flags & BLOCK_OPEN_CHECK) {
         return 0; /* a check needs the directory only */
     }

@@ -634,6 +634,7 @@ static int co_replace_header_locked(struct qcow2 *q, struct header_write *w, str
             return r;
         }
         r = co_write_new_header(q, w);
+        q->excess_written = r < 0 ? q->excess_written : qcow2_greatest_excess(q);
     }
     return r < 0 ? error_set_errno(err, -r, "Could not write the header of '%s'",
                                    block_node_display_name(q->node))
