@@ -46,6 +46,8 @@ static const char usage_text[] =
     "Usage: crash_explorer [OPTION]...\n"
     "Run random workloads on images, make states that a power cut may leave, check each.\n\n"
     "  --states N         distinct states with damaged metadata to check (500)\n"
+    "  --seconds N        begin no workload after this time (no limit)\n"
+    "  --uncounted N      check one in N of the states whose metadata are all there (4)\n"
     "  --seed S           of the first workload (1)\n"
     "  --config KIND      of all images; 'list' prints kinds and groups (another one for each "
     "workload)\n"
@@ -62,6 +64,8 @@ static const char usage_text[] =
 
 enum {
     OPT_STATES = 256,
+    OPT_SECONDS,
+    OPT_UNCOUNTED,
     OPT_SEED,
     OPT_CONFIG,
     OPT_SIZE,
@@ -79,6 +83,8 @@ enum {
 
 static const struct option long_options[] = {
     {"states", required_argument, NULL, OPT_STATES},
+    {"seconds", required_argument, NULL, OPT_SECONDS},
+    {"uncounted", required_argument, NULL, OPT_UNCOUNTED},
     {"seed", required_argument, NULL, OPT_SEED},
     {"config", required_argument, NULL, OPT_CONFIG},
     {"size", required_argument, NULL, OPT_SIZE},
@@ -130,6 +136,12 @@ static int take_number(struct explorer *x, int option)
     switch (option) {
     case OPT_STATES:
         x->states_wanted = value;
+        break;
+    case OPT_SECONDS:
+        x->end_ns = loop_now_ns() + (int64_t)MIN(value, INT32_MAX) * 1000000000;
+        break;
+    case OPT_UNCOUNTED:
+        x->uncounted_every = MAX(value, 1);
         break;
     case OPT_SEED:
         x->seed = value;
@@ -235,6 +247,7 @@ int main(int argc, char **argv)
                          .size = 16 * MiB,
                          .sessions = 3,
                          .ops = 90,
+                         .uncounted_every = 4,
                          .only = -1,
                          .report = stderr};
     int option, status;

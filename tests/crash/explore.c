@@ -7,6 +7,7 @@
 
 #include "base/checked.h"
 #include "image.h"
+#include "loop/loop.h"
 #include "planted.h"
 #include "random.h"
 #include "states.h"
@@ -16,7 +17,6 @@
 #define STATES_PER_WORKLOAD 200u
 #define PHASES 24u /* after which a workload is given up, if too few of its states count */
 #define TRIES (STATES_PER_WORKLOAD * PHASES)
-#define CHECK_UNCOUNTED_EVERY 4u /* of states in which all metadata is in order */
 #define FAILURES_PER_WORKLOAD 3u
 #define PROGRESS_EVERY 10000u /* states counted */
 #define SOON 24u /* after a metadata write was sent: when crashes are worth looking at */
@@ -239,7 +239,7 @@ static void co_check_state(struct explorer *x, struct workload *w, struct crash_
 
     if (x->only >= 0) {
         print_history(w, state->time);
-    } else if ((!state->metadata_hurt && state->index % CHECK_UNCOUNTED_EVERY > 0) ||
+    } else if ((!state->metadata_hurt && state->index % x->uncounted_every > 0) ||
                !seen_add(&x->checked_hashes, verdict_hash(w, state))) {
         return;
     }
@@ -346,7 +346,8 @@ void explore_co_run(struct explorer *x)
     uint64_t barren = 0;
 
     x->next_seed = x->seed;
-    while (x->counted < x->states_wanted && may_go_on(x)) {
+    while (x->counted < x->states_wanted && may_go_on(x) &&
+           (x->end_ns == 0 || loop_now_ns() < x->end_ns)) {
         uint64_t before = x->counted;
 
         co_run_workload(x, x->next_seed++, MIN(STATES_PER_WORKLOAD, x->states_wanted - x->counted));

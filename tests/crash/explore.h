@@ -25,9 +25,11 @@ struct explorer {
     bool no_bitmaps, guest_only;
     const char *plant;
     bool keep_going;
-    uint64_t dump; /* write this number of states to files, for other programs */
-    int64_t only;  /* state of the first workload to be checked; -1: all */
-    FILE *report;  /* for failures */
+    uint64_t uncounted_every; /* of states with all metadata, one of this number is checked */
+    int64_t end_ns;           /* loop_now_ns() after which no workload begins; 0: none */
+    uint64_t dump;            /* write this number of states to files, for other programs */
+    int64_t only;             /* state of the first workload to be checked; -1: all */
+    FILE *report;             /* for failures */
     /* results */
     uint64_t made, dumped, checked, counted, failed, workloads;
     uint64_t counted_by_kind[CRASH_CONFIG_KINDS], workloads_by_kind[CRASH_CONFIG_KINDS];
