@@ -308,6 +308,7 @@ struct qcow2 {
     struct qcow2_excess excess[EXCESS_MAX]; /* at open; bitmap/excess.c */
     unsigned excess_count;
     uint64_t excess_written; /* bytes; the greatest that the header on disk names */
+    bool warned_of_excess;   /* that the header has no room for it */
     struct qcow2_sparse sparse;
     struct qcow2_options options;
     struct overlap_guard guard;

@@ -23,6 +23,7 @@ AUTOCLEAR_ACTIVITY = 1 << 62
 EXT_ACTIVITY = 0x54444C47
 AUTOCLEAR_EXCESS = 1 << 60
 EXT_EXCESS = 0x54444445
+EXT_BITMAPS = 0x23852875
 
 
 class Header:
@@ -388,6 +389,41 @@ class Excess(Case):
         self.assertGreaterEqual(self.state()["excess"], 3 * GRANULARITY)
         self.assertLessEqual({80, 320, 640}, self.dirty())
         self.assertEqual(len(self.dirty()), 3)
+
+
+class LargeHeader(Case):
+    """An extension that we don't know leaves little room in a header of 4 KiB."""
+
+    def fill(self, room):
+        """`room`: bytes after the end mark."""
+        self.make(options="cluster_size=4k")
+        header = Header(self.image)
+        start = struct.unpack_from(">I", header.bytes, 100)[0]
+        bitmaps = header.extensions[EXT_BITMAPS]
+        size = 4096 - room - start - 8 - len(bitmaps) - 8 - 8
+        with open(self.image, "r+b") as f:
+            f.seek(start)
+            f.write(struct.pack(">II", EXT_BITMAPS, len(bitmaps)) + bitmaps)
+            f.write(struct.pack(">II", 0x666F7265, size) + b"f" * size + bytes(8))
+
+    def open_and_close(self):
+        done = io(self.image, "write -q 40M 4k", fmt="qcow2")
+        self.assertFalse(Header(self.image).has_log())
+        self.assertEqual(self.check(), 0)
+        return done.stderr
+
+    def test_without_room_for_the_excess(self):
+        for room in range(32, 56, 8):
+            self.fill(room)
+            self.killed_after([(5 * M, 4 * K)])
+            self.assertTrue(Header(self.image).has_log())
+            self.assertIn("no room to say", self.open_and_close())
+            self.assertIn(5 * M // GRANULARITY, self.dirty())
+
+    def test_without_room_for_the_log(self):
+        self.fill(24)
+        self.assertIn("inconsistent after a crash", self.open_and_close())
+        self.assertEqual(self.state(), {"kind": "exact"})
 
 
 class Kills(Case):

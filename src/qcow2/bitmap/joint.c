@@ -16,10 +16,13 @@
 #include "qcow2/table/commit.h"
 #include "qcow2/table/new_table.h"
 
+/* What a joint change adds to a header: its extension, one record of excess, more void entries. */
+#define HEADER_ROOM 192u
+
 /* The header has room for the extension in all of its forms, and the record for its list. */
 static bool has_room(struct qcow2 *q)
 {
-    return qcow2_activity_is_possible(q) &&
+    return qcow2_activity_is_possible(q) && q->header.end + HEADER_ROOM <= q->cluster_size &&
            (q->cluster_size >= 4 * KiB ||
             (!q->header.backing_filename && !q->header.data_filename));
 }

@@ -41,8 +41,9 @@
 enum form {
     FORM_FULL,
     FORM_WITHOUT_FEATURE_NAMES,
-    FORM_SHORT,       /* all within the first sector, except perhaps the backing file name */
-    FORM_SHORT_APART, /* as FORM_SHORT, with the data file name elsewhere */
+    FORM_WITHOUT_EXCESS, /* nor feature names */
+    FORM_SHORT,          /* all within the first sector, except perhaps the backing file name */
+    FORM_SHORT_APART,    /* as FORM_SHORT, with the data file name elsewhere */
 };
 
 #define SMALL_CLUSTER (2 * KiB)
@@ -122,11 +123,12 @@ static void put_joint(const struct qcow2 *q, struct strbuf *sb)
 }
 
 /* Whether the header is to say what of the bitmaps is dirty in excess. */
-static bool has_excess(struct qcow2 *q)
+static bool has_excess(struct qcow2 *q, enum form form)
 {
     struct qcow2_excess list[EXCESS_MAX];
 
-    return q->cluster_size > SMALL_CLUSTER && qcow2_list_excess(q, list) > 0;
+    return q->cluster_size > SMALL_CLUSTER && form != FORM_WITHOUT_EXCESS &&
+           qcow2_list_excess(q, list) > 0;
 }
 
 /*
@@ -148,7 +150,7 @@ static void put_excess(struct qcow2 *q, struct strbuf *sb, enum form form)
         store_be32(record + 4, list[i].why);
         store_be64(record + 8, list[i].bytes);
     }
-    if (has_excess(q) && fits) {
+    if (has_excess(q, form) && fits) {
         put_extension(sb, EXT_EXCESS, data, size);
     }
 }
@@ -176,7 +178,7 @@ static void put_feature_names(struct qcow2 *q, struct strbuf *sb)
     memset(there, true, sizeof(there));
     there[ARRAY_SIZE(names) - 3] = q->header.autoclear & AUTOCLEAR_ACTIVITY;
     there[ARRAY_SIZE(names) - 2] = q->joint.state != JOINT_NONE;
-    there[ARRAY_SIZE(names) - 1] = has_excess(q);
+    there[ARRAY_SIZE(names) - 1] = has_excess(q, FORM_FULL);
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
         if (there[i]) {
             data[count * 48] = names[i].type;
@@ -188,12 +190,12 @@ static void put_feature_names(struct qcow2 *q, struct strbuf *sb)
     put_extension(sb, EXT_FEATURE_NAMES, data, count * 48);
 }
 
-static void put_fixed_part(struct qcow2 *q, uint8_t *h)
+static void put_fixed_part(struct qcow2 *q, uint8_t *h, enum form form)
 {
     uint64_t autoclear = q->header.autoclear & ~(AUTOCLEAR_JOINT | AUTOCLEAR_EXCESS);
 
     autoclear |= q->joint.state != JOINT_NONE ? AUTOCLEAR_JOINT : 0;
-    autoclear |= has_excess(q) ? AUTOCLEAR_EXCESS : 0;
+    autoclear |= has_excess(q, form) ? AUTOCLEAR_EXCESS : 0;
     store_be32(h + HDR_MAGIC, QCOW2_MAGIC);
     store_be32(h + HDR_VERSION, q->version);
     store_be32(h + HDR_CLUSTER_BITS, q->cluster_bits);
@@ -219,7 +221,8 @@ static void put_fixed_part(struct qcow2 *q, uint8_t *h)
 
 /* A header cluster. */
 struct header {
-    uint8_t *bytes;        /* cluster_size */
+    uint8_t *bytes; /* cluster_size */
+    enum form form;
     size_t apart;          /* short forms: offset of what is not in the first sector */
     size_t extensions_end; /* after the end mark */
     size_t name, name_end; /* backing file name; 0: none */
@@ -336,7 +339,7 @@ static int build_form(struct qcow2 *q, enum form form, size_t limit, size_t apar
     uint8_t fixed[HDR_OUR_SIZE] = {0};
     STRBUF_AUTO(sb);
 
-    put_fixed_part(q, fixed);
+    put_fixed_part(q, fixed, form);
     strbuf_append(&sb, fixed, q->version == 2 ? HDR_V2_SIZE : sizeof(fixed));
     if (q->version >= 3) {
         strbuf_append(&sb, q->header.unknown_fields, q->header.unknown_fields_size);
@@ -355,6 +358,7 @@ static int build_form(struct qcow2 *q, enum form form, size_t limit, size_t apar
     }
     memset(ret_header->bytes, 0, q->cluster_size);
     memcpy(ret_header->bytes, sb.data, sb.len);
+    ret_header->form = form;
     ret_header->apart = apart;
     ret_header->extensions_end = sb.len;
     ret_header->name = ret_header->name_end = 0;
@@ -440,9 +444,9 @@ static int build_name_after(struct qcow2 *q, struct header_write *w, enum form f
  * Build w->new with the name at its old offset `at`. Unused bytes between extensions and name keep
  * their contents as well, so that less has to be written. -ENOSPC.
  */
-static int build_name_kept(struct qcow2 *q, struct header_write *w, size_t at)
+static int build_name_kept(struct qcow2 *q, struct header_write *w, enum form form, size_t at)
 {
-    int r = at > 0 ? build_form(q, FORM_WITHOUT_FEATURE_NAMES, at, 0, &w->new) : -ENOSPC;
+    int r = at > 0 ? build_form(q, form, at, 0, &w->new) : -ENOSPC;
     size_t gap = MAX(w->new.extensions_end, SECTOR_SIZE);
 
     if (r < 0) {
@@ -461,10 +465,13 @@ static int build_first_that_fits(struct qcow2 *q, struct header_write *w)
 {
     int r = build_name_after(q, w, FORM_FULL, 0);
 
-    if (r == -ENOSPC) {
-        r = build_name_after(q, w, FORM_WITHOUT_FEATURE_NAMES, 0);
+    for (enum form form = FORM_WITHOUT_FEATURE_NAMES; form < FORM_SHORT && r == -ENOSPC; form++) {
+        r = build_name_after(q, w, form, 0);
+        if (r == -ENOSPC) {
+            r = build_name_kept(q, w, form, same_name_in(q, &w->old));
+        }
     }
-    return r == -ENOSPC ? build_name_kept(q, w, same_name_in(q, &w->old)) : r;
+    return r;
 }
 
 /* Build the header that would follow `from`; *ret_header: its bytes are the caller's. */
@@ -539,6 +546,17 @@ static int build_with_new_name(struct qcow2 *q, struct header_write *w)
     return r;
 }
 
+/* Once for each image. */
+static void warn_of_lost_excess(struct qcow2 *q, enum form form)
+{
+    if (form == FORM_WITHOUT_EXCESS && has_excess(q, FORM_FULL) && !q->warned_of_excess) {
+        q->warned_of_excess = true;
+        log_warning("image '%s': the header has no room to say what of the bitmaps is dirty in "
+                    "excess; they will count as exact when it is opened again",
+                    block_node_display_name(q->node));
+    }
+}
+
 static int build_new_header(struct qcow2 *q, struct header_write *w, struct error *err)
 {
     bool new_name = name_size(q) > 0 && same_name_in(q, &w->old) == 0;
@@ -549,6 +567,9 @@ static int build_new_header(struct qcow2 *q, struct header_write *w, struct erro
                          "Image '%s': the header extensions and the backing file name of %zu bytes "
                          "need more room than there is",
                          block_node_display_name(q->node), name_size(q));
+    }
+    if (r == 0) {
+        warn_of_lost_excess(q, w->new.form);
     }
     return r < 0 ? error_out_of_memory(err) : 0;
 }
