@@ -18,6 +18,8 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
 
 #include "base/checked.h"
 #include "base/log.h"
@@ -422,6 +424,31 @@ static void cancel_poll(struct loop_timer *self)
     io_uring_sqe_set_data64(sqe, USER_DATA_NONE);
 }
 
+/*
+ * As uring_co_poll(), of a socket whose other end sends no more: there a poll in the ring ends at
+ * once, since io_uring reports POLLRDHUP to who did not ask for it. An epoll set does not.
+ */
+static int co_poll_half_closed(struct reactor *reactor, int fd, short events, int64_t timeout_ns)
+{
+    struct epoll_event event = {.events = (unsigned short)events};
+    int set = epoll_create1(EPOLL_CLOEXEC), r;
+
+    if (set >= 0 && epoll_ctl(set, EPOLL_CTL_ADD, fd, &event) == 0) {
+        r = reactor->engine->co_poll(reactor, set, POLLIN, timeout_ns);
+        if (r > 0) {
+            r = epoll_wait(set, &event, 1, 0) > 0 ? (int)event.events : POLLRDHUP;
+        }
+    } else {
+        /* Descriptors or memory are short. The caller looks at the socket, and comes back. */
+        loop_co_sleep(10 * NS_PER_MS);
+        r = POLLRDHUP;
+    }
+    if (set >= 0) {
+        close(set);
+    }
+    return r;
+}
+
 static int uring_co_poll(struct reactor *reactor, int fd, short events, int64_t timeout_ns)
 {
     struct uring_op op;
@@ -443,6 +470,10 @@ static int uring_co_poll(struct reactor *reactor, int fd, short events, int64_t 
     }
     if (r == -EOPNOTSUPP) {
         return events & (POLLIN | POLLOUT); /* a regular file is always ready */
+    }
+    if (r > 0 && !(r & (events | POLLERR | POLLHUP | POLLNVAL))) {
+        return co_poll_half_closed(reactor, fd, events,
+                                   timeout_ns < 0 ? -1 : MAX(deadline_ns - loop_now_ns(), 0));
     }
     return r == -ECANCELED && timeout.expired ? -ETIMEDOUT : r;
 }

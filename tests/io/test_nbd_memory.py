@@ -3,6 +3,7 @@
 
 import fcntl
 import os
+import socket
 import struct
 import termios
 import time
@@ -155,6 +156,24 @@ class Greedy(TestCase):
                 self.assertEqual(client.receive(MIB), pattern(cookie * MIB, MIB))
             cookies.append(cookie)
         self.assertEqual(sorted(cookies), list(range(7)))
+
+    def test_a_client_that_sends_no_more_costs_nothing_and_gets_its_replies(self):
+        client = self.connect(structured=False)
+        for cookie in range(4):
+            client.request(READ, cookie * MIB, MIB, cookie=cookie)
+        client.sock.shutdown(socket.SHUT_WR)
+        self.unread(client)
+        before = self.cpu()
+        time.sleep(0.5)
+        self.assertLess(self.cpu() - before, 0.03)  # it looked at the socket all the time
+        cookies = set()
+        for _ in range(4):
+            cookie, error = client.simple_reply()
+            self.assertEqual(error, 0)
+            self.assertEqual(client.receive(MIB), pattern(cookie * MIB, MIB))
+            cookies.add(cookie)
+        self.assertEqual(cookies, {0, 1, 2, 3})
+        self.assertTrue(client.is_closed())
 
     def test_requests_of_a_client_that_leaves_are_forgotten(self):
         for _ in range(20):

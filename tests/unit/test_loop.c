@@ -498,6 +498,28 @@ static void test_poll_waits_until_ready_or_timeout(void **state)
     run(poll_socket, NULL);
 }
 
+static void poll_half_closed(void *arg)
+{
+    uint8_t bytes[4096] = {0};
+    int fds[2];
+
+    socket_pair(fds);
+    while (send(fds[0], bytes, sizeof(bytes), 0) > 0) {
+    }
+    assert_int_equal(shutdown(fds[1], SHUT_WR), 0);
+    assert_int_equal(loop_co_poll(fds[0], POLLOUT, 20 * MS), -ETIMEDOUT);
+    while (recv(fds[1], bytes, sizeof(bytes), 0) > 0) {
+    }
+    assert_int_equal(loop_co_poll(fds[0], POLLOUT, -1) & (POLLOUT | POLLERR | POLLHUP), POLLOUT);
+    close(fds[0]);
+    close(fds[1]);
+}
+
+static void test_poll_waits_for_room_when_the_other_end_sends_no_more(void **state)
+{
+    run(poll_half_closed, NULL);
+}
+
 static void poll_file(void *arg)
 {
     int fd = open_scratch(0);
@@ -956,6 +978,7 @@ int main(void)
         TEST(test_bad_descriptors_are_errors),
         TEST(test_many_operations_at_a_time),
         TEST(test_poll_waits_until_ready_or_timeout),
+        TEST(test_poll_waits_for_room_when_the_other_end_sends_no_more),
         TEST(test_regular_file_is_always_ready),
         TEST(test_descriptor_numbers_may_be_used_again),
         TEST(test_two_may_poll_one_descriptor),
