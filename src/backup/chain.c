@@ -289,24 +289,6 @@ bool chain_next(struct chain *c, uint64_t most, struct chain_extent *ret_extent)
     return true;
 }
 
-/* Index of the first run that ends after `cluster`. */
-static size_t find_run(const struct sums_runs *runs, uint64_t cluster)
-{
-    size_t low = 0, high = runs->count;
-
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        const struct sums_run *run = &runs->list[middle];
-
-        if (run->first + run->count <= cluster) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
 /*
  * What a layer says of the clusters from e->first on. False: the layer below decides, up to *end
  * at most.
@@ -315,7 +297,7 @@ static bool ask_layer(const struct chain *c, struct chain_layer *layer, uint64_t
                       struct chain_extent *e)
 {
     const struct sums_runs *runs = &layer->file->runs;
-    size_t run = find_run(runs, e->first);
+    size_t run = sums_runs_find(runs, e->first);
     const struct sums_run *found = run < runs->count ? &runs->list[run] : NULL;
 
     if (e->first >= layer->clusters) {

@@ -65,6 +65,30 @@ int sums_runs_add(struct sums_runs *r, uint64_t first, uint64_t count, enum sums
     return 0;
 }
 
+size_t sums_runs_find(const struct sums_runs *runs, uint64_t cluster)
+{
+    size_t low = 0, high = runs->count;
+
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        const struct sums_run *run = &runs->list[middle];
+
+        if (run->first + run->count <= cluster) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+bool sums_runs_overlap(const struct sums_runs *runs, uint64_t first, uint64_t end)
+{
+    size_t run = sums_runs_find(runs, first);
+
+    return run < runs->count && runs->list[run].first < end;
+}
+
 int sums_write_digests(struct stored *file, uint64_t index, const uint8_t *digests, size_t count)
 {
     return stored_write(file, digests, count * SUMS_DIGEST_SIZE,

@@ -18,6 +18,7 @@
 #ifndef TIDEMARK_BACKUP_SUMS_H
 #define TIDEMARK_BACKUP_SUMS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -50,6 +51,11 @@ void sums_runs_clear(struct sums_runs *r);
  * last run. -ENOMEM.
  */
 int sums_runs_add(struct sums_runs *r, uint64_t first, uint64_t count, enum sums_kind kind);
+
+/* The index of the first run that ends after the cluster; the count of runs if there is none. */
+size_t sums_runs_find(const struct sums_runs *r, uint64_t cluster);
+/* Whether one of the runs has one of the clusters [first, end). */
+bool sums_runs_overlap(const struct sums_runs *r, uint64_t first, uint64_t end);
 
 /* --- writing: digests go to their places in any order, header and runs at the end --- */
 

@@ -17,6 +17,7 @@
 #include "backup/set.h"
 #include "backup/set_root.h"
 #include "backup/volumes.h"
+#include "backup/volumes_inherit.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/list.h"
@@ -47,6 +48,7 @@ struct view_point {
     struct block_node *node;
     struct block_root *root; /* NULL: it is not open */
     bool examined;           /* its partitions are known */
+    struct volumes volumes;  /* as they were found when it was examined last */
 };
 
 struct view_node {
@@ -83,6 +85,7 @@ static void node_free(struct view_node *n)
 {
     if (n && n->point) {
         co_mutex_destroy(&n->point->lock);
+        volumes_clear(&n->point->volumes);
         free(n->point);
     }
     if (n) {
@@ -503,28 +506,53 @@ static int add_partition(struct backup_view *v, struct view_node *n, const struc
     return 0;
 }
 
-static int co_examine_locked(struct backup_view *v, struct view_node *n)
+/* Open the backup and read its partition tables. */
+static int co_read_volumes_locked(struct view_node *n, struct volumes *ret_volumes)
 {
     ERROR_AUTO(err);
-    VOLUMES_AUTO(volumes);
     int r = co_begin_use_locked(n);
 
     if (r < 0) {
         return r;
     }
-    r = volumes_co_find(block_root_edge(n->point->root), &volumes, &err);
-    if (r == 0 && volumes.problem) {
-        log_warning("'%s': %s", n->name, volumes.problem);
+    r = volumes_co_find(block_root_edge(n->point->root), ret_volumes, &err);
+    if (r < 0) {
+        log_error("'%s': %s", n->name, error_is_set(&err) ? error_message(&err) : strerror(-r));
+    } else if (ret_volumes->problem) {
+        log_warning("'%s': %s", n->name, ret_volumes->problem);
+    }
+    co_end_use_locked(n);
+    return r;
+}
+
+/* What another backup in the same directory was found to have. */
+static const struct volumes *known_volumes_of(void *arg, const struct repository_entry *e)
+{
+    const struct view_node *n = find_child(arg, e->id);
+
+    return n && n->kind == VIEW_BACKUP && !n->is_gone && n->point->examined &&
+                   n->mtime == MAX(backup_moment_seconds(&e->manifest.end), 0)
+               ? &n->point->volumes
+               : NULL;
+}
+
+static void co_examine_locked(struct backup_view *v, struct view_node *n)
+{
+    VOLUMES_AUTO(volumes);
+    int r = 0;
+
+    if (!volumes_co_inherit(n->parent->text, n->name, known_volumes_of, n->parent, &volumes)) {
+        r = co_read_volumes_locked(n, &volumes);
     }
     for (size_t i = 0; r == 0 && i < volumes.count; i++) {
         r = add_partition(v, n, &volumes.list[i]);
     }
     n->point->examined = r == 0;
-    if (r < 0) {
-        log_error("'%s': %s", n->name, error_is_set(&err) ? error_message(&err) : strerror(-r));
+    if (r == 0) {
+        volumes_clear(&n->point->volumes);
+        n->point->volumes = volumes;
+        volumes = (struct volumes){0};
     }
-    co_end_use_locked(n);
-    return r;
 }
 
 /* Find the partitions. Where the table can't be read there is the image of the disk alone. */
@@ -537,7 +565,7 @@ static void co_examine(struct backup_view *v, struct view_node *n)
     }
     co_mutex_lock(&n->point->lock);
     if (!n->point->examined) {
-        (void)co_examine_locked(v, n);
+        co_examine_locked(v, n);
     }
     co_mutex_unlock(&n->point->lock);
 }

@@ -28,6 +28,8 @@ struct finding {
     struct block_edge *disk;
     uint64_t size;
     struct volumes *volumes;
+    struct volumes_read *reads;
+    size_t read_count;
     struct error *err;
 };
 
@@ -75,8 +77,15 @@ static const char *recognize(const uint8_t *head, uint64_t size)
 
 static int co_read_volume(struct finding *f, uint64_t offset, void *buf, size_t size)
 {
-    int r = block_co_pread(f->disk, offset, buf, size);
+    struct volumes_read *longer = realloc(f->reads, (f->read_count + 1) * sizeof(*longer));
+    int r;
 
+    if (!longer) {
+        return error_out_of_memory(f->err);
+    }
+    f->reads = longer;
+    f->reads[f->read_count++] = (struct volumes_read){offset, size};
+    r = block_co_pread(f->disk, offset, buf, size);
     return r < 0 ? error_set_errno(f->err, -r, "Could not read the disk at offset %" PRIu64, offset)
                  : 0;
 }
@@ -340,34 +349,63 @@ static bool looks_like_mbr(const uint8_t *sector)
     return any && load_le16(sector + 510) == 0xaa55;
 }
 
+static int co_find_all(struct finding *f)
+{
+    uint8_t sector[SECTOR];
+    int r = co_read_volume(f, 0, sector, SECTOR);
+
+    UNLESS_FAILED(r, co_add_volume(f, 0, 0, f->size / SECTOR));
+    if (r < 0 || f->volumes->list[0].type[0] || !looks_like_mbr(sector)) {
+        return r;
+    }
+    f->volumes->count = 0;
+    if (mbr_entry(sector, 0).type == 0xee) {
+        return co_find_gpt(f);
+    }
+    return co_find_mbr(f, sector);
+}
+
 int volumes_co_find(struct block_edge *disk, struct volumes *ret_volumes, struct error *err)
 {
     struct finding f = {
         .disk = disk, .size = block_edge_size(disk), .volumes = ret_volumes, .err = err};
-    uint8_t sector[SECTOR];
     int r;
 
     *ret_volumes = (struct volumes){.table = ""};
-    if (f.size < SECTOR) {
-        return 0;
+    r = f.size < SECTOR ? 0 : co_find_all(&f);
+    ret_volumes->reads = f.reads;
+    ret_volumes->read_count = f.read_count;
+    return r;
+}
+
+int volumes_copy(const struct volumes *v, struct volumes *ret_volumes)
+{
+    struct volume *list = calloc(v->count + 1, sizeof(*list));
+    struct volumes_read *reads = calloc(v->read_count + 1, sizeof(*reads));
+
+    if (!list || !reads) {
+        free(list);
+        free(reads);
+        return -ENOMEM;
     }
-    r = co_read_volume(&f, 0, sector, SECTOR);
-    if (r == 0) {
-        r = co_add_volume(&f, 0, 0, f.size / SECTOR);
+    for (size_t i = 0; i < v->count; i++) {
+        list[i] = v->list[i];
     }
-    if (r < 0 || ret_volumes->list[0].type[0] || !looks_like_mbr(sector)) {
-        return r;
+    for (size_t i = 0; i < v->read_count; i++) {
+        reads[i] = v->reads[i];
     }
-    ret_volumes->count = 0;
-    if (mbr_entry(sector, 0).type == 0xee) {
-        return co_find_gpt(&f);
-    }
-    return co_find_mbr(&f, sector);
+    *ret_volumes = (struct volumes){.table = v->table,
+                                    .list = list,
+                                    .count = v->count,
+                                    .reads = reads,
+                                    .read_count = v->read_count};
+    return 0;
 }
 
 void volumes_clear(struct volumes *v)
 {
     free(v->list);
+    free(v->reads);
     free(v->problem);
     *v = (struct volumes){0};
 }

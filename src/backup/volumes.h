@@ -22,11 +22,19 @@ struct volume {
     const char *type; /* "ext4", "vfat" ...; "": none is recognized. Static */
 };
 
+/* Bytes of the disk that were read. */
+struct volumes_read {
+    uint64_t offset, size;
+};
+
 struct volumes {
     const char *table; /* "gpt", "mbr", "" for none. Static */
     struct volume *list;
     size_t count;
     char *problem; /* what is wrong with the table, a sentence; NULL: nothing */
+    /* All that decides about the rest: a disk of the same size with the same bytes has the same. */
+    struct volumes_read *reads;
+    size_t read_count;
 };
 
 /*
@@ -34,6 +42,8 @@ struct volumes {
  * problem; what can be read of it is in the list. Errors are those of reading.
  */
 int volumes_co_find(struct block_edge *disk, struct volumes *ret_volumes, struct error *err);
+/* A copy without the problem. -ENOMEM. */
+int volumes_copy(const struct volumes *v, struct volumes *ret_volumes);
 /* Release. */
 void volumes_clear(struct volumes *v);
 #define VOLUMES_AUTO(name) __attribute__((cleanup(volumes_clear))) struct volumes name = {0}

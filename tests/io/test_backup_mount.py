@@ -338,6 +338,34 @@ class Partitions(test_backup_files.FilesCase):
         said = run("debugfs", "-R", "cat /etc/fstab", os.path.join(point, names[2])).stdout
         self.assertEqual(said, "/dev/vda1 /\n")
 
+    def change(self, *words):
+        """Another backup, of what a guest has written meanwhile."""
+        run(*tool("io"), "-f", "qcow2", "-c", " ".join(words), self.image)
+        run(*tool("backup"), "--image", self.image, "--format", "qcow2", "--to", self.repository)
+
+    def list_points(self):
+        for point in sorted(os.listdir(self.mountpoint)):
+            yield point, sorted(os.listdir(os.path.join(self.mountpoint, point)))
+
+    def test_partitions_that_have_changed_since(self):
+        self.change("write", "-P", "1", "18M", "64k")
+        self.change("write", "-P", "0", str(self.parts[1][0]), "64k")
+        self.change("write", "-P", "2", "18M", "64k")
+        changed = [*self.names[:2], "partition-2.raw"]
+        wanted = [self.names, self.names, changed, changed]
+        self.mount(self.repository)
+        self.assertEqual([names for _, names in self.list_points()], wanted)
+
+    def test_a_list_reads_what_has_changed_since_the_backup_before(self):
+        self.change("write", "-P", "1", "18M", "64k")
+        self.mount(self.repository)
+        points = self.list_points()
+        first, names = next(points)
+        self.assertEqual(names, self.names)
+        with open(os.path.join(self.repository, first, "disk.qcow2"), "r+b") as f:
+            f.write(bytes(os.fstat(f.fileno()).st_size))
+        self.assertEqual(next(points)[1], self.names)
+
     def test_partitions_stay_when_what_is_above_is_read_again(self):
         root = self.path("root")
         os.makedirs(root)
