@@ -53,6 +53,8 @@ class FakeLibvirt:
             words = b""
             while data := client.recv(65536):
                 words += data
+            if not words:
+                return  # It was killed before it has said anything.
             command, *arguments = words.decode().split("\0")[:-1]
             with self.lock:
                 try:
