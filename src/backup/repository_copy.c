@@ -354,8 +354,9 @@ static int co_copy_selected(struct repository_copy *c, bool *ret_again, struct e
 static int co_open_copy_target(struct repository_copy *c, struct error *err)
 {
     const char *to = c->options->to;
-    int r = upload_is_address(to) ? upload_co_open(to, &c->from, &c->upload, &c->to, err)
-                                  : repository_open_to_copy(to, &c->from, &c->to, err);
+    int r = upload_is_address(to)
+                ? upload_co_open(to, &c->from, c->options->stop, &c->upload, &c->to, err)
+                : repository_open_to_copy(to, &c->from, &c->to, err);
 
     UNLESS_FAILED(r, check_copy_target(c, err));
     UNLESS_FAILED(r, repository_accept(&c->to, &c->from, err));

@@ -11,6 +11,7 @@
 
 #include "backup/file_copy.h"
 #include "backup/files.h"
+#include "backup/upload_lock.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/iov.h"
@@ -24,6 +25,7 @@ struct upload {
     struct ssh_target target;
     const char *address; /* borrowed */
     struct remote_dir *remote;
+    struct upload_lock lock;
     char *mirror; /* path of the temporary directory; "" before it exists */
     int mirror_fd;
 };
@@ -142,13 +144,20 @@ static int mirror_name(struct upload *u, const char *name, struct error *err)
     if (backup_id_is_valid(name)) {
         return mirror_backup(u, name, err);
     }
-    if (strcmp(name, REPOSITORY_DESCRIPTION) == 0) {
-        return mirror_description(u, name, err);
+    return strcmp(name, REPOSITORY_DESCRIPTION) == 0 ? mirror_description(u, name, err) : 0;
+}
+
+/* Nothing is written to a directory of something else. */
+static int check_names(const struct upload *u, char **names, size_t count, struct error *err)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (!backup_id_is_valid(names[i]) && strcmp(names[i], REPOSITORY_DESCRIPTION) != 0 &&
+            strncmp(names[i], REPOSITORY_OWN_PREFIX, strlen(REPOSITORY_OWN_PREFIX)) != 0) {
+            return error_set(err, ENOTEMPTY, "'%s' holds other things than backups: '%s'",
+                             u->address, names[i]);
+        }
     }
-    return strncmp(name, REPOSITORY_OWN_PREFIX, strlen(REPOSITORY_OWN_PREFIX)) == 0
-               ? 0
-               : error_set(err, ENOTEMPTY, "'%s' holds other things than backups: '%s'", u->address,
-                           name);
+    return 0;
 }
 
 /*
@@ -174,6 +183,7 @@ static int mirror_all(struct upload *u, struct error *err)
     int r = make_mirror_dir(u, err);
 
     UNLESS_FAILED(r, remote_dir_list(u->remote, "", &names, &count, err));
+    UNLESS_FAILED(r, check_names(u, names, count, err));
     for (size_t i = 0; r == 0 && i < count; i++) {
         r = mirror_name(u, names[i], err);
     }
@@ -185,6 +195,18 @@ static int mirror_all(struct upload *u, struct error *err)
 }
 
 /* --- opening and closing ---------------------------------------------------------------------- */
+
+static int lock_upload(struct upload *u, volatile sig_atomic_t *stop, struct error *err)
+{
+    char **names = NULL;
+    size_t count = 0;
+    int r = remote_dir_list(u->remote, "", &names, &count, err);
+
+    UNLESS_FAILED(r, check_names(u, names, count, err));
+    UNLESS_FAILED(r, upload_lock_take(&u->lock, u->remote, u->address, stop, err));
+    remote_dir_free_names(names, count);
+    return r;
+}
 
 static int take_upload_address(struct upload *u, struct error *err)
 {
@@ -199,6 +221,7 @@ struct upload_job {
     struct upload *upload;
     const struct repository *mirror;
     const struct upload_backup *backup;
+    volatile sig_atomic_t *stop;
     struct error *err;
 };
 
@@ -207,12 +230,13 @@ static int open_job_run(void *arg)
     struct upload_job *job = arg;
     int r = remote_dir_open(&job->upload->target, &job->upload->remote, job->err);
 
+    UNLESS_FAILED(r, lock_upload(job->upload, job->stop, job->err));
     UNLESS_FAILED(r, mirror_all(job->upload, job->err));
     return r;
 }
 
-int upload_co_open(const char *address, const struct repository *like, struct upload **ret_upload,
-                   struct repository *ret_mirror, struct error *err)
+int upload_co_open(const char *address, const struct repository *like, volatile sig_atomic_t *stop,
+                   struct upload **ret_upload, struct repository *ret_mirror, struct error *err)
 {
     struct upload *u = calloc(1, sizeof(*u));
     int r;
@@ -223,7 +247,8 @@ int upload_co_open(const char *address, const struct repository *like, struct up
     u->address = address;
     u->mirror_fd = -1;
     r = take_upload_address(u, err);
-    UNLESS_FAILED(r, loop_co_offload(open_job_run, &(struct upload_job){.upload = u, .err = err}));
+    UNLESS_FAILED(r, loop_co_offload(open_job_run,
+                                     &(struct upload_job){.upload = u, .stop = stop, .err = err}));
     UNLESS_FAILED(r, repository_open_to_copy(u->mirror, like, ret_mirror, err));
     if (r < 0) {
         upload_co_close(u);
@@ -260,6 +285,7 @@ static int close_job_run(void *arg)
 {
     struct upload *u = arg;
 
+    upload_lock_release(&u->lock);
     remote_dir_close(u->remote);
     remove_mirror(u);
     return 0;
@@ -289,6 +315,7 @@ static int description_job_run(void *arg)
         size == there_size && memcmp(text, there, size) == 0) {
         return 0;
     }
+    UNLESS_FAILED(r, upload_lock_confirm(&job->upload->lock, job->err));
     UNLESS_FAILED(r, upload_put_file(job->upload, NEW_DESCRIPTION, text, size, job->err));
     UNLESS_FAILED(r, remote_dir_rename(job->upload->remote, NEW_DESCRIPTION, REPOSITORY_DESCRIPTION,
                                        job->err));
@@ -302,38 +329,55 @@ int upload_co_description(struct upload *u, const struct repository *mirror, str
                            &(struct upload_job){.upload = u, .mirror = mirror, .err = err});
 }
 
-/* The functions of a struct file_copy_target. */
+/* A file that is uploaded; the functions of a struct file_copy_target. */
+struct open_file_job {
+    struct upload *upload;
+    const char *name;
+    struct remote_file *file;
+    struct error *err;
+};
 
 static int remote_get_size(void *arg, uint64_t *ret_size)
 {
-    return remote_file_size(arg, ret_size, NULL);
+    const struct open_file_job *job = arg;
+
+    return remote_file_size(job->file, ret_size, NULL);
 }
 
 static int remote_set_size(void *arg, uint64_t size)
 {
+    struct open_file_job *job = arg;
     uint64_t now;
-    int r = remote_file_size(arg, &now, NULL);
+    int r = remote_file_size(job->file, &now, NULL);
 
-    return r < 0 || now == size ? r : remote_file_resize(arg, size);
+    return r < 0 || now == size ? r : remote_file_resize(job->file, size);
 }
 
 static int remote_read(void *arg, char *buf, size_t size, uint64_t offset)
 {
+    struct open_file_job *job = arg;
     struct iovec vec;
+    int r = upload_lock_keep(&job->upload->lock, NULL);
 
-    return remote_file_read(arg, offset, iov_from_buf(&vec, buf, size));
+    UNLESS_FAILED(r, remote_file_read(job->file, offset, iov_from_buf(&vec, buf, size)));
+    return r;
 }
 
 static int remote_write(void *arg, const char *buf, size_t size, uint64_t offset)
 {
+    struct open_file_job *job = arg;
     struct iovec vec;
+    int r = upload_lock_keep(&job->upload->lock, NULL);
 
-    return remote_file_write(arg, offset, iov_from_buf(&vec, (void *)buf, size));
+    UNLESS_FAILED(r, remote_file_write(job->file, offset, iov_from_buf(&vec, (void *)buf, size)));
+    return r;
 }
 
 static int remote_sync(void *arg)
 {
-    return remote_file_can_sync(arg) ? remote_file_sync(arg) : 0;
+    struct open_file_job *job = arg;
+
+    return remote_file_can_sync(job->file) ? remote_file_sync(job->file) : 0;
 }
 
 static const struct file_copy_target remote_target = {
@@ -350,13 +394,6 @@ static void name_part(const struct manifest *m, const char *file, char *ret_name
 }
 
 #define PART_NAME_SIZE (sizeof(REPOSITORY_PART) + BACKUP_ID_SIZE + 32)
-
-struct open_file_job {
-    struct upload *upload;
-    const char *name;
-    struct remote_file *file;
-    struct error *err;
-};
 
 static int open_file_job_run(void *arg)
 {
@@ -395,7 +432,7 @@ static int co_upload_file(struct upload *u, const struct upload_backup *backup, 
             .from = from,
             .to = -1,
             .target = &remote_target,
-            .target_arg = job.file,
+            .target_arg = &job,
             .from_shown = shown,
             .to_shown = part,
             .size = size,
@@ -413,9 +450,11 @@ static int begin_job_run(void *arg)
 {
     struct upload_job *job = arg;
     char part[PART_NAME_SIZE];
+    int r = upload_lock_confirm(&job->upload->lock, job->err);
 
     name_part(job->backup->manifest, "", part, sizeof(part));
-    return remote_dir_make(job->upload->remote, part, job->err);
+    UNLESS_FAILED(r, remote_dir_make(job->upload->remote, part, job->err));
+    return r;
 }
 
 /* The manifest, and the name. A backup that is there already is a damaged one. */
@@ -434,6 +473,7 @@ static int publish_job_run(void *arg)
     r = r == 0 ? upload_put_file(job->upload, manifest, data, size, job->err)
                : error_out_of_memory(job->err);
     UNLESS_FAILED(r, remote_dir_sync(job->upload->remote, part, job->err));
+    UNLESS_FAILED(r, upload_lock_confirm(&job->upload->lock, job->err));
     if (r == 0) {
         if (job->backup->replaces) {
             remote_dir_remove(job->upload->remote, m->id);

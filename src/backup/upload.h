@@ -3,8 +3,8 @@
  * A copy of a repository on an SSH server, over SFTP. What the server has is mirrored in a
  * temporary directory, manifests only; that is opened as a repository, so that all checks are those
  * of local ones. A backup is uploaded under another name, synced if the server can, and renamed.
- * The server's directory is a plain repository. Nothing locks it: one copy at a time. Main reactor;
- * yields.
+ * The server's directory is a plain repository. It takes one copy at a time (upload_lock.h). Main
+ * reactor; yields.
  */
 #ifndef TIDEMARK_BACKUP_UPLOAD_H
 #define TIDEMARK_BACKUP_UPLOAD_H
@@ -21,10 +21,11 @@ bool upload_is_address(const char *target);
 
 /*
  * Connect, and mirror. *ret_mirror is a locked repository, to be closed before the upload is.
- * Errors of remote_file_open() and repository_open_to_copy().
+ * Errors of remote_file_open(), upload_lock_take() and repository_open_to_copy(). `stop` may be
+ * NULL.
  */
-int upload_co_open(const char *address, const struct repository *like, struct upload **ret_upload,
-                   struct repository *ret_mirror, struct error *err);
+int upload_co_open(const char *address, const struct repository *like, volatile sig_atomic_t *stop,
+                   struct upload **ret_upload, struct repository *ret_mirror, struct error *err);
 /* Put the description of the mirror on the server. */
 int upload_co_description(struct upload *u, const struct repository *mirror, struct error *err);
 
@@ -41,7 +42,7 @@ struct upload_backup {
 
 /*
  * Upload a backup, in the place of a damaged one if need be. What an earlier run has left of it is
- * continued. -EBADMSG: the files are not those of the manifest.
+ * continued. -EBADMSG: the files are not those of the manifest. -EBUSY: another copy has begun.
  */
 int upload_co_backup(struct upload *u, const struct upload_backup *backup, uint64_t *ret_written,
                      struct error *err);

@@ -8,12 +8,13 @@ import random
 import re
 import shutil
 import subprocess
+import threading
 import unittest
 
 from made_repository import CLUSTER, KEPT, MadeRepository
 from test_ssh import Ssh
 from test_ssh_stable import SFTP
-from tidemark import run, tool
+from tidemark import run, tool, wait_until
 
 START = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
 HOUR = datetime.timedelta(hours=1)
@@ -144,6 +145,65 @@ class Uploads(UploadCase):
                 shutil.rmtree(os.path.join(self.temporary, name))
             self.copy()
             self.assert_right()
+
+
+class TwoAtOnce(UploadCase):
+    """A server knows no locks: a file in the directory says who copies."""
+
+    SIZE = 256
+
+    def setUp(self):
+        super().setUp()
+        self.lock = os.path.join(self.there, ".tidemark-upload")
+
+    def words(self):
+        with open(self.lock, encoding="ascii") as f:
+            return f.read().strip()
+
+    def put(self, words):
+        os.makedirs(self.there, exist_ok=True)
+        with open(self.lock, "r+" if os.path.exists(self.lock) else "w", encoding="ascii") as f:
+            f.write(words.ljust(self.SIZE))
+
+    def begin_slowly(self):
+        """A copy that is under way for a while."""
+        uri = self.uri("copy").replace("ssh://", "sftp://", 1)
+        copy = subprocess.Popen(
+            ["strace", "-f", "-o", "/dev/null", "-e", "inject=sendto,write:delay_enter=100000",
+             *tool("copy"), "--output=json", self.made.path, uri],
+            env={**self.environment, "TMPDIR": self.dir}, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        self.addCleanup(copy.stdout.close)
+        wait_until(lambda: os.path.exists(self.lock) and len(self.words()) > 20, "its words")
+        return copy
+
+    def test_the_second_is_refused(self):
+        first = self.begin_slowly()
+        error = self.copy(status=1)["error"]
+        self.assertEqual(error["kind"], "busy")
+        self.assertIn("under way", error["message"])
+        self.assertEqual(json.load(first.stdout)["copied"], 4)
+        self.assertEqual(first.wait(), 0)
+        self.assertEqual(self.words(), "free")
+        self.assert_right()
+        self.fill(1)
+        self.assertEqual(self.copy()["copied"], 1)
+
+    def test_one_that_was_taken_for_dead_gives_way(self):
+        first = self.begin_slowly()
+        self.put("elsewhere/pid:[1] 5 other 1")
+        self.assertEqual(json.load(first.stdout)["error"]["kind"], "busy")
+        self.assertEqual(first.wait(), 1)
+        self.assertEqual(self.words(), "elsewhere/pid:[1] 5 other 1")
+
+    def test_another_machines_copy_lives_if_its_words_change(self):
+        self.put("elsewhere/pid:[1] 5 other 1")
+        timer = threading.Timer(2, self.put, ["elsewhere/pid:[1] 5 other 2"])
+        timer.start()
+        self.addCleanup(timer.join)
+        self.assertIn("process 5 on other", self.copy(status=1)["error"]["message"])
+        self.assertEqual(self.copy()["copied"], 4)
+        self.assert_right()
 
 
 class NamesAreStable(UploadCase):

@@ -10,7 +10,7 @@ import struct
 
 CLUSTER = 65536
 # What stays in a repository besides backups and its description.
-KEPT = (".tidemark-lock", ".tidemark-verified", ".tidemark-work")
+KEPT = (".tidemark-lock", ".tidemark-verified", ".tidemark-work", ".tidemark-upload")
 
 
 def compact(value):
