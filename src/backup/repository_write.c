@@ -189,9 +189,15 @@ static int open_work(struct repository *r, struct error *err)
 
 static int make_directory(const char *path, struct error *err)
 {
-    return mkdir(path, 0700) < 0 && errno != EEXIST
-               ? error_set_errno(err, errno, "Could not make directory '%s'", path)
-               : 0;
+    int r = mkdir(path, 0700) < 0 && errno != EEXIST ? -errno : 0;
+
+    if (r < 0) {
+        error_set_errno(err, -r, "Could not make directory '%s'", path);
+    }
+    if (r == -ENOENT) {
+        error_hint(err, "The directory above it has to exist: is its file system mounted?");
+    }
+    return r;
 }
 
 /* Open the directory and lock it; nothing is read yet. */
@@ -233,7 +239,7 @@ int repository_load_under_lock(struct repository *repository, bool need_descript
 }
 
 /* Whether a directory shows the same files as another one, perhaps on another mount. */
-static bool is_same_directory(int a, int b)
+static bool has_same_files(int a, int b)
 {
     char name[sizeof(PROBE_PREFIX) + 12] = PROBE_PREFIX;
     struct stat x, y;
@@ -253,6 +259,17 @@ static bool is_same_directory(int a, int b)
     return same;
 }
 
+static bool is_same_repository(const struct repository *r, const struct repository *other)
+{
+    int work AUTO_CLOSE = -1;
+
+    if (!r->append_only) {
+        return has_same_files(r->fd, other->fd);
+    }
+    work = files_open_dir_at(other->fd, REPOSITORY_WORK, REPOSITORY_WORK, NULL);
+    return work >= 0 && has_same_files(r->work_fd, work);
+}
+
 /*
  * A repository that is not where it was has been moved or, if the other one is still there, copied.
  * Backups to both would take each other's bitmaps away.
@@ -262,21 +279,19 @@ static int check_place(struct repository *repository, struct error *err)
     REPOSITORY_AUTO(other);
     const char *place = repository->place;
 
-    if (repository->append_only) {
-        return 0; /* nor can the place be noted */
-    }
     if (place && strcmp(place, repository->path) == 0) {
         return 0;
     }
     if (place && place[0] == '/' && repository_load(place, false, &other, NULL) == 0 &&
-        strcmp(other.id, repository->id) == 0 && !is_same_directory(repository->fd, other.fd)) {
+        strcmp(other.id, repository->id) == 0 && !is_same_repository(repository, &other)) {
         error_set(err, EINVAL, "'%s' is a copy of '%s', and both have the id %s", repository->path,
                   other.path, repository->id);
         error_hint(err, "'tidemark repair --new-id %s' makes it a repository of its own.",
                    repository->path);
         return -EINVAL;
     }
-    return repository_write_description(repository, err);
+    /* The description of a repository that only grows stays as it is. */
+    return repository->append_only ? 0 : repository_write_description(repository, err);
 }
 
 static int load_to_write(struct repository *repository, bool keep_parts,

@@ -6,6 +6,7 @@ refuse it.
 import json
 import os
 import re
+import shutil
 import subprocess
 
 from backup_case import MIB
@@ -101,6 +102,19 @@ class AppendOnly(TestCase):
         run(*tool("repair"), "--append-only=on", self.root)
         self.assertEqual(run(*tool("prune"), "--keep-last=1", self.root, check=False).returncode, 1)
         self.assert_restores(self.root, self.backup(), self.models[2])
+
+    def test_a_copy_by_hand_is_refused_and_a_moved_one_goes_on(self):
+        self.backup("--append-only")
+        original, copy = self.root, self.path("copy")
+        shutil.copytree(original, copy)
+        refused = run(*self.words(to=copy), check=False)
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn("is a copy of", json.loads(refused.stdout)["error"]["message"])
+        self.assertEqual(os.listdir(os.path.join(copy, WORK)), [])
+        self.backup()
+        os.rename(original, self.path("moved"))
+        self.root = self.path("moved")
+        self.assert_restores(self.root, self.backup(), self.models[-1])
 
     def test_a_damaged_backup_in_a_copy_stays(self):
         taken, copy = self.backup(), self.path("copy")

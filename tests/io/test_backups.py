@@ -149,6 +149,11 @@ class Identity(BackupCase):
         self.repository = original
         self.assertEqual(self.backup()["kind"], "incremental")
 
+    def test_a_file_system_that_is_not_mounted_is_no_new_directory(self):
+        self.repository = self.path("mount/backups")
+        self.backup_fails_at_once(why="is its file system mounted?")
+        self.assertFalse(os.path.exists(self.path("mount")))
+
     def test_moved_repository_goes_on(self):
         self.backup()
         os.rename(self.repository, self.path("moved"))
