@@ -90,9 +90,10 @@ static int co_copy_root(const struct repository_copy_options *options, const cha
         json_object_object_add(o, "written-bytes", json_object_new_uint64(result.bytes));
         backup_print_json(o);
     } else {
-        printf("%zu %s, %zu backups copied to '%s', %s written; %zu backups were there already\n",
-               sets, sets == 1 ? "set" : "sets", result.copied, options->to,
-               backup_size(result.bytes, written), result.present);
+        printf("%zu %s, %zu %s copied to '%s', %s written; %zu %s there already\n", sets,
+               sets == 1 ? "set" : "sets", result.copied, result.copied == 1 ? "backup" : "backups",
+               options->to, backup_size(result.bytes, written), result.present,
+               result.present == 1 ? "backup was" : "backups were");
     }
     return result.damaged ? BACKUP_DAMAGED : 0;
 }
