@@ -84,6 +84,8 @@ class Snapshot(TestCase):
             (("snapshot", "-f", "qcow2", "-d", "gone", self.image), "'gone'"),
             (("snapshot", "-f", "raw", "-c", "x", raw), "no snapshots"),
             (("snapshot", "-l", "-c", "x", self.image), "Cannot mix"),
+            (("snapshot", "-c", "x", "-c", "y", self.image), "Cannot mix"),
+            (("snapshot", "-d", "one", "-d", "two", self.image), "Cannot mix"),
             (("convert", "-l", "gone", "-O", "raw", self.image, self.path("t")), "gone"),
             (("convert", "-l", "snapshot.x=1", self.image, self.path("t")), "snapshot.x=1"),
         ):

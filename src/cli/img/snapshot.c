@@ -19,11 +19,6 @@ static const struct cli_usage usage = {
                 "@-f qcow2 -a before-upgrade disk.qcow2",
 };
 
-struct snapshot_request {
-    bool list, quiet;
-    const char *create, *apply, *delete;
-};
-
 static int co_list_snapshots(const struct cli_disk *disk)
 {
     struct json_object *array = cli_co_snapshots(disk->node);
@@ -57,33 +52,20 @@ static int co_delete_snapshot(struct block_node *node, const char *name, struct 
     return error_set(err, ENOENT, "snapshot not found");
 }
 
-/* Do the one action that is wanted. *ret_what and *ret_name name it, for messages. */
-static int co_act_on_snapshot(const struct snapshot_request *q, struct block_node *node,
-                              const char **ret_what, const char **ret_name, struct error *err)
-{
-    if (q->create) {
-        *ret_what = "create";
-        *ret_name = q->create;
-        return block_co_snapshot_create(node, q->create, err);
-    }
-    if (q->apply) {
-        *ret_what = "apply";
-        *ret_name = q->apply;
-        return block_co_snapshot_apply(node, q->apply, err);
-    }
-    *ret_what = "delete";
-    *ret_name = q->delete;
-    return co_delete_snapshot(node, q->delete, err);
-}
-
-static int co_change_snapshots(const struct snapshot_request *q, struct cli_disk *disk,
+static int co_change_snapshots(const struct cli_item *action, struct cli_disk *disk,
                                struct error *err)
 {
-    const char *what, *name;
-    int r = co_act_on_snapshot(q, disk->node, &what, &name, err);
+    int r;
 
+    if (strcmp(action->name, "create") == 0) {
+        r = block_co_snapshot_create(disk->node, action->value, err);
+    } else if (strcmp(action->name, "apply") == 0) {
+        r = block_co_snapshot_apply(disk->node, action->value, err);
+    } else {
+        r = co_delete_snapshot(disk->node, action->value, err);
+    }
     if (r < 0) {
-        error_prepend(err, "Could not %s snapshot '%s': ", what, name);
+        error_prepend(err, "Could not %s snapshot '%s': ", action->name, action->value);
         return r;
     }
     return cli_co_finish_disk(disk, err);
@@ -92,18 +74,19 @@ static int co_change_snapshots(const struct snapshot_request *q, struct cli_disk
 int img_co_snapshot(int argc, char **argv, struct error *err)
 {
     struct cli_image image = {0};
-    struct snapshot_request q = {0};
-    int first, actions, r;
-    bool writes;
+    bool quiet = false;
+    int first, r;
+    const struct cli_item *change;
     CLI_DISK_AUTO(disk);
+    CLI_ITEMS_AUTO(actions);
     CLI_ITEMS_AUTO(objects);
     const struct cli_arg args[] = {
-        {"list", 'l', CLI_FLAG, &q.list, NULL, "list (the default)"},
-        {"create", 'c', CLI_VALUE, &q.create, "NAME", "create a snapshot of the disk as it is"},
-        {"apply", 'a', CLI_VALUE, &q.apply, "SNAPSHOT", "go back to a snapshot, by ID or name"},
-        {"delete", 'd', CLI_VALUE, &q.delete, "NAME", "delete a snapshot, by its name"},
+        {"list", 'l', CLI_ACTION, &actions, NULL, "list (the default)"},
+        {"create", 'c', CLI_REPEAT, &actions, "NAME", "create a snapshot of the disk as it is"},
+        {"apply", 'a', CLI_REPEAT, &actions, "SNAPSHOT", "go back to a snapshot, by ID or name"},
+        {"delete", 'd', CLI_REPEAT, &actions, "NAME", "delete a snapshot, by its name"},
         CLI_ARG_FORMAT(image.format),
-        CLI_ARG_QUIET(q.quiet),
+        CLI_ARG_QUIET(quiet),
         CLI_ARG_FORCE_SHARE(image.force_share),
         CLI_ARG_IMAGE_OPTS(image.image_opts),
         CLI_ARG_OBJECT(objects),
@@ -114,19 +97,18 @@ int img_co_snapshot(int argc, char **argv, struct error *err)
     if (first < 0) {
         return first;
     }
-    actions = q.list + !!q.create + !!q.apply + !!q.delete;
-    if (actions > 1) {
+    if (actions.count > 1) {
         return cli_usage_error(err, &usage, "Cannot mix '-l', '-a', '-c', '-d'");
     }
     if (first != argc - 1) {
         return cli_usage_error(err, &usage, "Expecting one image file name");
     }
     image.name = argv[first];
-    writes = actions == 1 && !q.list;
+    change = actions.count > 0 && actions.item[0].value ? &actions.item[0] : NULL;
     r = cli_add_objects(&objects, err);
-    UNLESS_FAILED(r, cli_co_open_disk(&image, writes ? BLOCK_OPEN_RDWR : 0, &disk, err));
+    UNLESS_FAILED(r, cli_co_open_disk(&image, change ? BLOCK_OPEN_RDWR : 0, &disk, err));
     if (r < 0) {
         return r;
     }
-    return writes ? co_change_snapshots(&q, &disk, err) : co_list_snapshots(&disk);
+    return change ? co_change_snapshots(change, &disk, err) : co_list_snapshots(&disk);
 }
