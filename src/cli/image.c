@@ -85,6 +85,10 @@ int cli_co_open_disk(const struct cli_image *image, unsigned flags, struct cli_d
     if (image->image_opts && image->format) {
         return error_set(err, EINVAL, "--image-opts and --format are mutually exclusive");
     }
+    r = cli_check_force_share(image, "--force-share/-U", err);
+    if (r < 0) {
+        return r;
+    }
     r = cli_co_open_disk_plainly(image, flags, ret_disk, err);
     if (r < 0 && !image->snapshot) {
         error_prepend(err, "Could not open '%s': ", image->name);

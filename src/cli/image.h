@@ -69,6 +69,11 @@ bool cli_image_is_options(const struct cli_image *image);
 int cli_image_options(const struct cli_image *image, unsigned flags, struct options **ret_options,
                       struct error *err);
 /*
+ * -EINVAL if the image is to be shared, by the option that the error calls `option`, and its own
+ * options deny that (force-share=off).
+ */
+int cli_check_force_share(const struct cli_image *image, const char *option, struct error *err);
+/*
  * Give each child that has a filename and no driver the driver of that filename's protocol, as
  * QEMU's tools do. *opts is replaced; NULL after a failure.
  */

@@ -242,3 +242,19 @@ int cli_image_options(const struct cli_image *image, unsigned flags, struct opti
     *ret_options = TAKE_PTR(opts);
     return 0;
 }
+
+int cli_check_force_share(const struct cli_image *image, const char *option, struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = NULL;
+    bool shares = true;
+
+    if (!image->force_share || !(image->image_opts || image->extra_options)) {
+        return 0;
+    }
+    /* Errors of other kinds are reported when the image is opened. */
+    if (parse_given_options(image, &opts, NULL) < 0 ||
+        options_take_bool(opts, "force-share", true, &shares, NULL) < 0 || shares) {
+        return 0;
+    }
+    return error_set(err, EINVAL, "%s conflicts with image options", option);
+}

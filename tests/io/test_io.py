@@ -89,7 +89,8 @@ class SameAsQemu(TestCase):
                         "write -x 0 1", "nonsense", "alloc", "length 1", "sleep x",
                         "truncate abc", "aio_write -z 0 1k 1k", "help nonsense",
                         "write -s /nonexistent 0 1k", "open IMAGE", "write -c 1 512",
-                        "write 0 99999999999999999999"):  # fmt: skip
+                        "write 0 99999999999999999999", "readv 0 3G 512", "readv 0 1G 1G 1G",
+                        "aio_read 0 512 3G", "aio_write 0 2147483136 512", "sigraise x"):  # fmt: skip
             self.assertEqual(self.both(command)[0], 1, command)
 
     def test_allocation(self):
@@ -119,6 +120,13 @@ class SameAsQemu(TestCase):
 
 class SameAsQemuQcow2(SameAsQemu):
     fmt = "qcow2"
+
+    def test_info_of_extended_entries(self):
+        path = self.create("a.qcow2", "1M", "qcow2", ("-o", "extended_l2=on"))
+        tools = (compat("qemu-io"), qemu("qemu-io"))
+        infos = [run(tool, "-r", "-f", "qcow2", "-c", "info", path).stdout for tool in tools]
+        self.assertIn("vm state offset: 256 MiB\n", infos[0])
+        self.assertEqual(infos[0], infos[1])
 
     def test_compressed(self):
         self.both("write -c -P 1 0 64k", "read -P 1 0 64k", "write -P 2 512 512", "read -P 1 0 512")
@@ -321,6 +329,25 @@ class OfOurOwn(TestCase):
                 reported.append(tool(*copy[:2], "--skip-broken-bitmaps", *copy[2:]).stderr)
             reported = [re.findall(r"inconsistent bitmap '(\w+)'", text) for text in reported]
             self.assertEqual(reported, [["b2"], ["b2", "b1", "b0"]] * 2)
+
+    def test_a_signal_that_does_not_exist(self):
+        result = io(self.create("a.raw", "1M", "raw"), "sigraise 1000", "length", fmt="raw", check=False)
+        self.assertEqual(result.stdout, "signal argument '1000' is too large to be a valid signal\n1 MiB\n")
+        self.assertEqual(result.returncode, 1)
+
+    def test_sharing_that_options_deny(self):
+        """By the program's option or the command's, and as by qemu-img."""
+        node = "driver=null-co,force-share="
+        commands = (
+            (*tool("io"), "-r", "-U", "--image-opts", "-c", "length", node),
+            (*tool("io"), "-c", "open -r -U -o " + node),
+            (*tool("img"), "info", "-U", "--image-opts", node),
+            (*tool("img"), "compare", "-U", "--image-opts", node, "driver=null-co"),
+        )
+        for command in commands:
+            denied = run(*(word + "off" if word.endswith(node) else word for word in command), check=False)
+            self.assertIn("-U conflicts with image options", denied.stderr, command)
+            run(*(word + "on" if word.endswith(node) else word for word in command))
 
     def test_help_of_every_command(self):
         names = re.findall(r"(?m)^(\w+) .*-- ", run(*tool("io"), "-c", "help").stdout)

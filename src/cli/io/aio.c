@@ -117,11 +117,7 @@ static int parse_aio_range(const struct io_command *command, const struct io_arg
     for (int i = 1; i < a->argc; i++) {
         uint64_t length;
 
-        if (io_parse_size(a->argv[i], &length) < 0) {
-            return -EINVAL;
-        }
-        if (length > IO_LENGTH_MAX - aio->size) {
-            printf("The total number of bytes exceed the maximum size %u\n", IO_LENGTH_MAX);
+        if (io_parse_part(a->argv[i], aio->size, &length) < 0) {
             return -EINVAL;
         }
         aio->size += length;

@@ -348,10 +348,15 @@ static int co_run_length(struct io *io, const struct io_command *command, struct
 
 /*
  * The offset of the machine state, which qcow2 stores after the area of the disk's last L2 table.
+ * `data`: what is specific to the format, NULL if nothing is.
  */
-static uint64_t vm_state_offset(const struct block_node *node, uint32_t cluster_size)
+static uint64_t vm_state_offset(const struct block_node *node, uint32_t cluster_size,
+                                const struct json_object *data)
 {
-    uint64_t per_table = (uint64_t)cluster_size * (cluster_size / 8);
+    struct json_object *extended;
+    bool wide = json_object_object_get_ex(data, "extended-l2", &extended) &&
+                json_object_get_boolean(extended);
+    uint64_t per_table = (uint64_t)cluster_size * (cluster_size / (wide ? 16 : 8));
 
     if (strcmp(block_node_format(node), "qcow2") != 0 || cluster_size == 0) {
         return 0;
@@ -378,7 +383,7 @@ static int co_run_info(struct io *io, const struct io_command *command, struct i
 {
     struct block_node *node = block_node_skip_implicit(io->disk.node);
     struct block_info info;
-    struct json_object *specific, *data;
+    struct json_object *specific, *data = NULL;
     char cluster[32], state[32];
 
     (void)block_co_get_info(node, &info);
@@ -389,12 +394,13 @@ static int co_run_info(struct io *io, const struct io_command *command, struct i
     if (!co_has_info(node)) {
         return 0;
     }
-    printf("cluster size: %s\nvm state offset: %s\n",
-           io_size_text(info.cluster_size, cluster, sizeof(cluster)),
-           io_size_text((double)vm_state_offset(node, info.cluster_size), state, sizeof(state)));
     specific = block_co_specific_info(node);
-    if (specific && json_object_object_get_ex(specific, "data", &data) &&
-        json_object_object_length(data) > 0) {
+    json_object_object_get_ex(specific, "data", &data);
+    printf(
+        "cluster size: %s\nvm state offset: %s\n",
+        io_size_text(info.cluster_size, cluster, sizeof(cluster)),
+        io_size_text((double)vm_state_offset(node, info.cluster_size, data), state, sizeof(state)));
+    if (data && json_object_object_length(data) > 0) {
         printf("Format specific information:\n");
         cli_print_tree(data, 1);
     }

@@ -50,11 +50,15 @@ static void co_mark_in_use(struct io *io)
 static int co_run_sigraise(struct io *io, const struct io_command *command, struct io_args *a,
                            struct error *err)
 {
-    long number;
-    int r = io_parse_number(a->argv[0], &number);
+    uint64_t number;
+    int r = io_parse_size(a->argv[0], &number);
 
     if (r < 0) {
         return r;
+    }
+    if (number > (uint64_t)SIGRTMAX) {
+        printf("signal argument '%s' is too large to be a valid signal\n", a->argv[0]);
+        return -EINVAL;
     }
     if (number != 0) {
         co_mark_in_use(io);

@@ -300,11 +300,7 @@ static int parse_vector(const struct io *io, const struct io_command *command,
     for (int i = 0; i < count; i++) {
         uint64_t length;
 
-        if (io_parse_size(a->argv[i + 1], &length) < 0) {
-            return -EINVAL;
-        }
-        if (length > IO_LENGTH_MAX - v->size) {
-            printf("The total number of bytes exceed the maximum size %u\n", IO_LENGTH_MAX);
+        if (io_parse_part(a->argv[i + 1], v->size, &length) < 0) {
             return -EINVAL;
         }
         v->vec[i].iov_len = length;

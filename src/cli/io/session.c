@@ -24,10 +24,9 @@ void io_opening_clear(struct io_opening *o)
     *o = (struct io_opening){0};
 }
 
-int io_co_open_again(struct io *io, struct error *err)
+static struct cli_image image_to_open(const struct io_opening *o)
 {
-    const struct io_opening *o = &io->opening;
-    const struct cli_image image = {
+    return (struct cli_image){
         .name = o->name ?: o->options,
         .format = o->format,
         .cache = o->cache,
@@ -39,6 +38,12 @@ int io_co_open_again(struct io *io, struct error *err)
         .copy_on_read = o->copy_on_read,
         .native_aio = o->native_aio,
     };
+}
+
+int io_co_open_again(struct io *io, struct error *err)
+{
+    const struct io_opening *o = &io->opening;
+    const struct cli_image image = image_to_open(o);
 
     return cli_co_open_disk_plainly(&image, o->read_only ? 0 : BLOCK_OPEN_RDWR, &io->disk, err);
 }
@@ -46,8 +51,13 @@ int io_co_open_again(struct io *io, struct error *err)
 int io_co_open(struct io *io, struct error *err)
 {
     const struct io_opening *o = &io->opening;
-    int r = io_co_open_again(io, err);
+    const struct cli_image image = image_to_open(o);
+    int r = cli_check_force_share(&image, "-U", err);
 
+    if (r < 0) {
+        return r;
+    }
+    r = io_co_open_again(io, err);
     if (r < 0 && (o->image_opts || !o->name)) {
         error_prepend(err, "can't open: ");
     } else if (r < 0) {

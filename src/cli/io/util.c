@@ -70,6 +70,24 @@ int io_parse_length(const char *text, uint64_t max, uint64_t *ret_bytes)
     return r;
 }
 
+int io_parse_part(const char *text, uint64_t before, uint64_t *ret_bytes)
+{
+    int r = io_parse_size(text, ret_bytes);
+
+    if (r < 0) {
+        return r;
+    }
+    if (*ret_bytes > IO_LENGTH_MAX) {
+        printf("Argument '%s' exceeds maximum size %u\n", text, IO_LENGTH_MAX);
+        return -EINVAL;
+    }
+    if (*ret_bytes > IO_LENGTH_MAX - before) {
+        printf("The total number of bytes exceed the maximum size %u\n", IO_LENGTH_MAX);
+        return -EINVAL;
+    }
+    return 0;
+}
+
 int io_parse_pattern(const char *text, int *ret_byte)
 {
     char *end;

@@ -29,6 +29,11 @@ const char *io_size_text(double value, char *buf, size_t buf_size);
 int io_parse_size(const char *text, uint64_t *ret_bytes);
 /* The same for a length of at most `max` bytes. */
 int io_parse_length(const char *text, uint64_t max, uint64_t *ret_bytes);
+/*
+ * Parse the length of one of several buffers; the ones before it have `before` bytes. Prints, and
+ * returns -EINVAL, if the length or the sum is above IO_LENGTH_MAX.
+ */
+int io_parse_part(const char *text, uint64_t before, uint64_t *ret_bytes);
 /* Parse a byte, 0 to 255. -EINVAL, and a sentence is printed. */
 int io_parse_pattern(const char *text, int *ret_byte);
 /* Parse a number that is not negative. -EINVAL, and a sentence is printed. */
