@@ -109,6 +109,7 @@ void block_activity_update(struct block_node *node)
         records = records || (b->persistent && b->enabled && !b->inconsistent && !b->read_only);
     }
     node->activity = records && !node->read_only ? node->log : NULL;
+    block_update_detour(node);
 }
 
 int block_activity_adopt(struct block_activity *log, const uint8_t *map)

@@ -174,6 +174,7 @@ static void update_recorders(struct block_bitmap *b)
     } else if (counted) {
         node->sole_recorder = block_bitmaps_find_recorder(node);
     }
+    block_update_detour(node);
 }
 
 void block_bitmap_set_enabled(struct block_bitmap *b, bool enabled)

@@ -23,6 +23,7 @@
 #include "block/event.h"
 #include "block/gate.h"
 #include "block/option_types.h"
+#include "block/stats.h"
 #include "co/sync.h"
 
 /* What an edge means to its parent; decides how permissions and block status pass through. */
@@ -255,6 +256,11 @@ struct block_node {
     const struct block_node *serial_disk;
     bool serialises;
     struct range_lock serial;
+    /*
+     * What keeps reads and writes from the gate's short way: bits of enum block_detour; 0: nothing.
+     * Assigned in detour.c only.
+     */
+    _Atomic uint8_t detour;
     /* Counts writes. The gate skips a flush if nothing was written since the latest one. */
     _Atomic uint64_t write_generation;
     _Atomic uint64_t flushed_generation;
@@ -266,8 +272,14 @@ struct block_node {
      */
     atomic_bool backing_unflushed;
 
-    /* What the gate counts; shards are struct block_node_shard (op.h). */
-    struct counters counters;
+    /*
+     * What the gate counts; shards are struct block_node_shard (op.h). And of a filter that lets
+     * requests pass (NULL: it does not): requests that passed, which count for the node and for its
+     * filtered child. And such requests of filters that were above this node, or of this node with
+     * another child.
+     */
+    struct counters counters, *passed;
+    uint64_t passed_before[BLOCK_STATS];
     /* Histograms that a user asked for. */
     struct latency_set latencies;
 };
@@ -284,8 +296,8 @@ struct block_driver {
     bool is_filter;
     /* Set when a filter is registered: it has no co_truncate of its own, and the child's size. */
     bool passes_size;
-    /* Likewise: it has no co_preadv of its own. */
-    bool passes_reads;
+    /* Likewise: it has no co_preadv, and no co_pwritev, of its own. */
+    bool passes_reads, passes_writes;
     /* Shows a point in time: no write through it changes what it shows. */
     bool is_frozen_view;
     /* A leaf that may be opened by filename. */
@@ -589,11 +601,12 @@ struct block_driver {
     int (*co_read_pages)(struct block_node *node, uint64_t offset, uint64_t length,
                          struct block_page_sink *sink);
     /*
-     * Of a filter whose co_preadv reads from its child, and may wait before: whether a read of
-     * `length` bytes may go on to the child at once; then it is accounted for. NULL: no. And that
-     * such a read was not made, and comes again by co_preadv; NULL: nothing to do. Do not yield.
+     * Of a filter whose co_preadv and co_pwritev do nothing but to call the gate for the filtered
+     * child, and may wait before: whether a request of `length` bytes may go on to the child at
+     * once; then it is accounted for. NULL: no. And that a read that was let pass was not made, and
+     * comes again; NULL: nothing to do. Do not yield.
      */
-    bool (*lets_read_pass)(struct block_node *node, uint64_t length);
+    bool (*lets_pass)(struct block_node *node, bool is_write, uint64_t length);
     void (*read_comes_again)(struct block_node *node, uint64_t length);
     int (*co_pwritev)(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);
     /* NULL or -ENOTSUP: the gate writes zeroes as data. */

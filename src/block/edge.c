@@ -79,9 +79,13 @@ static void point(struct block_edge *edge, struct block_node *node)
     struct block_node *from = edge->node;
 
     trace_block_edge_move(edge->name, from->name, node->name);
+    block_move_passed(edge);
     list_remove(&edge->in_node);
     edge->node = node;
     list_append(&node->parents, &edge->in_node);
+    if (edge->parent) {
+        block_update_detour(edge->parent);
+    }
     block_perm_touch(from);
     block_perm_touch(node);
     block_change_note_move(edge, from);

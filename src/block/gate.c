@@ -8,7 +8,8 @@
  *   align                 only on nodes with request_alignment > 1 (gate_align.c)
  *   split                 max_transfer
  *   enter                 activity.h: the first write into a cold region makes it hot
- *   driver
+ *   driver                or, of a filter that lets the request pass, what follows "serialise" of
+ *                         its child (detour.c)
  *   mark, count           dirty bitmaps, write generation: after the write, also when it failed
  *   root_leave
  *
@@ -86,6 +87,36 @@ static inline bool offset_is_sane(uint64_t offset, uint64_t length)
     return offset <= INT64_MAX && length <= INT64_MAX - offset;
 }
 
+/* --- detours (detour.c) ---------------------------------------------------------------------- */
+
+static inline bool has_detour(const struct block_edge *edge)
+{
+    return atomic_load_explicit(&edge->node->detour, memory_order_relaxed) != 0;
+}
+
+/*
+ * The edge at which a request goes on that passes the edge's node, a filter, which has accounted
+ * for the request then; NULL: the node handles the request. `bit`: that of the direction.
+ */
+static struct block_edge *edge_below(const struct block_edge *edge, enum block_detour bit,
+                                     uint64_t offset, uint64_t length)
+{
+    struct block_node *node = edge->node;
+    const struct block_node *below;
+
+    if (!(atomic_load_explicit(&node->detour, memory_order_relaxed) & bit)) {
+        return NULL;
+    }
+    below = node->filtered->node;
+    if (below->serialises || !range_fits(offset, length, gate_size(node)) ||
+        !range_fits(offset, length, gate_size(below)) ||
+        (node->driver->lets_pass &&
+         !node->driver->lets_pass(node, bit == BLOCK_DETOUR_PASSES_WRITES, length))) {
+        return NULL;
+    }
+    return node->filtered;
+}
+
 /* --- read ------------------------------------------------------------------------------------ */
 
 /* A request within the node; aligned here if the node needs that. */
@@ -118,14 +149,14 @@ static int co_read_past_end(struct block_edge *edge, uint64_t offset, struct iov
     return r;
 }
 
-static inline int co_preadv_entered(struct block_edge *edge, unsigned index, uint64_t offset,
-                                    struct iov iov, unsigned flags)
+static inline int co_preadv_entered(struct block_edge *edge, struct block_node_shard *shard,
+                                    uint64_t offset, struct iov iov, unsigned flags)
 {
     struct block_node *node = edge->node;
     struct block_op op;
     int r;
 
-    block_op_begin(&op, node, index);
+    block_op_begin_at(&op, node, shard);
     if (__builtin_expect(!node->driver->co_preadv, false)) {
         r = -ENOTSUP;
     } else if (iov.size == 0) {
@@ -149,18 +180,35 @@ static __attribute__((noinline)) int co_preadv_slow(struct block_edge *edge, uns
 
     co_serialise(edge->node, &serial, offset, iov.size, false);
     trace_block_read_begin(edge->node->name, offset, iov.size, flags);
-    r = co_preadv_entered(edge, index, offset, iov, flags);
+    r = co_preadv_entered(edge, counters_shard_at(&edge->node->counters, index), offset, iov,
+                          flags);
     trace_block_read_end(edge->node->name, offset, iov.size, r);
     unserialise(edge->node, &serial);
     return r;
 }
 
+/* edge_below() for a read. */
+static __attribute__((noinline)) struct block_edge *
+read_edge_below(const struct block_edge *edge, uint64_t offset, uint64_t length)
+{
+    return trace_block_read_is_on() ? NULL
+                                    : edge_below(edge, BLOCK_DETOUR_PASSES_READS, offset, length);
+}
+
 int block_co_preadv(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
 {
     unsigned index = co_enter_gate(edge);
-    bool is_slow = trace_block_read_is_on() || edge->node->serialises;
-    int r = __builtin_expect(is_slow, false) ? co_preadv_slow(edge, index, offset, iov, flags)
-                                             : co_preadv_entered(edge, index, offset, iov, flags);
+    struct counters *counters = &edge->node->counters;
+    struct block_edge *at = edge;
+    int r;
+
+    if (__builtin_expect(trace_block_read_is_on() || has_detour(edge), false)) {
+        at = read_edge_below(edge, offset, iov.size);
+        counters = edge->node->passed;
+    }
+    r = __builtin_expect(at != NULL, true)
+            ? co_preadv_entered(at, counters_shard_at(counters, index), offset, iov, flags)
+            : co_preadv_slow(edge, index, offset, iov, flags);
 
     leave(edge, index);
     return r;
@@ -175,13 +223,18 @@ int block_co_pread(struct block_edge *edge, uint64_t offset, void *buf, size_t s
 
 /* --- common to all changes of contents  ------------------------------------------------------- */
 
-static inline int check_write(struct block_edge *edge, uint64_t offset, uint64_t length,
-                              unsigned flags)
+static inline bool edge_may_write(const struct block_edge *edge, unsigned flags)
 {
     unsigned need = flags & BLOCK_REQ_UNCHANGED ? BLOCK_PERM_WRITE | BLOCK_PERM_WRITE_UNCHANGED
                                                 : BLOCK_PERM_WRITE;
 
-    if (!(edge->perm & need)) {
+    return edge->perm & need;
+}
+
+static inline int check_write(struct block_edge *edge, uint64_t offset, uint64_t length,
+                              unsigned flags)
+{
+    if (!edge_may_write(edge, flags)) {
         return edge->node->read_only ? -EROFS : -EPERM;
     }
     if (__builtin_expect(range_fits(offset, length, gate_size(edge->node)), true)) {
@@ -310,13 +363,13 @@ static inline int co_driver_pwritev(struct block_node *node, uint64_t offset, st
     return r;
 }
 
-static inline int co_pwritev_entered(struct block_edge *edge, unsigned index, uint64_t offset,
-                                     struct iov iov, unsigned flags)
+static inline int co_pwritev_entered(struct block_edge *edge, struct block_node_shard *shard,
+                                     uint64_t offset, struct iov iov, unsigned flags)
 {
     struct block_op op;
     int r;
 
-    block_op_begin(&op, edge->node, index);
+    block_op_begin_at(&op, edge->node, shard);
     r = check_write(edge, offset, iov.size, flags);
     op.invalid = r < 0;
     if (r == 0 && iov.size > 0) {
@@ -338,18 +391,50 @@ static __attribute__((noinline)) int co_pwritev_slow(struct block_edge *edge, un
 
     co_serialise(edge->node, &serial, offset, iov.size, true);
     trace_block_write_begin(edge->node->name, offset, iov.size, flags);
-    r = co_pwritev_entered(edge, index, offset, iov, flags);
+    r = co_pwritev_entered(edge, counters_shard_at(&edge->node->counters, index), offset, iov,
+                           flags);
     trace_block_write_end(edge->node->name, offset, iov.size, r);
     unserialise(edge->node, &serial);
     return r;
 }
 
+/*
+ * edge_below() for a write. The filter's generation says that something was written, and grows no
+ * more: a filter is flushed in any case.
+ */
+static __attribute__((noinline)) struct block_edge *
+write_edge_below(const struct block_edge *edge, uint64_t offset, uint64_t length, unsigned flags)
+{
+    struct block_node *node = edge->node;
+    struct block_edge *below = NULL;
+
+    if (!trace_block_write_is_on() && edge_may_write(edge, flags)) {
+        below = edge_below(edge, BLOCK_DETOUR_PASSES_WRITES, offset, length);
+    }
+    if (below) {
+        DEBUG_ASSERT(node->recorders == 0 && !node->activity);
+        watch_threshold(node, offset, length);
+        if (atomic_load(&node->write_generation) == BLOCK_NOTHING_WRITTEN) {
+            atomic_fetch_add(&node->write_generation, 1);
+        }
+    }
+    return below;
+}
+
 int block_co_pwritev(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
 {
     unsigned index = co_enter_gate(edge);
-    bool is_slow = trace_block_write_is_on() || edge->node->serialises;
-    int r = __builtin_expect(is_slow, false) ? co_pwritev_slow(edge, index, offset, iov, flags)
-                                             : co_pwritev_entered(edge, index, offset, iov, flags);
+    struct counters *counters = &edge->node->counters;
+    struct block_edge *at = edge;
+    int r;
+
+    if (__builtin_expect(trace_block_write_is_on() || has_detour(edge), false)) {
+        at = write_edge_below(edge, offset, iov.size, flags);
+        counters = edge->node->passed;
+    }
+    r = __builtin_expect(at != NULL, true)
+            ? co_pwritev_entered(at, counters_shard_at(counters, index), offset, iov, flags)
+            : co_pwritev_slow(edge, index, offset, iov, flags);
 
     leave(edge, index);
     return r;

@@ -24,8 +24,7 @@ static int co_read_pages_below(struct block_node *node, uint64_t offset, uint64_
     const struct block_driver *driver = node->driver;
     int r;
 
-    if (!driver->passes_reads &&
-        !(driver->lets_read_pass && driver->lets_read_pass(node, length))) {
+    if (!driver->passes_reads && !(driver->lets_pass && driver->lets_pass(node, false, length))) {
         return -ENOTSUP;
     }
     r = co_read_pages_at(node->filtered, offset, length, sink);

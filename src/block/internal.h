@@ -267,6 +267,30 @@ int block_co_settle_at(struct block_node *node, struct error *err);
 /* After a graph change: which nodes serialise now. Does not yield. */
 void block_update_serialising(void);
 
+/* --- detour.c: main reactor; do not yield --- */
+
+/* What the gate has to look at before it goes the short way. */
+enum block_detour {
+    /* block_node.serialises */
+    BLOCK_DETOUR_SERIALISES = 1 << 0,
+    /*
+     * A filter that does nothing to requests, or to those that it lets pass: they go on at the
+     * filtered child, and count for both by `passed`.
+     */
+    BLOCK_DETOUR_PASSES_READS = 1 << 1,
+    BLOCK_DETOUR_PASSES_WRITES = 1 << 2,
+};
+
+/* A new node. -ENOMEM */
+int block_detour_init(struct block_node *node);
+void block_detour_release(struct block_node *node);
+/* Something has changed that block_node.detour depends on. */
+void block_update_detour(struct block_node *node);
+/* The edge will leave its node. If a filter has its contents by it, both keep what has passed. */
+void block_move_passed(struct block_edge *edge);
+/* Add to the BLOCK_STATS values of the node's own operations those that passed filters. */
+void block_add_passed(struct block_node *node, uint64_t *values);
+
 /* --- perm.c --- */
 
 /* A node without parents ends: no change works out its permissions any more. */

@@ -11,10 +11,14 @@ void block_edge_link(struct block_edge *edge, struct block_node *node)
 {
     edge->node = block_node_ref(node);
     list_append(&node->parents, &edge->in_node);
+    if (edge->parent) {
+        block_update_detour(edge->parent);
+    }
 }
 
 struct block_node *block_edge_unlink(struct block_edge *edge)
 {
+    block_move_passed(edge);
     list_remove(&edge->in_node);
     return edge->node;
 }
@@ -27,9 +31,10 @@ void block_edge_free(struct block_edge *edge)
 
 struct block_node *block_child_unlink(struct block_edge *edge)
 {
-    struct block_node *parent = edge->parent;
+    struct block_node *parent = edge->parent, *child;
 
     trace_block_child_detach(parent->name, edge->name, edge->node->name);
+    child = block_edge_unlink(edge);
     list_remove(&edge->sibling);
     if (parent->file == edge) {
         parent->file = NULL;
@@ -39,8 +44,9 @@ struct block_node *block_child_unlink(struct block_edge *edge)
     }
     if (parent->filtered == edge) {
         parent->filtered = NULL;
+        block_update_detour(parent);
     }
-    return block_edge_unlink(edge);
+    return child;
 }
 
 void block_child_link(struct block_edge *edge, struct block_node *child)
@@ -57,6 +63,7 @@ void block_child_link(struct block_edge *edge, struct block_node *child)
     }
     if ((edge->role & BLOCK_ROLE_FILTERED) && !parent->filtered) {
         parent->filtered = edge;
+        block_update_detour(parent);
     }
 }
 

@@ -71,7 +71,14 @@ bool block_node_failure_reported(const struct block_node *node)
 
 uint64_t block_node_write_generation(const struct block_node *node)
 {
-    return atomic_load(&node->write_generation);
+    uint64_t generation = atomic_load(&node->write_generation);
+
+    /* Writes that a filter lets pass do not count there. */
+    while (node->passed && node->filtered) {
+        node = node->filtered->node;
+        generation += atomic_load(&node->write_generation);
+    }
+    return generation;
 }
 
 void block_node_set_size(struct block_node *node, uint64_t size)
@@ -284,6 +291,7 @@ void block_node_free(struct block_node *node)
     forget_heirs(node);
     name_index_remove(&block_node_names, &node->by_name);
     range_lock_destroy(&node->rmw);
+    block_detour_release(node);
     counters_release(&node->counters);
     latency_set_destroy(&node->latencies);
     json_object_put(node->options);

@@ -194,7 +194,7 @@ const struct block_limits *block_node_limits(const struct block_node *node);
 struct block_node_settings block_node_settings(const struct block_node *node);
 /* Bytes. Any thread. */
 uint64_t block_node_size(const struct block_node *node);
-/* A number that grows with each write to the node, and each change of its size. Any thread. */
+/* A number that grows with each write to the node, and each change of its size. Main reactor. */
 uint64_t block_node_write_generation(const struct block_node *node);
 /* Whether it was reported already that the node could not be completed. Main reactor. */
 bool block_node_failure_reported(const struct block_node *node);

@@ -45,10 +45,10 @@ struct block_op_clock block_op_start_clock(struct block_node *node, struct block
 void block_op_stop_clock(struct block_node_shard *shard, struct block_op_clock clock,
                          enum block_op_type type);
 
-/* An operation on `node` begins, on the reactor `index`. */
-static inline void block_op_begin(struct block_op *op, struct block_node *node, unsigned index)
+/* An operation on `node` begins, which counts there. */
+static inline void block_op_begin_at(struct block_op *op, struct block_node *node,
+                                     struct block_node_shard *shard)
 {
-    struct block_node_shard *shard = counters_shard_at(&node->counters, index);
     struct counter *begun = &shard->values[BLOCK_STAT_BEGUN];
 
     op->shard = shard;
@@ -60,6 +60,12 @@ static inline void block_op_begin(struct block_op *op, struct block_node *node, 
                          0)) {
         op->clock = block_op_start_clock(node, shard);
     }
+}
+
+/* An operation on `node` begins, on the reactor `index`. */
+static inline void block_op_begin(struct block_op *op, struct block_node *node, unsigned index)
+{
+    block_op_begin_at(op, node, counters_shard_at(&node->counters, index));
 }
 
 /* It has ended with the result `r`, 0 or -errno. */

@@ -115,6 +115,11 @@ static struct block_node *node_new(const struct block_driver *driver, unsigned f
         return NULL;
     }
     node->driver = driver;
+    if (block_detour_init(node) < 0) {
+        free(node->opaque);
+        free(node);
+        return NULL;
+    }
     node->open_flags = flags;
     counters_init(&node->counters, sizeof(struct block_node_shard));
     latency_set_init(&node->latencies);
@@ -210,6 +215,7 @@ static int co_open_node(struct block_node *node, struct options *opts, unsigned 
     }
     block_inherit_filename(node);
     node->events = wants_events(node);
+    block_update_detour(node);
     snprintf(what, sizeof(what), "Block %s '%s'", kind, node->driver->name);
     r = check_no_backing_left(opts, err);
     UNLESS_FAILED(r, options_check_empty(opts, what, err));

@@ -89,6 +89,7 @@ static struct block_driver with_defaults(const struct block_driver *driver)
     DEFAULT(&d, co_open, pass_co_open);
     d.passes_reads = !d.co_preadv;
     DEFAULT(&d, co_preadv, pass_co_preadv);
+    d.passes_writes = !d.co_pwritev;
     DEFAULT(&d, co_pwritev, pass_co_pwritev);
     DEFAULT(&d, co_write_zeroes, pass_co_write_zeroes);
     DEFAULT(&d, co_discard, pass_co_discard);

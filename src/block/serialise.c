@@ -19,6 +19,7 @@ static void update_serialising(struct block_node *node)
         range_lock_destroy(&node->serial);
     }
     node->serialises = on;
+    block_update_detour(node);
 }
 
 void block_node_set_serialising(struct block_node *node, const struct block_node *disk)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "block/stats.h"
 
+#include "block/internal.h"
 #include "block/op.h"
 #include "loop/loop.h"
 
@@ -84,11 +85,19 @@ struct latency_set *block_node_latencies(struct block_node *node)
 
 void block_node_latencies_changed(struct block_node *node)
 {
+    struct block_edge *edge;
+
     for (unsigned i = 0; i < COUNTERS_SHARDS; i++) {
         struct block_node_shard *shard = atomic_load(&node->counters.shards[i]);
 
         if (shard) {
             atomic_store(&shard->next_timed, 0);
+        }
+    }
+    block_update_detour(node);
+    LIST_FOREACH (edge, &node->parents, in_node) {
+        if (edge->parent) {
+            block_update_detour(edge->parent);
         }
     }
 }
@@ -109,6 +118,7 @@ static uint64_t count_in_flight(const uint64_t *values)
 void block_node_read_stats(struct block_node *node, uint64_t *ret_values)
 {
     counters_read(&node->counters, block_node_stats, ret_values);
+    block_add_passed(node, ret_values);
     ret_values[BLOCK_STAT_IN_FLIGHT] = count_in_flight(ret_values);
 }
 

@@ -99,6 +99,7 @@ void block_set_use(struct block_node *node, const struct block_use *use)
     node->cache_no_flush = use->cache_no_flush;
     node->discard_unmap = use->discard_unmap;
     node->detect_zeroes = use->detect_zeroes;
+    block_update_detour(node);
 }
 
 /* --- inheritance ------------------------------------------------------------------------------ */

@@ -118,12 +118,12 @@ static void throttle_drain_end(struct block_node *node)
     throttle_member_hurry(&t->member, false);
 }
 
-/* No limit holds the read up now. */
-static bool throttle_lets_read_pass(struct block_node *node, uint64_t length)
+/* No limit holds the request up now. */
+static bool throttle_node_lets_pass(struct block_node *node, bool is_write, uint64_t length)
 {
     struct throttle *t = node->opaque;
 
-    return throttle_lets_pass(&t->member, false, length);
+    return throttle_lets_pass(&t->member, is_write, length);
 }
 
 static void throttle_read_comes_again(struct block_node *node, uint64_t length)
@@ -192,7 +192,7 @@ const struct block_driver throttle_driver = {
     .drain_begin = throttle_drain_begin,
     .drain_end = throttle_drain_end,
     .co_preadv = throttle_co_preadv,
-    .lets_read_pass = throttle_lets_read_pass,
+    .lets_pass = throttle_node_lets_pass,
     .read_comes_again = throttle_read_comes_again,
     .co_pwritev = throttle_co_pwritev,
     .co_write_zeroes = throttle_co_write_zeroes,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Limits of bytes and requests a second: the filter throttle and the object throttle-group."""
 
+import os
 import time
 import unittest
 
@@ -104,6 +105,85 @@ class ThrottleTest(TestCase):
         daemon.stop()
         self.assertLess(time.monotonic() - before, 5)
         client.sock.close()
+
+    def passing_machine(self, *options):
+        return Machine(
+            self.dir,
+            "-object",
+            "throttle-group,id=g",
+            "-blockdev",
+            "driver=raw,node-name=top,file.driver=throttle,file.node-name=d,file.throttle-group=g,"
+            "file.file.driver=null-co,file.file.node-name=f,file.file.size=67108864",
+            *options,
+        )
+
+    def stats(self, machine):
+        """Of each node: reads, writes, bytes written, flushes, end of the furthest write."""
+        nodes = machine.qmp.command("query-blockstats", query_nodes=True)
+        names = ("rd_operations", "wr_operations", "wr_bytes", "flush_operations")
+        return {
+            node["node-name"]: [
+                *(node["stats"][name] for name in names),
+                node["stats"]["wr_highest_offset"],
+            ]
+            for node in nodes
+            if "node-name" in node
+        }
+
+    def test_requests_without_a_limit_count_at_both_nodes_and_are_flushed(self):
+        with self.passing_machine() as machine:
+            self.seconds(machine, ("d", "read -q 0 4k"), ("d", "read -q 8k 4k"))
+            self.seconds(machine, ("top", "write -q 1M 8k"), ("top", "flush"))
+            figures = [2, 1, 8192, 1, (1 << 20) + 8192]
+            self.assertEqual(self.stats(machine)["d"], figures)
+            self.assertEqual(self.stats(machine)["f"], figures)
+
+    def test_nodes_that_part_keep_what_they_counted(self):
+        other = ("-blockdev", "driver=null-co,node-name=g,size=67108864")
+        with self.passing_machine(*other) as machine:
+            options = {"driver": "throttle", "node-name": "d", "throttle-group": "g", "file": "g"}
+            self.seconds(machine, ("d", "read -q 0 4k"), ("d", "write -q 4M 4k"))
+            machine.qmp.command("blockdev-reopen", options=[options])
+            self.seconds(machine, ("d", "read -q 0 4k"), ("d", "write -q 1M 4k"))
+            stats = self.stats(machine)
+            self.assertEqual(stats["d"], [2, 2, 8192, 0, (4 << 20) + 4096])
+            self.assertEqual(stats["g"], [1, 1, 4096, 0, (1 << 20) + 4096])
+
+    def test_limits_set_in_use_hold_from_the_next_request_on(self):
+        with self.passing_machine() as machine:
+            self.seconds(machine, *[("d", "read -q 0 4M")] * 5)
+            limits = {"bps-total": 10 << 20}
+            machine.qmp.command("qom-set", path="g", property="limits", value=limits)
+            for kind in ("read", "write"):
+                lines = [("d", f"{kind} -q 0 4M"), ("d", f"{kind} -q 0 512")]
+                self.assertGreater(self.seconds(machine, *lines), 0.25)
+            machine.qmp.command("qom-set", path="g", property="limits", value={"bps-total": 0})
+            self.assertLess(self.seconds(machine, *[("d", "write -q 0 4M")] * 9), 3)
+            self.assertEqual(self.stats(machine)["d"], self.stats(machine)["f"])
+
+    def test_a_filter_that_lets_pass_still_marks_and_watches(self):
+        with self.passing_machine() as machine:
+            self.seconds(machine, ("d", "write -q 0 64k"))
+            machine.qmp.command("block-dirty-bitmap-add", node="d", name="b", granularity=65536)
+            self.seconds(machine, ("d", "write -q 1M 64k"), ("top", "write -q 2M 64k"))
+            nodes = {n["node-name"]: n for n in machine.qmp.command("query-named-block-nodes")}
+            self.assertEqual(nodes["d"]["dirty-bitmaps"][0]["count"], 131072)
+            machine.qmp.command("block-dirty-bitmap-remove", node="d", name="b")
+            machine.qmp.command(
+                "block-set-write-threshold", node_name="d", write_threshold=3 << 20
+            )
+            self.seconds(machine, ("d", "write -q 3M 64k"))
+            event = machine.qmp.wait_event("BLOCK_WRITE_THRESHOLD")["data"]
+            self.assertEqual((event["node-name"], event["amount-exceeded"]), ("d", 65536))
+
+    def test_zeroes_are_detected_by_a_filter_that_lets_pass(self):
+        with open(self.path("disk"), "wb") as file:
+            file.write(b"x" * (1 << 20))
+        options = "driver=throttle,node-name=z,throttle-group=g,detect-zeroes=unmap,discard=unmap"
+        other = ("-blockdev", f"{options},file.driver=file,file.filename={self.path('disk')}")
+        with self.passing_machine(*other) as machine:
+            self.seconds(machine, ("z", "write -q -P 0 0 1M"), ("z", "flush"))
+            self.assertEqual(os.stat(self.path("disk")).st_blocks, 0)
 
     def test_a_group_in_use_stays(self):
         with self.machine("x-bps-total=1", *disk("d")) as machine:
