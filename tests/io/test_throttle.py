@@ -33,8 +33,8 @@ class ThrottleTest(TestCase):
 
     def test_bytes_are_limited_after_the_first_ones(self):
         with self.machine("x-bps-total=10485760", *disk("d")) as machine:
-            self.assertLess(self.seconds(machine, ("d", "read 0 4M")), 0.3)
-            self.assertGreater(self.seconds(machine, ("d", "read 0 512")), 0.25)
+            lines = [("d", "read 0 4M"), ("d", "read 0 512")]
+            self.assertGreater(self.seconds(machine, *lines), 0.25)
 
     def test_requests_are_limited(self):
         with self.machine("x-iops-total=100", *disk("d")) as machine:
@@ -43,20 +43,21 @@ class ThrottleTest(TestCase):
 
     def test_reads_and_writes_have_limits_of_their_own(self):
         with self.machine("x-bps-read=1024", *disk("d")) as machine:
-            self.assertLess(self.seconds(machine, *[("d", "write -q 0 1M")] * 5), 0.5)
-            self.assertLess(self.seconds(machine, *[("d", "discard 0 1M")] * 5), 0.5)
+            self.assertLess(self.seconds(machine, *[("d", "write -q 0 1M")] * 5), 9)
+            self.assertLess(self.seconds(machine, *[("d", "discard 0 1M")] * 5), 9)
 
     def test_a_burst_passes(self):
         limits = "x-bps-total=1048576,x-bps-total-max=8388608"
         with self.machine(limits, *disk("d")) as machine:
-            self.assertLess(self.seconds(machine, *[("d", "read -q 0 1M")] * 8), 0.3)
+            early = self.seconds(machine, *[("d", "read -q 0 1M")] * 8)
             late = self.seconds(machine, ("d", "read -q 0 1M"), ("d", "read 0 512"))
-            self.assertGreater(late, 0.4)
+            self.assertLess(early, 4)  # without the burst, 7 seconds
+            self.assertGreater(early + late, 0.4)
 
     def test_nodes_of_a_group_share_its_limits(self):
         with self.machine("x-bps-total=10485760", *disk("a"), *disk("b")) as machine:
-            self.seconds(machine, ("a", "read -q 0 4M"))
-            self.assertGreater(self.seconds(machine, ("b", "read -q 0 512")), 0.25)
+            lines = [("a", "read -q 0 4M"), ("b", "read -q 0 512")]
+            self.assertGreater(self.seconds(machine, *lines), 0.25)
 
     def test_a_drain_does_not_wait_for_the_limit(self):
         with self.machine("x-bps-total=1", *disk("d")) as machine:
