@@ -321,6 +321,10 @@ struct block_drain {
 /* Begin and end such a drain; `but` is the root that goes on. */
 void block_co_drain_begin_but(struct block_drain *d, struct block_node *node,
                               const struct block_root *but);
+/* The same, until `stop(arg)`: false, and nothing is drained any more. `stop` does not yield. */
+bool block_co_drain_begin_but_unless(struct block_drain *d, struct block_node *node,
+                                     const struct block_root *but, bool (*stop)(const void *arg),
+                                     const void *arg);
 void block_drain_end_but(struct block_drain *d);
 
 /* --- creation --------------------------------------------------------------------------------- */

@@ -311,9 +311,9 @@ static struct block_node *find_busy_node(struct block_node *node)
     return busy;
 }
 
-static bool is_busy_above(struct block_node *node)
+static bool is_busy_above(struct block_node *node, const struct block_root *but)
 {
-    return find_busy_root(collect_above(node), NULL) || find_busy_node(node);
+    return find_busy_root(collect_above(node), but) || find_busy_node(node);
 }
 
 /*
@@ -381,7 +381,7 @@ bool block_co_drain_begin_unless(struct block_node *const *nodes, size_t count,
     }
     block_drain_update();
     for (size_t i = 0; i < count; i++) {
-        while (is_busy_above(nodes[i])) {
+        while (is_busy_above(nodes[i], NULL)) {
             if (stop(arg)) {
                 for (size_t k = 0; k < count; k++) {
                     block_drain_end(nodes[k]);
@@ -395,16 +395,38 @@ bool block_co_drain_begin_unless(struct block_node *const *nodes, size_t count,
     return true;
 }
 
-void block_co_drain_begin_but(struct block_drain *d, struct block_node *node,
-                              const struct block_root *but)
+static void begin_partial(struct block_drain *d, struct block_node *node,
+                          const struct block_root *but)
 {
     trace_block_drain_begin(node->name);
     d->node = node;
     d->but = but;
     list_append(&partial_drains, &d->link);
     block_drain_update();
+}
+
+void block_co_drain_begin_but(struct block_drain *d, struct block_node *node,
+                              const struct block_root *but)
+{
+    begin_partial(d, node, but);
     co_wait_above(node, but);
     trace_block_drain_ready(node->name);
+}
+
+bool block_co_drain_begin_but_unless(struct block_drain *d, struct block_node *node,
+                                     const struct block_root *but, bool (*stop)(const void *arg),
+                                     const void *arg)
+{
+    begin_partial(d, node, but);
+    while (is_busy_above(node, but)) {
+        if (stop(arg)) {
+            block_drain_end_but(d);
+            return false;
+        }
+        loop_co_sleep(DRAIN_RETRY_NS);
+    }
+    trace_block_drain_ready(node->name);
+    return true;
 }
 
 void block_drain_end_but(struct block_drain *d)

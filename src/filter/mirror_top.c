@@ -20,8 +20,9 @@ struct mirror_top {
     /* Granules that the target has as a whole; NULL: the backing node has what is missing. */
     struct dirty_bitmap *whole;
     struct range_lock busy;
-    /* Blocking writes in flight. */
-    _Atomic unsigned following;
+    /* Blocking writes in flight, by the lowest bit of the turn in which they began. */
+    _Atomic unsigned following[2];
+    _Atomic unsigned turn;
     _Atomic enum mirror_top_mode mode;
     _Atomic uint64_t follow_end;   /* behind this the target is left alone */
     struct dirty_bitmap *sent;     /* granules that were written to the target */
@@ -198,7 +199,17 @@ void mirror_top_set_follow_end(struct mirror_top *s, uint64_t end)
 
 bool mirror_top_is_following(const struct mirror_top *s)
 {
-    return atomic_load(&s->following) > 0;
+    return atomic_load(&s->following[0]) + atomic_load(&s->following[1]) > 0;
+}
+
+void mirror_top_begin_turn(struct mirror_top *s)
+{
+    atomic_fetch_add(&s->turn, 1);
+}
+
+bool mirror_top_is_following_older(const struct mirror_top *s)
+{
+    return atomic_load(&s->following[(atomic_load(&s->turn) + 1) % 2]) > 0;
 }
 
 struct dirty_bitmap *mirror_top_todo(struct mirror_top *s)
@@ -441,10 +452,11 @@ static int co_follow(struct mirror_top *s, const struct change *c)
 
 static int co_change_both(struct mirror_top *s, const struct change *c)
 {
+    _Atomic unsigned *following = &s->following[atomic_load(&s->turn) % 2];
     struct range_entry range;
     int r;
 
-    atomic_fetch_add(&s->following, 1);
+    atomic_fetch_add(following, 1);
     co_range_lock(&s->busy, &range, c->offset, c->length, true);
     r = co_apply_change(s->file, c, c->flags);
     if (r < 0 || (follows_now(s, c->offset, c->length) && co_follow(s, c) < 0)) {
@@ -455,7 +467,7 @@ static int co_change_both(struct mirror_top *s, const struct change *c)
         dirty_bitmap_set(s->followed, c->offset, c->length);
     }
     range_unlock(&s->busy, &range);
-    atomic_fetch_sub(&s->following, 1);
+    atomic_fetch_sub(following, 1);
     return r;
 }
 

@@ -84,6 +84,12 @@ void mirror_top_set_mode(struct mirror_top *top, enum mirror_top_mode mode);
 /* Whether blocking writes are in flight, which may wait for the target. Any thread. */
 bool mirror_top_is_following(const struct mirror_top *top);
 /*
+ * Begin a turn of these writes, and whether some of the turn before are in flight: those that have
+ * begun before, roughly. A turn lasts until that is false. Any thread; one caller begins turns.
+ */
+void mirror_top_begin_turn(struct mirror_top *top);
+bool mirror_top_is_following_older(const struct mirror_top *top);
+/*
  * From `end` on (in bytes; UINT64_MAX at first) guests' writes go to the source alone, and set
  * bits, whatever the mode. Lowered only before guests write; may rise at any time. Any thread.
  */

@@ -19,6 +19,10 @@
 /* For how long guests are stopped at a time while requests in flight do not end. */
 #define FIRST_ATTEMPT_NS (250 * NS_PER_MS)
 #define LAST_ATTEMPT_NS (4 * NS_PER_SECOND)
+/* Likewise, the first time, while the target gets what it lacks, and is flushed. */
+#define FIRST_FINISH_NS NS_PER_SECOND
+/* How often the job looks whether writes that follow have ended. */
+#define FOLLOWERS_NS NS_PER_MS
 
 /* --- in --------------------------------------------------------------------------------------- */
 
@@ -143,19 +147,49 @@ static bool is_attempt_over(const void *attempt)
     return mirror_is_cancelled(a->s) || loop_now_ns() >= a->until_ns;
 }
 
+/* What is drained: nodes, or the source except for the root of the job. */
+struct to_drain {
+    struct block_node *const *nodes;
+    size_t count;
+    struct block_drain *but; /* NULL: the nodes */
+};
+
+static bool co_attempt_to_drain(struct mirror *s, const struct to_drain *d, int64_t ns)
+{
+    struct attempt attempt = {.s = s, .until_ns = loop_now_ns() + ns};
+
+    return d->but ? block_co_drain_begin_but_unless(d->but, s->params.source, s->root,
+                                                    is_attempt_over, &attempt)
+                  : block_co_drain_begin_unless(d->nodes, d->count, is_attempt_over, &attempt);
+}
+
 /*
- * Drain the nodes, in attempts that grow longer, between which guests go on for as long: a write of
- * one may wait for a target that hangs, and the others would wait for that. False: the job was
- * cancelled, and nothing is drained.
+ * Wait until guests' writes have ended that follow now, or the job is cancelled: so the target
+ * answers. Guests go on meanwhile.
  */
-static bool co_stop_guests_of(struct mirror *s, struct block_node *const *nodes, size_t count)
+static void co_wait_for_answers_of_target(struct mirror *s)
+{
+    mirror_top_begin_turn(s->top);
+    while (mirror_top_is_following_older(s->top) && !mirror_is_cancelled(s)) {
+        job_co_sleep(s->job, FOLLOWERS_NS);
+    }
+}
+
+/*
+ * Drain, in attempts that grow longer, between which guests go on for as long: a write of one may
+ * wait for a target that hangs, and the others would wait for that. While the target answers
+ * nothing there is no attempt. False: the job was cancelled, and nothing is drained.
+ */
+static bool co_stop_guests_of(struct mirror *s, const struct to_drain *d)
 {
     int64_t ns = FIRST_ATTEMPT_NS;
 
-    while (!mirror_is_cancelled(s)) {
-        struct attempt attempt = {.s = s, .until_ns = loop_now_ns() + ns};
-
-        if (block_co_drain_begin_unless(nodes, count, is_attempt_over, &attempt)) {
+    for (;;) {
+        co_wait_for_answers_of_target(s);
+        if (mirror_is_cancelled(s)) {
+            return false;
+        }
+        if (co_attempt_to_drain(s, d, ns)) {
             return true;
         }
         if (!mirror_is_cancelled(s)) { /* nothing would end the sleep */
@@ -163,12 +197,16 @@ static bool co_stop_guests_of(struct mirror *s, struct block_node *const *nodes,
         }
         ns = MIN(2 * ns, LAST_ATTEMPT_NS);
     }
-    return false;
 }
 
 bool mirror_co_stop_guests(struct mirror *s)
 {
-    return co_stop_guests_of(s, &s->filter, 1);
+    return co_stop_guests_of(s, &(struct to_drain){.nodes = &s->filter, .count = 1});
+}
+
+bool mirror_co_stop_others(struct mirror *s, struct block_drain *drain)
+{
+    return co_stop_guests_of(s, &(struct to_drain){.but = drain});
 }
 
 /* Writes in flight may wait for a target that hangs: nothing else should wait for them. */
@@ -177,7 +215,7 @@ static void co_wait_for_followers(struct mirror *s)
     bool held = block_control_pause();
 
     while (mirror_top_is_following(s->top)) {
-        loop_co_sleep(NS_PER_MS);
+        loop_co_sleep(FOLLOWERS_NS);
     }
     block_co_control_resume(held);
 }
@@ -481,31 +519,49 @@ static void end_drains(struct block_node *const *nodes, size_t count)
     }
 }
 
+/* Wait for its end; guests go on. Changes of the graph wait, unless the job is cancelled. */
+static void co_wait_for_rest_apart(struct mirror *s, const struct rest *rest)
+{
+    struct block_edge *edge = job_is_cancelled(s->job) ? NULL : block_root_edge(s->root);
+
+    if (edge) {
+        block_co_edge_enter(edge);
+    }
+    while (!rest->done) {
+        job_co_sleep(s->job, -1);
+    }
+    if (edge) {
+        block_edge_leave(edge);
+    }
+}
+
 /*
  * With the nodes drained: make the target equal. If the job is cancelled, guests go on at once,
- * whatever the target does: *ret_drained is false, and the result -ECANCELED.
+ * whatever the target does: *ret_drained is false, and the result -ECANCELED. They go on as well if
+ * it takes longer than `ns`: then it has to be done again.
  */
-static int co_finish_target(struct mirror *s, struct block_node *const *nodes, size_t count,
+static int co_finish_target(struct mirror *s, const struct to_drain *d, int64_t ns,
                             bool *ret_drained, struct error *err)
 {
     struct rest rest = {.s = s};
+    int64_t until = loop_now_ns() + ns, now;
 
     if (reactor_spawn(reactor_main(), co_copy_rest_apart, &rest) < 0) {
         co_copy_rest_apart(&rest);
     }
-    while (!rest.done && !job_is_cancelled(s->job)) {
-        job_co_sleep(s->job, -1);
+    while (!rest.done && !job_is_cancelled(s->job) && (now = loop_now_ns()) < until) {
+        job_co_sleep(s->job, until - now);
     }
-    *ret_drained = !job_is_cancelled(s->job);
+    *ret_drained = rest.done && !job_is_cancelled(s->job);
     if (!*ret_drained) {
-        mirror_let_guests_go(s);
-        end_drains(nodes, count);
-    }
-    while (!rest.done) {
-        job_co_sleep(s->job, -1);
+        if (job_is_cancelled(s->job)) {
+            mirror_let_guests_go(s);
+        }
+        end_drains(d->nodes, d->count);
+        co_wait_for_rest_apart(s, &rest);
     }
     error_move(err, &rest.err);
-    return *ret_drained ? rest.r : -ECANCELED;
+    return job_is_cancelled(s->job) ? -ECANCELED : rest.r;
 }
 
 /*
@@ -517,13 +573,16 @@ static int co_finish_target(struct mirror *s, struct block_node *const *nodes, s
 static int co_make_equal(struct mirror *s, struct block_node **nodes, size_t count,
                          bool *ret_drained, struct error *err)
 {
+    const struct to_drain d = {.nodes = nodes, .count = count};
     bool held = block_control_pause();
-    int r = -ECANCELED;
+    int64_t ns = FIRST_FINISH_NS;
+    int r;
 
-    *ret_drained = co_stop_guests_of(s, nodes, count);
-    if (*ret_drained) {
-        r = co_finish_target(s, nodes, count, ret_drained, err);
-    }
+    do {
+        *ret_drained = co_stop_guests_of(s, &d);
+        r = *ret_drained ? co_finish_target(s, &d, ns, ret_drained, err) : -ECANCELED;
+        ns *= 2;
+    } while (r == 0 && !*ret_drained);
     block_co_control_resume(held);
     return r;
 }

@@ -9,6 +9,7 @@
 #include "job/flush_behind.h"
 #include "job/mirror.h"
 
+struct block_drain;
 struct block_root;
 
 /* What a mirror that can be restarted has in addition (mirror_restart.c). */
@@ -86,6 +87,8 @@ void mirror_let_guests_go(struct mirror *s);
  * is drained.
  */
 bool mirror_co_stop_guests(struct mirror *s);
+/* The same for the source, except for the root of the job; ended by block_drain_end_but(). */
+bool mirror_co_stop_others(struct mirror *s, struct block_drain *drain);
 /* Take the filter out again, without a pivot. The filter may be gone already. Control lock. */
 void mirror_co_remove(struct mirror *s);
 /*

@@ -321,8 +321,7 @@ static int co_end_window(struct mirror *s, uint64_t begin, uint64_t end)
     if (r > 0) {
         return 0; /* what is to be sent again is in W, and P keeps its bits */
     }
-    if (r == 0) {
-        block_co_drain_begin_but(&drain, s->params.source, s->root);
+    if (r == 0 && mirror_co_stop_others(s, &drain)) {
         /* After a cancel W does not get guests' writes any more. */
         if (!s->restart.doubtful && !job_is_cancelled(s->job)) {
             settle_range(s, begin, end);
@@ -370,7 +369,9 @@ static int co_note_plan(struct mirror *s, struct error *err)
     struct block_drain drain;
     int r;
 
-    block_co_drain_begin_but(&drain, s->params.source, s->root);
+    if (!mirror_co_stop_others(s, &drain)) {
+        return -ECANCELED;
+    }
     r = block_co_bitmap_note_all(s->restart.pending, err);
     block_drain_end_but(&drain);
     return r;

@@ -269,6 +269,60 @@ class SlowServers(GiveUpCase):
         self.check_not_left(guest)
 
 
+class LastFlush(GiveUpCase):
+    """A target whose flushes wait, each until the test lets it end."""
+
+    def add_target(self):
+        flushes = self.path("flush")
+        target = self.own(
+            Nbdkit(self.dir, "eval", "thread_model=echo parallel", f"get_size=echo {SIZE}",
+                   "pread=head -c $3 /dev/zero", "can_write=exit 0", "pwrite=cat >/dev/null",
+                   "can_flush=exit 0", f"flush=[ -e {flushes}.armed ] || exit 0;"
+                   f" echo >>{flushes}; n=$(wc -l <{flushes});"
+                   f" while [ ! -e {flushes}.$n ]; do sleep 0.05; done")
+        )  # fmt: skip
+        self.qmp.command("blockdev-add", driver="nbd", node_name="target",
+                         server={"type": "unix", "path": target.socket})  # fmt: skip
+
+    def let_end(self, name):
+        with open(self.path(f"flush.{name}"), "x"):
+            pass
+
+    def wait_flush(self, number):
+        path = self.path("flush")
+        tidemark.wait_until(
+            lambda: os.path.exists(path) and os.path.getsize(path) == number, "a flush"
+        )
+
+    def test_guests_go_on_when_it_hangs(self):
+        """It is made while the disk is stopped, right after one that succeeded."""
+        self.add_target()
+        self.start_ready(device="disk", target="target", sync="none", copy_mode="write-blocking")
+        guest = self.guest()
+        self.write(guest)  # so there is something to flush
+        self.let_end("armed")
+        self.other.command("block-job-cancel", device="j")
+        self.wait_flush(1)
+        self.write(guest)
+        self.let_end(1)
+        self.wait_flush(2)
+        self.read(guest)
+        self.assertEqual(self.status(), "ready")
+        for n in range(2, 9):
+            self.let_end(n)
+        self.assertNotIn("error", self.qmp.wait_event("BLOCK_JOB_COMPLETED")["data"])
+        self.use(guest)
+
+    def write(self, guest):
+        guest.request(WRITE, 0, 4096, payload=b"w" * 4096)
+        self.assertEqual(guest.simple_reply()[1], 0)
+
+    def read(self, guest):
+        guest.request(READ, 0, 4096)
+        self.assertEqual(guest.simple_reply()[1], 0)
+        self.assertEqual(guest.receive(4096), b"w" * 4096)
+
+
 class Backups(GiveUpCase):
     def test_guests_write_although_the_target_hangs(self):
         """What they overwrite waits in memory, and gets to the target when that answers."""
@@ -369,6 +423,15 @@ class Files(HungFileCase):
         self.other = self.server.connect(timeout=10)
         self.addCleanup(self.other.close)
 
+    @property
+    def options(self):
+        return "--trace", f"block_drain_begin,file={self.path('trace')}"
+
+    def drains(self):
+        """How often nodes have been stopped."""
+        with open(self.path("trace"), encoding="utf-8") as trace:
+            return len(trace.readlines())
+
     def status(self):
         return {j["id"]: j["status"] for j in self.other.command("query-jobs")}.get("j")
 
@@ -379,9 +442,9 @@ class Files(HungFileCase):
         self.qmp.command("job-complete", id="j")
         self.qmp.wait_event("BLOCK_JOB_PENDING")
 
-    def start_ready(self):
+    def start_ready(self, **more):
         self.qmp.command("blockdev-mirror", job_id="j", device="good", target="sick", sync="full",
-                         copy_mode="write-blocking")  # fmt: skip
+                         copy_mode="write-blocking", **more)  # fmt: skip
         self.qmp.wait_event("BLOCK_JOB_READY")
 
     def write_that_waits(self):
@@ -422,11 +485,24 @@ class Files(HungFileCase):
         self.start_ready()
         guest = self.client("good")
         waiting = self.write_that_waits()
+        drains = self.drains()
         self.qmp.command("job-complete", id="j")
-        time.sleep(0.3)  # until the job has stopped the disk
+        time.sleep(0.3)  # until the job would have stopped the disk
         for _ in range(3):
             self.read(guest, 0)
         self.assertIn(self.status(), ("ready", "pending"))
+        self.assertEqual(self.drains(), drains)
+        self.qmp.command("job-cancel", id="j")
+        self.end(waiting, guest)
+
+    def test_guests_go_on_while_a_mirror_with_restart_follows_them(self):
+        """Each second the job stops the disk, to see what is in the target."""
+        self.start_ready(x_restart={"bitmap": "b"})
+        guest = self.client("good")
+        waiting = self.write_that_waits()
+        time.sleep(1.5)  # until the job would have stopped the disk
+        self.read(guest, 0)
+        self.assertEqual(self.status(), "ready")
         self.qmp.command("job-cancel", id="j")
         self.end(waiting, guest)
 

@@ -629,6 +629,39 @@ static void co_drain_but_one_lets_that_root_go_on(void)
     block_co_unref(disk);
 }
 
+static bool is_fourth_look(const void *looks)
+{
+    return ++*(unsigned *)(uintptr_t)looks > 3;
+}
+
+static bool is_never(const void *arg)
+{
+    return false;
+}
+
+static void co_drain_but_one_can_be_given_up(void)
+{
+    struct block_node *disk = open_disk("disk");
+    struct held_write job = {.root = attach(disk, WRITER, BLOCK_PERM_ALL)};
+    struct held_write guest = {.root = attach(disk, WRITER, BLOCK_PERM_ALL)};
+    struct block_drain d;
+    unsigned looks = 0;
+
+    memory_disk_hold(memory_disk_of(disk), MEMORY_DISK_WRITE, 1);
+    start_write(&guest);
+    assert_false(block_co_drain_begin_but_unless(&d, disk, job.root, is_fourth_look, &looks));
+    assert_int_equal(looks, 4);
+    write_byte(guest.root); /* nothing is drained any more */
+    memory_disk_release(memory_disk_of(disk));
+    assert_true(block_co_drain_begin_but_unless(&d, disk, job.root, is_never, NULL));
+    assert_true(guest.done);
+    write_byte(job.root);
+    block_drain_end_but(&d);
+    block_co_root_release(guest.root);
+    block_co_root_release(job.root);
+    block_co_unref(disk);
+}
+
 static void co_let_layer_rest(void *arg)
 {
     loop_co_sleep(3000000);
@@ -714,6 +747,7 @@ int main(void)
         CO_TEST(co_name_is_gone_while_a_node_is_closed),
         CO_TEST(co_drain_waits_for_its_own_disk_only),
         CO_TEST(co_drain_but_one_lets_that_root_go_on),
+        CO_TEST(co_drain_but_one_can_be_given_up),
         CO_TEST(co_drivers_are_told_of_drains_and_waited_for),
         CO_TEST(co_owners_of_roots_are_told_of_drains_and_waited_for),
     };
