@@ -8,7 +8,7 @@ import unittest
 
 from machine import MACHINE, QUIET, Machine
 from qmp import QmpError
-from tidemark import TIMEOUT, TestCase, img, io
+from tidemark import TIMEOUT, TestCase, img, io, wait_until
 
 
 def info(image):
@@ -150,6 +150,10 @@ class DiskTest(MachineCase):
              "-device", "ide-cd,bus=ide.0,unit=1"),
             ("Floppy unit 0 is in use", "-fda", "disk.qcow2", "-device", "floppy,unit=0"),
             ("Can't create floppy unit 2, bus supports only 2 units", *["-device", "floppy"] * 3),
+            ("Bus 'b.0' not found", "-device", "pci-bridge,id=b", "-device", "virtio-scsi,bus=b.0"),
+            ("can't parse: \"device.d\"", "-set", "device.d"),
+            ('there is no device "d" defined', "-set", "device.d.id=e"),
+            ("Device 'nope' not found", "-device", "virtio-scsi,id=d", "-set", "device.d.iothread=nope"),
             ("No drive specified", "-device", "ide-hd"),
             ("drive property not set", "-device", "virtio-blk"),
             ("drive property not set", "-device", "virtio-blk,drive="),
@@ -183,7 +187,10 @@ class DiskTest(MachineCase):
         with self.machine(
             *("-fdb", "disk.qcow2"),
             *("-device", "floppy,id=f"),
-            *("-device", "virtio-scsi,id=s", "-device", "scsi-cd,id=c,bus=s.0"),
+            *("-device", "pcie-root-port,id=port,chassis=1,bus=pcie.0"),
+            *("-device", "pci-bridge,id=bridge,chassis_nr=1,bus=port"),
+            *("-device", "virtio-scsi,id=s,bus=bridge", "-device", "scsi-cd,id=nope,bus=s.0"),
+            *("-set", "device.nope.id=c"),
         ) as machine:
             text = machine.hmp("info block").replace("\r", "")
         self.assertRegex(text, r"floppy1 \(#block\d+\): disk.qcow2 \(qcow2\)\n")
@@ -274,6 +281,21 @@ class DiskTest(MachineCase):
             machine.qmp.command("system_reset")
             machine.qmp.wait_event("DEVICE_DELETED")
             machine.qmp.command("device_add", driver="virtio-blk", drive="n")
+
+    def test_a_guest_device_uses_its_disk_when_the_machine_starts(self):
+        """Until then, others write what the disk of the other machine has."""
+        with self.machine("-drive", "if=none,id=d,file=disk.qcow2,node-name=n",
+                          "-device", "virtio-blk,drive=d", "-incoming", "defer") as machine:  # fmt: skip
+            command = machine.qmp.command
+            address = {"type": "unix", "data": {"path": self.path("nbd")}}
+            command("nbd-server-start", addr=address)
+            export = {"type": "nbd", "id": "e", "node-name": "n", "writable": True}
+            command("block-export-add", **export)
+            self.assertIn("Permission conflict", self.refusal(machine, "cont"))
+            command("block-export-del", id="e", mode="hard")
+            wait_until(lambda: not command("query-block-exports"), "the end of the export")
+            command("cont")
+            self.assertIn("Permission conflict", self.refusal(machine, "block-export-add", **export))
 
     def test_a_temporary_overlay_takes_the_writes(self):
         with self.machine("-drive", "file=disk.qcow2,if=none,id=d,snapshot=on") as machine:

@@ -26,6 +26,7 @@ static struct machine_bus own_buses[] = {
     {.type = "IDE", .units_name = "IDE", .units = 2, .passed_when_full = true, .name = "ide.1"},
     {.type = "floppy-bus", .units_name = "floppy", .units = 2, .name = "floppy-bus.0"},
     {.type = "PCI", .name = "pci.0"},
+    {.type = "PCI", .name = "pcie.0"},
     {.type = "virtio-bus", .name = "virtio-bus"},
 };
 
@@ -169,10 +170,11 @@ int machine_bus_add(const char *type, const char *id, struct machine_bus **ret_b
     add_own_buses();
     bus->type = type;
     list_init(&bus->places);
-    if (id) {
-        snprintf(bus->name, sizeof(bus->name), "%.60s.0", id);
+    if (id) { /* a bridge gives its own name to its bus */
+        snprintf(bus->name, sizeof(bus->name), "%.60s%s", id, strcmp(type, "PCI") == 0 ? "" : ".0");
     } else {
-        snprintf(bus->name, sizeof(bus->name), "scsi.%u", nameless++);
+        snprintf(bus->name, sizeof(bus->name), "%s.%u",
+                 strcmp(type, "PCI") == 0 ? "bridge" : "scsi", nameless++);
     }
     list_append(&buses, &bus->link);
     *ret_bus = bus;

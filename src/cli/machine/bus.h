@@ -38,8 +38,8 @@ bool machine_bus_has_units(const char *type);
 void machine_bus_leave(struct machine_place *place);
 
 /*
- * Add the bus of a controller with the name `id`; NULL: it has none, and the name of the bus is
- * that of its type with a number. -ENOMEM.
+ * Add the bus of a controller or PCI bridge with the name `id`; NULL: it has none, and the name of
+ * the bus is that of its type with a number. `type` is static. -ENOMEM.
  */
 int machine_bus_add(const char *type, const char *id, struct machine_bus **ret_bus,
                     struct error *err);

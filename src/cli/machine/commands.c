@@ -12,7 +12,7 @@
 #include "qmp/events.h"
 #include "qmp/types.h"
 
-/* --- the machine as a whole --------------------------------------------------------------------*/
+/* --- the machine as a whole ------------------------------------------------------------------- */
 
 static const char *machine_name; /* borrowed, not ended by NUL */
 static int machine_name_length;  /* 0: the machine has no name */

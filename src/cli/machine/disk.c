@@ -75,6 +75,9 @@ struct block_node *machine_disk_node(const struct machine_disk *disk)
     return disk->device.root ? block_root_node(disk->device.root) : NULL;
 }
 
+/* The guest devices do not use their disks yet: the machine waits for another one's state. */
+static bool incoming;
+
 /*
  * What the disk does with its node, and what it lets others do. Without a guest device nobody
  * writes but by the monitor's qemu-io, from its first write on.
@@ -83,11 +86,11 @@ static void permissions(const struct machine_disk *disk, const struct block_node
                         unsigned *ret_perm, unsigned *ret_shared)
 {
     *ret_perm = BLOCK_PERM_CONSISTENT_READ;
-    if (!block_node_is_read_only(node) && (disk->user || disk->written)) {
+    if (!block_node_is_read_only(node) && ((disk->user && !incoming) || disk->written)) {
         *ret_perm |= BLOCK_PERM_WRITE;
     }
     *ret_shared = BLOCK_PERM_ALL;
-    if (disk->user) {
+    if (disk->user && !incoming) {
         *ret_shared = disk->use.shared;
     }
     if (disk->user && disk->use.reads_only) {
@@ -104,6 +107,30 @@ int machine_disk_co_set_perm(struct machine_disk *disk, struct error *err)
     }
     permissions(disk, machine_disk_node(disk), &perm, &shared);
     return block_co_root_set_perm(disk->device.root, perm, shared, err);
+}
+
+void machine_disks_wait_for_start(void)
+{
+    incoming = true;
+}
+
+int machine_disks_co_start(struct error *err)
+{
+    struct machine_disk *disk;
+    bool waited = incoming;
+    int r = 0;
+
+    incoming = false;
+    LIST_FOREACH (disk, &disks, link) {
+        r = r < 0 || !waited ? r : machine_disk_co_set_perm(disk, err);
+    }
+    if (r < 0) { /* what they had before was possible */
+        incoming = true;
+        LIST_FOREACH (disk, &disks, link) {
+            (void)machine_disk_co_set_perm(disk, NULL);
+        }
+    }
+    return r;
 }
 
 int machine_disk_co_insert(struct machine_disk *disk, struct block_node *node, struct error *err)

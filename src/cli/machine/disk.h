@@ -80,6 +80,13 @@ void machine_disk_co_remove(struct machine_disk *disk);
  * Errors of block_co_root_set_perm().
  */
 int machine_disk_co_set_perm(struct machine_disk *disk, struct error *err);
+/*
+ * Disks that are made from now on are not used by their guest devices, which share all, until
+ * machine_disks_co_start(). Does not yield.
+ */
+void machine_disks_wait_for_start(void);
+/* The guest devices use their disks. After an error, of another user, none of them does. Yields. */
+int machine_disks_co_start(struct error *err);
 
 /* io.co_reopen of disks and nodes: reopen.c. */
 io_co_reopen_fn machine_co_reopen;

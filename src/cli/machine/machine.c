@@ -47,7 +47,9 @@
 struct machine {
     struct daemon_run run;
     struct cli_items items; /* in order */
-    const char *loadvm;     /* a snapshot of the machine to begin with; NULL: none */
+    char **texts;           /* owned, and each of them: values of `items` that -set has changed */
+    size_t text_count;
+    const char *loadvm; /* a snapshot of the machine to begin with; NULL: none */
     bool is_incoming;
 };
 
@@ -374,7 +376,7 @@ static void print_machine_usage(void)
            "\n"
            "The storage daemon under the command line of QEMU's system emulator, without a guest.\n"
            "For tests. Options that make something: -add-fd -object -chardev -blockdev -drive\n"
-           "-hda ... -cdrom -fda -fdb -mon -qmp -monitor -qtest -device; -S -accel -snapshot\n"
+           "-hda ... -cdrom -fda -fdb -mon -qmp -monitor -qtest -device; -set -S -accel -snapshot\n"
            "-pidfile -daemonize -incoming -loadvm.\n",
            cli_program());
 }
@@ -391,6 +393,55 @@ static bool has_no_effect(const char *name, bool *ret_has_value)
 }
 
 enum verdict { NEXT, DONE, WRONG };
+
+/* The option -device, -drive or the like, given before, that has this ID; NULL: none. */
+static struct cli_item *find_given_option(struct machine *m, const char *name, const char *id)
+{
+    for (size_t i = 0; i < m->items.count; i++) {
+        struct cli_item *item = &m->items.item[i];
+        AUTO_OPTIONS struct options *opts = NULL;
+
+        if (strcmp(item->name, name) == 0 && item->value[0] != '{' &&
+            options_parse(item->value, "driver", &opts, NULL) == 0 &&
+            options_is_text(opts, "id", id)) {
+            return item;
+        }
+    }
+    return NULL;
+}
+
+/* -set OPTION.ID.NAME=VALUE: give an option that was given before one more member. */
+static enum verdict set_member(struct machine *m, const char *text)
+{
+    char option[32], id[64];
+    int end = 0;
+    struct cli_item *item;
+    char *value = NULL, **more;
+
+    if (sscanf(text, "%31[^.].%63[^.].%n", option, id, &end) != 2 || end == 0 ||
+        !strchr(text + end, '=')) {
+        cli_fail("-set %s: can't parse: \"%s\"", text, text);
+        return WRONG;
+    }
+    item = find_given_option(m, option, id);
+    if (!item) {
+        cli_fail("-set %s: there is no %s \"%s\" defined", text, option, id);
+        return WRONG;
+    }
+    more = realloc(m->texts, (m->text_count + 1) * sizeof(*more));
+    if (!more) {
+        cli_fail("out of memory");
+        return WRONG;
+    }
+    m->texts = more;
+    if (asprintf(&value, "%s,%s", item->value, text + end) < 0) {
+        cli_fail("out of memory");
+        return WRONG;
+    }
+    m->texts[m->text_count++] = value;
+    item->value = value;
+    return NEXT;
+}
 
 /* An option that is neither without effect nor makes something. `value` is NULL at the end. */
 static enum verdict take_plain_option(struct machine *m, const char *name, const char *value,
@@ -432,6 +483,9 @@ static enum verdict take_plain_option(struct machine *m, const char *name, const
         }
         return NEXT;
     }
+    if (value && strcmp(name, "set") == 0) {
+        return set_member(m, value);
+    }
     if (value && strcmp(name, "loadvm") == 0) {
         m->loadvm = value;
         return NEXT;
@@ -440,6 +494,7 @@ static enum verdict take_plain_option(struct machine *m, const char *name, const
     if (value && strcmp(name, "incoming") == 0 &&
         (strcmp(value, "defer") == 0 || strncmp(value, "exec:", 5) == 0)) {
         m->is_incoming = true;
+        machine_disks_wait_for_start();
         machine_start_stopped();
         return NEXT;
     }
@@ -505,5 +560,9 @@ int cli_machine_main(int argc, char **argv)
         status = verdict == DONE ? 0 : 1;
     }
     cli_items_clear(&m.items);
+    while (m.text_count > 0) {
+        free(m.texts[--m.text_count]);
+    }
+    free(m.texts);
     return status;
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "cli/machine/commands.h"
+#include "cli/machine/disk.h"
 #include "qmp/events.h"
 #include "qmp/set_active.h"
 #include "qmp/types.h"
@@ -35,6 +36,7 @@ int machine_co_cont(struct qmp_call *call, struct json_object *args, struct json
 {
     int r = qmp_co_set_active(NULL, true, err);
 
+    UNLESS_FAILED(r, machine_disks_co_start(err));
     if (r >= 0 && !machine_is_running()) {
         run_state = "running";
         qmp_emit("RESUME", NULL);
