@@ -156,7 +156,7 @@ static int init_caches(struct qcow2 *q, const struct qcow2_cache_options *o, str
 {
     int r = cache_init(&q->caches.l2, q->node->file, o->slice, 0);
 
-    UNLESS_FAILED(r, qcow2_fit_l2_cache(q));
+    UNLESS_FAILED(r, qcow2_fit_l2_cache(q, block_node_size(q->node)));
     UNLESS_FAILED(r, cache_init(&q->caches.refcounts, q->node->file,
                                 MIN(REF_SLICE, q->cluster_size), o->ref_bytes));
     q->caches.l2.load_event = BLOCK_EVENT_L2_LOAD;

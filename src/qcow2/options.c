@@ -87,17 +87,17 @@ const struct schema_type qcow2_options_type = OBJECT_INIT(
 
 /* --- caches ---------------------------------------------------------------------------------- */
 
-/* Bytes that all L2 entries of the disk take. */
-static uint64_t all_l2_bytes(const struct qcow2 *q)
+/* Bytes that all L2 entries of a disk of `size` bytes take. */
+static uint64_t all_l2_bytes(const struct qcow2 *q, uint64_t size)
 {
-    uint64_t entries = div_round_up(block_node_size(q->node), q->cluster_size);
+    uint64_t entries = div_round_up(size, q->cluster_size);
 
     return round_up(entries << (3 + q->extended_l2), q->cluster_size);
 }
 
-int qcow2_fit_l2_cache(struct qcow2 *q)
+int qcow2_fit_l2_cache(struct qcow2 *q, uint64_t size)
 {
-    uint64_t all = all_l2_bytes(q);
+    uint64_t all = all_l2_bytes(q, size);
     int r = cache_set_limit(&q->caches.l2, MIN(q->caches.l2_max, all));
 
     if (r == 0 && q->caches.l2_max >= all) {
@@ -175,7 +175,8 @@ static int take_caches(struct qcow2 *q, struct options *opts,
                          "size (%llu)",
                          (unsigned long long)q->cluster_size);
     }
-    if (MIN(q->caches.l2_max, all_l2_bytes(q)) / ret_options->slice > INT_MAX) {
+    if (MIN(q->caches.l2_max, all_l2_bytes(q, block_node_size(q->node))) / ret_options->slice >
+        INT_MAX) {
         return error_set(err, EINVAL, "L2 cache size too big");
     }
     if (ret_options->ref_bytes / q->cluster_size > INT_MAX) {

@@ -21,9 +21,10 @@ int qcow2_take_options(struct qcow2 *q, struct options *opts,
                        struct qcow2_cache_options *ret_options, struct error *err);
 
 /*
- * Set the limit of the L2 cache to that of the options, but not more than the whole disk needs.
- * After open and resize. 0 or -ENOMEM. Does not yield.
+ * Set the limit of the L2 cache to that of the options, but not more than a whole disk of `size`
+ * bytes needs. After open and resize, and before tables of an area beyond the end of the disk are
+ * made. 0 or -ENOMEM. Does not yield.
  */
-int qcow2_fit_l2_cache(struct qcow2 *q);
+int qcow2_fit_l2_cache(struct qcow2 *q, uint64_t size);
 
 #endif

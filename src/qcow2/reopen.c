@@ -178,7 +178,7 @@ void qcow2_co_reopen_commit(struct block_node *node)
     }
     if (q->reopen->has_options) {
         /* Without memory the caches stay as they were, and work. */
-        (void)qcow2_fit_l2_cache(q);
+        (void)qcow2_fit_l2_cache(q, block_node_size(q->node));
         (void)cache_set_limit(&q->caches.refcounts, q->reopen->cache.ref_bytes);
         qcow2_cache_cleaner_stop(q);
         qcow2_cache_cleaner_start(q);

@@ -268,6 +268,8 @@ static int co_grow(struct qcow2 *q, uint64_t old_size, uint64_t size, enum block
         UNLESS_FAILED(r, co_zero_rest_of_cluster(q, old_size));
     }
     if (r >= 0 && prealloc != BLOCK_PREALLOC_OFF) {
+        /* As for the size to be: the cache of a small disk would keep all new tables, unsorted. */
+        (void)qcow2_fit_l2_cache(q, size);
         r = qcow2_co_preallocate(q, old_size, size, prealloc, err);
         if (r < 0) {
             return r;
@@ -460,7 +462,7 @@ int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_preallo
     r = co_change_size(q, old_size, size, greatest, prealloc, err);
     atomic_store(&q->bitmaps.marked, false);
     /* Without memory the cache stays as it was, and works. */
-    (void)qcow2_fit_l2_cache(q);
+    (void)qcow2_fit_l2_cache(q, block_node_size(q->node));
     if (r == 0 && !list_is_empty(&node->bitmaps)) {
         r = qcow2_co_store_bitmaps(q, err);
     }

@@ -2,12 +2,36 @@
 """External data files."""
 
 import os
+import subprocess
 import unittest
 
-from tidemark import TestCase, compat, img, io, qemu_img, qemu_io, run
+from tidemark import TestCase, compat, img, io, qemu_img, qemu_io, run, tool
 
 
 class DataFile(TestCase):
+    def test_a_raw_one_excludes_a_backing_file(self):
+        path = self.create("a.qcow2", "1M", "qcow2", ("-o", f"data_file={self.path('d')},data_file_raw=on"))
+        self.create("b.raw", "1M", "raw")
+        result = img("rebase", "-f", "qcow2", "-u", "-b", "b.raw", "-F", "raw", path, check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("Backing file and data-file-raw cannot be used at the same time", result.stderr)
+        img("rebase", "-f", "qcow2", "-u", "-b", "", path)
+        self.assertNotIn("backing", img("info", path).stdout)
+
+    def test_a_small_disk_grows_with_the_cache_that_it_may_have(self):
+        """All of the new area is mapped at once: 32 MiB of tables, which do not stay in RAM."""
+        path = self.create("a.qcow2", "1M", "qcow2", ("-o", f"data_file={self.path('d')},data_file_raw=on"))
+        node = f"driver=qcow2,l2-cache-size=1M,file.filename={path}"
+        used = []
+        for more in ("1M", "256G"):
+            with subprocess.Popen([*tool("img"), "resize", "-q", "--image-opts", node, "+" + more]) as process:
+                _, status, usage = os.wait4(process.pid, 0)
+                process.returncode = status
+            self.assertEqual(status, 0)
+            used.append(usage.ru_maxrss)
+        self.assertLess(used[1] - used[0], 16 << 10)
+        self.assertEqual(img("check", path).returncode, 0)
+
     def test_what_a_shrunk_disk_had_does_not_come_back(self):
         """A data file keeps what is past the end; a disk that grows over it, mapped, reads zeroes.
         """

@@ -34,6 +34,10 @@ int qcow2_co_change_backing(struct block_node *node, const char *filename, const
         return error_set(err, EINVAL, "The backing file name has %zu bytes; at most %d are allowed",
                          strlen(filename), BACKING_NAME_MAX);
     }
+    if (filename && q->data_file_raw) {
+        return error_set(err, EINVAL,
+                         "Backing file and data-file-raw cannot be used at the same time");
+    }
     swap_names(q, &new_filename, &new_format);
     r = qcow2_co_write_header(q, err);
     if (r < 0) {

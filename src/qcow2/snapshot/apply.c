@@ -39,7 +39,7 @@ static int co_switch_active_l1(struct qcow2 *q, const uint64_t *l1, uint32_t ent
         block_node_set_size(q->node, old_disk_size);
         return r;
     }
-    (void)qcow2_fit_l2_cache(q); /* the disk may be larger now */
+    (void)qcow2_fit_l2_cache(q, block_node_size(q->node)); /* the disk may be larger now */
     return 0;
 }
 
