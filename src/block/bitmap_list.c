@@ -80,6 +80,17 @@ void block_bitmap_add_excess(struct block_bitmap *b, uint64_t bytes, const char 
     }
 }
 
+/* A larger granule is dirty as a whole if a smaller one is. */
+void block_bitmap_inherit_excess(struct block_bitmap *b, const struct block_bitmap_state *from,
+                                 uint32_t granularity)
+{
+    uint64_t factor = MAX(b->granularity / granularity, 1u);
+
+    if (from->trust == BLOCK_BITMAP_SUPERSET) {
+        block_bitmap_add_excess(b, MIN(from->excess, UINT64_MAX / factor) * factor, from->why);
+    }
+}
+
 struct block_bitmap *block_bitmap_find(struct block_node *node, const char *name)
 {
     struct block_bitmap *b;

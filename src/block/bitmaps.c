@@ -519,7 +519,10 @@ static int co_merge_drained(struct block_bitmap *dest, struct block_bitmap *cons
     }
     backup = swap_bits(dest, bits);
     for (size_t i = 0; i < count; i++) {
-        block_bitmap_add_excess(dest, sources[i]->excess, sources[i]->excess_why);
+        struct block_bitmap_state state;
+
+        block_bitmap_get_state(sources[i], &state);
+        block_bitmap_inherit_excess(dest, &state, sources[i]->granularity);
     }
     r = co_end_change(dest, err);
     if (r < 0) {

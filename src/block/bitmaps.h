@@ -61,6 +61,13 @@ struct block_bitmap_state {
 /* Does not yield. */
 void block_bitmap_get_state(const struct block_bitmap *b, struct block_bitmap_state *ret_state);
 
+/*
+ * The bits that are added to `b` next come from a bitmap in the state `from`, with `granularity`:
+ * what that one has in excess, `b` has, too. Does not yield.
+ */
+void block_bitmap_inherit_excess(struct block_bitmap *b, const struct block_bitmap_state *from,
+                                 uint32_t granularity);
+
 /* By name; NULL: there is none. Borrowed. */
 struct block_bitmap *block_bitmap_find(struct block_node *node, const char *name);
 /* With the errors of QMP: node not found, "Dirty bitmap 'x' not found". */

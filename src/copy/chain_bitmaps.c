@@ -17,6 +17,7 @@ struct chain_bitmap {
     /* bytes per bit */
     uint32_t granularity;
     bool enabled, persistent;
+    struct block_bitmap_state state;
     /* of the image: 1 is the top */
     int depth;
     /* name of the image; borrowed */
@@ -82,6 +83,7 @@ static int co_collect_chain_bitmap(struct chain_bitmaps *c, struct block_bitmap 
     if (r < 0) {
         return r;
     }
+    block_bitmap_get_state(b, &item.state);
     item.name = strdup(block_bitmap_name(b));
     item.bits = clone_bits(block_bitmap_bits(b), size);
     r = append_bitmap(c, &item);
@@ -207,7 +209,10 @@ static int co_store_bitmap(const struct chain_bitmaps *c, const struct chain_bit
         r = block_co_bitmap_add(to, item->name, finest_granularity(c, item->name), item->persistent,
                                 true, &b, err);
     }
-    UNLESS_FAILED(r, block_co_bitmap_add_bits(b, item->bits, err));
+    if (r == 0) {
+        block_bitmap_inherit_excess(b, &item->state, item->granularity);
+        r = block_co_bitmap_add_bits(b, item->bits, err);
+    }
     if (item->enabled) {
         UNLESS_FAILED(r, block_co_bitmap_set_enabled(b, true, err));
     }

@@ -345,6 +345,19 @@ class Excess(Case):
         img("bitmap", "--remove", "-f", "qcow2", self.image, "b")
         self.assertEqual(self.state("frozen")["excess"], self.hot)
 
+    def test_operations_on_chains_and_copies_take_it_along(self):
+        base, copy = self.path("base.qcow2"), self.path("copy.qcow2")
+        img("create", "-q", "-f", "qcow2", base, str(SIZE))
+        img("bitmap", "--add", "-f", "qcow2", "-g", "256k", base, "b")
+        img("create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", self.image)
+        img("bitmap", "--add", "-f", "qcow2", "-g", "64k", self.image, "b")
+        self.killed_after([(5 * M, 4 * K), (40 * M, 4 * K)])
+        overlay = self.image
+        img("convert", "-f", "qcow2", "-O", "qcow2", "--bitmaps", overlay, copy)
+        img("commit", "-f", "qcow2", overlay)
+        for self.image, expected in (overlay, self.hot), (copy, self.hot), (base, 4 * self.hot):
+            self.assertEqual(self.state()["excess"], expected)
+
     def test_a_transaction_that_fails_changes_nothing_of_it(self):
         self.open_and_close()
         fails = ("block-dirty-bitmap-remove", {"node": "disk", "name": "no such bitmap"})

@@ -271,12 +271,17 @@ static int co_check_target_bitmaps(const struct convert *c, struct error *err)
 
 static int co_copy_bitmap(struct block_bitmap *from, struct block_node *to, struct error *err)
 {
+    struct block_bitmap_state state;
     struct block_bitmap *copy;
     int r = block_co_bitmap_fetch(from, err);
 
     UNLESS_FAILED(r, block_co_bitmap_add(to, block_bitmap_name(from),
                                          block_bitmap_granularity(from), true, true, &copy, err));
-    UNLESS_FAILED(r, block_co_bitmap_add_bits(copy, block_bitmap_bits(from), err));
+    if (r == 0) {
+        block_bitmap_get_state(from, &state);
+        block_bitmap_inherit_excess(copy, &state, block_bitmap_granularity(from));
+        r = block_co_bitmap_add_bits(copy, block_bitmap_bits(from), err);
+    }
     if (block_bitmap_enabled(from)) {
         UNLESS_FAILED(r, block_co_bitmap_set_enabled(copy, true, err));
     }
