@@ -45,7 +45,7 @@ static void end_epoch(struct guest *g, struct model_bitmap *b)
     }
 }
 
-/* Adding and removing may fail in a full file; then nothing has changed. Storing must not. */
+/* Commands may fail in a full file; then nothing has changed. Storing at close must not. */
 static bool found_no_room(struct guest *g, int ret)
 {
     if (ret != -ENOSPC || g->w->config.room == 0) {
@@ -99,6 +99,9 @@ static int co_clear_bitmap(struct guest *g, struct block_bitmap *bitmap, struct 
 
     end_epoch(g, b);
     ret = block_co_bitmap_clear(bitmap, NULL, g->err);
+    if (found_no_room(g, ret)) {
+        return 0;
+    }
     if (bitmap->enabled) {
         begin_epoch(g, b);
     }
@@ -108,19 +111,24 @@ static int co_clear_bitmap(struct guest *g, struct block_bitmap *bitmap, struct 
 /* One that is enabled again has missed something: it covers nothing until it is cleared. */
 static int co_switch_bitmap(struct guest *g, struct block_bitmap *bitmap, struct model_bitmap *b)
 {
+    int ret;
+
     end_epoch(g, b);
-    return block_co_bitmap_set_enabled(bitmap, !bitmap->enabled, g->err);
+    ret = block_co_bitmap_set_enabled(bitmap, !bitmap->enabled, g->err);
+    return found_no_room(g, ret) ? 0 : ret;
 }
 
 /* Of one granularity, or it is refused. */
 static int co_merge_bitmap(struct guest *g, struct block_bitmap *bitmap)
 {
     struct block_bitmap *other = block_bitmap_next(bitmap->node, NULL);
+    int ret;
 
     while (other && (other == bitmap || other->inconsistent)) {
         other = block_bitmap_next(bitmap->node, other);
     }
-    return other ? block_co_bitmap_merge(bitmap, &other, 1, NULL, g->err) : 0;
+    ret = other ? block_co_bitmap_merge(bitmap, &other, 1, NULL, g->err) : 0;
+    return found_no_room(g, ret) ? 0 : ret;
 }
 
 /* The last one that was cleared as a part of a joint change. */
