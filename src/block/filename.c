@@ -198,7 +198,7 @@ static int co_open_json(const char *text, const char *format, struct options *ex
 {
     AUTO_OPTIONS struct options *generic = extra;
     AUTO_OPTIONS struct options *top = NULL;
-    int r = options_parse(text, NULL, &top, err);
+    int r = options_parse_json(text, &top, err);
 
     if (r < 0) {
         error_prepend(err, "Could not parse the JSON options: ");

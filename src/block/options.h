@@ -40,6 +40,13 @@ static inline void options_cleanup(struct options **o)
 int options_parse(const char *text, const char *implied_key, struct options **ret_options,
                   struct error *err);
 
+/* Likewise, but later elements without "=" are errors, as in the options of QEMU's daemon. */
+int options_parse_strict(const char *text, const char *implied_key, struct options **ret_options,
+                         struct error *err);
+
+/* Parse the text of a JSON object, which may begin with white space. -EINVAL. */
+int options_parse_json(const char *text, struct options **ret_options, struct error *err);
+
 /*
  * The name, in a group of options, of a value that was given to the group itself. QEMU has one
  * option that is a value, a group, or both: overlap-check.

@@ -296,8 +296,9 @@ static const char *read_value(const char *p, struct strbuf *value)
     }
 }
 
-static int parse_pairs(const char *text, const char *implied_key, struct json_object *root,
-                       struct error *err)
+/* `strict`: an element without "=" is an error, unless it is the first one with `implied_key`. */
+static int parse_pairs(const char *text, const char *implied_key, bool strict,
+                       struct json_object *root, struct error *err)
 {
     const char *p = text;
 
@@ -314,6 +315,8 @@ static int parse_pairs(const char *text, const char *implied_key, struct json_ob
         } else if (implied_key && p == text) {
             strbuf_puts(&key, implied_key);
             p = read_value(p, &value);
+        } else if (strict) {
+            return error_set(err, EINVAL, "Expected '=' after parameter '%.*s'", (int)len, p);
         } else {
             strbuf_append(&key, p, len);
             strbuf_puts(&value, "on");
@@ -333,19 +336,35 @@ static int parse_pairs(const char *text, const char *implied_key, struct json_ob
     return 0;
 }
 
-int options_parse(const char *text, const char *implied_key, struct options **ret_options,
-                  struct error *err)
+static int check_text_size(size_t size, struct error *err)
 {
-    size_t size = strlen(text);
-    struct options *o;
-    int r;
-
     if (size > OPTIONS_TEXT_MAX) {
         return error_set(err, EINVAL, "Options are %zu bytes long; at most %d are accepted", size,
                          OPTIONS_TEXT_MAX);
     }
+    return 0;
+}
+
+int options_parse_json(const char *text, struct options **ret_options, struct error *err)
+{
+    size_t size = strlen(text);
+    int r = check_text_size(size, err);
+
+    return r < 0 ? r : parse_json(text, size, ret_options, err);
+}
+
+static int parse_text(const char *text, const char *implied_key, bool strict,
+                      struct options **ret_options, struct error *err)
+{
+    struct options *o;
+    int r;
+
     if (text[0] == '{') {
-        return parse_json(text, size, ret_options, err);
+        return options_parse_json(text, ret_options, err);
+    }
+    r = check_text_size(strlen(text), err);
+    if (r < 0) {
+        return r;
     }
     o = options_new();
     if (!options_usable(o)) {
@@ -353,13 +372,25 @@ int options_parse(const char *text, const char *implied_key, struct options **re
         return options_no_memory(err);
     }
     o->is_text = true;
-    r = parse_pairs(text, implied_key, o->root, err);
+    r = parse_pairs(text, implied_key, strict, o->root, err);
     if (r < 0) {
         options_free(o);
         return r;
     }
     *ret_options = o;
     return 0;
+}
+
+int options_parse(const char *text, const char *implied_key, struct options **ret_options,
+                  struct error *err)
+{
+    return parse_text(text, implied_key, false, ret_options, err);
+}
+
+int options_parse_strict(const char *text, const char *implied_key, struct options **ret_options,
+                         struct error *err)
+{
+    return parse_text(text, implied_key, true, ret_options, err);
 }
 
 /* --- arguments of commands -------------------------------------------------------------------- */

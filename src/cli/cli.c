@@ -208,7 +208,7 @@ int cli_add_objects(const struct cli_items *objects, struct error *err)
             cli_print_object_help(value);
             return CLI_ARGS_HELP;
         }
-        r = options_parse(value, "qom-type", &opts, err);
+        r = options_parse_strict(value, "qom-type", &opts, err);
         UNLESS_FAILED(r, user_object_add(opts, err));
         cli_hide_secret(objects->item[i].value);
         if (r < 0) {

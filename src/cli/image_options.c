@@ -186,7 +186,8 @@ static int parse_given_options(const struct cli_image *image, struct options **r
     if (cli_image_is_options(image)) {
         const char *text = image->image_opts ? image->name : image->name + strlen(JSON_PREFIX);
 
-        r = options_parse(text, NULL, &opts, err);
+        r = image->image_opts ? options_parse(text, NULL, &opts, err)
+                              : options_parse_json(text, &opts, err);
         if (r < 0 && !image->image_opts) {
             error_prepend(err, "Could not parse the JSON options: ");
         }

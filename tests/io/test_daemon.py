@@ -373,6 +373,8 @@ class DaemonTest(tidemark.TestCase):
         self.assertEqual(server.qmp.node("r")["image"]["virtual-size"], (1 << 20) - (64 << 10))
         self.refused("Parameter 'file.bogus' is unexpected", "--blockdev", "raw,node-name=r,"
                      f"file.driver=file,file.filename={raw},file.bogus=1")  # fmt: skip
+        self.refused("Expected '=' after parameter 'read-only'", "--blockdev",
+                     f"file,node-name=r,filename={raw},read-only")  # fmt: skip
 
     def test_help_of_options(self):
         for options, wanted in (

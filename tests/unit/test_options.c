@@ -57,6 +57,33 @@ static void first_element_may_omit_its_key(void **state)
     assert_tree(parse("server,nowait", NULL), "{\"server\":\"on\",\"nowait\":\"on\"}");
 }
 
+static void strict_text_has_values(void **state)
+{
+    ERROR_AUTO(err);
+    struct options *o = NULL;
+
+    assert_int_equal(options_parse_strict("nbd,id=e,writable", "type", &o, &err), -EINVAL);
+    assert_string_equal(error_message(&err), "Expected '=' after parameter 'writable'");
+    error_clear(&err);
+    assert_int_equal(options_parse_strict("unix,path=a", NULL, &o, &err), -EINVAL);
+    assert_null(o);
+    error_clear(&err);
+    assert_int_equal(options_parse_strict("nbd,id=e,", "type", &o, &err), 0);
+    assert_tree(o, "{\"type\":\"nbd\",\"id\":\"e\"}");
+}
+
+static void text_of_a_json_object_is_no_other(void **state)
+{
+    ERROR_AUTO(err);
+    struct options *o = NULL;
+
+    assert_int_equal(options_parse_json("driver=raw", &o, &err), -EINVAL);
+    assert_null(o);
+    error_clear(&err);
+    assert_int_equal(options_parse_json(" {\"a.b\": 1}", &o, &err), 0);
+    assert_tree(o, "{\"a\":{\"b\":1}}");
+}
+
 static void json_keys_nest_and_merge(void **state)
 {
     assert_tree(parse("{\"file.driver\":\"file\",\"file\":{\"size\":5},\"list\":[{\"a.b\":1}],"
@@ -363,6 +390,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(pairs_nest_at_dots),
         cmocka_unit_test(first_element_may_omit_its_key),
+        cmocka_unit_test(strict_text_has_values),
+        cmocka_unit_test(text_of_a_json_object_is_no_other),
         cmocka_unit_test(json_keys_nest_and_merge),
         cmocka_unit_test(of_text_the_last_value_counts),
         cmocka_unit_test(duplicates_are_refused),

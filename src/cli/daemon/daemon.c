@@ -139,7 +139,10 @@ static int co_make(const struct cli_item *item, struct error *err)
         struct options *opts;
 
         if (strcmp(m->option, item->name) == 0) {
-            int r = options_parse(item->value, m->implied_key, &opts, err);
+            /* Of those of a chardev a short form is accepted, as in QEMU. */
+            int r = strcmp(m->option, "chardev") == 0
+                        ? options_parse(item->value, m->implied_key, &opts, err)
+                        : options_parse_strict(item->value, m->implied_key, &opts, err);
 
             UNLESS_FAILED(r, m->co_make(opts, err));
             prepend_option(item, err);
