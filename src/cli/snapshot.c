@@ -117,7 +117,7 @@ static int parse_form(const char *text, char **ret_id, char **ret_name, struct e
 
         if (!target) {
             error_set(err, EINVAL, "Invalid parameter '%.*s'", (int)strcspn(part, "="), part);
-            error_hint(err, "%s: Failed in parsing snapshot param '%s'", cli_program(), text);
+            error_hint(err, "%s: Failed in parsing snapshot param `%s'", cli_program(), text);
             return -EINVAL;
         }
         free(*target);

@@ -365,7 +365,8 @@ class Compatible(TestCase):
     def test_values_are_checked(self):
         self.refused("Invalid aio mode 'xx'", "-f", "raw", "--aio=xx")
         self.refused("requires cache.direct=on", "-f", "raw", "--aio=native", "-k", self.socket)
-        self.refused("handshake limit", "--handshake-limit=x")
+        for limit in ("x", "-1", "4294967296"):
+            self.refused(f"Invalid handshake limit '{limit}'", f"--handshake-limit={limit}")
         self.refused("port", "-p", "99999")
         self.refused("socket path must be absolute", "-k", "relative", program=[compat("qemu-nbd")])
         self.refused("not permitted without --socket", "--selinux-label=a")
@@ -384,6 +385,7 @@ class Compatible(TestCase):
             ("--cache=foo", image), ("-e", "abc", image), ("-e", "-1", image), ("-o", "abc", image),
             ("-f", "raw", self.path("none")), ("-f", "qcow2", image), ("-f", "nonsense", image),
             ("--image-opts", "driver=foo"), ("--image-opts", f"driver=raw,bogus=1,file={image}"),
+            ("-l", "snapshot.foo=1", image), ("json:foo",), ("json:driver=null-co",),
             (), (image, image), ("-Z",), ("--bogus=1",), ("--object",), ("-d",),
             ("-f", "raw", "--pid-file=/nonexistent/x", "-k", self.path("s"), image),
         ):  # fmt: skip
@@ -394,6 +396,10 @@ class Compatible(TestCase):
             with self.subTest(words=words):
                 self.assertEqual([r.returncode for r in results], [1, 1])
                 self.assertEqual(said[1], said[0])
+
+    def test_by_the_name_of_qemu_nbd_a_socket_counts_more_than_an_address(self):
+        self.start(compat("qemu-nbd"), "-b", "127.0.0.1", "-p", "1")
+        self.refused("A unix socket has no port", "-k", self.path("other"), "-p", "1")
 
     def test_a_selinux_label_is_taken_with_a_word(self):
         server = self.start(*tool("nbd"), "--selinux-label=system_u:object_r:svirt_t:s0")

@@ -55,7 +55,7 @@ static int check_device(struct nbd_command_line *cl, int rest, struct error *err
     if (cl->tls_creds) {
         return error_set(err, EINVAL, "TLS is not supported with a host device");
     }
-    if (cl->port || cl->bind) {
+    if ((cl->port || cl->bind) && !cli_is_compat()) {
         return error_set(err, EINVAL, "A host device is connected by a unix socket (--socket)");
     }
     if (!cl->socket) {
@@ -163,7 +163,8 @@ static int check_texts(const struct nbd_command_line *cl, struct error *err)
     if (cl->description && strlen(cl->description) > NBD_STRING_MAX) {
         return error_set(err, EINVAL, "export description '%s' too long", cl->description);
     }
-    if (cl->socket && (cl->bind || cl->port)) {
+    /* qemu-nbd takes both, and listens at the socket. */
+    if (cl->socket && (cl->bind || cl->port) && !cli_is_compat()) {
         return error_set(err, EINVAL, "A unix socket has no %s",
                          cl->port ? "port" : "address to bind to");
     }
@@ -246,8 +247,12 @@ static int take_numbers(struct nbd_command_line *cl, struct error *err)
     r = check_number_of_nbd(r, "shared device number", cl->shared, err);
     UNLESS_FAILED(r, cli_take_number(cl->per_address, "number of clients per address", 0,
                                      UINT32_MAX, &cl->max_per_address, err));
-    UNLESS_FAILED(r, cli_take_number(cl->handshake_limit, "handshake limit", 0, UINT32_MAX,
-                                     &cl->handshake_seconds, err));
+    if (r < 0) {
+        return r;
+    }
+    r = check_number_of_nbd(cli_take_number(cl->handshake_limit, "handshake limit", 0, UINT32_MAX,
+                                            &cl->handshake_seconds, NULL),
+                            "handshake limit", cl->handshake_limit, err);
     if (r < 0) {
         return r;
     }
