@@ -62,6 +62,8 @@ static struct {
     uint64_t taken;
     /* loop_offload_set_threads() */
     unsigned min, max;
+    /* 0: not known yet */
+    long processors;
     /* one of the threads stands by */
     bool has_standby;
     bool stopping;
@@ -91,10 +93,13 @@ static struct offload_job *take_job_locked(void)
 /* The usual number of workers. */
 static unsigned thread_limit_locked(void)
 {
-    long processors = sysconf(_SC_NPROCESSORS_ONLN);
-    unsigned usual = (unsigned)MIN(MAX(processors, OFFLOAD_THREADS_MIN), OFFLOAD_THREADS_MAX / 2);
+    unsigned usual;
 
     MUTEX_ASSERT_HELD(&pool.lock);
+    if (pool.processors == 0) { /* asked once: glibc reads a file in /sys */
+        pool.processors = MAX(sysconf(_SC_NPROCESSORS_ONLN), 1);
+    }
+    usual = (unsigned)MIN(MAX(pool.processors, OFFLOAD_THREADS_MIN), OFFLOAD_THREADS_MAX / 2);
     usual = MAX(usual, MIN(pool.min, OFFLOAD_THREADS_MAX / 2));
     return pool.max ? MIN(usual, pool.max) : usual;
 }
