@@ -15,15 +15,14 @@
 #include "file/punch.h"
 
 #define STATUS_CACHE_EXTENTS 64
+#define STATUS_CACHE_RUNS 4
 
 /*
  * Adjacent extents, from `start` on, as SEEK_DATA and SEEK_HOLE found them. Data and holes
  * alternate. An answer "hole" is valid until the next write to the node, and only while locks keep
  * others from writing; an answer "data" is valid until space of the file is freed.
  */
-struct status_cache {
-    /* guards all below */
-    pthread_mutex_t guard;
+struct status_run {
     uint64_t start;
     /* of each extent, rising; the next extent begins there */
     uint64_t ends[STATUS_CACHE_EXTENTS];
@@ -34,6 +33,15 @@ struct status_cache {
     uint64_t write_generation;
     /* of the file, before the search */
     uint64_t space_generation;
+};
+
+/* Of several readers, each of which asks for one part of the file after the other. */
+struct status_cache {
+    /* guards all below */
+    pthread_mutex_t guard;
+    struct status_run runs[STATUS_CACHE_RUNS];
+    /* the next one to be replaced */
+    unsigned oldest;
 };
 
 /*

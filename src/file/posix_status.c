@@ -110,7 +110,37 @@ static void fill_status(struct block_node *node, uint64_t offset, uint64_t lengt
     };
 }
 
-/* Answer from the cache; false if that is not possible. */
+/* Answer from a run; false if that is not possible. */
+static bool find_in_run_locked(struct block_node *node, const struct status_run *run,
+                               uint64_t offset, uint64_t length, struct block_status *ret_status)
+{
+    struct posix_file *f = node->opaque;
+    unsigned low = 0, high = run->count - 1;
+    bool data;
+
+    MUTEX_ASSERT_HELD(&f->status.guard);
+    if (run->count == 0 || offset < run->start || offset >= run->ends[run->count - 1] ||
+        run->space_generation != atomic_load(&f->space_generation)) {
+        return false;
+    }
+    while (low < high) {
+        unsigned middle = (low + high) / 2;
+
+        if (run->ends[middle] > offset) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    data = extent_is_data(run->first_is_data, low);
+    if (!data && (!atomic_load(&f->sole_writer) ||
+                  run->write_generation != atomic_load(&node->write_generation))) {
+        return false;
+    }
+    fill_status(node, offset, MIN(length, run->ends[low] - offset), data, ret_status);
+    return true;
+}
+
 static bool find_cached_status(struct block_node *node, uint64_t offset, uint64_t length,
                                struct block_status *ret_status)
 {
@@ -119,46 +149,46 @@ static bool find_cached_status(struct block_node *node, uint64_t offset, uint64_
     bool found = false;
 
     pthread_mutex_lock(&c->guard);
-    if (c->count > 0 && offset >= c->start && offset < c->ends[c->count - 1] &&
-        c->space_generation == atomic_load(&f->space_generation)) {
-        unsigned low = 0, high = c->count - 1;
-
-        while (low < high) {
-            unsigned middle = (low + high) / 2;
-
-            if (c->ends[middle] > offset) {
-                high = middle;
-            } else {
-                low = middle + 1;
-            }
-        }
-        if (extent_is_data(c->first_is_data, low)) {
-            fill_status(node, offset, MIN(length, c->ends[low] - offset), true, ret_status);
-            found = true;
-        } else if (atomic_load(&f->sole_writer) &&
-                   c->write_generation == atomic_load(&node->write_generation)) {
-            fill_status(node, offset, MIN(length, c->ends[low] - offset), false, ret_status);
-            found = true;
-        }
+    for (unsigned i = 0; i < STATUS_CACHE_RUNS && !found; i++) {
+        found = find_in_run_locked(node, &c->runs[i], offset, length, ret_status);
     }
     pthread_mutex_unlock(&c->guard);
     return found;
+}
+
+/* The run that a search at `offset` goes on with; NULL: there is none. */
+static struct status_run *find_run_before_locked(struct status_cache *c, uint64_t offset)
+{
+    MUTEX_ASSERT_HELD(&c->guard);
+    for (unsigned i = 0; i < STATUS_CACHE_RUNS; i++) {
+        struct status_run *run = &c->runs[i];
+
+        if (run->count > 0 && offset >= run->start && offset - run->start <= LOOK_AHEAD) {
+            return run;
+        }
+    }
+    return NULL;
 }
 
 static void cache_extents(struct posix_file *f, const struct seek_call *call,
                           uint64_t write_generation, uint64_t space_generation)
 {
     struct status_cache *c = &f->status;
+    struct status_run *run;
 
     pthread_mutex_lock(&c->guard);
-    c->start = call->start;
-    c->count = call->count;
-    c->first_is_data = call->first_is_data;
-    for (unsigned i = 0; i < call->count; i++) {
-        c->ends[i] = call->ends[i];
+    run = find_run_before_locked(c, call->start);
+    if (!run) {
+        run = &c->runs[c->oldest++ % STATUS_CACHE_RUNS];
     }
-    c->write_generation = write_generation;
-    c->space_generation = space_generation;
+    run->start = call->start;
+    run->count = call->count;
+    run->first_is_data = call->first_is_data;
+    for (unsigned i = 0; i < call->count; i++) {
+        run->ends[i] = call->ends[i];
+    }
+    run->write_generation = write_generation;
+    run->space_generation = space_generation;
     pthread_mutex_unlock(&c->guard);
 }
 
@@ -170,13 +200,14 @@ static uint64_t look_ahead(struct block_node *node, uint64_t offset)
 {
     struct posix_file *f = node->opaque;
     struct status_cache *c = &f->status;
+    const struct status_run *run;
     bool follows;
 
     pthread_mutex_lock(&c->guard);
-    follows = c->count > 0 && offset >= c->start && offset - c->start <= LOOK_AHEAD &&
-              atomic_load(&f->sole_writer) &&
-              c->write_generation == atomic_load(&node->write_generation) &&
-              c->space_generation == atomic_load(&f->space_generation);
+    run = find_run_before_locked(c, offset);
+    follows = run && atomic_load(&f->sole_writer) &&
+              run->write_generation == atomic_load(&node->write_generation) &&
+              run->space_generation == atomic_load(&f->space_generation);
     pthread_mutex_unlock(&c->guard);
     return follows ? LOOK_AHEAD : 0;
 }

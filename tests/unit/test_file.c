@@ -465,6 +465,38 @@ static void assert_status(struct block_edge *edge, uint64_t offset, uint64_t len
     assert_int_equal(st.length, expected);
 }
 
+/*
+ * Four readers, each of which goes through a part of the file, do not make each other search again.
+ * A search would find what has been punched by somebody else.
+ */
+static void status_is_remembered_for_several_readers(void *arg)
+{
+    struct disk d;
+    int fd;
+
+    make_file(IMAGE, 160 * MiB, 0);
+    d = attach("driver=file,filename=" IMAGE ",discard=unmap", RW);
+    for (uint64_t part = 0; part < 4; part++) {
+        fill(d.edge, part * 40 * MiB, 64 * KiB, 1, 0);
+    }
+    for (uint64_t part = 0; part < 4; part++) {
+        assert_status(d.edge, part * 40 * MiB, 1 * MiB, true, 64 * KiB);
+    }
+    fd = open(IMAGE, O_WRONLY | O_CLOEXEC);
+    assert_true(fd >= 0);
+    assert_int_equal(
+        fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)(160 * MiB)), 0);
+    assert_int_equal(close(fd), 0);
+    for (uint64_t part = 0; part < 4; part++) {
+        assert_status(d.edge, part * 40 * MiB, 1 * MiB, true, 64 * KiB);
+    }
+    assert_int_equal(block_co_discard(d.edge, 0, 64 * KiB), 0);
+    for (uint64_t part = 0; part < 4; part++) {
+        assert_status(d.edge, part * 40 * MiB, 1 * MiB, false, 1 * MiB);
+    }
+    detach(&d);
+}
+
 static void status_follows_what_is_written_and_punched(void *arg)
 {
     struct disk d;
@@ -922,6 +954,7 @@ int main(void)
         CO_TEST(discard_punches_only_where_it_is_wanted),
         CO_TEST(holes_punched_together_are_the_right_ones),
         CO_TEST(status_follows_what_is_written_and_punched),
+        CO_TEST(status_is_remembered_for_several_readers),
         CO_TEST(a_hole_that_others_may_fill_is_looked_at_again),
         CO_TEST(files_are_resized_and_preallocated),
         CO_TEST(only_regular_files_are_opened),
