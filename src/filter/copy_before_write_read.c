@@ -9,9 +9,12 @@
 #define STATUS_MAX (1 * GiB)
 /*
  * An area of at most FRAGMENTED_UNITS (bits of a word) and FRAGMENTED_MAX bytes is fragmented if it
- * has at least FRAGMENTED_RUNS runs, in turns on the disk and in the target.
+ * has at least FRAGMENTED_RUNS runs, in turns on the disk and in the target; or SPARSE_RUNS, if no
+ * more than one of SPARSE_PART units is in the target: to read these from both costs little.
  */
 #define FRAGMENTED_RUNS 5u
+#define SPARSE_RUNS 3u
+#define SPARSE_PART 8u
 #define FRAGMENTED_UNITS 64u
 #define FRAGMENTED_MAX (256u * KiB)
 
@@ -127,16 +130,18 @@ static uint64_t fragmented_locked(struct cbw_state *s, uint64_t offset, uint64_t
 {
     uint64_t end = MIN(offset + MIN(length, FRAGMENTED_MAX),
                        round_down(offset, s->unit) + (uint64_t)FRAGMENTED_UNITS * s->unit);
-    unsigned count = (unsigned)((end - 1) / s->unit - offset / s->unit) + 1;
-    uint64_t done;
+    unsigned count = (unsigned)((end - 1) / s->unit - offset / s->unit) + 1, least;
+    uint64_t done, turns;
 
-    if (count < FRAGMENTED_RUNS) {
+    if (count < SPARSE_RUNS) {
         return 0;
     }
     done = units_done_locked(s, offset) & low_bits(count);
+    least =
+        (unsigned)__builtin_popcountll(done) * SPARSE_PART <= count ? SPARSE_RUNS : FRAGMENTED_RUNS;
     /* a bit for each unit that is elsewhere than the one before it */
-    done = (done ^ done >> 1) & low_bits(count - 1);
-    return (unsigned)__builtin_popcountll(done) + 1 < FRAGMENTED_RUNS ? 0 : end - offset;
+    turns = (done ^ done >> 1) & low_bits(count - 1);
+    return (unsigned)__builtin_popcountll(turns) + 1 < least ? 0 : end - offset;
 }
 
 /* A read of a fragmented area. */

@@ -311,6 +311,24 @@ static void the_status_of_many_pieces_is_one(void *arg)
     cbw_graph_close(&g);
 }
 
+/* Nor is the temporary image asked for one old page among others, or the disk read twice. */
+static void one_old_page_among_others_is_a_piece(void *arg)
+{
+    struct cbw_graph g;
+    struct block_status status;
+    uint64_t reads;
+
+    cbw_graph_open(&g, DISK_SIZE, PARTS, 0);
+    assert_int_equal(cbw_guest_fill(&g, 5 * PAGE, PAGE, 0xee), 0);
+    assert_int_equal(cbw_co_snapshot_status(cbw_of_node(g.cbw_node), 0, DISK_SIZE, &status), 0);
+    assert_int_equal(status.length, 256 * 1024);
+    assert_int_equal(status.flags, BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED);
+    reads = memory_disk_requests(g.disk, MEMORY_DISK_READ);
+    assert_int_equal(cbw_reads_original(g.snapshot, 0, 2 * CLUSTER), 1);
+    assert_int_equal(memory_disk_requests(g.disk, MEMORY_DISK_READ) - reads, 1);
+    cbw_graph_close(&g);
+}
+
 /* A hole of the disk is none of the data around it. */
 static void the_status_keeps_holes_exact(void *arg)
 {
@@ -379,6 +397,7 @@ int main(void)
         CO_TEST(guest_writes_while_a_read_of_pieces_hangs),
         CO_TEST(errors_of_pieces_that_are_needed),
         CO_TEST(the_status_of_many_pieces_is_one),
+        CO_TEST(one_old_page_among_others_is_a_piece),
         CO_TEST(the_status_keeps_holes_exact),
         CO_TEST(the_unit_follows_the_target),
     };
