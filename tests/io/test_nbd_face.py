@@ -203,6 +203,12 @@ class FaceTest(TestCase):
         self.assertIn(" export: 'b'\n", text)
         self.assertIn(f"  size:  {SIZE}\n", text)
 
+    def test_list_names_the_transaction_size_of_a_server_without_block_sizes(self):
+        command = " ".join((*tool("nbd"), "-L", "-k", "$unixsocket"))
+        text = run("nbdkit", "-U", "-", "memory", "1M", "--run", command).stdout
+        self.assertNotIn("min block", text)
+        self.assertIn("\n  transaction size: 32-bit\n  available meta contexts", text)
+
     def test_offset_shows_the_rest_of_the_image(self):
         with open(self.disk, "r+b") as disk:
             disk.seek(65536)

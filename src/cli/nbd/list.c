@@ -59,8 +59,8 @@ static void print_export(const struct nbd_export_info *e)
     if (e->has_block_sizes) {
         printf("  min block: %u\n  opt block: %u\n  max block: %u\n", e->min_block,
                e->preferred_block, e->max_block);
-        printf("  transaction size: %s-bit\n", e->extended ? "64" : "32");
     }
+    printf("  transaction size: %s-bit\n", e->extended ? "64" : "32");
     if (e->context_count > 0) {
         printf("  available meta contexts: %zu\n", e->context_count);
         for (size_t i = 0; i < e->context_count; i++) {
