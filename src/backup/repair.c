@@ -33,9 +33,10 @@ static int add_item(struct repair *repair, const char *id, const char *file, con
 
 /* --- a manifest that is lost --- */
 
-static int co_read_repaired_image(const struct repository *r, const char *id, struct manifest *m,
+static int co_read_repaired_image(const struct repair *repair, const char *id, struct manifest *m,
                                   struct error *err)
 {
+    const struct repository *r = &repair->repository;
     char *shown AUTO_FREE = repository_file(r, id, REPOSITORY_IMAGE);
     int fd AUTO_CLOSE = repository_open_file(r, id, REPOSITORY_IMAGE, err);
     struct image_header header;
@@ -56,12 +57,13 @@ static int co_read_repaired_image(const struct repository *r, const char *id, st
     m->image_size = (uint64_t)st.st_size;
     m->stored += (uint64_t)st.st_blocks * 512;
     memcpy(m->parent, header.parent, sizeof(m->parent));
-    return digest_co_file(fd, shown, NULL, m->image_sha256, NULL, err);
+    return digest_co_file(fd, shown, repair->options->stop, m->image_sha256, NULL, err);
 }
 
-static int co_read_sums(const struct repository *r, const char *id, struct manifest *m,
+static int co_read_sums(const struct repair *repair, const char *id, struct manifest *m,
                         struct error *err)
 {
+    const struct repository *r = &repair->repository;
     char *shown AUTO_FREE = repository_file(r, id, REPOSITORY_SUMS);
     int fd AUTO_CLOSE = repository_open_file(r, id, REPOSITORY_SUMS, err);
     struct stat st;
@@ -72,7 +74,7 @@ static int co_read_sums(const struct repository *r, const char *id, struct manif
     if (fstat(fd, &st) == 0) {
         m->stored += (uint64_t)st.st_blocks * 512;
     }
-    return digest_co_file(fd, shown, NULL, m->sums_sha256, &m->sums_size, err);
+    return digest_co_file(fd, shown, repair->options->stop, m->sums_sha256, &m->sums_size, err);
 }
 
 /* The time in an id, as far as it has one; both moments of the checkpoint are set to it. */
@@ -148,8 +150,8 @@ static int co_make_manifest(struct repair *repair, struct repository_entry *e, s
     int r;
 
     memcpy(m.id, e->id, sizeof(m.id));
-    r = co_read_repaired_image(repository, e->id, &m, err);
-    UNLESS_FAILED(r, co_read_sums(repository, e->id, &m, err));
+    r = co_read_repaired_image(repair, e->id, &m, err);
+    UNLESS_FAILED(r, co_read_sums(repair, e->id, &m, err));
     UNLESS_FAILED(r, guess_rest(repository, &m, err));
     UNLESS_FAILED(r, co_prove_layers(repair, &m, err));
     UNLESS_FAILED(r, repository_rewrite_manifest(repository, &m, err));

@@ -6,13 +6,20 @@ import json
 import os
 import random
 import shutil
+import signal
+import subprocess
 import unittest
 
 from made_repository import CLUSTER, KEPT, MadeRepository
-from tidemark import TestCase, run, tool
+from tidemark import TestCase, run, tool, wait_until
 
 START = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
 HOUR = datetime.timedelta(hours=1)
+
+
+def has_open(pid, path):
+    folder = f"/proc/{pid}/fd"
+    return path in (os.readlink(os.path.join(folder, fd)) for fd in os.listdir(folder))
 
 
 class RepairCase(TestCase):
@@ -149,6 +156,20 @@ class Limits(RepairCase):
         result = self.repair(status=2)
         self.assertEqual(result["items"][0]["id"], self.made.order[1])
         self.assertFalse(result["items"][0]["repaired"])
+
+    def test_an_image_that_never_ends_can_be_stopped(self):
+        """What is hashed for a lost manifest is as long as somebody has made the file."""
+        os.truncate(self.file(1, "disk.qcow2"), 1 << 40)
+        os.unlink(self.file(1, "manifest.json"))
+        process = subprocess.Popen(
+            [*tool("repair"), "--output=json", self.made.path], stdout=subprocess.PIPE
+        )
+        self.addCleanup(process.kill)
+        wait_until(lambda: has_open(process.pid, self.file(1, "disk.qcow2")), "its reading")
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 1, out)
+        self.assertEqual(json.loads(out)["error"]["kind"], "stopped")
 
     def test_damaged_image_is_not_given_new_checksums(self):
         with open(self.file(1, "disk.qcow2"), "r+b") as f:
