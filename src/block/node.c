@@ -143,6 +143,15 @@ struct block_node *block_node_skip_implicit(struct block_node *node)
     return node;
 }
 
+bool block_node_is_plain_file(const struct block_node *node)
+{
+    while (node && strcmp(block_node_format(node), "raw") == 0) {
+        node = block_node_child(node, "file");
+    }
+    return node && (strcmp(block_node_format(node), "file") == 0 ||
+                    strcmp(block_node_format(node), "host_device") == 0);
+}
+
 struct block_node *block_node_backing(struct block_node *node)
 {
     node = block_node_skip_filters(node);

@@ -239,6 +239,8 @@ struct block_node *block_node_skip_filters(struct block_node *node);
 void block_node_set_implicit(struct block_node *node);
 /* The first node at or below `node` that is not such a filter. */
 struct block_node *block_node_skip_implicit(struct block_node *node);
+/* A file or device of this host, or raw on one. Main reactor. */
+bool block_node_is_plain_file(const struct block_node *node);
 /* The backing node of the first node that is not a filter; NULL: there is none. */
 struct block_node *block_node_backing(struct block_node *node);
 /* Whether `to` is `from`, or below it. */

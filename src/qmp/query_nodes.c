@@ -195,16 +195,6 @@ static void add_backing_names(struct json_object *o, struct block_node *node,
     }
 }
 
-/* A file, or raw on one: nothing in it can be dirty, and QEMU says so. */
-static bool is_plain_file(const struct block_node *node)
-{
-    while (node && strcmp(block_node_format(node), "raw") == 0) {
-        node = block_node_child(node, "file");
-    }
-    return node && (strcmp(block_node_format(node), "file") == 0 ||
-                    strcmp(block_node_format(node), "host_device") == 0);
-}
-
 /* How nodes are described. */
 enum describe {
     DESCRIBE_FLAT = 1 << 0,     /* without the images below */
@@ -271,7 +261,7 @@ static struct json_object *co_image_json(struct block_node *node, const char *fi
             put_bool(o, "encrypted", true);
         }
     }
-    if (has_info || is_plain_file(node)) {
+    if (has_info || block_node_is_plain_file(node)) {
         put_bool(o, "dirty-flag", has_info && info.has_dirty_flag && info.dirty_flag);
     }
     if (backing && depth > 0) {

@@ -78,6 +78,14 @@ class Info(TestCase):
         self.assertIn('    "virtual-size": 1048576,', lines)
         self.assertEqual(lines[-1], "}")
 
+    def test_what_cannot_be_dirty_has_no_dirty_flag(self):
+        """As in QEMU: a disk of a server, and zeroes without a file."""
+        raw = self.create("raw", "1M", "raw")
+        server = self.own(NbdServer(self.dir, "-r", "-f", "raw", raw))
+        for name in raw, server.uri(), 'json:{"driver":"null-co","read-zeroes":true}':
+            out = img("info", "-U", "--output=json", name).stdout
+            self.assertEqual(out.count('"dirty-flag": false'), 2 if name == raw else 0, name)
+
     def test_character_devices(self):
         """Disks of 0 bytes, as in QEMU, also as sources and targets."""
         for device in ("/dev/null", "/dev/zero"):

@@ -173,9 +173,12 @@ static struct json_object *co_info_json(struct block_node *node, bool limits)
     if (has_info && info.encrypted) {
         json_object_object_add(o, "encrypted", json_object_new_boolean(true));
     }
-    json_object_object_add(
-        o, "dirty-flag",
-        json_object_new_boolean(has_info && info.has_dirty_flag && info.dirty_flag));
+    /* What cannot be dirty has no such member: a disk of a server, for example. */
+    if (has_info || block_node_is_plain_file(node)) {
+        json_object_object_add(
+            o, "dirty-flag",
+            json_object_new_boolean(has_info && info.has_dirty_flag && info.dirty_flag));
+    }
     return o;
 }
 
