@@ -529,6 +529,10 @@ static void co_wait_for_rest_apart(struct mirror *s, const struct rest *rest)
     }
     while (!rest->done) {
         job_co_sleep(s->job, -1);
+        if (edge && job_is_cancelled(s->job)) {
+            block_edge_leave(edge);
+            edge = NULL;
+        }
     }
     if (edge) {
         block_edge_leave(edge);

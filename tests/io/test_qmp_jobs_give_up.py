@@ -106,16 +106,13 @@ class GiveUpCase(tidemark.TestCase):
         self.other.command("query-named-block-nodes")
         self.assertEqual(self.status(), "pending")
 
+    def is_in_flight(self, node):
+        """Whether a request has reached the node, and has not ended."""
+        stats = self.other.command("x-tidemark-query-stats", target="node")
+        return any(s["labels"]["node"] == node and s["stats"].get("in-flight", 0) for s in stats)
+
     def wait_in_flight(self, node):
-        """A guest's write has reached the node."""
-
-        def is_sent():
-            stats = self.other.command("x-tidemark-query-stats", target="node")
-            return any(
-                s["labels"]["node"] == node and s["stats"].get("in-flight", 0) for s in stats
-            )
-
-        tidemark.wait_until(is_sent, "the guest's write")
+        tidemark.wait_until(lambda: self.is_in_flight(node), "the guest's write")
 
     def wait_cancelled(self):
         event = self.other.wait_event("BLOCK_JOB_CANCELLED", END)
@@ -311,6 +308,26 @@ class LastFlush(GiveUpCase):
         for n in range(2, 9):
             self.let_end(n)
         self.assertNotIn("error", self.qmp.wait_event("BLOCK_JOB_COMPLETED")["data"])
+        self.use(guest)
+
+    def test_after_a_cancel_other_commands_stop_the_disk_although_it_hangs(self):
+        self.add_target()
+        self.start_ready(device="disk", target="target", sync="none", copy_mode="write-blocking")
+        guest = self.guest()
+        self.write(guest)
+        self.let_end("armed")
+        self.other.command("block-job-cancel", device="j")
+        self.wait_flush(1)
+        self.write(guest)
+        self.let_end(1)
+        self.wait_flush(2)
+        self.read(guest)  # when guests go on
+        self.other.command("block-job-cancel", device="j", force=True)
+        self.other.command("block-dirty-bitmap-add", node="disk", name="b")
+        self.assertTrue(self.is_in_flight("target"))
+        for n in range(2, 9):
+            self.let_end(n)
+        self.wait_cancelled()
         self.use(guest)
 
     def write(self, guest):
