@@ -340,6 +340,41 @@ class LastFlush(GiveUpCase):
         self.assertEqual(guest.receive(4096), b"w" * 4096)
 
 
+class SlowRead(GiveUpCase):
+    """A guest's read of the disk waits until the test lets it end."""
+
+    def add_nodes(self):
+        disk = self.own(
+            Nbdkit(self.dir, "eval", "thread_model=echo parallel", f"get_size=echo {SIZE}",
+                   f"pread=[ $4 != 65536 ] || while [ ! -e {self.path('end')} ]; do sleep 0.05;"
+                   " done; head -c $3 /dev/zero", "can_write=exit 0", "pwrite=cat >/dev/null")
+        )  # fmt: skip
+        self.qmp.command("blockdev-add", driver="nbd", node_name="disk",
+                         server={"type": "unix", "path": disk.socket})  # fmt: skip
+        self.qmp.command("blockdev-add", **self.far_node(node_name="sick"))
+
+    def read(self, guest):
+        guest.request(READ, 0, 4096)
+        self.assertEqual(guest.simple_reply()[1], 0)
+        guest.receive(4096)
+
+    def test_others_go_on_while_a_mirror_would_stop_the_disk(self):
+        self.start_ready(device="disk", target="sick", sync="none")
+        slow, guest = self.guest(), self.guest()
+        slow.request(READ, 65536, 4096)
+        self.wait_in_flight("disk")
+        self.qmp.command("job-complete", id="j")
+        for _ in range(10):
+            self.read(guest)
+            time.sleep(0.05)
+        self.assertIn(self.status(), ("ready", "pending"))
+        with open(self.path("end"), "x"):
+            pass
+        self.assertEqual(slow.simple_reply()[1], 0)
+        slow.receive(4096)
+        self.assertNotIn("error", self.qmp.wait_event("BLOCK_JOB_COMPLETED")["data"])
+
+
 class Backups(GiveUpCase):
     def test_guests_write_although_the_target_hangs(self):
         """What they overwrite waits in memory, and gets to the target when that answers."""
