@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,7 +35,7 @@ static void pause_ns(int64_t ns)
     nanosleep(&t, NULL);
 }
 
-/* --- the words in the file: place, process, name of the machine, beats ------------------------ */
+/* --- the words in the file: place, process/its start, name of the machine, beats -------------- */
 
 /* The processes that a number means: the machine since its start, and the name space. */
 static void get_place(char *ret_place, size_t size)
@@ -52,6 +53,40 @@ static void get_place(char *ret_place, size_t size)
         space[0] = '\0';
     }
     snprintf(ret_place, size, "%s/%s", boot, space);
+}
+
+/*
+ * When a process began, in ticks since the start of the machine: numbers are used again, and that
+ * of the first process of a container is always the same. 0: there is no such process, or it has
+ * ended.
+ */
+static unsigned long long start_of(long process)
+{
+    unsigned long long start = 0;
+    char path[64], text[1024];
+    const char *rest;
+    size_t size;
+    FILE *f;
+
+    snprintf(path, sizeof(path), "/proc/%ld/stat", process);
+    f = fopen(path, "re");
+    if (!f) {
+        return 0;
+    }
+    size = fread(text, 1, sizeof(text) - 1, f);
+    fclose(f);
+    text[size] = '\0';
+    rest = strrchr(text, ')'); /* the name before that may have spaces */
+    if (rest && strncmp(rest, ") Z", 3) == 0) {
+        return 0;
+    }
+    for (int field = 2; rest && field < 22; field++) {
+        rest = strchr(rest + 1, ' ');
+    }
+    if (rest) {
+        start = strtoull(rest, NULL, 10);
+    }
+    return start;
 }
 
 static int put_words(struct upload_lock *lock, const char *words, struct error *err)
@@ -97,8 +132,8 @@ static int beat(struct upload_lock *lock, struct error *err)
 
     get_place(place, sizeof(place));
     gethostname(host, sizeof(host) - 1);
-    snprintf(lock->words, sizeof(lock->words), "%s %ld %s %" PRIu64, place, (long)getpid(), host,
-             ++lock->beats);
+    snprintf(lock->words, sizeof(lock->words), "%s %ld/%llu %s %" PRIu64, place, (long)getpid(),
+             start_of((long)getpid()), host, ++lock->beats);
     lock->beat_ns = loop_now_ns();
     return put_words(lock, lock->words, err);
 }
@@ -110,26 +145,25 @@ enum life { LIFE_NONE, LIFE_UNKNOWN, LIFE_HERE };
 /* What is known without waiting; *ret_process is for messages. */
 static enum life look_at(const char *words, long *ret_process, char ret_host[HOST_SIZE])
 {
-    char place[160], path[64], ours[160], number[20], name[32] = "";
-    FILE *f;
+    char place[160], ours[160], process[48], *end;
+    unsigned long long start;
 
-    if (sscanf(words, "%159s %19s %64s", place, number, ret_host) != 3) {
+    if (sscanf(words, "%159s %47s %64s", place, process, ret_host) != 3) {
         return LIFE_NONE;
     }
-    *ret_process = strtol(number, NULL, 10);
+    *ret_process = strtol(process, &end, 10);
+    start = *end == '/' ? strtoull(end + 1, NULL, 10) : 0;
     get_place(ours, sizeof(ours));
-    if (strcmp(place, ours) != 0) {
+    if (strcmp(place, ours) != 0 || start == 0) {
         return LIFE_UNKNOWN;
     }
-    snprintf(path, sizeof(path), "/proc/%ld/comm", *ret_process);
-    f = fopen(path, "re");
-    if (f) {
-        if (fscanf(f, "%31s", name) != 1) {
-            name[0] = '\0';
-        }
-        fclose(f);
+    if (start_of(*ret_process) == start) {
+        return LIFE_HERE;
     }
-    return strcmp(name, "tidemark") == 0 ? LIFE_HERE : LIFE_NONE;
+    /* The processes of other users may be hidden. */
+    return start_of(*ret_process) == 0 && kill((pid_t)*ret_process, 0) < 0 && errno == EPERM
+               ? LIFE_UNKNOWN
+               : LIFE_NONE;
 }
 
 /* Whether the file changes while it is watched. */

@@ -205,6 +205,20 @@ class TwoAtOnce(UploadCase):
         self.assertEqual(self.copy()["copied"], 4)
         self.assert_right()
 
+    def test_a_number_of_a_process_is_used_again(self):
+        """As that of the first process of each container is."""
+        self.put("")
+        script = """
+            place=$(cat /proc/sys/kernel/random/boot_id)/$(readlink /proc/self/ns/pid)
+            printf '%-255s\\n' "$place $$/1 here 1" > "$0"
+            exec "$@"
+        """
+        uri = self.uri("copy").replace("ssh://", "sftp://", 1)
+        run("sh", "-c", script, self.lock, *tool("copy"), self.made.path, uri,
+            env=self.environment)  # fmt: skip
+        self.assertEqual(self.words(), "free")
+        self.assert_right()
+
 
 class NamesAreStable(UploadCase):
     """On a server of OpenSSH, which syncs directories, too."""
