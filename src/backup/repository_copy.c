@@ -212,8 +212,15 @@ static int co_copy_merged(struct repository_copy *c, const struct repository_ent
     };
     struct repository_draft draft;
     struct manifest m;
-    int r = merge_co_run(&config, &draft, &m, err);
+    int r;
 
+    if (c->upload) {
+        upload_keep_begin(c->upload);
+    }
+    r = merge_co_run(&config, &draft, &m, err);
+    if (c->upload) {
+        upload_co_keep_end(c->upload);
+    }
     if (r == 0 && c->upload) {
         r = co_upload(c, draft.fd, draft.path, &m, err);
         unlinkat(draft.fd, REPOSITORY_IMAGE, 0);

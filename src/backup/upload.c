@@ -15,10 +15,13 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/iov.h"
+#include "base/time_units.h"
 #include "block/options.h"
+#include "co/sync.h"
 #include "loop/loop.h"
 #include "ssh/remote_dir.h"
 
+#define KEEP_POLL_NS (100 * NS_PER_MS)
 #define NEW_DESCRIPTION REPOSITORY_OWN_PREFIX REPOSITORY_DESCRIPTION
 
 struct upload {
@@ -26,6 +29,8 @@ struct upload {
     const char *address; /* borrowed */
     struct remote_dir *remote;
     struct upload_lock lock;
+    struct co_group keeper; /* between upload_keep_begin() and upload_co_keep_end() */
+    bool keep_over;
     char *mirror; /* path of the temporary directory; "" before it exists */
     int mirror_fd;
 };
@@ -185,7 +190,8 @@ static int mirror_all(struct upload *u, struct error *err)
     UNLESS_FAILED(r, remote_dir_list(u->remote, "", &names, &count, err));
     UNLESS_FAILED(r, check_names(u, names, count, err));
     for (size_t i = 0; r == 0 && i < count; i++) {
-        r = mirror_name(u, names[i], err);
+        r = upload_lock_keep(&u->lock, err);
+        UNLESS_FAILED(r, mirror_name(u, names[i], err));
     }
     if (r == 0 && is_new_description_alone(names, count)) {
         r = mirror_description(u, NEW_DESCRIPTION, err);
@@ -298,6 +304,43 @@ void upload_co_close(struct upload *u)
         ssh_target_clear(&u->target);
         free(u);
     }
+}
+
+/* --- while nothing is sent -------------------------------------------------------------------- */
+
+static int keep_job_run(void *arg)
+{
+    struct upload *u = arg;
+
+    return upload_lock_keep(&u->lock, NULL);
+}
+
+/* That another copy has begun is reported when something is sent. */
+static void co_keep(void *arg)
+{
+    struct upload *u = arg;
+
+    while (!u->keep_over && loop_co_offload(keep_job_run, u) == 0) {
+        loop_co_sleep(KEEP_POLL_NS);
+    }
+    co_group_done(&u->keeper);
+}
+
+void upload_keep_begin(struct upload *u)
+{
+    u->keep_over = false;
+    co_group_init(&u->keeper);
+    co_group_add(&u->keeper);
+    if (co_spawn(reactor_home(reactor_main()), co_keep, u) < 0) {
+        co_group_done(&u->keeper);
+    }
+}
+
+void upload_co_keep_end(struct upload *u)
+{
+    u->keep_over = true;
+    co_group_wait(&u->keeper);
+    co_group_destroy(&u->keeper);
 }
 
 /* --- uploading -------------------------------------------------------------------------------- */

@@ -165,12 +165,12 @@ class TwoAtOnce(UploadCase):
         with open(self.lock, "r+" if os.path.exists(self.lock) else "w", encoding="ascii") as f:
             f.write(words.ljust(self.SIZE))
 
-    def begin_slowly(self):
+    def begin_slowly(self, *words, delay="sendto,write:delay_enter=100000"):
         """A copy that is under way for a while."""
         uri = self.uri("copy").replace("ssh://", "sftp://", 1)
         copy = subprocess.Popen(
-            ["strace", "-f", "-o", "/dev/null", "-e", "inject=sendto,write:delay_enter=100000",
-             *tool("copy"), "--output=json", self.made.path, uri],
+            ["strace", "-f", "-o", "/dev/null", "-e", f"inject={delay}",
+             *tool("copy"), "--output=json", *words, self.made.path, uri],
             env={**self.environment, "TMPDIR": self.dir}, stdout=subprocess.PIPE,
         )  # fmt: skip
         self.addCleanup(copy.stdout.close)
@@ -218,6 +218,20 @@ class TwoAtOnce(UploadCase):
             env=self.environment)  # fmt: skip
         self.assertEqual(self.words(), "free")
         self.assert_right()
+
+    def test_a_copy_that_merges_is_alive(self):
+        ident = self.made.order[3]
+        copy = self.begin_slowly("--at", ident, delay="pwritev,pwrite64:delay_enter=500000")
+
+        def is_sent():
+            names = os.listdir(self.there)
+            return ident in names or ".tidemark-part-" + ident in names
+
+        wait_until(lambda: is_sent() or int(self.words().split()[-1]) > 4, "beats")
+        self.assertFalse(is_sent())
+        copy.kill()  # strace; the copy goes on
+        self.assertEqual(json.load(copy.stdout)["merged"], 1)
+        self.assertEqual(copy.wait(), -9)
 
 
 class NamesAreStable(UploadCase):
