@@ -133,6 +133,12 @@ int repository_open_existing(const char *path, struct repository *ret_repository
 int repository_open_to_copy(const char *path, const struct repository *like,
                             struct repository *ret_repository, struct error *err);
 /*
+ * The same for a mirror of such a copy: its path says nothing, and one that a killed run has left
+ * elsewhere is no repository.
+ */
+int repository_open_mirror(const char *path, const struct repository *like,
+                           struct repository *ret_repository, struct error *err);
+/*
  * Note that backups of another repository, and of those that it was before, belong to this one.
  * `r` is locked.
  */

@@ -390,16 +390,26 @@ static int open_to_write(const char *path, bool keep_parts, const struct reposit
     }
     UNLESS_FAILED(r, load_to_write(&repository, keep_parts, ret_repository, err));
     UNLESS_FAILED(r, check_choices(ret_repository, like, err));
-    return r < 0 ? r : check_place(ret_repository, err);
+    return r;
 }
 
 int repository_open_to_write(const char *path, struct repository *ret_repository, struct error *err)
 {
-    return open_to_write(path, false, NULL, ret_repository, err);
+    int r = open_to_write(path, false, NULL, ret_repository, err);
+
+    return r < 0 ? r : check_place(ret_repository, err);
 }
 
 int repository_open_to_copy(const char *path, const struct repository *like,
                             struct repository *ret_repository, struct error *err)
+{
+    int r = open_to_write(path, true, like, ret_repository, err);
+
+    return r < 0 ? r : check_place(ret_repository, err);
+}
+
+int repository_open_mirror(const char *path, const struct repository *like,
+                           struct repository *ret_repository, struct error *err)
 {
     return open_to_write(path, true, like, ret_repository, err);
 }

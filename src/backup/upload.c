@@ -255,7 +255,7 @@ int upload_co_open(const char *address, const struct repository *like, volatile 
     r = take_upload_address(u, err);
     UNLESS_FAILED(r, loop_co_offload(open_job_run,
                                      &(struct upload_job){.upload = u, .stop = stop, .err = err}));
-    UNLESS_FAILED(r, repository_open_to_copy(u->mirror, like, ret_mirror, err));
+    UNLESS_FAILED(r, repository_open_mirror(u->mirror, like, ret_mirror, err));
     if (r < 0) {
         upload_co_close(u);
         return r;

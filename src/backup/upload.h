@@ -21,7 +21,7 @@ bool upload_is_address(const char *target);
 
 /*
  * Connect, and mirror. *ret_mirror is a locked repository, to be closed before the upload is.
- * Errors of remote_file_open(), upload_lock_take() and repository_open_to_copy(). `stop` may be
+ * Errors of remote_file_open(), upload_lock_take() and repository_open_mirror(). `stop` may be
  * NULL.
  */
 int upload_co_open(const char *address, const struct repository *like, volatile sig_atomic_t *stop,
