@@ -291,8 +291,8 @@ class LastFlush(GiveUpCase):
             lambda: os.path.exists(path) and os.path.getsize(path) == number, "a flush"
         )
 
-    def test_guests_go_on_when_it_hangs(self):
-        """It is made while the disk is stopped, right after one that succeeded."""
+    def hang(self):
+        """The guest, which goes on while the last flush hangs."""
         self.add_target()
         self.start_ready(device="disk", target="target", sync="none", copy_mode="write-blocking")
         guest = self.guest()
@@ -304,6 +304,11 @@ class LastFlush(GiveUpCase):
         self.let_end(1)
         self.wait_flush(2)
         self.read(guest)
+        return guest
+
+    def test_guests_go_on_when_it_hangs(self):
+        """It is made while the disk is stopped, right after one that succeeded."""
+        guest = self.hang()
         self.assertEqual(self.status(), "ready")
         for n in range(2, 9):
             self.let_end(n)
@@ -311,17 +316,7 @@ class LastFlush(GiveUpCase):
         self.use(guest)
 
     def test_after_a_cancel_other_commands_stop_the_disk_although_it_hangs(self):
-        self.add_target()
-        self.start_ready(device="disk", target="target", sync="none", copy_mode="write-blocking")
-        guest = self.guest()
-        self.write(guest)
-        self.let_end("armed")
-        self.other.command("block-job-cancel", device="j")
-        self.wait_flush(1)
-        self.write(guest)
-        self.let_end(1)
-        self.wait_flush(2)
-        self.read(guest)  # when guests go on
+        guest = self.hang()
         self.other.command("block-job-cancel", device="j", force=True)
         self.other.command("block-dirty-bitmap-add", node="disk", name="b")
         self.assertTrue(self.is_in_flight("target"))
