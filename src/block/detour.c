@@ -14,12 +14,11 @@
  *                 while it is drained, but for histograms, which count from the next request on
  *   limits        a filter that may hold up requests is asked for each one (lets_pass)
  *   counters      those of the filter that have passed count for the child, too; when the two
- *                 part, both keep the sum
+ *                 part, both keep the sum (stats.c)
  */
 #include <errno.h>
 #include <stdlib.h>
 
-#include "base/checked.h"
 #include "block/internal.h"
 #include "block/op.h"
 
@@ -80,62 +79,4 @@ void block_update_detour(struct block_node *node)
         bits |= find_passing(node);
     }
     atomic_store(&node->detour, (uint8_t)bits);
-}
-
-static void add_values(uint64_t *sum, const uint64_t *values)
-{
-    for (int i = 0; i < BLOCK_STATS; i++) {
-        if (i == BLOCK_STAT_WRITE_HIGHEST) {
-            sum[i] = MAX(sum[i], values[i]);
-        } else {
-            sum[i] += values[i];
-        }
-    }
-}
-
-/* No request is in flight: nobody else writes the counters. */
-static void reset_passed(struct counters *passed)
-{
-    for (unsigned i = 0; i < COUNTERS_SHARDS; i++) {
-        struct block_node_shard *shard = atomic_load(&passed->shards[i]);
-
-        if (shard) {
-            for (int k = 0; k < BLOCK_STATS; k++) {
-                counter_set(&shard->values[k], 0);
-            }
-            shard->timed = 0;
-            atomic_store(&shard->next_timed, 0);
-        }
-    }
-}
-
-void block_move_passed(struct block_edge *edge)
-{
-    struct block_node *parent = edge->parent;
-    uint64_t values[BLOCK_STATS];
-
-    if (parent && parent->passed && parent->filtered == edge) {
-        counters_read(parent->passed, block_node_stats, values);
-        add_values(parent->passed_before, values);
-        add_values(edge->node->passed_before, values);
-        reset_passed(parent->passed);
-    }
-}
-
-void block_add_passed(struct block_node *node, uint64_t *values)
-{
-    const struct block_edge *edge;
-    uint64_t passed[BLOCK_STATS];
-
-    add_values(values, node->passed_before);
-    if (node->passed) {
-        counters_read(node->passed, block_node_stats, passed);
-        add_values(values, passed);
-    }
-    LIST_FOREACH (edge, &node->parents, in_node) {
-        if (edge->parent && edge->parent->passed && edge->parent->filtered == edge) {
-            counters_read(edge->parent->passed, block_node_stats, passed);
-            add_values(values, passed);
-        }
-    }
 }

@@ -286,10 +286,11 @@ int block_detour_init(struct block_node *node);
 void block_detour_release(struct block_node *node);
 /* Something has changed that block_node.detour depends on. */
 void block_update_detour(struct block_node *node);
+
+/* --- stats.c: main reactor; does not yield --- */
+
 /* The edge will leave its node. If a filter has its contents by it, both keep what has passed. */
 void block_move_passed(struct block_edge *edge);
-/* Add to the BLOCK_STATS values of the node's own operations those that passed filters. */
-void block_add_passed(struct block_node *node, uint64_t *values);
 
 /* --- perm.c --- */
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "block/stats.h"
 
+#include "base/checked.h"
 #include "block/internal.h"
 #include "block/op.h"
 #include "loop/loop.h"
@@ -102,6 +103,69 @@ void block_node_latencies_changed(struct block_node *node)
     }
 }
 
+/* --- requests that passed a filter (detour.c) ------------------------------------------------- */
+
+static void add_values(uint64_t *sum, const uint64_t *values)
+{
+    for (int i = 0; i < BLOCK_STATS; i++) {
+        if (i == BLOCK_STAT_WRITE_HIGHEST) {
+            sum[i] = MAX(sum[i], values[i]);
+        } else {
+            sum[i] += values[i];
+        }
+    }
+}
+
+/* No request is in flight: nobody else writes the counters. */
+static void reset_passed(struct counters *passed)
+{
+    for (unsigned i = 0; i < COUNTERS_SHARDS; i++) {
+        struct block_node_shard *shard = atomic_load(&passed->shards[i]);
+
+        if (shard) {
+            for (int k = 0; k < BLOCK_STATS; k++) {
+                counter_set(&shard->values[k], 0);
+            }
+            shard->timed = 0;
+            atomic_store(&shard->next_timed, 0);
+        }
+    }
+}
+
+void block_move_passed(struct block_edge *edge)
+{
+    struct block_node *parent = edge->parent;
+    uint64_t values[BLOCK_STATS];
+
+    if (parent && parent->passed && parent->filtered == edge) {
+        counters_read(parent->passed, block_node_stats, values);
+        add_values(parent->passed_before, values);
+        add_values(edge->node->passed_before, values);
+        reset_passed(parent->passed);
+    }
+}
+
+/* Add to the values of the node's own operations those that passed filters. */
+static void add_passed(struct block_node *node, uint64_t *values)
+{
+    const struct block_edge *edge;
+    uint64_t passed[BLOCK_STATS];
+
+    add_values(values, node->passed_before);
+    if (node->passed) {
+        counters_read(node->passed, block_node_stats, passed);
+        add_values(values, passed);
+    }
+    LIST_FOREACH (edge, &node->parents, in_node) {
+        if (edge->parent && edge->parent->passed && edge->parent->filtered == edge) {
+            counters_read(edge->parent->passed, block_node_stats, passed);
+            add_values(values, passed);
+        }
+    }
+}
+
+/* --- reading ---------------------------------------------------------------------------------- */
+
 /* Those that have begun and are not counted as ended. A shard may be read between the two. */
 static uint64_t count_in_flight(const uint64_t *values)
 {
@@ -118,7 +182,7 @@ static uint64_t count_in_flight(const uint64_t *values)
 void block_node_read_stats(struct block_node *node, uint64_t *ret_values)
 {
     counters_read(&node->counters, block_node_stats, ret_values);
-    block_add_passed(node, ret_values);
+    add_passed(node, ret_values);
     ret_values[BLOCK_STAT_IN_FLIGHT] = count_in_flight(ret_values);
 }
 
