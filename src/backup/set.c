@@ -352,6 +352,16 @@ int set_remove(const char *root, const char *id, struct error *err)
     return r;
 }
 
+const struct set_disk *set_problem_disk(const struct set *s)
+{
+    for (size_t i = 0; i < s->count; i++) {
+        if (s->disks[i].problem) {
+            return &s->disks[i];
+        }
+    }
+    return NULL;
+}
+
 bool set_is_at(int dir, const char *id)
 {
     static const char *const of_backups[] = {"manifest.json", "checksums", "disk.qcow2"};

@@ -211,16 +211,6 @@ int set_list_prove(struct set_list *list, const char *root, struct set_key *ret_
     return r;
 }
 
-const struct set_disk *set_problem_disk(const struct set *s)
-{
-    for (size_t i = 0; i < s->count; i++) {
-        if (s->disks[i].problem) {
-            return &s->disks[i];
-        }
-    }
-    return NULL;
-}
-
 /* --- sets that are empty --- */
 
 static int is_empty(struct known_disks *k, const struct set *s, bool *ret_empty, struct error *err)
