@@ -339,7 +339,7 @@ void nbd_connection_co_serve(struct nbd_connection *c)
     list_init(&c->free_jobs);
     list_init(&c->held);
     list_init(&c->replies);
-    nbd_reply_init(c);
+    nbd_reply_init(c, nbd_connection_co_start_held);
     nbd_batch_init(&c->batch);
     c->rbuf = nbd_rbuf_new(c);
     if (!c->rbuf) {

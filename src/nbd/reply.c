@@ -280,14 +280,14 @@ static void co_send_rest(void *arg)
         r = loop_co_poll(c->fd, POLLOUT, -1);
         UNLESS_FAILED(r, send_some(c));
         if (r == -EAGAIN) {
-            nbd_connection_co_start_held(c);
+            c->co_room(c);
         }
     }
     c->sender_running = false;
     if (r < 0) {
         nbd_reply_give_up(c);
     }
-    nbd_connection_co_start_held(c);
+    c->co_room(c);
     if (c->waiter) {
         struct co *co = c->waiter;
 
@@ -327,8 +327,9 @@ static void flush_deferred(struct reactor_deferred *d)
     }
 }
 
-void nbd_reply_init(struct nbd_connection *c)
+void nbd_reply_init(struct nbd_connection *c, void (*co_room)(struct nbd_connection *c))
 {
+    c->co_room = co_room;
     reactor_deferred_init(&c->flush, flush_deferred);
     c->send_buffer = NBD_SEND_BUFFER_MIN;
     c->sent_bytes = 0;

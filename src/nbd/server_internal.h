@@ -359,6 +359,8 @@ struct nbd_connection {
     struct nbd_batch batch;
     /* A coroutine waits for the socket to take more. */
     bool sender_running;
+    /* Called by it when the socket has taken some; may yield. Jobs that were held back begin. */
+    void (*co_room)(struct nbd_connection *c);
     /* Size of the kernel's buffer for replies, and what was sent since when (CLOCK_MONOTONIC). */
     size_t send_buffer;
     uint64_t sent_bytes;
@@ -536,8 +538,8 @@ static inline uint8_t *nbd_rbuf_bytes(const struct nbd_connection *c)
 
 /* --- reply.c -------------------------------------------------------------------------------- */
 
-/* The members of a new connection that are this file's. */
-void nbd_reply_init(struct nbd_connection *c);
+/* The members of a new connection that are this file's. `co_room`: see there. */
+void nbd_reply_init(struct nbd_connection *c, void (*co_room)(struct nbd_connection *c));
 /*
  * Write the header of a chunk of the job's reply, short or extended as negotiated; cookie and
  * offset are filled in. Returns its size.
