@@ -82,7 +82,9 @@ void nbd_job_release(struct nbd_job *job)
 
     bufpool_put(&c->worker->pool, &job->data);
     bufpool_put(&c->worker->pool, &job->extra);
-    nbd_pipes_put(&c->worker->pipes, job->pipes);
+    if (job->pipes) {
+        nbd_pipes_put(&c->worker->pipes, job->pipes);
+    }
     nbd_rbuf_unref(c, job->rbuf);
     c->jobs--;
     counter_set(&c->counters.values[NBD_STAT_DEPTH], c->jobs);

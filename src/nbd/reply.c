@@ -126,6 +126,27 @@ static int gather_replies(struct nbd_connection *c, struct iovec *out, int room,
     return n;
 }
 
+/* Take what has left off the reply's elements, and off *sent. True: the reply is complete. */
+static bool consume_reply(const struct nbd_connection *c, struct nbd_job *job, size_t *sent)
+{
+    for (; job->iov_next < job->iov_count; job->iov_next++) {
+        struct iovec *v = &job->iov[job->iov_next];
+        size_t part = MIN(*sent, v->iov_len);
+
+        *sent -= part;
+        if (job->pipes && nbd_pipes_has(&c->worker->pipes, v->iov_base)) {
+            ((struct nbd_pipe *)v->iov_base)->bytes -= part;
+        } else if (part < v->iov_len) {
+            v->iov_base = (uint8_t *)v->iov_base + part;
+        }
+        if (part < v->iov_len) {
+            v->iov_len -= part;
+            return false;
+        }
+    }
+    return true;
+}
+
 /* `sent` bytes have left: release the replies that are complete. */
 static void consume_replies(struct nbd_connection *c, size_t sent)
 {
@@ -135,21 +156,8 @@ static void consume_replies(struct nbd_connection *c, size_t sent)
     while (!list_is_empty(&c->replies)) {
         struct nbd_job *job = LIST_FIRST(&c->replies, struct nbd_job, link);
 
-        while (job->iov_next < job->iov_count) {
-            struct iovec *v = &job->iov[job->iov_next];
-            size_t part = MIN(sent, v->iov_len);
-
-            if (nbd_pipes_has(&c->worker->pipes, v->iov_base)) {
-                ((struct nbd_pipe *)v->iov_base)->bytes -= part;
-            } else {
-                v->iov_base = (uint8_t *)v->iov_base + part;
-            }
-            v->iov_len -= part;
-            sent -= part;
-            if (v->iov_len > 0) {
-                return;
-            }
-            job->iov_next++;
+        if (!consume_reply(c, job, &sent)) {
+            return;
         }
         if (!job->continued) {
             nbd_counters_latency(&c->counters, c->export->latencies, job->kind,

@@ -190,6 +190,19 @@ static uint32_t run_of_kind(const struct nbd_job *job, uint32_t from, bool *ret_
     return *ret_zero ? at - from : MIN(at + SECTOR > length ? length : at, length) - from;
 }
 
+static bool has_zero_sector(const struct nbd_job *job)
+{
+    const uint8_t *data = job->data.data;
+
+    for (uint64_t at = round_up(job->rq.offset, SECTOR) - job->rq.offset;
+         at + SECTOR <= job->rq.length; at += SECTOR) {
+        if (is_zero_sector(data + at)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /*
  * The reply to a small read: sectors of zeroes are sent as holes. Asking the node where they are
  * would cost more than looking at the data.
@@ -199,10 +212,9 @@ static void set_data_and_holes(struct nbd_job *job)
     struct bufpool *pool = &job->conn->worker->pool;
     uint32_t length = (uint32_t)job->rq.length;
     struct read_layout *l;
-    bool zero;
-    uint32_t run = run_of_kind(job, 0, &zero);
+    uint32_t run;
 
-    if ((run == length && !zero) || !bufpool_get(pool, sizeof(*l), &job->extra)) {
+    if (!has_zero_sector(job) || !bufpool_get(pool, sizeof(*l), &job->extra)) {
         nbd_reply_set_data(job);
         return;
     }
@@ -211,6 +223,8 @@ static void set_data_and_holes(struct nbd_job *job)
     job->iov = l->iov;
     job->iov_count = job->iov_next = 0;
     for (uint32_t from = 0; from < length; from += run) {
+        bool zero;
+
         run = run_of_kind(job, from, &zero);
         if (l->chunks + 1 >= NBD_READ_CHUNKS_MAX) {
             run = length - from;
