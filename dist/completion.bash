@@ -2,9 +2,9 @@
 # Completion of tidemark, and of the links to it by the names of QEMU's tools, for bash. What can be
 # completed is read from --help, so that the two agree.
 
-# Names of faces or sub-commands: the words with an indentation of two in a help text.
+# Names of commands or sub-commands: the words with an indentation of two in a help text.
 _tidemark_names() {
-    "$@" --help 2>/dev/null | sed -n '/^\(faces\|commands\):/,/^$/s/^  \([a-z][a-z-]\+\)  *[^ ].*/\1/p'
+    "$@" --help 2>/dev/null | sed -n '/^commands:/,/^$/s/^  \([a-z][a-z-]\+\)  *[^ ].*/\1/p'
 }
 
 _tidemark_options() {

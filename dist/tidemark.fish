@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Completion of tidemark for fish. What can be completed is read from --help, so that the two agree.
 
-# Faces or sub-commands with their descriptions: the lines with an indentation of two.
+# Commands or sub-commands with their descriptions: the lines with an indentation of two.
 function __tidemark_names
     command $argv --help 2>/dev/null |
-        sed -n '/^\(faces\|commands\):/,/^$/s/^  \([a-z][a-z-]*\)  *\([^ ].*\)/\1\t\2/p'
+        sed -n '/^commands:/,/^$/s/^  \([a-z][a-z-]*\)  *\([^ ].*\)/\1\t\2/p'
 end
 
 function __tidemark_options

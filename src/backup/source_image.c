@@ -98,7 +98,7 @@ static int co_open_source_image(struct image_source *s, struct error *err)
     UNLESS_FAILED(r, block_co_root_new(s->node, "backup", BLOCK_PERM_CONSISTENT_READ,
                                        BLOCK_PERM_CONSISTENT_READ, &s->root, err));
     if (r == -EAGAIN) {
-        error_prepend(err, "Could not open '%s': ", s->source.name);
+        error_prepend_once(err, "Could not open '%s': ", s->source.name);
         error_hint(err, "If a program is running the disk, back it up there, by --qmp.");
     }
     if (r == 0 && block_node_size(s->node) == 0) {

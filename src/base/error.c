@@ -2,6 +2,7 @@
 #include "base/error.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -69,24 +70,37 @@ int error_set_class(struct error *err, enum error_class error_class, int errnum,
     return -errnum;
 }
 
-void error_prepend(struct error *err, const char *fmt, ...)
+static void vprepend(struct error *err, bool once, const char *fmt, va_list ap)
 {
-    va_list ap;
     char *prefix = NULL, *joined = NULL;
 
-    if (!error_is_set(err)) {
+    if (!error_is_set(err) || vasprintf(&prefix, fmt, ap) < 0) {
         return;
     }
-    va_start(ap, fmt);
-    if (vasprintf(&prefix, fmt, ap) < 0) {
-        prefix = NULL;
-    }
-    va_end(ap);
-    if (prefix && asprintf(&joined, "%s%s", prefix, error_message(err)) >= 0) {
+    if ((!once || strncmp(error_message(err), prefix, strlen(prefix)) != 0) &&
+        asprintf(&joined, "%s%s", prefix, error_message(err)) >= 0) {
         free(err->message);
         err->message = joined;
     }
     free(prefix);
+}
+
+void error_prepend(struct error *err, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    vprepend(err, false, fmt, ap);
+    va_end(ap);
+}
+
+void error_prepend_once(struct error *err, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    vprepend(err, true, fmt, ap);
+    va_end(ap);
 }
 
 void error_hint(struct error *err, const char *fmt, ...)

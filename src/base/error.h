@@ -64,6 +64,9 @@ int error_vset(struct error *err, int errnum, const char *fmt, va_list ap)
 
 /* Put formatted text before the sentence: "Could not open 'x': ". Nothing while `err` is empty. */
 void error_prepend(struct error *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* The same, unless the sentence begins so already. */
+void error_prepend_once(struct error *err, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
 
 /* Set the hint, a formatted sentence. Replaces an earlier hint. Nothing while `err` is empty. */
 void error_hint(struct error *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

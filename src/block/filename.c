@@ -140,6 +140,25 @@ static bool is_writable_open(const struct options *opts, unsigned flags)
     return !read_only;
 }
 
+/* An image that is not there, or cannot be read, is reported before the want of a format. */
+static int co_refuse_to_guess(const char *filename, struct options *file_opts /* consumed */,
+                              unsigned flags, struct error *err)
+{
+    struct block_node *file;
+    int r = block_co_open(file_opts, flags & ~BLOCK_OPEN_RDWR, &file, err);
+
+    if (r < 0) {
+        return r;
+    }
+    block_co_unref(file);
+    error_set(err, EINVAL,
+              "The format of '%s' was not given, and it is not guessed for an image that is opened "
+              "for writing",
+              filename);
+    error_hint(err, "Name the format, as in -f qcow2 or driver=raw");
+    return -EINVAL;
+}
+
 static int co_open_probed(const char *filename, struct options *top /* consumed */,
                           struct options *file_opts /* consumed */, unsigned flags,
                           struct block_node **ret_node, struct error *err)
@@ -151,13 +170,7 @@ static int co_open_probed(const char *filename, struct options *top /* consumed 
 
     if (is_writable_open(top, flags) && !(flags & BLOCK_OPEN_PROBE)) {
         options_free(top);
-        options_free(file_opts);
-        error_set(err, EINVAL,
-                  "The format of '%s' was not given, and it is not guessed for an "
-                  "image that is opened for writing",
-                  filename);
-        error_hint(err, "Name the format, as in -f qcow2 or driver=raw");
-        return -EINVAL;
+        return co_refuse_to_guess(filename, file_opts, flags, err);
     }
     copy_generic(top, file_opts);
     r = co_guess(file_opts, flags, &file, &format, err);

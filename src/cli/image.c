@@ -91,7 +91,12 @@ int cli_co_open_disk(const struct cli_image *image, unsigned flags, struct cli_d
     }
     r = cli_co_open_disk_plainly(image, flags, ret_disk, err);
     if (r < 0 && !image->snapshot) {
-        error_prepend(err, "Could not open '%s': ", image->name);
+        /* Where the name is the file's, qemu-img says it twice. */
+        if (cli_is_compat()) {
+            error_prepend(err, "Could not open '%s': ", image->name);
+        } else {
+            error_prepend_once(err, "Could not open '%s': ", image->name);
+        }
     }
     return r;
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One program with several faces. `tidemark FACE ...` runs one. Called by the name of one of QEMU's
- * tools (the links in build/compat), the program is the face that replaces that tool.
+ * One program with several faces, its commands. `tidemark COMMAND ...` runs one. Called by the name
+ * of one of QEMU's tools (the links in build/compat), the program is the face that replaces that
+ * tool.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -10,6 +11,7 @@
 
 #include "base/checked.h"
 #include "cli/cli.h"
+#include "cli/suggest.h"
 
 struct face {
     const char *name;
@@ -60,14 +62,14 @@ static const struct face faces[] = {
 
 static void print_faces(void)
 {
-    printf("usage: tidemark FACE [arguments]\n"
-           "       tidemark FACE --help\n"
+    printf("usage: tidemark COMMAND [arguments]\n"
+           "       tidemark COMMAND --help\n"
            "\n"
            "Tidemark stores, serves and backs up virtual disks: a qcow2 and raw engine, an NBD "
            "server\n"
            "with fleecing, and incremental backups of disks in use.\n"
            "\n"
-           "faces:\n");
+           "commands:\n");
     for (size_t i = 0; i < ARRAY_SIZE(faces); i++) {
         printf("  %-12s %s\n", faces[i].name, faces[i].about);
     }
@@ -114,6 +116,20 @@ static bool fill_standard_descriptors(void)
     return true;
 }
 
+static int fail_unknown(const char *name)
+{
+    struct cli_suggestion suggestion = cli_suggest(name);
+
+    for (size_t i = 0; i < ARRAY_SIZE(faces); i++) {
+        cli_suggest_word(&suggestion, faces[i].name);
+    }
+    if (suggestion.best) {
+        return cli_fail("There is no command '%s'; did you mean 'tidemark %s'?", name,
+                        suggestion.best);
+    }
+    return cli_fail("There is no command '%s'; 'tidemark --help' lists them", name);
+}
+
 int main(int argc, char **argv)
 {
     const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
@@ -128,7 +144,7 @@ int main(int argc, char **argv)
         }
     }
     if (argc < 2) {
-        return cli_fail("which face? Try 'tidemark --help'");
+        return cli_fail("A command is missing; 'tidemark --help' lists them");
     }
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
         strcmp(argv[1], "help") == 0) {
@@ -144,5 +160,5 @@ int main(int argc, char **argv)
             return run_face(&faces[i], false, argc - 1, argv + 1);
         }
     }
-    return cli_fail("there is no face '%s'. Try 'tidemark --help'", argv[1]);
+    return fail_unknown(argv[1]);
 }

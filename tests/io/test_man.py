@@ -46,7 +46,7 @@ class ManualPages(TestCase):
                 self.fail(f"man/tidemark-io.1: no .It Cm for the command {command}")
 
     def test_every_other_face_has_a_page_with_its_options(self):
-        listed = run(TIDEMARK, "--help").stdout.split("faces:\n")[1].split("\n\n")[0]
+        listed = run(TIDEMARK, "--help").stdout.split("commands:\n")[1].split("\n\n")[0]
         faces = re.findall(r"^  ([a-z-]+) ", listed, re.M)
         self.assertGreater(len(faces), 8)
         for face in faces:

@@ -147,8 +147,7 @@ class FaceTest(TestCase):
     def test_fork_reports_failure(self):
         error = self.refused("--fork", "-k", self.socket, "-f", "raw", "/nowhere/disk")
         self.assertTrue(
-            error.endswith("Failed to blk_new_open '/nowhere/disk': Could not open '/nowhere/disk': "
-                           "No such file or directory\n"), error)
+            error.endswith(": Could not open '/nowhere/disk': No such file or directory\n"), error)
         self.assertFalse(os.path.exists(self.socket))
 
     def test_stale_socket_is_replaced_and_a_served_one_is_not(self):

@@ -15,7 +15,7 @@ extern const char *backup_notify_program;
 /* The row of the option. */
 #define BACKUP_NOTIFY_ARG                                                                          \
     CLI_ARG("notify", 0, CLI_VALUE, &backup_notify_program, "PROGRAM",                             \
-            "run PROGRAM at the end, with the face and its exit status as\n"                       \
+            "run PROGRAM at the end, with the command and its exit status as\n"                    \
             "arguments, and the result as JSON on its standard input")
 
 /* Keep the result for the program; takes a reference of its own. NULL is ignored. */

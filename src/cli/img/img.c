@@ -11,6 +11,7 @@
 #include "cli/args.h"
 #include "cli/cli.h"
 #include "cli/observe.h"
+#include "cli/suggest.h"
 #include "loop/loop.h"
 
 struct img_command {
@@ -110,6 +111,21 @@ static void co_print_img_help(void)
     printf("\n");
 }
 
+/* As qemu-img says it, and in the own words with what the user may have meant. */
+static int refuse_command(const char *name, struct error *err)
+{
+    struct cli_suggestion suggestion = cli_suggest(name);
+
+    for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
+        cli_suggest_word(&suggestion, commands[i].name);
+    }
+    if (cli_is_compat() || !suggestion.best) {
+        return cli_usage_error(err, &(struct cli_usage){0}, "Command not found: %s", name);
+    }
+    return cli_usage_error(err, &(struct cli_usage){0}, "Command not found: %s; did you mean '%s'?",
+                           name, suggestion.best);
+}
+
 static int co_img_main(int argc, char **argv, struct error *err)
 {
     const char *name = argv[1];
@@ -124,7 +140,7 @@ static int co_img_main(int argc, char **argv, struct error *err)
             return commands[i].co_run(argc - 1, argv + 1, err);
         }
     }
-    return cli_usage_error(err, &(struct cli_usage){0}, "Command not found: %s", name);
+    return refuse_command(name, err);
 }
 
 int cli_img_main(int argc, char **argv)

@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "block/socket_address.h"
 #include "cli/background.h"
+#include "cli/cli.h"
 #include "cli/image.h"
 #include "cli/nbd/command_line.h"
 #include "export/export.h"
@@ -88,10 +89,10 @@ static int co_apply_offset(const struct nbd_command_line *cl, struct cli_disk *d
     return r;
 }
 
-/* The error of opening as qemu-nbd says it, which does not repeat that it could not. */
+/* The error of opening as qemu-nbd says it, under its name. */
 static void put_in_words_of_nbd(const char *file, struct error *err)
 {
-    if (strncmp(error_message(err), "Failed to load snapshot", 23) != 0) {
+    if (cli_is_compat() && strncmp(error_message(err), "Failed to load snapshot", 23) != 0) {
         error_prepend(err, "Failed to blk_new_open '%s': ", file);
     }
 }

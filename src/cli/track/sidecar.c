@@ -158,7 +158,7 @@ static int co_open_sidecar(const struct track_sidecar *s, bool writable, struct 
     r = cli_co_open_disk_plainly(&image, writable ? BLOCK_OPEN_RDWR : BLOCK_OPEN_NO_IO, ret_disk,
                                  err);
     ret_disk->name = s->image;
-    return r < 0 ? error_prepend(err, "Could not open '%s': ", s->image), r : 0;
+    return r < 0 ? error_prepend_once(err, "Could not open '%s': ", s->image), r : 0;
 }
 
 /* Whether it is an image with a raw data file. */
