@@ -11,6 +11,7 @@
 #include "backup/digest.h"
 #include "backup/files.h"
 #include "backup/layer_image.h"
+#include "backup/repository_share.h"
 #include "backup/stored_node.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -143,15 +144,15 @@ static bool was_replaced(const struct repository_entry *before, const struct rep
  * Read the repository again, and find the layers that the last of `entries` has now: those down to
  * the same parent. *ret_found is false if nothing has changed, so that another try is of no use.
  */
-static int find_again(const struct repository *old, const struct repository_entry *const *entries,
-                      size_t count, struct repository *ret_now,
-                      const struct repository_entry ***ret_entries, size_t *ret_count,
-                      bool *ret_found, struct error *err)
+static int co_find_again(const struct repository *old,
+                         const struct repository_entry *const *entries, size_t count,
+                         struct repository *ret_now, const struct repository_entry ***ret_entries,
+                         size_t *ret_count, bool *ret_found, struct error *err)
 {
     const char *parent = entries[0]->manifest.parent;
     const struct repository_entry *e;
     size_t skip = 0;
-    int r = repository_open_with(old->path, old->ring, ret_now, err);
+    int r = repository_co_open_with(old->path, old->ring, ret_now, err);
 
     *ret_found = false;
     for (size_t i = 0; r == 0 && i < count; i++) {
@@ -192,7 +193,7 @@ int chain_co_open_unmapped(const struct repository *repository,
         return error_out_of_memory(err);
     }
     *now = REPOSITORY_INIT;
-    r = find_again(repository, entries, count, now, &again, &again_count, &found, err);
+    r = co_find_again(repository, entries, count, now, &again, &again_count, &found, err);
     if (r < 0 || !found) {
         repository_close(now);
         free(now);

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <spawn.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,6 +47,8 @@ struct backup_key_ring {
 
 /* That of the program, from its sources. */
 static struct backup_key_ring program_ring;
+/* guards the contents of all rings; keys do not change */
+static pthread_mutex_t rings_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* --- the source ------------------------------------------------------------------------------- */
 
@@ -295,8 +298,8 @@ static int key_of_ring(struct backup_key_ring *ring, const struct backup_kdf *kd
     return get_key(ring, &way, ret_key, err);
 }
 
-int backup_key_get(const struct backup_kdf *kdf, const struct backup_key **ret_key,
-                   struct error *err)
+static int get_program_key(const struct backup_kdf *kdf, const struct backup_key **ret_key,
+                           struct error *err)
 {
     bool has;
     int r = need_material(&has, err);
@@ -311,7 +314,18 @@ int backup_key_get(const struct backup_kdf *kdf, const struct backup_key **ret_k
 int backup_key_get_of(struct backup_key_ring *ring, const struct backup_kdf *kdf,
                       const struct backup_key **ret_key, struct error *err)
 {
-    return ring ? key_of_ring(ring, kdf, ret_key, err) : backup_key_get(kdf, ret_key, err);
+    int r;
+
+    pthread_mutex_lock(&rings_lock);
+    r = ring ? key_of_ring(ring, kdf, ret_key, err) : get_program_key(kdf, ret_key, err);
+    pthread_mutex_unlock(&rings_lock);
+    return r;
+}
+
+int backup_key_get(const struct backup_kdf *kdf, const struct backup_key **ret_key,
+                   struct error *err)
+{
+    return backup_key_get_of(NULL, kdf, ret_key, err);
 }
 
 int backup_key_ring_new(const char *secret, bool is_passphrase, struct backup_key_ring **ret_ring,
@@ -353,16 +367,20 @@ void backup_key_ring_free(struct backup_key_ring *ring)
 int backup_key_make(const struct backup_key **ret_key, struct error *err)
 {
     struct backup_kdf way = {.log_n = KDF_LOG_N};
-    bool has;
-    int r = need_material(&has, err);
+    bool has, is_passphrase;
+    int r;
 
-    if (r < 0 || !has || !program_ring.is_passphrase) {
+    pthread_mutex_lock(&rings_lock);
+    r = need_material(&has, err);
+    is_passphrase = r == 0 && has && program_ring.is_passphrase;
+    pthread_mutex_unlock(&rings_lock);
+    if (r < 0 || !is_passphrase) {
         return r < 0 ? r : backup_key_get(NULL, ret_key, err);
     }
     if (getrandom(way.salt, sizeof(way.salt), 0) != sizeof(way.salt)) {
         return error_set_errno(err, errno, "No random salt");
     }
-    return get_key(&program_ring, &way, ret_key, err);
+    return backup_key_get(&way, ret_key, err);
 }
 
 /* --- in a repository -------------------------------------------------------------------------- */

@@ -6,7 +6,7 @@
  * manifests (`mac`) and that encrypt files (`seal`, backup/stored.h).
  *
  * The program has one key or passphrase, or none; a node may have one of its own. Nothing here
- * yields; a passphrase takes some 100 ms for each salt. Main thread.
+ * yields; a passphrase takes some 100 ms for each salt, a command as long as it runs. Any thread.
  */
 #ifndef TIDEMARK_BACKUP_KEY_H
 #define TIDEMARK_BACKUP_KEY_H

@@ -358,8 +358,36 @@ static void make_key(const struct repository_entry *e, char *ret_key, size_t siz
     snprintf(ret_key, size, "%s %s", e->id, e->manifest.sums_sha256);
 }
 
+struct files_opening {
+    const struct layer_entry *e;
+    struct layer_files *files;
+};
+
+static int open_files_again(void *arg)
+{
+    const struct files_opening *o = arg;
+
+    return open_files(o->e, o->files, NULL);
+}
+
+/* Open the files of a layer that was idle, and has one user now. False: they are others. */
+static bool co_wake_layer(struct layer_entry *e)
+{
+    struct layer_files f = LAYER_FILES_INIT;
+    struct files_opening o = {e, &f};
+
+    if (loop_co_brief(open_files_again, &o) == 0) {
+        keep_files(e, &f);
+        return true;
+    }
+    if (--e->users == 0) {
+        free_layer(e);
+    }
+    return false;
+}
+
 /* A layer that is there, with its files open if it keeps them; NULL: none. */
-static struct layer_entry *find_layer(struct home *h, const struct repository_entry *entry)
+static struct layer_entry *co_find_layer(struct home *h, const struct repository_entry *entry)
 {
     char key[BACKUP_ID_SIZE + SHA256_HEX_SIZE];
     struct name_entry *found;
@@ -375,18 +403,9 @@ static struct layer_entry *find_layer(struct home *h, const struct repository_en
         e->layer.disk_size != entry->manifest.virtual_size) {
         return NULL;
     }
-    if (e->users == 0 && e->files.sums_fd < 0) {
-        struct layer_files f;
-
-        if (open_files(e, &f, NULL) < 0) {
-            free_layer(e);
-            return NULL;
-        }
-        keep_files(e, &f);
-    }
     end_idling(e);
     e->users++;
-    return e;
+    return e->users > 1 || e->files.sums_fd >= 0 || co_wake_layer(e) ? e : NULL;
 }
 
 static struct layer_entry *new_layer(const struct repository *r, const struct repository_entry *e,
@@ -415,39 +434,68 @@ static struct layer_entry *new_layer(const struct repository *r, const struct re
     return new;
 }
 
+struct layer_loading {
+    struct layer_entry *e;
+    const struct manifest *m;
+    int sums_fd; /* consumed by read_layer() */
+    struct layer_files files;
+    struct error *err;
+};
+
+/* The checksum file, noting which file it is: a descriptor or -errno. */
+static int open_sums_file(void *arg)
+{
+    const struct layer_loading *l = arg;
+    struct layer_entry *e = l->e;
+    int fd AUTO_CLOSE = repository_open_file(&e->home->place, e->id, REPOSITORY_SUMS, l->err);
+
+    if (fd >= 0 && fstat(fd, &e->sums_stat) < 0) {
+        return error_set_errno(l->err, errno, "Could not inspect '%s'", e->layer.sums_path);
+    }
+    return TAKE_FD(fd);
+}
+
+static int read_layer(void *arg)
+{
+    struct layer_loading *l = arg;
+    struct layer_entry *e = l->e;
+    struct sums sums;
+    int r =
+        sums_open(l->sums_fd, e->home->seal, e->layer.sums_path, l->m->virtual_size, &sums, l->err);
+
+    if (r < 0) {
+        return r;
+    }
+    e->layer.runs = sums.runs;
+    l->files.sums_fd = sums.fd;
+    l->files.sums = sums.file;
+    return open_image(e, &l->files, l->err);
+}
+
 /*
  * The checksum file decides what every cluster has to be, zeroes included. So it is compared with
  * the manifest before it is used.
  */
 static int co_load_layer(struct layer_entry *e, const struct manifest *m, struct error *err)
 {
-    struct layer_files f = LAYER_FILES_INIT;
-    struct sums sums;
-    int r, fd = repository_open_file(&e->home->place, e->id, REPOSITORY_SUMS, err);
+    struct layer_loading l = {.e = e, .m = m, .files = LAYER_FILES_INIT, .err = err};
+    int r, fd = loop_co_brief(open_sums_file, &l);
 
     if (fd < 0) {
         return fd;
     }
-    r = fstat(fd, &e->sums_stat) < 0
-            ? error_set_errno(err, errno, "Could not inspect '%s'", e->layer.sums_path)
-            : digest_co_expect(fd, e->layer.sums_path, m->sums_size, m->sums_sha256, NULL, err);
+    r = digest_co_expect(fd, e->layer.sums_path, m->sums_size, m->sums_sha256, NULL, err);
     if (r < 0) {
         close(fd);
         return r;
     }
-    r = sums_open(fd, e->home->seal, e->layer.sums_path, m->virtual_size, &sums, err);
+    l.sums_fd = fd;
+    r = loop_co_brief(read_layer, &l);
     if (r < 0) {
+        close_files(&l.files);
         return r;
     }
-    e->layer.runs = sums.runs;
-    f.sums_fd = sums.fd;
-    f.sums = sums.file;
-    r = open_image(e, &f, err);
-    if (r < 0) {
-        close_files(&f);
-        return r;
-    }
-    keep_files(e, &f);
+    keep_files(e, &l.files);
     return 0;
 }
 
@@ -461,7 +509,7 @@ int layer_co_get(const struct repository *r, const struct repository_entry *e,
     if (!h) {
         return error_out_of_memory(err);
     }
-    found = find_layer(h, e);
+    found = co_find_layer(h, e);
     if (!found) {
         found = new_layer(r, e, h);
         status = found ? co_load_layer(found, &e->manifest, err) : error_out_of_memory(err);

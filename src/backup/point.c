@@ -60,8 +60,8 @@ static int co_open_point_chain(struct point *p, const char *path, const char *at
     const struct repository_entry **entries AUTO_FREE = NULL;
     const struct repository_entry *e;
     size_t count = 0;
-    int r = p->ring ? repository_open_with(path, p->ring, &p->own, err)
-                    : repository_share(path, &p->repository, err);
+    int r = p->ring ? repository_co_open_with(path, p->ring, &p->own, err)
+                    : repository_co_share(path, &p->repository, err);
 
     if (r < 0) {
         return r;

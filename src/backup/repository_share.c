@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "base/list.h"
+#include "loop/loop.h"
 
 /* Two changes within this time may leave a directory with the same time. */
 #define SAME_TIME_SECONDS 2
@@ -44,8 +45,9 @@ static void free_unused(void)
 }
 
 /* Whether the path leads to the same directory, and nothing in that has got or lost its name. */
-static bool is_current(const struct shared *s)
+static int check_current(void *arg)
 {
+    const struct shared *s = arg;
     struct stat now;
 
     return !s->too_soon && stat(s->path, &now) == 0 && now.st_dev == s->stat.st_dev &&
@@ -55,9 +57,45 @@ static bool is_current(const struct shared *s)
            now.st_ctim.tv_nsec == s->stat.st_ctim.tv_nsec;
 }
 
-static int read_shared(const char *path, struct shared **ret_shared, struct error *err)
+/* One that was read and is current still, with one more user; NULL: none. */
+static struct shared *co_find_current(const char *path)
+{
+    struct shared *s;
+
+    LIST_FOREACH (s, &all, link) {
+        if (strcmp(s->path, path) == 0 && !s->stale) {
+            s->users++;
+            if (loop_co_brief(check_current, s) > 0) {
+                return s;
+            }
+            s->stale = true;
+            s->users--;
+            break;
+        }
+    }
+    return NULL;
+}
+
+struct shared_reading {
+    struct shared *shared;
+    struct error *err;
+};
+
+static int read_shared(void *arg)
+{
+    struct shared_reading *q = arg;
+    struct shared *s = q->shared;
+
+    s->too_soon =
+        stat(s->path, &s->stat) < 0 || s->stat.st_ctim.tv_sec + SAME_TIME_SECONDS > time(NULL);
+    return repository_open(s->path, &s->repository, q->err);
+}
+
+/* With one user. */
+static int co_read_shared(const char *path, struct shared **ret_shared, struct error *err)
 {
     struct shared *s = calloc(1, sizeof(*s));
+    struct shared_reading q = {s, err};
     int r;
 
     if (!s) {
@@ -65,10 +103,9 @@ static int read_shared(const char *path, struct shared **ret_shared, struct erro
     }
     list_init(&s->link);
     s->repository = REPOSITORY_INIT;
+    s->users = 1;
     s->path = strdup(path);
-    s->too_soon =
-        stat(path, &s->stat) < 0 || s->stat.st_ctim.tv_sec + SAME_TIME_SECONDS > time(NULL);
-    r = s->path ? repository_open(path, &s->repository, err) : error_out_of_memory(err);
+    r = s->path ? loop_co_brief(read_shared, &q) : error_out_of_memory(err);
     if (r < 0) {
         free_shared(s);
         return r;
@@ -78,23 +115,14 @@ static int read_shared(const char *path, struct shared **ret_shared, struct erro
     return 0;
 }
 
-int repository_share(const char *path, const struct repository **ret_repository, struct error *err)
+int repository_co_share(const char *path, const struct repository **ret_repository,
+                        struct error *err)
 {
-    struct shared *s, *found = NULL;
-    int r = 0;
+    struct shared *s = co_find_current(path);
+    int r = s ? 0 : co_read_shared(path, &s, err);
 
-    LIST_FOREACH (s, &all, link) {
-        if (strcmp(s->path, path) == 0 && !s->stale) {
-            s->stale = !is_current(s);
-            found = s->stale ? found : s;
-        }
-    }
-    if (!found) {
-        r = read_shared(path, &found, err);
-    }
     if (r == 0) {
-        found->users++;
-        *ret_repository = &found->repository;
+        *ret_repository = &s->repository;
     }
     free_unused();
     return r;
@@ -106,6 +134,28 @@ void repository_unshare(const struct repository *r)
         container_of((struct repository *)r, struct shared, repository)->users--;
         free_unused();
     }
+}
+
+struct opening {
+    const char *path;
+    struct backup_key_ring *ring;
+    struct repository *repository;
+    struct error *err;
+};
+
+static int run_opening(void *arg)
+{
+    const struct opening *o = arg;
+
+    return repository_open_with(o->path, o->ring, o->repository, o->err);
+}
+
+int repository_co_open_with(const char *path, struct backup_key_ring *ring,
+                            struct repository *ret_repository, struct error *err)
+{
+    struct opening o = {path, ring, ret_repository, err};
+
+    return loop_co_brief(run_opening, &o);
 }
 
 void repositories_hold(void)

@@ -59,7 +59,7 @@ bool volumes_co_inherit(const char *path, const char *id, volumes_known *known, 
     size_t count = 0;
     bool same;
 
-    if (repository_share(path, &repository, NULL) < 0) {
+    if (repository_co_share(path, &repository, NULL) < 0) {
         return false;
     }
     e = repository_get(repository, id);

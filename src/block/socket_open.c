@@ -54,13 +54,26 @@ static int unix_name(const struct socket_address *a, struct sockaddr_un *ret_add
     return 0;
 }
 
-static int listen_unix_address(const struct socket_address *a, int backlog, int *ret_fd,
-                               struct error *err)
+struct unix_bind {
+    int fd;
+    struct sockaddr_un addr;
+};
+
+/* The path can lead to a file system that hangs: for the offload pool. */
+static int bind_path(void *arg)
+{
+    const struct unix_bind *b = arg;
+
+    return unix_socket_bind(b->fd, &b->addr);
+}
+
+static int co_listen_unix_address(const struct socket_address *a, int backlog, int *ret_fd,
+                                  struct error *err)
 {
     AUTO_CLOSE int fd = new_socket(AF_UNIX, 0);
-    struct sockaddr_un addr;
+    struct unix_bind b = {.fd = fd};
     socklen_t size;
-    int r = unix_name(a, &addr, &size, err);
+    int r = unix_name(a, &b.addr, &size, err);
 
     if (r < 0 || fd < 0) {
         return r < 0 ? r : create_failed(fd, err);
@@ -69,9 +82,9 @@ static int listen_unix_address(const struct socket_address *a, int backlog, int 
         return error_set(err, EINVAL, "The path of a UNIX socket is empty");
     }
     if (a->abstract) {
-        r = bind(fd, (const struct sockaddr *)&addr, size) < 0 ? -errno : 0;
+        r = bind(fd, (const struct sockaddr *)&b.addr, size) < 0 ? -errno : 0;
     } else {
-        r = unix_socket_bind(fd, &addr);
+        r = loop_co_brief(bind_path, &b);
     }
     if (r < 0) {
         return error_set_errno(err, -r, "Failed to bind socket to %s", a->path);
@@ -348,7 +361,7 @@ int socket_address_co_listen(const struct socket_address *a, int backlog, int *r
                              struct error *err)
 {
     if (a->path) {
-        return listen_unix_address(a, backlog, ret_fd, err);
+        return co_listen_unix_address(a, backlog, ret_fd, err);
     }
     if (a->fd) {
         return listen_passed(a, ret_fd, err);

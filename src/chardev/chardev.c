@@ -92,7 +92,7 @@ static const struct chardev_ops *find_chardev_type(const char *name)
     return NULL;
 }
 
-static int open_log(struct chardev *c, struct json_object *data, struct error *err)
+static int co_open_chardev_log(struct chardev *c, struct json_object *data, struct error *err)
 {
     const char *path = chardev_text(data, "logfile");
     int mode = chardev_flag(data, "logappend", false) ? O_APPEND : O_TRUNC;
@@ -100,8 +100,8 @@ static int open_log(struct chardev *c, struct json_object *data, struct error *e
     if (!path) {
         return 0;
     }
-    c->log_fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | mode, 0666);
-    return c->log_fd < 0 ? error_set_errno(err, errno, "Could not create '%s'", path) : 0;
+    c->log_fd = loop_co_open(path, O_WRONLY | O_CREAT | O_CLOEXEC | mode, 0666);
+    return c->log_fd < 0 ? error_set_errno(err, -c->log_fd, "Could not create '%s'", path) : 0;
 }
 
 int chardev_co_new(const char *id, struct json_object *backend, struct chardev **ret_chardev,
@@ -133,7 +133,7 @@ int chardev_co_new(const char *id, struct json_object *backend, struct chardev *
     /* The id is taken while this yields. */
     list_append(&chardevs, &c->link);
     json_object_object_get_ex(backend, "data", &data);
-    r = open_log(c, data, err);
+    r = co_open_chardev_log(c, data, err);
     UNLESS_FAILED(r, ops->co_open(c, data, err));
     if (r < 0) {
         free_chardev(c);

@@ -12,6 +12,7 @@
 #include "block/passed_fd.h"
 #include "chardev/internal.h"
 #include "chardev/stdio_pair.h"
+#include "loop/loop.h"
 
 struct plain_chardev {
     struct chardev base;
@@ -57,15 +58,15 @@ static void init_ends(struct chardev *c)
 }
 
 /* Paths of descriptor sets name descriptors here, too. O_NONBLOCK: a FIFO without a writer. */
-static int open_plain(const char *path, int flags, struct error *err)
+static int co_open_plain_file(const char *path, int flags, struct error *err)
 {
     int fd;
 
     if (fdset_is_path(path)) {
         return fdset_open(path, flags, err);
     }
-    fd = open(path, flags | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0666);
-    return fd < 0 ? error_set_errno(err, errno, "Could not open '%s'", path) : fd;
+    fd = loop_co_open(path, flags | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0666);
+    return fd < 0 ? error_set_errno(err, -fd, "Could not open '%s'", path) : fd;
 }
 
 /* --- null, file, pipe ------------------------------------------------------------------------- */
@@ -84,12 +85,12 @@ static int co_open_backend_file(struct chardev *c, struct json_object *data, str
 
     init_ends(c);
     e->out_blocks = true;
-    e->out = open_plain(chardev_text(data, "out"), O_WRONLY | O_CREAT | mode, err);
+    e->out = co_open_plain_file(chardev_text(data, "out"), O_WRONLY | O_CREAT | mode, err);
     if (e->out < 0) {
         return e->out;
     }
     if (in) {
-        e->in = open_plain(in, O_RDONLY, err);
+        e->in = co_open_plain_file(in, O_RDONLY, err);
     }
     return in && e->in < 0 ? e->in : 0;
 }
@@ -106,15 +107,15 @@ static int co_open_pipe(struct chardev *c, struct json_object *data, struct erro
         return error_out_of_memory(err);
     }
     /* O_RDWR: the FIFO has a reader and a writer also while nobody else has opened it. */
-    e->in = open_plain(in, O_RDWR, NULL);
-    e->out = e->in >= 0 ? open_plain(out, O_RDWR, NULL) : -1;
+    e->in = co_open_plain_file(in, O_RDWR, NULL);
+    e->out = e->in >= 0 ? co_open_plain_file(out, O_RDWR, NULL) : -1;
     if (e->out >= 0) {
         return 0;
     }
     if (e->in >= 0) {
         close(e->in);
     }
-    e->in = e->out = open_plain(path, O_RDWR, err);
+    e->in = e->out = co_open_plain_file(path, O_RDWR, err);
     return e->in < 0 ? e->in : 0;
 }
 

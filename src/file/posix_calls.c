@@ -129,16 +129,6 @@ void posix_file_co_close_fd(int fd)
     loop_co_brief(close_fd, &fd);
 }
 
-static int unlink_path(void *arg)
-{
-    return unlink(arg) < 0 ? -errno : 0;
-}
-
-int posix_file_co_unlink(const char *path)
-{
-    return loop_co_brief(unlink_path, (void *)(uintptr_t)path);
-}
-
 static int reopen_buffered(void *arg)
 {
     char path[32];

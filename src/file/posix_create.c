@@ -240,7 +240,7 @@ int posix_file_co_create(const char *filename, uint64_t size, struct options *op
     }
     r = co_prepare_file(&c, size, o.prealloc, err);
     if (r < 0 && c.created) {
-        posix_file_co_unlink(c.path);
+        loop_co_unlink(c.path);
     }
     posix_file_co_close_fd(c.fd);
     return r;

@@ -171,9 +171,8 @@ int posix_file_co_copy_lock(const struct image_lock *l, int fd, const char *name
 int posix_file_co_lock(struct image_lock *l, unsigned perm, unsigned shared, const char *name,
                        struct error *err);
 
-/* As close(2) and unlink(2). 0 or -errno. */
+/* As close(2). */
 void posix_file_co_close_fd(int fd);
-int posix_file_co_unlink(const char *path);
 
 /*
  * Another descriptor of the same file, which writes through the page cache. The caller owns it.

@@ -224,7 +224,10 @@ ssize_t loop_co_sendmsg(int fd, const struct msghdr *msg, int flags);
  */
 int loop_co_accept(int fd);
 
-/* As connect(2), for at most timeout_ns (negative: without limit). 0, -ETIMEDOUT or -errno. */
+/*
+ * As connect(2), for at most timeout_ns (negative: without limit). 0, -ETIMEDOUT or -errno. For the
+ * path of a unix socket there is no limit: its file system may hang.
+ */
 int loop_co_connect(int fd, const struct sockaddr *addr, socklen_t len, int64_t timeout_ns);
 
 /* --- time */
@@ -286,6 +289,14 @@ int loop_co_offload_all(int (*fn)(void *arg), void *args, size_t size, unsigned 
  * between threads.
  */
 int loop_co_brief(int (*fn)(void *arg), void *arg);
+
+/*
+ * By loop_co_brief(), since a path can lead to a file system that hangs. As open(2): a descriptor,
+ * which the caller owns, or -errno. As unlink(2), and as stat(2) without a result: 0 or -errno.
+ */
+int loop_co_open(const char *path, int flags, mode_t mode);
+int loop_co_unlink(const char *path);
+int loop_co_look_up(const char *path);
 
 /*
  * Declare that the program may block in file I/O, because it has nothing else to do (off at first).

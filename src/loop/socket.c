@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 
 #include "loop/internal.h"
 
@@ -154,15 +155,36 @@ static int connect_result(int fd)
     return -errnum;
 }
 
+struct connecting {
+    int fd;
+    const struct sockaddr *addr;
+    socklen_t len;
+};
+
+static int begin_connect(void *arg)
+{
+    const struct connecting *c = arg;
+
+    return connect(c->fd, c->addr, c->len) < 0 ? -errno : 0;
+}
+
+static bool is_path(const struct sockaddr *addr)
+{
+    return addr->sa_family == AF_UNIX && ((const struct sockaddr_un *)addr)->sun_path[0];
+}
+
 int loop_co_connect(int fd, const struct sockaddr *addr, socklen_t len, int64_t timeout_ns)
 {
     int64_t deadline = timeout_ns < 0 ? INT64_MAX : loop_now_ns() + timeout_ns;
+    struct connecting c = {fd, addr, len};
 
     for (;;) {
-        if (connect(fd, addr, len) == 0) {
+        int begun = is_path(addr) ? loop_co_brief(begin_connect, &c) : begin_connect(&c);
+
+        if (begun == 0) {
             return 0;
         }
-        if (errno == EINPROGRESS || errno == EINTR) {
+        if (begun == -EINPROGRESS || begun == -EINTR) {
             int64_t left = timeout_ns < 0 ? -1 : deadline - loop_now_ns();
             int r = loop_co_poll(fd, POLLOUT, timeout_ns >= 0 && left < 0 ? 0 : left);
 
@@ -171,8 +193,8 @@ int loop_co_connect(int fd, const struct sockaddr *addr, socklen_t len, int64_t 
             }
             return connect_result(fd);
         }
-        if (!would_block(errno)) {
-            return -errno;
+        if (!would_block(-begun)) {
+            return begun;
         }
         if (loop_now_ns() >= deadline) {
             return -ETIMEDOUT;

@@ -67,14 +67,22 @@ static int type_options(struct json_object *data, struct options **ret_opts, str
     return 0;
 }
 
-/* An export has an active node, unless it allows another. The node is looked up again later. */
+/*
+ * An export has an active node, unless it allows another. The node is looked up again later. Where
+ * the path of a mountpoint hangs, it does so before the control lock is taken.
+ */
 static int co_export_add_open(void *state, struct json_object *data, struct error *err)
 {
     const char *name = qmp_get_str(data, "node-name");
+    const char *mountpoint = qmp_get_str(data, "mountpoint");
     struct add_state *s = state;
     struct block_node *node;
-    int r = qmp_co_lock_again(err);
+    int r;
 
+    if (mountpoint) {
+        (void)loop_co_look_up(mountpoint);
+    }
+    r = qmp_co_lock_again(err);
     s->node_name = name;
     node = block_node_find(name);
     if (r >= 0 && node && block_node_is_handed_over(node) &&

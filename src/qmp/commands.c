@@ -11,6 +11,7 @@
 #include "export/export.h"
 #include "export/nbd_server.h"
 #include "job/job.h"
+#include "qmp/command_lock.h"
 #include "qmp/transaction.h"
 
 /* --- the session ------------------------------------------------------------------------------ */
@@ -103,10 +104,19 @@ int qmp_co_nbd_server_start(struct qmp_call *call, struct json_object *args,
                             struct json_object **ret_value, struct error *err)
 {
     struct json_object *addr = qmp_get(args, "addr");
+    int started, r;
 
     /* {"type": T, "data": {...}}: remove the wrapper. */
     json_object_object_add(args, "addr", json_object_get(qmp_get(addr, "data")));
-    return qmp_co_start_nbd_server(args, err);
+    /* The name of a host, or a path, may take any time: other commands go on meanwhile. */
+    block_control_unlock();
+    started = qmp_co_start_nbd_server(args, err);
+    r = error_first(started, qmp_co_lock_again(err));
+    if (started == 0 && r < 0) {
+        /* The daemon ends, and may have looked for a server before there was one. */
+        export_nbd_server_stop_accepting();
+    }
+    return r;
 }
 
 /* The older form of block-export-add: the export's name is its id as well. */

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Paths on a file system that answers nothing: a command waits that names one, and nobody else."""
+
+import json
+import os
+import signal
+
+from hung_file import PATIENCE
+from test_backup_mount import MountCase
+from tidemark import img, run, tool, wait_until
+
+
+class HungPath(MountCase):
+    """`tidemark mount` makes the file system, and hangs when it is stopped."""
+
+    def setUp(self):
+        super().setUp()
+        image = self.create("disk.raw", "1M", "raw")
+        self.repository = self.path("backups")
+        run(*tool("backup"), "--image", image, "-f", "raw", "--to", self.repository)
+        self.mount()
+        self.mounted.process.send_signal(signal.SIGSTOP)
+        self.hung = os.path.join(self.mountpoint, "hung")
+
+    def commands(self):
+        """Each with a path there."""
+        file = {"driver": "file", "filename": self.hung}
+        unix = {"type": "unix", "data": {"path": self.hung}}
+        yield "blockdev-add", {"node-name": "file", **file}
+        yield "blockdev-add", {"driver": "tidemark-backup", "node-name": "b",
+                               "repository": self.hung}  # fmt: skip
+        yield "blockdev-add", {"driver": "nbd", "node-name": "nbd",
+                               "server": {"type": "unix", "path": self.hung}}  # fmt: skip
+        yield "object-add", {"qom-type": "secret", "id": "secret", "file": self.hung}
+        for kind in ("x509", "psk"):
+            yield "object-add", {"qom-type": f"tls-creds-{kind}", "id": kind, "dir": self.hung,
+                                 "endpoint": "server"}  # fmt: skip
+        yield "object-add", {"qom-type": "authz-list-file", "id": "list", "filename": self.hung}
+        for kind, data in (
+            ("file", {"out": self.hung}),
+            ("null", {"logfile": self.hung}),
+            ("pipe", {"device": self.hung}),
+            ("socket", {"addr": unix, "server": True, "wait": False}),
+            ("socket", {"addr": unix, "server": False}),
+        ):
+            name = f"{kind}{data.get('server', '')}"
+            yield "chardev-add", {"id": name, "backend": {"type": kind, "data": data}}
+        yield "nbd-server-start", {"addr": unix}
+        yield "block-export-add", {"type": "fuse", "id": "fuse", "node-name": "good",
+                                   "mountpoint": self.hung}  # fmt: skip
+
+    def test_nobody_else_waits(self):
+        good = self.create("good.qcow2", "8M")
+        daemon = self.daemon(
+            "--blockdev", f"driver=qcow2,node-name=good,file.driver=file,file.filename={good}",
+            name="own",
+        )
+        waiting = []
+        for name, arguments in self.commands():
+            monitor = daemon.connect()
+            self.addCleanup(monitor.close)
+            monitor.send_raw(json.dumps({"execute": name, "arguments": arguments}) + "\n")
+            waiting.append(monitor)
+            with self.subTest(name, arguments=arguments):
+                other = daemon.connect(timeout=PATIENCE)
+                self.addCleanup(other.close)
+                other.command("query-named-block-nodes")
+                other.command("blockdev-add", driver="null-co", node_name=f"null{len(waiting)}")
+                other.command("blockdev-del", node_name=f"null{len(waiting)}")
+        # Each of them does wait: nothing is answered before its path is.
+        for monitor in waiting:
+            monitor.sock.settimeout(0.01)
+            self.assertRaises(TimeoutError, monitor.receive_answer)
+        daemon.stop(timeout=PATIENCE)
+        img("check", "-q", "-f", "qcow2", good)
+
+    def test_who_waited_is_answered_when_the_path_is(self):
+        daemon = self.daemon("--blockdev", "driver=null-co,node-name=good", name="own")
+        waiting = []
+        for name, arguments in self.commands():
+            monitor = daemon.connect()
+            self.addCleanup(monitor.close)
+            monitor.send_raw(json.dumps({"execute": name, "arguments": arguments}) + "\n")
+            waiting.append((monitor, arguments))
+        daemon.qmp.command("query-block")
+        self.mounted.process.send_signal(signal.SIGCONT)
+        for monitor, arguments in waiting:
+            with self.subTest(arguments=arguments):
+                self.assertIn("error", monitor.receive_answer())
+        wait_until(lambda: daemon.qmp.command("query-chardev"), "the monitor")
+        daemon.stop()
