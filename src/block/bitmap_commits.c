@@ -50,6 +50,11 @@ bool block_bitmap_defer_commit(struct block_node *node)
 
 void block_bitmap_commits_begin(struct block_bitmap_commits *c)
 {
+    struct block_node *node = NULL;
+
+    while ((node = block_bitmap_next_changed_apart(node))) {
+        /* What an earlier coroutine has left that had the same place. */
+    }
     *c = (struct block_bitmap_commits){.owner = co_self()};
     list_append(&deferrals, &c->link);
 }
@@ -84,9 +89,10 @@ static void participants_clear(struct participants *p)
     *p = (struct participants){0};
 }
 
-/* Once for each node. */
-static void warn_of_change_apart(struct block_node *node)
+/* The warning comes once for each node. */
+static void note_change_apart(struct block_node *node)
 {
+    node->changed_apart = co_self();
     if (!node->warned_apart) {
         node->warned_apart = true;
         log_warning("'%s': transactions change the bitmaps of this image before those of other "
@@ -112,7 +118,7 @@ static int co_find_participants(const struct block_bitmap_commits *c, struct par
             p->nodes[p->joint.count] = node;
             p->joint.names[p->joint.count++] = name;
         } else {
-            warn_of_change_apart(node);
+            note_change_apart(node);
         }
     }
     if (p->joint.count == 1) {
@@ -248,6 +254,17 @@ int block_co_bitmap_commits_run(struct block_bitmap_commits *c, struct error *er
     }
     c->count = r == 0 ? 0 : c->count;
     return r;
+}
+
+struct block_node *block_bitmap_next_changed_apart(struct block_node *node)
+{
+    do {
+        node = block_node_next(node);
+    } while (node && node->changed_apart != co_self());
+    if (node) {
+        node->changed_apart = NULL;
+    }
+    return node;
 }
 
 void block_bitmap_commits_end(struct block_bitmap_commits *c)

@@ -147,6 +147,11 @@ int block_co_bitmap_commits_run(struct block_bitmap_commits *c, struct error *er
  * not stored now is stored when the node is closed. Errors are logged.
  */
 void block_co_bitmap_commits_retry(struct block_bitmap_commits *c);
+/*
+ * Nodes that the calling coroutine has changed apart from the others: a crash in between would have
+ * left a part of the changes. Each is returned once; NULL begins, NULL ends. Does not yield.
+ */
+struct block_node *block_bitmap_next_changed_apart(struct block_node *node);
 /* End. Does not yield. */
 void block_bitmap_commits_end(struct block_bitmap_commits *c);
 /*

@@ -247,6 +247,8 @@ struct block_node {
     struct block_activity *log, *activity;
     /* It was said that a crash may separate changes of its bitmaps from those of other nodes. */
     bool warned_apart;
+    /* Whose transaction has changed them so last; not to be followed. */
+    const struct co *changed_apart;
     /* Writes on nodes with request_alignment > 1; unaligned ones are exclusive. */
     struct range_lock rmw;
     /*

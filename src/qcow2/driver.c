@@ -95,7 +95,8 @@ static int co_store_all(struct qcow2 *q, struct error *err)
     if (r < 0 || atomic_load(&q->broken)) {
         return r;
     }
-    stored = qcow2_co_store_bitmaps(q, err);
+    /* What waits for another image waits on disk, with the log. */
+    stored = q->joint.waits ? 0 : qcow2_co_store_bitmaps(q, err);
     r = co_commit_all(q, err);
     r = r < 0 || !q->commit.refcounts_behind ? r : qcow2_co_write_lazy_refcounts(q, err);
     co_complete_last_cluster(q);

@@ -234,6 +234,8 @@ enum qcow2_joint_state {
 
 /* A change of the bitmaps of several images (bitmap/joint.h). [bitmaps.mutex] */
 struct qcow2_joint {
+    struct list link; /* joint_known.c; main reactor */
+    struct qcow2 *image;
     enum qcow2_joint_state state;
     uint8_t id[JOINT_ID_SIZE];
     uint64_t offset, size; /* of the record in the file, bytes */
@@ -249,6 +251,8 @@ struct qcow2_joint {
     /* Clusters that only that one uses, its own included. */
     struct cluster_runs other_clusters;
     bool in_doubt; /* which of the two counts is not known: both are used */
+    bool waits;    /* and stay, until the first image is opened by this process (joint_known.c) */
+    atomic_bool looks; /* a coroutine is going to look for that */
 };
 
 /* data/sparse.c: what was found out about the file. */

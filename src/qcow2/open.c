@@ -87,6 +87,7 @@ static void init_locks(struct qcow2 *q)
     list_init(&q->bitmaps.stored);
     list_init(&q->bitmaps.reserve);
     list_init(&q->joint.other);
+    list_init(&q->joint.link);
     list_init(&q->snapshots.list);
 }
 
@@ -354,6 +355,8 @@ int qcow2_co_open(struct block_node *node, struct options *opts, struct error *e
     if (qcow2_co_conclude(q, r) < 0) {
         block_bitmaps_release(node);
         qcow2_release_image(q);
+    } else {
+        qcow2_joint_tell_waiting(q);
     }
     return r;
 }

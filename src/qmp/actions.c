@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "block/bitmaps.h"
 #include "job/job.h"
 #include "qmp/commands.h"
 #include "qmp/transaction.h"
@@ -87,6 +88,23 @@ static int co_run_grouped(struct qmp_step *steps, size_t count, struct error *er
     return r;
 }
 
+/* Whose bitmaps a crash could have left as they were while others changed. */
+static struct json_object *list_changed_apart(void)
+{
+    struct json_object *value = NULL, *names = NULL;
+    struct block_node *node = NULL;
+
+    while ((node = block_bitmap_next_changed_apart(node))) {
+        if (!value) {
+            value = json_object_new_object();
+            names = json_object_new_array();
+            json_object_object_add(value, "x-tidemark-apart", names);
+        }
+        json_object_array_add(names, json_object_new_string(block_node_name(node)));
+    }
+    return value;
+}
+
 int qmp_co_transaction(struct qmp_call *call, struct json_object *args,
                        struct json_object **ret_value, struct error *err)
 {
@@ -107,5 +125,8 @@ int qmp_co_transaction(struct qmp_call *call, struct json_object *args,
     r = is_grouped(args) ? co_run_grouped(steps, count, err)
                          : qmp_co_run_steps(steps, count, NULL, err);
     free(steps);
+    if (r >= 0) {
+        *ret_value = list_changed_apart();
+    }
     return r;
 }

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import socket
+import struct
 import threading
 import unittest
 
@@ -172,7 +173,6 @@ class Again(SlowSecond):
     def test_the_first_image_takes_part_again_at_once(self):
         self.cut_off(DONE, PREPARED)
         before = self.start(name="again")
-        self.assertEqual(joint_state(self.images[0]), DONE)  # the other one was opened later
         before.transaction(*self.checkpoint("newer", "new"))
         self.assertEqual([joint_state(image) for image in self.images], [0, 0])
         self.assertNotIn("takes part", self.server.log())
@@ -201,12 +201,46 @@ class Errors(Case):
         img("bitmap", "--add", "-f", "qcow2", self.images[2], "old")
         qmp = self.start()
         for n in range(2):
-            qmp.transaction(*self.checkpoint(f"c{n}", f"c{n - 1}" if n else "old", range(3)))
+            before = f"c{n - 1}" if n else "old"
+            answer = qmp.transaction(*self.checkpoint(f"c{n}", before, range(3)))
+            self.assertEqual(answer, {"x-tidemark-apart": ["d2"]})
+            answer = qmp.transaction(*self.checkpoint(f"x{n}", before))
+            self.assertEqual(answer, {})
             for i in range(3):
                 self.assertIn(f"c{n}", qmp.bitmaps(f"d{i}"))
         said = [line for line in self.server.log().splitlines() if "of this image before those of other" in line]
         self.assertEqual(len(said), 1, said)
         self.assertIn("c.qcow2'", said[0])
+
+    def fill_header(self, image, free):
+        """An extension of another program leaves that many bytes of the first cluster free."""
+        with open(image, "r+b") as f:
+            head = bytearray(f.read(4096))
+            at = struct.unpack_from(">I", head, 100)[0]
+            while struct.unpack_from(">I", head, at)[0]:
+                at += 8 + (struct.unpack_from(">I", head, at + 4)[0] + 7) // 8 * 8
+            size = 4096 - free - at - 16
+            struct.pack_into(">II", head, at, 0x12345678, size)
+            head[at + 8 : at + 8 + size] = b"x" * size
+            head[at + 8 + size : at + 16 + size] = bytes(8)
+            f.seek(0)
+            f.write(head)
+
+    def test_an_image_whose_header_is_almost_full_is_changed_apart(self):
+        for name, free in (("c", 184), ("d", 320)):
+            image = self.path(name + ".qcow2")
+            img("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", image, "16M")
+            img("bitmap", "--add", "-f", "qcow2", "-g", "64k", image, "old")
+            self.fill_header(image, free)
+            self.images.append(image)
+        qmp = self.start()
+        for other, apart in ((2, ["d2"]), (3, None)):
+            answer = qmp.transaction(*self.checkpoint(f"new{other}", "old", (0, other)))
+            self.assertEqual(answer.get("x-tidemark-apart"), apart)
+        self.kill()
+        for i, names in enumerate((("new2", "new3"), (), ("new2",), ("new3",))):
+            self.assertEqual(bitmaps(self.images[i]), {"old": i == 1, **{name: True for name in names}})
+        self.check()
 
     def test_it_leaves_no_trace(self):
         qmp = self.start()

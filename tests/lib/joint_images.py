@@ -2,6 +2,7 @@
 """Images whose bitmaps are changed jointly, for tests that cut the change off."""
 
 import json
+import os
 import struct
 import threading
 
@@ -39,6 +40,9 @@ def bitmaps(path):
 class Case(TestCase):
     in_memory = True
     raw = False
+    remote = False
+    in_use = False  # guests have written, so the images have an activity log
+    far = None
     slow_ns = NS * 6 // 5
 
     def setUp(self):
@@ -51,16 +55,38 @@ class Case(TestCase):
         img("bitmap", "--add", "-f", "qcow2", "-g", "64k", image, "old")
         return image
 
-    def start(self, slow=(), errors=(), name="daemon"):
-        """`slow`: numbers of images whose header takes self.slow_ns to be written.
-        self.raw: a raw node is between each image and its file."""
+    def file(self, image):
+        if not self.remote:
+            return {"driver": "file", "filename": image}
+        server = {"type": "unix", "path": self.path("far")}
+        return {"driver": "nbd", "server": server, "export": os.path.basename(image)}
+
+    def serve(self):
+        """self.remote: the files are on a server, which lives on when the daemon is killed."""
         options = []
         for i, image in enumerate(self.images):
+            if self.file(image)["driver"] == "file":
+                continue
+            os.truncate(image, 32 * M)  # what is served can't grow
+            node = {"driver": "file", "node-name": f"f{i}", "filename": image}
+            options += ["--blockdev", json.dumps(node), "--export"]
+            options.append(f"nbd,id=e{i},node-name=f{i},name={os.path.basename(image)},writable=on")
+        server = f"addr.type=unix,addr.path={self.path('far')},max-connections=0"
+        self.far = self.own(Daemon(self.dir, "--nbd-server", server, *options, name="far"))
+
+    def start(self, slow=(), errors=(), name="daemon", order=None):
+        """`slow`: numbers of images whose header takes self.slow_ns to be written.
+        self.raw: a raw node is between each image and its file. `order`: of opening."""
+        options = []
+        if self.remote and not self.far:
+            self.serve()
+        for i in order or range(len(self.images)):
+            image = self.images[i]
             rules = []
             if i in slow:
                 rules = [{**HEADER_WRITE, "errno": 0, "delay-ns": self.slow_ns}]
             rules += [rule for k, rule in errors if k == i]
-            file = {"driver": "file", "filename": image}
+            file = self.file(image)
             if rules:
                 file = {"driver": "blkdebug", "image": file, "inject-error": rules}
             if self.raw:
@@ -73,7 +99,7 @@ class Case(TestCase):
                 "--nbd-server", f"addr.type=unix,addr.path={self.path('nbd')},max-connections=0",
                 *(
                     option
-                    for i in range(len(self.images))
+                    for i in order or range(len(self.images))
                     for option in ("--export", f"nbd,id=e{i},node-name=d{i},name=d{i},writable=on")
                 ),
                 name=name,
@@ -118,6 +144,11 @@ class Case(TestCase):
     def qemu_check(self, image):
         return qemu_img("check", "-q", "-f", "qcow2", image, check=False).returncode
 
+    def end_server(self):
+        """Of self.remote."""
+        self.far.quit()
+        self.far = None
+
     def settle(self, image):
         """Open for writing, and close."""
         io(image, "read 0 4k", fmt="qcow2")
@@ -130,6 +161,8 @@ class SlowSecond(Case):
         for i in range(2):
             io(self.images[i], f"write {5 * 64}k 4k", fmt="qcow2")
         self.start(slow=(1,))
+        for disk in range(2) if self.in_use else ():
+            self.write(disk, 5)
         self.begin(*self.checkpoint("new", "old"))
         wait_until(
             lambda: (joint_state(self.images[0]), joint_state(self.images[1]))
@@ -140,12 +173,13 @@ class SlowSecond(Case):
         self.kill()
         self.assertEqual(joint_state(self.images[0]), state_of_first)
         self.assertEqual(joint_state(self.images[1]), state_of_second)
+
     OLD = {"old": True}
     NEW = {"old": False, "new": True}
 
-    def opened(self):
+    def opened(self, **how):
         """The bitmaps of both as a daemon has them, which settles the change."""
-        qmp = self.start(name="again")
+        qmp = self.start(name="again", **how)
         found = [
             {name: b["recording"] for name, b in qmp.bitmaps(f"d{i}").items()} for i in range(2)
         ]

@@ -30,9 +30,8 @@ static bool has_room(struct qcow2 *q)
 char *qcow2_co_joint_name(struct block_node *node)
 {
     struct qcow2 *q = qcow2_state(node);
-    struct block_node *file = block_node_skip_filters(node->file->node);
 
-    if (q->read_only || !node->log || !has_room(q) || !file->driver->lasting_name) {
+    if (q->read_only || !node->log || !has_room(q) || q->joint.state == JOINT_PREPARED) {
         return NULL;
     }
     if (q->joint.state != JOINT_NONE) {
@@ -47,7 +46,7 @@ char *qcow2_co_joint_name(struct block_node *node)
                     block_node_display_name(node));
         return NULL;
     }
-    return file->driver->lasting_name(file);
+    return qcow2_joint_file_name(q);
 }
 
 /* --- prepare ---------------------------------------------------------------------------------- */
@@ -165,6 +164,7 @@ static int co_prepare_locked(struct qcow2 *q, struct bitmap_store *st,
     }
     qcow2_reserve_take_used_locked(q, &st->made);
     q->joint.store = st;
+    qcow2_joint_know(q);
     return 0;
 }
 
@@ -275,6 +275,7 @@ static int co_settle_locked(struct qcow2 *q, struct error *err)
         return qcow2_co_joint_retire_locked(q, err);
     }
     qcow2_co_joint_ended(q);
+    qcow2_joint_tell_first(q);
     return 0;
 }
 
@@ -283,6 +284,9 @@ int qcow2_co_joint_settle_found(struct qcow2 *q, struct error *err)
     ERROR_AUTO(why);
     int r;
 
+    if (q->joint.waits) {
+        return 0;
+    }
     if (q->joint.state == JOINT_PREPARED && q->joint.in_doubt) {
         if (qcow2_co_commit_bitmaps(q->node, &why) < 0) {
             log_warning("image '%s': what its bitmaps have after an interrupted change can't be "

@@ -12,12 +12,16 @@
  *
  * Each step is stable in all images before the next one. An image that is opened in the state
  * JOINT_PREPARED asks the header of the first image, which its record names, what was decided. If
- * there is none that knows, it is *in doubt*: its bitmaps get what both directories have.
+ * there is none that knows, it is *in doubt*: its bitmaps get what both directories have. If the
+ * first image has no path (it is on another host), it is looked for among the images that this
+ * process has open, and nowhere else: no address that an image names is ever connected to. The
+ * image stays in doubt on disk then, as long as nothing has to be stored.
  *
  *   joint.c        the steps
  *   joint_end.c    the end of a change, and when it can be forgotten
  *   joint_open.c   what an open finds: the record, the other directory, the decision
  *   joint_peer.c   looking into the headers of other images
+ *   joint_known.c  images of this process that know of a change, and those that wait for one
  *
  * The `co_` functions yield, on the main reactor. They return 0 or -errno, and fill `err` on
  * failure.
@@ -80,9 +84,33 @@ int qcow2_co_joint_add_other(struct qcow2 *q, const uint8_t *hot, struct error *
 /* --- joint_peer.c ----------------------------------------------------------------------------- */
 
 /*
- * What the header of the image `name` says of the change q->joint.id. -ENOENT: there is no such
- * file, or no such image; -ENODATA: its header says nothing of it; or errors of reading.
+ * What the header of image number `number` says of the change q->joint.id. -ENOENT: there is no
+ * such file, or no such image; -ENODATA: its header says nothing of it; -ENOTCONN: this process
+ * would have to have it open; or errors of reading.
  */
-int qcow2_co_joint_ask(struct qcow2 *q, const char *name, enum qcow2_joint_state *ret_state);
+int qcow2_co_joint_ask(struct qcow2 *q, uint32_t number, enum qcow2_joint_state *ret_state);
+
+/* --- joint_known.c: main reactor -------------------------------------------------------------- */
+
+/* The image knows of the change q->joint.id, until qcow2_joint_free(). Does not yield. */
+void qcow2_joint_know(struct qcow2 *q);
+void qcow2_joint_unknow(struct qcow2 *q);
+/*
+ * The same as qcow2_co_joint_ask() of image number `number`, if this process has it open. -ENOENT:
+ * it has not. Does not yield.
+ */
+int qcow2_joint_ask_known(struct qcow2 *q, uint32_t number, enum qcow2_joint_state *ret_state);
+/* The name of the image's file in a record; the caller frees it. NULL: none, or no memory. */
+char *qcow2_joint_file_name(const struct qcow2 *q);
+/* Whether a file of that name can be looked for by other processes: it is a path. */
+bool qcow2_joint_is_path(const char *name);
+/*
+ * An image was opened that may know what others wait for: settle those, later on. Does not yield.
+ */
+void qcow2_joint_tell_waiting(const struct qcow2 *q);
+/* Likewise for one image that waits, or for the first one, which may have nothing to tell now. */
+void qcow2_joint_look_again(struct qcow2 *q);
+/* An image was settled: if this process has the first one open, that may forget the change. */
+void qcow2_joint_tell_first(const struct qcow2 *q);
 
 #endif

@@ -52,6 +52,7 @@ void qcow2_joint_free(struct qcow2 *q)
     qcow2_stored_bitmap_free_list(&j->other);
     cluster_runs_clear(&j->other_clusters);
     qcow2_joint_free_names(j);
+    qcow2_joint_unknow(q);
 }
 
 void qcow2_co_joint_ended(struct qcow2 *q)
@@ -69,7 +70,7 @@ void qcow2_co_joint_ended(struct qcow2 *q)
     }
     qcow2_co_free_replaced(q, &j->other_clusters);
     j->offset = j->size = 0;
-    j->in_doubt = false;
+    j->in_doubt = j->waits = false;
     if (store) { /* it was not used */
         j->store = NULL;
         qcow2_co_store_give_back(q, store, 0);
@@ -85,7 +86,7 @@ static bool co_is_asked(struct qcow2 *q)
 
     for (uint32_t i = 0; i < j->name_count; i++) {
         enum qcow2_joint_state state;
-        int r = i == j->own ? -ENODATA : qcow2_co_joint_ask(q, j->names[i], &state);
+        int r = i == j->own ? -ENODATA : qcow2_co_joint_ask(q, i, &state);
 
         /* What can't be read may be there again tomorrow. What is gone will never ask. */
         if ((r == 0 && state == JOINT_PREPARED) || (r < 0 && r != -ENODATA && r != -ENOENT)) {

@@ -232,13 +232,18 @@ static bool co_decide_joint(struct qcow2 *q, bool ask)
     int r = 0;
 
     if (j->own > 0) { /* else the header itself says that nothing was decided */
-        r = ask ? qcow2_co_joint_ask(q, j->names[0], &state) : -ENODATA;
+        r = ask ? qcow2_co_joint_ask(q, 0, &state) : -ENODATA;
     }
     j->in_doubt = r < 0;
+    j->waits = r == -ENOTCONN;
     if (r == 0 && state == JOINT_DONE) {
         exchange_directories(q);
     }
-    if (r < 0 && ask) {
+    if (j->waits) {
+        log_warning("image '%s': a change of the bitmaps of several disks was interrupted; its "
+                    "bitmaps have what they had before and after it until '%s' is open, too",
+                    block_node_display_name(q->node), j->names[0]);
+    } else if (r < 0 && ask) {
         log_warning("image '%s': a change of the bitmaps of several disks was interrupted, and "
                     "'%s' does not say whether it was made; its bitmaps have what they had before "
                     "and after it",
@@ -291,6 +296,9 @@ int qcow2_co_joint_open(struct qcow2 *q, bool ask, struct error *err)
         qcow2_joint_free(q);
         q->joint = (struct qcow2_joint){.is_stale = true};
         list_init(&q->joint.other);
+        list_init(&q->joint.link);
+    } else if (q->joint.state != JOINT_NONE) {
+        qcow2_joint_know(q);
     }
     return 0;
 }

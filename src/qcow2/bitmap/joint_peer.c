@@ -56,7 +56,32 @@ static bool is_ambiguous(const struct qcow2_joint *j, const char *name)
     return count > 1;
 }
 
-int qcow2_co_joint_ask(struct qcow2 *q, const char *name, enum qcow2_joint_state *ret_state)
+/* Whether the image is a file that can be found by its path, and finds others by theirs. */
+static bool has_path(const struct block_node *file)
+{
+    AUTO_FREE char *path = file->driver->lasting_name ? file->driver->lasting_name(file) : NULL;
+
+    return path && file->driver->co_read_other;
+}
+
+/* Whether this process has an image open whose file has that name. */
+static bool has_open(const struct qcow2 *q, const char *name)
+{
+    struct block_node *node;
+
+    for (node = block_node_next(NULL); node; node = block_node_next(node)) {
+        AUTO_FREE char *own =
+            node->driver == q->node->driver ? qcow2_joint_file_name(qcow2_state(node)) : NULL;
+
+        if (own && strcmp(own, name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* By its file. */
+static int co_ask_file(struct qcow2 *q, const char *name, enum qcow2_joint_state *ret_state)
 {
     struct block_node *file = block_node_skip_filters(q->node->file->node);
     AUTO_FREE uint8_t *header = malloc(PEER_HEADER_BYTES);
@@ -65,7 +90,7 @@ int qcow2_co_joint_ask(struct qcow2 *q, const char *name, enum qcow2_joint_state
     unsigned place = is_ambiguous(&q->joint, name) ? 1 : 0;
 
     /* A file that is no image of the change is passed over for another one of that name. */
-    for (; header && file->driver->co_read_other; place++) {
+    for (; header; place++) {
         size_t size = PEER_HEADER_BYTES;
 
         r = file->driver->co_read_other(file, name, place, header, &size);
@@ -84,4 +109,18 @@ int qcow2_co_joint_ask(struct qcow2 *q, const char *name, enum qcow2_joint_state
         found = r != -ENOENT ? r : found;
     }
     return found;
+}
+
+int qcow2_co_joint_ask(struct qcow2 *q, uint32_t number, enum qcow2_joint_state *ret_state)
+{
+    const char *name = q->joint.names[number];
+    int r = qcow2_joint_ask_known(q, number, ret_state);
+
+    if (r != -ENOENT) {
+        return r;
+    }
+    if (qcow2_joint_is_path(name) && has_path(block_node_skip_filters(q->node->file->node))) {
+        return co_ask_file(q, name, ret_state);
+    }
+    return has_open(q, name) ? -ENODATA : -ENOTCONN;
 }

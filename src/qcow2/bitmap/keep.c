@@ -16,6 +16,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "block/bitmaps.h"
+#include "qcow2/bitmap/joint.h"
 #include "qcow2/bitmap/store.h"
 #include "qcow2/table/commit.h"
 
@@ -267,6 +268,9 @@ int qcow2_co_store_bits_of(struct block_node *node, const struct block_activity_
     }
     /* Both directories would have to get the bits. */
     r = q->joint.state == JOINT_PREPARED ? -EBUSY : 0;
+    if (q->joint.waits) {
+        qcow2_joint_look_again(q);
+    }
     co_mutex_lock(&q->bitmaps.bits_mutex);
     UNLESS_FAILED(r, co_keep_locked(q, ranges, count));
     co_mutex_unlock(&q->bitmaps.bits_mutex);
