@@ -63,6 +63,18 @@ void block_bitmap_get_state(const struct block_bitmap *b, struct block_bitmap_st
     }
 }
 
+void block_bitmap_get_shown_state(const struct block_bitmap *b,
+                                  struct block_bitmap_state *ret_state)
+{
+    block_bitmap_get_state(b, ret_state);
+    if (ret_state->trust == BLOCK_BITMAP_SUPERSET && block_bitmap_is_counted(b)) {
+        ret_state->excess = MIN(ret_state->excess, block_bitmap_known_count(b));
+        if (ret_state->excess == 0) {
+            *ret_state = (struct block_bitmap_state){.trust = BLOCK_BITMAP_EXACT};
+        }
+    }
+}
+
 void block_bitmap_lose(struct block_bitmap *b, const char *why)
 {
     if (!b->inconsistent) {

@@ -60,6 +60,12 @@ struct block_bitmap_state {
 };
 /* Does not yield. */
 void block_bitmap_get_state(const struct block_bitmap *b, struct block_bitmap_state *ret_state);
+/*
+ * The same for users: no more is in excess than is dirty, as far as that is counted
+ * (block_bitmap_is_counted()). Does not yield.
+ */
+void block_bitmap_get_shown_state(const struct block_bitmap *b,
+                                  struct block_bitmap_state *ret_state);
 
 /*
  * The bits that are added to `b` next come from a bitmap in the state `from`, with `granularity`:

@@ -122,7 +122,7 @@ static struct json_object *bitmap_state_json(const struct block_bitmap *b)
     struct json_object *o = json_object_new_object();
     struct block_bitmap_state state;
 
-    block_bitmap_get_state(b, &state);
+    block_bitmap_get_shown_state(b, &state);
     qmp_put_str(o, "kind", kinds[state.trust]);
     qmp_put_str(o, "reason", state.why);
     if (state.trust == BLOCK_BITMAP_SUPERSET) {

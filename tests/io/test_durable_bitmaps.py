@@ -345,6 +345,21 @@ class Excess(Case):
         img("bitmap", "--remove", "-f", "qcow2", self.image, "b")
         self.assertEqual(self.state("frozen")["excess"], self.hot)
 
+    def test_it_is_no_more_than_what_is_dirty(self):
+        """Several regions are in one granule of the bitmap they are merged into."""
+        self.killed_after([(9 * M, 4 * K), (9 * M + 192 * K, 4 * K)])
+        img("bitmap", "--add", "--disable", "-g", "64M", "-f", "qcow2", self.image, "coarse")
+        img("bitmap", "--merge", "b", "-f", "qcow2", self.image, "coarse")
+        self.assertGreaterEqual(self.state()["excess"], 3 * GRANULARITY)
+        self.assertEqual(self.state("coarse")["excess"], SIZE)
+        img("resize", "-q", "-f", "qcow2", self.image, "128M")
+        self.assertEqual(self.state("coarse")["excess"], SIZE)
+        node = json.dumps({"driver": "qcow2", "node-name": "d", "file": {"driver": "file", "filename": self.image}})
+        server = self.daemon("--blockdev", node)
+        found = server.qmp.bitmaps("d")["coarse"]
+        self.assertEqual(found["count"], SIZE)
+        self.assertEqual(found["x-tidemark-state"]["excess"], SIZE)
+
     def test_operations_on_chains_and_copies_take_it_along(self):
         base, copy = self.path("base.qcow2"), self.path("copy.qcow2")
         img("create", "-q", "-f", "qcow2", base, str(SIZE))

@@ -239,7 +239,8 @@ class Errors(Case):
             self.assertEqual(answer.get("x-tidemark-apart"), apart)
         self.kill()
         for i, names in enumerate((("new2", "new3"), (), ("new2",), ("new3",))):
-            self.assertEqual(bitmaps(self.images[i]), {"old": i == 1, **{name: True for name in names}})
+            expected = {"old": i == 1, **{name: True for name in names}}
+            self.assertEqual(bitmaps(self.images[i]), expected)
         self.check()
 
     def test_it_leaves_no_trace(self):

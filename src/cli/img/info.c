@@ -104,8 +104,23 @@ static bool is_named(struct json_object *o, const char *name)
     return text && strcmp(text, name) == 0;
 }
 
+/* Bits are read to count them if they have no more bytes than this. */
+#define COUNTED_BYTES_MAX (64 * MiB)
+
+/* What is in excess is no more than what is dirty. */
+static void co_get_bitmap_state(struct block_bitmap *b, struct block_bitmap_state *ret_state)
+{
+    uint64_t count, bits = block_node_size(block_bitmap_node(b)) / block_bitmap_granularity(b);
+
+    block_bitmap_get_state(b, ret_state);
+    if (ret_state->trust == BLOCK_BITMAP_SUPERSET && bits / 8 <= COUNTED_BYTES_MAX &&
+        block_co_bitmap_count(b, &count, NULL) == 0) {
+        block_bitmap_get_shown_state(b, ret_state);
+    }
+}
+
 /* Say of each stored bitmap how far it is to be trusted; not under the name of QEMU's tool. */
-static void add_bitmap_states(struct json_object *specific, struct block_node *node)
+static void co_add_bitmap_states(struct json_object *specific, struct block_node *node)
 {
     static const char *const kinds[] = {[BLOCK_BITMAP_EXACT] = "exact",
                                         [BLOCK_BITMAP_SUPERSET] = "superset",
@@ -118,13 +133,13 @@ static void add_bitmap_states(struct json_object *specific, struct block_node *n
     /* The node has them in the same order, without those that it does not know. */
     for (size_t i = 0; bitmaps && !cli_is_compat() && i < json_object_array_length(bitmaps); i++) {
         struct json_object *o = json_object_array_get_idx(bitmaps, i);
-        const struct block_bitmap *b = next && is_named(o, block_bitmap_name(next)) ? next : NULL;
+        struct block_bitmap *b = next && is_named(o, block_bitmap_name(next)) ? next : NULL;
         struct json_object *shown = json_object_new_object();
         struct block_bitmap_state state = {.trust = BLOCK_BITMAP_LOST,
                                            .why = "its type or flags are unknown"};
 
         if (b) {
-            block_bitmap_get_state(b, &state);
+            co_get_bitmap_state(b, &state);
             next = block_bitmap_next(node, next);
         }
         add_text(shown, "kind", kinds[state.trust]);
@@ -167,7 +182,7 @@ static struct json_object *co_info_json(struct block_node *node, bool limits)
         json_object_object_add(o, "limits", limits_json(node));
     }
     if (specific) {
-        add_bitmap_states(specific, node);
+        co_add_bitmap_states(specific, node);
         json_object_object_add(o, "format-specific", specific);
     }
     if (has_info && info.encrypted) {
