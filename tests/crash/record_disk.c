@@ -291,12 +291,13 @@ static int record_disk_co_extend(struct block_node *node, uint64_t size)
                                    NULL);
 }
 
-/* "live-base" is "base" for the other disks of its set. */
+/* "live-base" has the path "/base" for the other disks of its set. */
 static char *record_disk_lasting_name(const struct block_node *node)
 {
     const char *dash = strchr(block_node_name(node), '-');
+    char *path;
 
-    return dash ? strdup(dash + 1) : NULL;
+    return dash && asprintf(&path, "/%s", dash + 1) >= 0 ? path : NULL;
 }
 
 static int record_disk_co_read_other(struct block_node *node, const char *name, unsigned place,
@@ -309,7 +310,7 @@ static int record_disk_co_read_other(struct block_node *node, const char *name, 
     if (place > 0 || !dash) {
         return -EINVAL;
     }
-    snprintf(other_name, sizeof(other_name), "%.*s-%.32s", (int)(dash - own), own, name);
+    snprintf(other_name, sizeof(other_name), "%.*s-%.32s", (int)(dash - own), own, name + 1);
     other = block_node_find(other_name);
     if (!other) {
         return -ENOENT;
