@@ -193,9 +193,24 @@ static void co_end_runs(struct group *g, struct error *err)
         const char *last = run->committed ? run->manifest.bitmap : run_last_bitmap(run);
         ERROR_AUTO(attempt);
 
-        if (run->source->ops->co_end(run->source, last, &attempt) < 0 && !error_is_set(err)) {
+        run->unsettled = run->source->ops->co_end(run->source, last, &attempt) < 0;
+        if (run->unsettled && !error_is_set(err)) {
             error_move(err, &attempt);
         }
+    }
+}
+
+/*
+ * After a checkpoint that failed there should be nothing in the sources, but a connection may have
+ * ended before the answer came.
+ */
+static void co_end_without_checkpoint(struct group *g)
+{
+    for (size_t i = 0; i < g->count; i++) {
+        struct run *run = &g->runs[i];
+
+        run->unsettled = run->repository.is_new &&
+                         run->source->ops->co_settle(run->source, run_last_bitmap(run), NULL) < 0;
     }
 }
 
@@ -209,6 +224,7 @@ static int co_take_backups(struct group *g, struct error *unsettled, struct erro
     g->guard = g->options->guard ? guard_start(g->options->guard) : -1;
     r = co_make_checkpoint(g, unsettled, err);
     if (r < 0) {
+        co_end_without_checkpoint(g);
         guard_say(g->guard, GUARD_DONE);
         return r;
     }

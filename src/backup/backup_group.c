@@ -39,6 +39,10 @@ static void co_clear_run(struct run *run)
         close(run->sums_fd);
     }
     manifest_clear(&run->manifest);
+    /* What may be left in the source has the id of the repository, and is for the next run. */
+    if (!run->committed && !run->unsettled) {
+        repository_unmake(&run->repository);
+    }
     repository_close(&run->repository);
     free(run->reason);
     free(run->image);
@@ -51,7 +55,7 @@ static int describe_set(struct group *g, struct error *err)
     const char *machine = g->options->quiesce.machine, *definition = g->options->definition;
     const char *slash = definition ? strrchr(definition, '/') : NULL;
     struct set *s = &g->set;
-    int r = set_make_root(g->options->dir, err);
+    int r = set_make_root(g->options->dir, &g->made, err);
 
     if (r == 0) {
         g->set_kept = set_reserve(g->options->dir, s->id, err);
@@ -169,6 +173,7 @@ void group_co_clear(struct group *g)
         close(g->guard);
     }
     set_release(g->options->dir, g->set_id, g->set_kept);
+    set_unmake_root(g->options->dir, &g->made);
     set_clear(&g->set);
     free(g->definition);
     free(g->runs);

@@ -23,6 +23,7 @@ struct run {
     char *image, *sums; /* their paths, for messages */
     bool view_failed;   /* the point in time cannot be read any more */
     bool committed;     /* the backup exists */
+    bool unsettled;     /* the source has, or may have, something of this run */
     int64_t started_ns;
 };
 
@@ -35,6 +36,7 @@ struct group {
     struct set set;              /* its id is "" where a disk is backed up alone */
     char set_id[BACKUP_ID_SIZE]; /* kept by: */
     int set_kept;                /* see set_reserve(); -1: there is none */
+    struct set_root_made made;   /* for the set */
     char *definition;            /* of the machine; NULL: none */
     int guard;                   /* see backup/guard.h; -1: there is none */
 };

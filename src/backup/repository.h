@@ -67,6 +67,8 @@ struct repository {
     int work_fd;                      /* the directory of what changes then; -1: not open */
     char *problem;                    /* of repository.json, a sentence; NULL if it is sound */
     int lock_fd;                      /* -1 if not locked */
+    bool is_new;                      /* this process has made it */
+    bool has_new_directory;           /* and its directory */
     struct repository_entry *entries; /* oldest first; damaged ones where their ids put them */
     size_t count;
 };
@@ -121,6 +123,12 @@ int repository_open_with(const char *path, struct backup_key_ring *ring,
  */
 int repository_open_to_write(const char *path, struct repository *ret_repository,
                              struct error *err);
+
+/*
+ * Remove what opening has made, the repository and its directory, if that is all there is: for a
+ * run that fails. `r` is locked, and is only to be closed after that. What existed before stays.
+ */
+void repository_unmake(struct repository *r);
 
 /* As above, for another purpose than a backup: no directory and no repository is made. */
 int repository_open_existing(const char *path, struct repository *ret_repository,
@@ -306,6 +314,7 @@ int repository_judge_key(const struct repository *r, bool write, struct error *e
 
 #define REPOSITORY_DESCRIPTION "repository.json"
 #define REPOSITORY_OWN_PREFIX ".tidemark-"
+#define REPOSITORY_NEW_DESCRIPTION REPOSITORY_OWN_PREFIX REPOSITORY_DESCRIPTION
 #define REPOSITORY_FORMAT "tidemark-repository"
 #define REPOSITORY_CIPHER "aes-256-gcm"
 

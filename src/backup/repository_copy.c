@@ -395,6 +395,9 @@ static int co_copy_repository(struct repository_copy *c, bool *ret_again, struct
         progress_end(&c->progress, r == 0 && !*ret_again);
     }
     memcpy(c->result->id, c->to.id, sizeof(c->result->id));
+    if (r < 0 && !c->upload && c->result->copied == 0) {
+        repository_unmake(&c->to);
+    }
     free(c->selected);
     c->selected = NULL;
     repository_close(&c->from);

@@ -11,8 +11,6 @@
 #include "backup/stored.h"
 #include "base/cleanup.h"
 
-#define NEW_DESCRIPTION REPOSITORY_OWN_PREFIX REPOSITORY_DESCRIPTION
-
 static char *describe_repository(const struct repository *r)
 {
     struct json_object *o = json_object_new_object();
@@ -65,10 +63,10 @@ int repository_write_description(struct repository *repository, struct error *er
     if (!text || !shown) {
         return error_out_of_memory(err);
     }
-    files_remove_at(repository->fd, NEW_DESCRIPTION);
-    r = files_write_at(repository->fd, NEW_DESCRIPTION, text, shown, err);
-    if (r == 0 &&
-        renameat(repository->fd, NEW_DESCRIPTION, repository->fd, REPOSITORY_DESCRIPTION) < 0) {
+    files_remove_at(repository->fd, REPOSITORY_NEW_DESCRIPTION);
+    r = files_write_at(repository->fd, REPOSITORY_NEW_DESCRIPTION, text, shown, err);
+    if (r == 0 && renameat(repository->fd, REPOSITORY_NEW_DESCRIPTION, repository->fd,
+                           REPOSITORY_DESCRIPTION) < 0) {
         r = error_set_errno(err, errno, "Could not create '%s'", shown);
     }
     return r < 0 ? r : files_sync(repository->fd, repository->path, err);

@@ -60,6 +60,22 @@ static int check_empty(const struct repository *repository, struct error *err)
     return r;
 }
 
+/* Whether the name still leads to the lock: a first run that fails removes its lock. */
+static bool lock_has_its_name(const struct repository *r)
+{
+    struct stat held, named;
+
+    return fstat(r->lock_fd, &held) == 0 &&
+           fstatat(r->fd, LOCK_FILE, &named, AT_SYMLINK_NOFOLLOW) == 0 &&
+           held.st_dev == named.st_dev && held.st_ino == named.st_ino;
+}
+
+static int refuse_locked(const struct repository *r, struct error *err)
+{
+    return error_set(err, EBUSY, "Another backup to '%s', or a prune or a copy of it, is under way",
+                     r->path);
+}
+
 static int lock(struct repository *r, struct error *err)
 {
     char *shown AUTO_FREE = files_join(r->path, LOCK_FILE);
@@ -73,17 +89,15 @@ static int lock(struct repository *r, struct error *err)
         r->lock_fd = openat(r->fd, LOCK_FILE, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     }
     if (r->lock_fd < 0) {
-        return error_set_errno(err, errno, "Could not open '%s'", shown);
+        /* A first run that fails removes its directory, too. */
+        return errno == ENOENT ? refuse_locked(r, err)
+                               : error_set_errno(err, errno, "Could not open '%s'", shown);
     }
     if (flock(r->lock_fd, LOCK_EX | LOCK_NB) < 0) {
-        if (errno == EWOULDBLOCK) {
-            return error_set(err, EBUSY,
-                             "Another backup to '%s', or a prune or a copy of it, is under way",
-                             r->path);
-        }
-        return error_set_errno(err, errno, "Could not lock '%s'", shown);
+        return errno == EWOULDBLOCK ? refuse_locked(r, err)
+                                    : error_set_errno(err, errno, "Could not lock '%s'", shown);
     }
-    return 0;
+    return lock_has_its_name(r) ? 0 : refuse_locked(r, err);
 }
 
 /* Where drafts are. */
@@ -187,10 +201,12 @@ static int open_work(struct repository *r, struct error *err)
     return r->work_fd < 0 ? r->work_fd : 0;
 }
 
-static int make_directory(const char *path, struct error *err)
+static int make_directory(const char *path, bool *ret_made, struct error *err)
 {
-    int r = mkdir(path, 0700) < 0 && errno != EEXIST ? -errno : 0;
+    int r;
 
+    *ret_made = mkdir(path, 0700) == 0;
+    r = *ret_made || errno == EEXIST ? 0 : -errno;
     if (r < 0) {
         error_set_errno(err, -r, "Could not make directory '%s'", path);
     }
@@ -231,6 +247,8 @@ int repository_load_under_lock(struct repository *repository, bool need_descript
 
     if (r == 0) {
         loaded.lock_fd = TAKE_FD(repository->lock_fd);
+        loaded.is_new = repository->is_new;
+        loaded.has_new_directory = repository->has_new_directory;
         repository_close(repository);
         *repository = loaded;
         loaded = REPOSITORY_INIT;
@@ -373,24 +391,76 @@ static int check_choices(const struct repository *r, const struct repository *li
     return -EINVAL;
 }
 
+static int make_repository(struct repository *r, const struct repository *like, struct error *err)
+{
+    int status = check_empty(r, err);
+
+    r->is_new = status == 0;
+    /* The name has to be stable before anything in it counts. */
+    UNLESS_FAILED(status, files_sync_parent(r->path, err));
+    UNLESS_FAILED(status, make_choices(r, like, err));
+    UNLESS_FAILED(status, repository_make_id(r, err));
+    UNLESS_FAILED(status, repository_write_description(r, err));
+    return status;
+}
+
+/* Whether nothing is in the directory but what belongs to a repository without backups. */
+static bool is_unused(const struct repository *r)
+{
+    int fd = files_open_dir_at(r->fd, ".", r->path, NULL);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    bool unused = dir != NULL;
+    struct dirent *d;
+
+    while (unused && (d = readdir(dir)) != NULL) {
+        unused = strcmp(d->d_name, ".") == 0 || strcmp(d->d_name, "..") == 0 ||
+                 strcmp(d->d_name, "lost+found") == 0 || strcmp(d->d_name, LOCK_FILE) == 0 ||
+                 strcmp(d->d_name, REPOSITORY_DESCRIPTION) == 0 ||
+                 strcmp(d->d_name, REPOSITORY_NEW_DESCRIPTION) == 0;
+    }
+    if (dir) {
+        closedir(dir);
+    } else if (fd >= 0) {
+        close(fd);
+    }
+    return unused;
+}
+
+void repository_unmake(struct repository *r)
+{
+    if (r->is_new) {
+        unlinkat(r->fd, REPOSITORY_WORK, AT_REMOVEDIR);
+    }
+    if (r->is_new && is_unused(r)) {
+        unlinkat(r->fd, REPOSITORY_NEW_DESCRIPTION, 0);
+        unlinkat(r->fd, REPOSITORY_DESCRIPTION, 0);
+        unlinkat(r->fd, LOCK_FILE, 0);
+    }
+    if (r->has_new_directory) {
+        rmdir(r->path);
+    }
+    r->is_new = false;
+    r->has_new_directory = false;
+}
+
 static int open_to_write(const char *path, bool keep_parts, const struct repository *like,
                          struct repository *ret_repository, struct error *err)
 {
     REPOSITORY_AUTO(repository);
-    int r = make_directory(path, err);
+    bool made = false;
+    int r = make_directory(path, &made, err);
 
     UNLESS_FAILED(r, open_and_lock(path, &repository, err));
+    repository.has_new_directory = made && repository.path;
     if (r == 0 && !has_description(&repository) && !has_backups(&repository)) {
-        r = check_empty(&repository, err);
-        /* The name has to be stable before anything in it counts. */
-        UNLESS_FAILED(r, files_sync_parent(repository.path, err));
-        UNLESS_FAILED(r, make_choices(&repository, like, err));
-        UNLESS_FAILED(r, repository_make_id(&repository, err));
-        UNLESS_FAILED(r, repository_write_description(&repository, err));
+        r = make_repository(&repository, like, err);
     }
     UNLESS_FAILED(r, load_to_write(&repository, keep_parts, ret_repository, err));
-    UNLESS_FAILED(r, check_choices(ret_repository, like, err));
-    return r;
+    if (r < 0) {
+        repository_unmake(&repository);
+        return r;
+    }
+    return check_choices(ret_repository, like, err);
 }
 
 int repository_open_to_write(const char *path, struct repository *ret_repository, struct error *err)

@@ -47,7 +47,7 @@ static int open_sets(const char *root, char **ret_shown, struct error *err)
     return dir < 0 ? dir : files_open_dir_at(dir, SET_DIRECTORY, *ret_shown, err);
 }
 
-int set_make_root(const char *root, struct error *err)
+int set_make_root(const char *root, struct set_root_made *ret_made, struct error *err)
 {
     char *description AUTO_FREE = files_join(root, "repository.json");
     char *shown AUTO_FREE = files_join(root, SET_DIRECTORY);
@@ -57,8 +57,13 @@ int set_make_root(const char *root, struct error *err)
     if (!description || !shown) {
         return error_out_of_memory(err);
     }
-    if (mkdir(root, 0700) < 0 && errno != EEXIST) {
-        return error_set_errno(err, errno, "Could not make directory '%s'", root);
+    ret_made->root = mkdir(root, 0700) == 0;
+    if (!ret_made->root && errno != EEXIST) {
+        r = error_set_errno(err, errno, "Could not make directory '%s'", root);
+        if (r == -ENOENT) {
+            error_hint(err, "The directory above it has to exist: is its file system mounted?");
+        }
+        return r;
     }
     if (lstat(description, &st) == 0) {
         error_set(err, EINVAL, "'%s' holds the backups of one disk", root);
@@ -77,12 +82,25 @@ int set_make_root(const char *root, struct error *err)
         return r;
     }
     sets = files_make_dir_at(dir, SET_DIRECTORY, shown, NULL);
+    ret_made->sets = sets >= 0;
     if (sets == -EEXIST) {
         sets = files_open_dir_at(dir, SET_DIRECTORY, shown, err);
     } else if (sets < 0) {
         return error_set_errno(err, -sets, "Could not make directory '%s'", shown);
     }
     return sets < 0 ? sets : files_sync(dir, root, err);
+}
+
+void set_unmake_root(const char *root, const struct set_root_made *made)
+{
+    char *sets AUTO_FREE = files_join(root, SET_DIRECTORY);
+
+    if (made->sets && sets) {
+        rmdir(sets);
+    }
+    if (made->root) {
+        rmdir(root);
+    }
 }
 
 /*

@@ -67,8 +67,18 @@ struct json_object *set_to_json(const struct set *s, const struct backup_key *ke
 int set_from_json(struct json_object *o, const char *id, struct set *ret_set, int *ret_code,
                   struct error *err);
 
-/* Make the root and its directory of sets, if they are absent. -EINVAL: it is something else. */
-int set_make_root(const char *root, struct error *err);
+/* What a run has made: the root, and the directory of sets in it. */
+struct set_root_made {
+    bool root, sets;
+};
+
+/*
+ * Make the root and its directory of sets, if they are absent. -EINVAL: it is something else.
+ * *ret_made is set also on failure. Does not yield.
+ */
+int set_make_root(const char *root, struct set_root_made *ret_made, struct error *err);
+/* Remove what a run that fails has made, where nothing is in it. Does not yield. */
+void set_unmake_root(const char *root, const struct set_root_made *made);
 /* Whether `name` may be the directory of a disk. */
 bool set_name_is_valid(const char *name);
 /*

@@ -420,9 +420,8 @@ static int copy_sets(const struct repository_copy_options *options, const struct
                      const bool *selected, size_t *ret_sets, struct error *err)
 {
     struct set_list there = {0};
-    int r = set_make_root(options->to, err);
+    int r = set_read_all(options->to, &there, err);
 
-    UNLESS_FAILED(r, set_read_all(options->to, &there, err));
     for (size_t i = 0; r == 0 && i < root->sets.count; i++) {
         const struct set *s = &root->sets.list[i];
         bool found = false;
@@ -443,6 +442,7 @@ int copy_root_co_run(const struct repository_copy_options *options, const char *
                      struct repository_copy_result *ret_result, size_t *ret_sets, struct error *err)
 {
     struct set_root root = {0};
+    struct set_root_made made = {0};
     bool *selected AUTO_FREE = NULL, *done AUTO_FREE = NULL;
     int r = set_root_open(options->from, machine, &root, err);
 
@@ -454,11 +454,14 @@ int copy_root_co_run(const struct repository_copy_options *options, const char *
         r = error_out_of_memory(err);
     }
     UNLESS_FAILED(r, select_sets(options, machine, &root, selected, err));
-    UNLESS_FAILED(r, set_make_root(options->to, err));
+    UNLESS_FAILED(r, set_make_root(options->to, &made, err));
     UNLESS_FAILED(r, co_copy_disks(options, &root, true, done, selected, ret_result, err));
     UNLESS_FAILED(r, join_copies(options->to, &root, err));
     UNLESS_FAILED(r, co_copy_disks(options, &root, false, done, selected, ret_result, err));
     UNLESS_FAILED(r, copy_sets(options, &root, selected, ret_sets, err));
+    if (r < 0) {
+        set_unmake_root(options->to, &made);
+    }
     set_root_clear(&root);
     return r;
 }
