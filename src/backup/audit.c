@@ -299,7 +299,8 @@ static int co_open_audited_base(struct run *run, struct error *err)
         return 0;
     }
     r = repository_chain(&run->repository, run->base, &entries, &count, err);
-    UNLESS_FAILED(r, chain_co_open(&run->repository, entries, count, &run->parent, err));
+    UNLESS_FAILED(
+        r, chain_co_open(&run->repository, entries, count, run->options->stop, &run->parent, err));
     return r;
 }
 

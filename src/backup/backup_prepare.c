@@ -77,9 +77,9 @@ static int co_check_chain_files(struct run *run, const struct repository_entry *
     }
     for (size_t i = 0; r == 0 && chain && !run->reason && i < count; i++) {
         r = check_earlier_image(run, chain[i]);
-        if (r == 0 && !run->reason &&
-            chain_co_check_sums(&run->repository, chain[i], NULL, &err) < 0) {
-            r = say(&run->reason, "%s", error_message(&err));
+        if (r == 0 && !run->reason) {
+            r = chain_co_check_sums(&run->repository, chain[i], run->options->stop, &err);
+            r = r == 0 || r == -EINTR ? r : say(&run->reason, "%s", error_message(&err));
         }
     }
     return r;
@@ -143,6 +143,12 @@ static int check_size_for_bitmap(struct run *run, const struct manifest *last)
                now);
 }
 
+/* A stop is no damage of the chain, which would lead to a full backup. */
+static int fail_decision(int r, struct error *err)
+{
+    return r == -EINTR ? error_set(err, EINTR, "The backup was stopped") : error_out_of_memory(err);
+}
+
 /*
  * Set run->base, run->reason or both. Without a bitmap that can be relied on, everything is read
  * and compared with the checksums of the last backup.
@@ -172,7 +178,7 @@ static int co_decide(struct run *run, struct error *err)
         }
         run->compare = run->reason != NULL;
     }
-    return r < 0 ? error_out_of_memory(err) : 0;
+    return r < 0 ? fail_decision(r, err) : 0;
 }
 
 /* The checksums to compare with. If the chain cannot be opened, a full backup is taken. */
@@ -183,7 +189,12 @@ static int co_open_parent(struct run *run, struct error *err)
     size_t count;
     int r = repository_chain(&run->repository, run->base, &entries, &count, &damage);
 
-    UNLESS_FAILED(r, chain_co_open(&run->repository, entries, count, &run->parent, &damage));
+    UNLESS_FAILED(r, chain_co_open(&run->repository, entries, count, run->options->stop,
+                                   &run->parent, &damage));
+    if (r == -EINTR) {
+        chain_close(&run->parent);
+        return fail_decision(r, err);
+    }
     if (r < 0) {
         chain_close(&run->parent);
         run->base = NULL;

@@ -23,22 +23,17 @@
 #define ZERO_CLUSTERS (1u << 20)
 
 int chain_co_check_sums(const struct repository *repository, const struct repository_entry *e,
-                        int *ret_fd, struct error *err)
+                        volatile sig_atomic_t *stop, struct error *err)
 {
     const struct manifest *m = &e->manifest;
     char *shown AUTO_FREE = repository_file(repository, e->id, REPOSITORY_SUMS);
     int fd AUTO_CLOSE = -1;
-    int r;
 
     if (!shown) {
         return error_out_of_memory(err);
     }
     fd = repository_open_file(repository, e->id, REPOSITORY_SUMS, err);
-    r = fd < 0 ? fd : digest_co_expect(fd, shown, m->sums_size, m->sums_sha256, NULL, err);
-    if (r == 0 && ret_fd) {
-        *ret_fd = TAKE_FD(fd);
-    }
-    return r;
+    return fd < 0 ? fd : digest_co_expect(fd, shown, m->sums_size, m->sums_sha256, stop, err);
 }
 
 /* Clusters of the backup that `first` builds on; as many as there can be if that is not known. */
@@ -57,7 +52,7 @@ static uint64_t clusters_below(const struct repository *repository,
 
 static int co_open_layers(const struct repository *repository,
                           const struct repository_entry *const *entries, size_t count,
-                          struct chain *ret_chain, struct error *err)
+                          volatile sig_atomic_t *stop, struct chain *ret_chain, struct error *err)
 {
     *ret_chain = (struct chain){.disk_size = entries[count - 1]->manifest.virtual_size};
     ret_chain->clusters = div_round_up(ret_chain->disk_size, BACKUP_CLUSTER_SIZE);
@@ -73,7 +68,7 @@ static int co_open_layers(const struct repository *repository,
         layer->entry = entries[i];
         layer->clusters = div_round_up(entries[i]->manifest.virtual_size, BACKUP_CLUSTER_SIZE);
         ret_chain->count++;
-        r = layer_co_get(repository, entries[i], &layer->file, err);
+        r = layer_co_get(repository, entries[i], stop, &layer->file, err);
         if (r < 0) {
             return r;
         }
@@ -176,17 +171,18 @@ static int co_find_again(const struct repository *old,
 
 int chain_co_open_unmapped(const struct repository *repository,
                            const struct repository_entry *const *entries, size_t count,
-                           struct chain *ret_chain, struct error *err)
+                           volatile sig_atomic_t *stop, struct chain *ret_chain, struct error *err)
 {
     const struct repository_entry **again AUTO_FREE = NULL;
     struct repository *now;
     ERROR_AUTO(first);
     size_t again_count = 0;
     bool found = false;
-    int failed = co_open_layers(repository, entries, count, ret_chain, &first), r;
+    int failed = co_open_layers(repository, entries, count, stop, ret_chain, &first), r;
 
-    if (failed == 0) {
-        return 0;
+    if (failed == 0 || failed == -EINTR) {
+        error_move(err, &first);
+        return failed;
     }
     now = calloc(1, sizeof(*now));
     if (!now) {
@@ -203,16 +199,16 @@ int chain_co_open_unmapped(const struct repository *repository,
         return r < 0 ? r : failed;
     }
     close_layers(ret_chain);
-    r = co_open_layers(now, again, again_count, ret_chain, err);
+    r = co_open_layers(now, again, again_count, stop, ret_chain, err);
     ret_chain->reread = now;
     return r;
 }
 
 int chain_co_open(const struct repository *repository,
                   const struct repository_entry *const *entries, size_t count,
-                  struct chain *ret_chain, struct error *err)
+                  volatile sig_atomic_t *stop, struct chain *ret_chain, struct error *err)
 {
-    int r = chain_co_open_unmapped(repository, entries, count, ret_chain, err);
+    int r = chain_co_open_unmapped(repository, entries, count, stop, ret_chain, err);
 
     return r < 0 ? r : chain_co_map(ret_chain, err);
 }

@@ -49,26 +49,27 @@ struct chain {
 #define CHAIN_INIT ((struct chain){.map = NULL})
 
 /*
- * Compare size and SHA-256 of the checksum file of a backup with the manifest. *ret_fd (may be
- * NULL) gets a descriptor of the file. -EBADMSG: they differ.
+ * Compare size and SHA-256 of the checksum file of a backup with the manifest. -EBADMSG: they
+ * differ; -EINTR: *stop (may be NULL) became true. Yields.
  */
-int chain_co_check_sums(const struct repository *r, const struct repository_entry *e, int *ret_fd,
-                        struct error *err);
+int chain_co_check_sums(const struct repository *r, const struct repository_entry *e,
+                        volatile sig_atomic_t *stop, struct error *err);
 
 /*
  * Open `count` layers that build on each other, the oldest first. If a prune has replaced or
  * removed one of them since the repository was read, the last one is looked up again. *ret_chain is
- * to be closed, also on failure. Errors name the file.
+ * to be closed, also on failure. Errors name the file. -EINTR: *stop (may be NULL) became true.
  */
 int chain_co_open(const struct repository *r, const struct repository_entry *const *entries,
-                  size_t count, struct chain *ret_chain, struct error *err);
+                  size_t count, volatile sig_atomic_t *stop, struct chain *ret_chain,
+                  struct error *err);
 /* Close the layers and release the chain. Does not yield. */
 void chain_close(struct chain *c);
 
 /* As chain_co_open(), without the map: for some reads here and there. */
 int chain_co_open_unmapped(const struct repository *r,
                            const struct repository_entry *const *entries, size_t count,
-                           struct chain *ret_chain, struct error *err);
+                           volatile sig_atomic_t *stop, struct chain *ret_chain, struct error *err);
 /*
  * Make the map, if there is none. Any reactor; several at a time may call it, while others look for
  * extents. -ENOMEM. Yields.

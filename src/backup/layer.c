@@ -476,7 +476,8 @@ static int read_layer(void *arg)
  * The checksum file decides what every cluster has to be, zeroes included. So it is compared with
  * the manifest before it is used.
  */
-static int co_load_layer(struct layer_entry *e, const struct manifest *m, struct error *err)
+static int co_load_layer(struct layer_entry *e, const struct manifest *m,
+                         volatile sig_atomic_t *stop, struct error *err)
 {
     struct layer_loading l = {.e = e, .m = m, .files = LAYER_FILES_INIT, .err = err};
     int r, fd = loop_co_brief(open_sums_file, &l);
@@ -484,7 +485,7 @@ static int co_load_layer(struct layer_entry *e, const struct manifest *m, struct
     if (fd < 0) {
         return fd;
     }
-    r = digest_co_expect(fd, e->layer.sums_path, m->sums_size, m->sums_sha256, NULL, err);
+    r = digest_co_expect(fd, e->layer.sums_path, m->sums_size, m->sums_sha256, stop, err);
     if (r < 0) {
         close(fd);
         return r;
@@ -500,7 +501,7 @@ static int co_load_layer(struct layer_entry *e, const struct manifest *m, struct
 }
 
 int layer_co_get(const struct repository *r, const struct repository_entry *e,
-                 struct layer **ret_layer, struct error *err)
+                 volatile sig_atomic_t *stop, struct layer **ret_layer, struct error *err)
 {
     struct home *h = home_get(r);
     struct layer_entry *found;
@@ -512,7 +513,7 @@ int layer_co_get(const struct repository *r, const struct repository_entry *e,
     found = co_find_layer(h, e);
     if (!found) {
         found = new_layer(r, e, h);
-        status = found ? co_load_layer(found, &e->manifest, err) : error_out_of_memory(err);
+        status = found ? co_load_layer(found, &e->manifest, stop, err) : error_out_of_memory(err);
         if (status < 0 && found) {
             free_layer(found);
         } else if (found) {

@@ -17,6 +17,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <signal.h>
 #include <stdint.h>
 
 #include "backup/repository.h"
@@ -31,10 +32,11 @@ struct layer {
 
 /*
  * Get the layer of a backup. -EBADMSG: a file is not what the manifest says; others as
- * repository_open_file() and sums_open(). Errors name the file. Yields.
+ * repository_open_file() and sums_open(). Errors name the file. -EINTR: *stop (may be NULL) became
+ * true while the checksum file was compared. Yields.
  */
 int layer_co_get(const struct repository *r, const struct repository_entry *e,
-                 struct layer **ret_layer, struct error *err);
+                 volatile sig_atomic_t *stop, struct layer **ret_layer, struct error *err);
 /* Release. NULL is fine. Does not yield. */
 void layer_put(struct layer *layer);
 

@@ -146,7 +146,8 @@ int merge_co_run(const struct merge_config *config, struct repository_draft *ret
     *ret_draft = REPOSITORY_DRAFT_INIT;
     *ret_manifest = (struct manifest){0};
     r = describe_merged(config, ret_manifest, err);
-    UNLESS_FAILED(r, chain_co_open(config->from, config->entries, config->count, &chain, err));
+    UNLESS_FAILED(
+        r, chain_co_open(config->from, config->entries, config->count, config->stop, &chain, err));
     UNLESS_FAILED(r, repository_begin(config->to, ret_manifest->id, ret_draft, err));
     UNLESS_FAILED(r, co_open_merged(config, &chain, ret_draft, ret_manifest, &w, err));
     UNLESS_FAILED(r, co_merge_contents(config, &chain, &w, ret_manifest, err));

@@ -53,6 +53,8 @@ struct point {
     struct cache_slot cache[CACHE_SLOTS];
 };
 
+static volatile sig_atomic_t *point_stop;
+
 /* --- opening ---------------------------------------------------------------------------------- */
 
 static int co_open_point_chain(struct point *p, const char *path, const char *at, struct error *err)
@@ -69,7 +71,8 @@ static int co_open_point_chain(struct point *p, const char *path, const char *at
     p->repository = p->ring ? &p->own : p->repository;
     e = repository_find(p->repository, at, err);
     r = e ? repository_chain(p->repository, e, &entries, &count, err) : -ENOENT;
-    UNLESS_FAILED(r, chain_co_open_unmapped(p->repository, entries, count, &p->chain, err));
+    UNLESS_FAILED(
+        r, chain_co_open_unmapped(p->repository, entries, count, point_stop, &p->chain, err));
     return r;
 }
 
@@ -293,6 +296,11 @@ static const struct block_driver point_driver = {
     .co_preadv = point_co_preadv,
     .co_status = point_co_status,
 };
+
+void point_stop_by(volatile sig_atomic_t *stop)
+{
+    point_stop = stop;
+}
 
 void point_register_driver(void)
 {

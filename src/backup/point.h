@@ -9,9 +9,16 @@
 #ifndef TIDEMARK_BACKUP_POINT_H
 #define TIDEMARK_BACKUP_POINT_H
 
+#include <signal.h>
+
 #define POINT_DRIVER "tidemark-backup"
 
 /* Register the driver. Called once, at start. Does not yield. */
 void point_register_driver(void);
+/*
+ * For a program with one user: opening a point in time ends with -EINTR when *stop becomes true.
+ * NULL, as at start: it does not. Does not yield.
+ */
+void point_stop_by(volatile sig_atomic_t *stop);
 
 #endif

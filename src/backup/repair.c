@@ -200,10 +200,10 @@ static int co_repair_sums(struct repair *repair, struct repository_entry *e)
 {
     ERROR_AUTO(before);
     ERROR_AUTO(why);
-    int r = chain_co_check_sums(&repair->repository, e, NULL, &before);
+    int r = chain_co_check_sums(&repair->repository, e, repair->options->stop, &before);
 
-    if (r == 0) {
-        return 0;
+    if (r == 0 || r == -EINTR) {
+        return r;
     }
     r = repair_co_make_sums(&repair->repository, e, repair->options->stop, &why);
     if (r == -ENOMEM || r == -EINTR) {

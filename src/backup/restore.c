@@ -171,7 +171,7 @@ static int co_restore(const struct repository *repository, struct restore *resto
     bool stream = strcmp(o->target, "-") == 0;
     int r = stream ? restore_check_stream(o, err) : co_prepare_target(repository, restore, err);
 
-    UNLESS_FAILED(r, chain_co_open(repository, entries, count, &restore->chain, err));
+    UNLESS_FAILED(r, chain_co_open(repository, entries, count, o->stop, &restore->chain, err));
     if (stream) {
         UNLESS_FAILED(r, restore_co_stream(o, &restore->chain, &restore->written, err));
         return r;

@@ -202,7 +202,7 @@ static int co_verify_files(struct verify *v, const struct repository_entry *e,
                                 .contents = &contents.progress,
                                 .stop_too = v->options->stop};
     ERROR_AUTO(image_err);
-    int r = chain_co_open(v->repository, &e, 1, &contents.chain, err), whole;
+    int r = chain_co_open(v->repository, &e, 1, v->options->stop, &contents.chain, err), whole;
 
     UNLESS_FAILED(r, chain_co_open_image(v->repository, e, &contents.image, err));
     image_check_begin(&image);

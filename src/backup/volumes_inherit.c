@@ -15,7 +15,7 @@ static bool co_has_none(const struct repository *repository, const struct reposi
     struct layer *layer;
     bool found = false;
 
-    if (layer_co_get(repository, e, &layer, NULL) < 0) {
+    if (layer_co_get(repository, e, NULL, &layer, NULL) < 0) {
         return false;
     }
     for (size_t i = 0; !found && i < v->read_count; i++) {

@@ -508,6 +508,7 @@ static int files_co_main(int argc, char **argv, struct error *err)
         return status;
     }
     backup_catch_signals();
+    point_stop_by(&backup_stop);
     setenv("MTOOLS_SKIP_CHECK", "1", 1);
     f.result = json_object_new_array();
     r = co_files(&f, err);
