@@ -11,6 +11,7 @@
 
 #include "backup/file_copy.h"
 #include "backup/files.h"
+#include "backup/scratch.h"
 #include "backup/upload_lock.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -22,7 +23,6 @@
 #include "ssh/remote_dir.h"
 
 #define KEEP_POLL_NS (100 * NS_PER_MS)
-#define NEW_DESCRIPTION REPOSITORY_OWN_PREFIX REPOSITORY_DESCRIPTION
 
 struct upload {
     struct ssh_target target;
@@ -31,8 +31,7 @@ struct upload {
     struct upload_lock lock;
     struct co_group keeper; /* between upload_keep_begin() and upload_co_keep_end() */
     bool keep_over;
-    char *mirror; /* path of the temporary directory; "" before it exists */
-    int mirror_fd;
+    struct scratch mirror;
 };
 
 bool upload_is_address(const char *target)
@@ -92,29 +91,11 @@ static int upload_put_file(struct upload *u, const char *name, void *data, size_
 
 /* --- the mirror ------------------------------------------------------------------------------- */
 
-static int make_mirror_dir(struct upload *u, struct error *err)
-{
-    const char *place = getenv("TMPDIR");
-
-    if (asprintf(&u->mirror, "%s/tidemark-copy-XXXXXX", place && *place ? place : "/var/tmp") < 0) {
-        u->mirror = NULL;
-        return error_out_of_memory(err);
-    }
-    if (!mkdtemp(u->mirror)) {
-        int r = error_set_errno(err, errno, "Could not make directory '%s'", u->mirror);
-
-        u->mirror[0] = '\0';
-        return r;
-    }
-    u->mirror_fd = files_open_dir(u->mirror, err);
-    return u->mirror_fd < 0 ? u->mirror_fd : 0;
-}
-
 /* A manifest that cannot be read leaves an empty directory, which is a damaged backup. */
 static int mirror_backup(struct upload *u, const char *id, struct error *err)
 {
     char *name AUTO_FREE = files_join(id, REPOSITORY_MANIFEST), *text AUTO_FREE = NULL;
-    int dir AUTO_CLOSE = files_make_dir_at(u->mirror_fd, id, id, err);
+    int dir AUTO_CLOSE = files_make_dir_at(u->mirror.fd, id, id, err);
     ERROR_AUTO(why);
     size_t size = 0;
     int r;
@@ -140,7 +121,7 @@ static int mirror_description(struct upload *u, const char *name, struct error *
     int r = fetch_file(u, name, &text, &size, err);
 
     UNLESS_FAILED(
-        r, files_write_bytes_at(u->mirror_fd, REPOSITORY_DESCRIPTION, text, size, name, err));
+        r, files_write_bytes_at(u->mirror.fd, REPOSITORY_DESCRIPTION, text, size, name, err));
     return r;
 }
 
@@ -175,7 +156,7 @@ static bool is_new_description_alone(char **names, size_t count)
 
     for (size_t i = 0; i < count; i++) {
         described = described || strcmp(names[i], REPOSITORY_DESCRIPTION) == 0;
-        has_new = has_new || strcmp(names[i], NEW_DESCRIPTION) == 0;
+        has_new = has_new || strcmp(names[i], REPOSITORY_NEW_DESCRIPTION) == 0;
         has_backup = has_backup || backup_id_is_valid(names[i]);
     }
     return has_new && has_backup && !described;
@@ -185,7 +166,7 @@ static int mirror_all(struct upload *u, struct error *err)
 {
     char **names = NULL;
     size_t count = 0;
-    int r = make_mirror_dir(u, err);
+    int r = scratch_make(NULL, "copy", &u->mirror, err);
 
     UNLESS_FAILED(r, remote_dir_list(u->remote, "", &names, &count, err));
     UNLESS_FAILED(r, check_names(u, names, count, err));
@@ -194,7 +175,7 @@ static int mirror_all(struct upload *u, struct error *err)
         UNLESS_FAILED(r, mirror_name(u, names[i], err));
     }
     if (r == 0 && is_new_description_alone(names, count)) {
-        r = mirror_description(u, NEW_DESCRIPTION, err);
+        r = mirror_description(u, REPOSITORY_NEW_DESCRIPTION, err);
     }
     remote_dir_free_names(names, count);
     return r;
@@ -251,11 +232,11 @@ int upload_co_open(const char *address, const struct repository *like, volatile 
         return error_out_of_memory(err);
     }
     u->address = address;
-    u->mirror_fd = -1;
+    u->mirror = SCRATCH_INIT;
     r = take_upload_address(u, err);
     UNLESS_FAILED(r, loop_co_offload(open_job_run,
                                      &(struct upload_job){.upload = u, .stop = stop, .err = err}));
-    UNLESS_FAILED(r, repository_open_mirror(u->mirror, like, ret_mirror, err));
+    UNLESS_FAILED(r, repository_open_mirror(u->mirror.path, like, ret_mirror, err));
     if (r < 0) {
         upload_co_close(u);
         return r;
@@ -264,36 +245,13 @@ int upload_co_open(const char *address, const struct repository *like, volatile 
     return 0;
 }
 
-static void remove_mirror(struct upload *u)
-{
-    int fd = u->mirror_fd < 0 ? -1 : dup(u->mirror_fd);
-    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-    struct dirent *d;
-
-    while (dir && (d = readdir(dir)) != NULL) {
-        if (strcmp(d->d_name, ".") != 0 && strcmp(d->d_name, "..") != 0) {
-            files_remove_at(u->mirror_fd, d->d_name);
-        }
-    }
-    if (dir) {
-        closedir(dir);
-    }
-    if (u->mirror_fd >= 0) {
-        close(u->mirror_fd);
-    }
-    if (u->mirror && u->mirror[0]) {
-        rmdir(u->mirror);
-    }
-    free(u->mirror);
-}
-
 static int close_job_run(void *arg)
 {
     struct upload *u = arg;
 
     upload_lock_release(&u->lock);
     remote_dir_close(u->remote);
-    remove_mirror(u);
+    scratch_remove(&u->mirror);
     return 0;
 }
 
@@ -359,9 +317,10 @@ static int description_job_run(void *arg)
         return 0;
     }
     UNLESS_FAILED(r, upload_lock_confirm(&job->upload->lock, job->err));
-    UNLESS_FAILED(r, upload_put_file(job->upload, NEW_DESCRIPTION, text, size, job->err));
-    UNLESS_FAILED(r, remote_dir_rename(job->upload->remote, NEW_DESCRIPTION, REPOSITORY_DESCRIPTION,
-                                       job->err));
+    UNLESS_FAILED(r,
+                  upload_put_file(job->upload, REPOSITORY_NEW_DESCRIPTION, text, size, job->err));
+    UNLESS_FAILED(r, remote_dir_rename(job->upload->remote, REPOSITORY_NEW_DESCRIPTION,
+                                       REPOSITORY_DESCRIPTION, job->err));
     UNLESS_FAILED(r, remote_dir_sync(job->upload->remote, "", job->err));
     return r;
 }

@@ -5,11 +5,13 @@ import datetime
 import glob
 import json
 import os
+import shutil
 import signal
 import subprocess
+import unittest
 
 from made_repository import CLUSTER, MadeRepository, change_manifest
-from tidemark import TestCase, tool, wait_until
+from tidemark import TestCase, run, tool, wait_until
 
 START = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
 HOUR = datetime.timedelta(hours=1)
@@ -25,7 +27,7 @@ def has_open(pid, path):
     return False
 
 
-class Stop(TestCase):
+class StopCase(TestCase):
     def setUp(self):
         super().setUp()
         self.made = MadeRepository(self.path("backups"))
@@ -40,18 +42,24 @@ class Stop(TestCase):
             sums = json.load(f)["checksums"]
         change_manifest(path, checksums={**sums, "size": 1 << 40})
 
-    def stops(self, name, *words, number=signal.SIGTERM, status=1, said=True):
+    def begin(self, name, *words, **more):
         process = subprocess.Popen(
-            [*tool(name), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [*tool(name), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more
         )
         self.addCleanup(process.kill)
         wait_until(lambda: has_open(process.pid, self.sums), "its reading")
+        return process
+
+    def stops(self, name, *words, number=signal.SIGTERM, status=1, said=True):
+        process = self.begin(name, *words)
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
         self.assertEqual(process.returncode, status, err)
         if said:
             self.assertEqual(json.loads(out)["error"]["kind"], "stopped", err)
 
+
+class Stop(StopCase):
     def test_hashing_of_checksums(self):
         self.make_endless()
         path, image = self.made.path, self.path("image.raw")
@@ -73,3 +81,55 @@ class Stop(TestCase):
                         name, "--output=json", *words, number=number,
                         status=4 if name == "verify" else 1, said=name != "verify",
                     )  # fmt: skip
+
+
+class Leftovers(StopCase):
+    """Temporary directories of killed runs."""
+
+    def setUp(self):
+        super().setUp()
+        self.temporary = self.path("temporary")
+        os.mkdir(self.temporary)
+        self.environment = {**os.environ, "TMPDIR": self.temporary}
+
+    def run_test(self):
+        return run(*tool("test-restore"), self.made.path, check=False, env=self.environment)
+
+    def names(self):
+        return sorted(os.listdir(self.temporary))
+
+    def test_the_next_run_removes_them(self):
+        last = os.path.join(self.made.path, self.made.order[-1])
+        self.sums = os.path.join(last, "checksums")
+        self.make_endless()
+        killed = self.begin("test-restore", self.made.path, env=self.environment)
+        lives = self.begin("test-restore", self.made.path, env=self.environment)
+        killed.kill()
+        killed.communicate()
+        self.assertEqual(len(self.names()), 2)
+        shutil.rmtree(last)
+        result = self.run_test()
+        self.assertEqual(len(self.names()), 1)
+        self.assertIn("which a killed run has left", result.stderr)
+        lives.terminate()
+        lives.communicate(timeout=60)
+        self.assertEqual(self.names(), [])
+        self.assertNotIn("which a killed run has left", self.run_test().stderr)
+
+    def test_what_is_something_else_stays(self):
+        os.symlink(self.dir, os.path.join(self.temporary, "tidemark-test.linked"))
+        for name in "tidemark-testing", "tidemark-copy.abcdef", "other":
+            os.mkdir(os.path.join(self.temporary, name))
+        with open(os.path.join(self.temporary, "tidemark-test.file"), "wb"):
+            pass
+        before = self.names()
+        self.run_test()
+        self.assertEqual(self.names(), before)
+
+    @unittest.skipUnless(os.geteuid() == 0, "needs root")
+    def test_those_of_another_user_stay(self):
+        folder = os.path.join(self.temporary, "tidemark-test.abcdef")
+        os.mkdir(folder)
+        os.chown(folder, 65534, 65534)
+        self.run_test()
+        self.assertEqual(self.names(), ["tidemark-test.abcdef"])

@@ -133,6 +133,7 @@ class Uploads(UploadCase):
 
     def test_killed_copies_are_continued(self):
         uri = self.uri("copy").replace("ssh://", "sftp://", 1)
+        left = []
         for step in (12, 25, 60):
             shutil.rmtree(self.there, ignore_errors=True)
             subprocess.run(
@@ -141,11 +142,11 @@ class Uploads(UploadCase):
                  *tool("copy"), self.made.path, uri],
                 env=self.environment, capture_output=True, check=False,
             )  # fmt: skip
-            # The mirror that is left on this machine is in nobody's way.
-            self.environment["TMPDIR"] = self.temporary = self.temporary + "-next"
-            os.mkdir(self.temporary)
+            # The next one removes the mirror that is left on this machine.
+            left += os.listdir(self.temporary)
             self.copy()
             self.assert_right()
+        self.assertNotEqual(left, [])
 
 
 class TwoAtOnce(UploadCase):

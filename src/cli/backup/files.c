@@ -15,6 +15,7 @@
 
 #include "backup/files.h"
 #include "backup/point.h"
+#include "backup/scratch.h"
 #include "backup/volumes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -53,7 +54,8 @@ struct files_face {
     bool json;
     struct cli_observe observe;
 
-    char *folder, *copy, *program;
+    struct scratch folder;
+    char *copy, *program;
     struct json_object *result; /* an array */
     size_t taken, left_out;
 };
@@ -147,19 +149,12 @@ static int find_reader(struct files_face *f, const struct volume *v,
 
 static int make_files_folder(struct files_face *f, struct error *err)
 {
-    const char *parent = f->scratch ?: getenv("TMPDIR") ?: "/var/tmp";
+    int r = scratch_make(f->scratch, "files", &f->folder, err);
 
-    if (asprintf(&f->folder, "%s/tidemark-files-XXXXXX", parent) < 0) {
-        f->folder = NULL;
-        return error_out_of_memory(err);
-    }
-    if (!mkdtemp(f->folder)) {
-        int r = error_set_errno(err, errno, "Could not make a temporary directory in '%s'", parent);
-
-        free(TAKE_PTR(f->folder));
+    if (r < 0) {
         return r;
     }
-    f->copy = files_join(f->folder, "volume.raw");
+    f->copy = files_join(f->folder.path, "volume.raw");
     return f->copy ? 0 : error_out_of_memory(err);
 }
 
@@ -376,7 +371,7 @@ static int use_path(struct files_face *f, struct guest_volume *v, struct error *
     int r;
 
     v->file = f->copy;
-    v->folder = f->folder;
+    v->folder = f->folder.path;
     r = find_path(v, f->path, &e, err);
     if (r == 0 && f->to) {
         r = take_path(f, v, &e, err);
@@ -486,10 +481,7 @@ static int parse_files_words(int argc, char **argv, struct files_face *f, struct
 
 static void files_clear(struct files_face *f)
 {
-    if (f->folder) {
-        files_remove_at(AT_FDCWD, f->folder);
-    }
-    free(f->folder);
+    scratch_remove(&f->folder);
     free(f->copy);
     free(f->program);
     json_object_put(f->result);
@@ -498,7 +490,7 @@ static void files_clear(struct files_face *f)
 
 static int files_co_main(int argc, char **argv, struct error *err)
 {
-    CLEANUP(files_clear) struct files_face f = {0};
+    CLEANUP(files_clear) struct files_face f = {.folder = SCRATCH_INIT};
     int r = parse_files_words(argc, argv, &f, err), status;
 
     if (r < 0) {

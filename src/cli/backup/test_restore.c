@@ -9,6 +9,7 @@
 
 #include "backup/backup.h"
 #include "backup/files.h"
+#include "backup/scratch.h"
 #include "backup/volumes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -66,8 +67,8 @@ struct test {
     uint64_t boot_seconds;
     struct cli_observe observe;
 
-    char *folder; /* the temporary one */
-    char *disk;   /* in it: the restored disk, and a copy of one volume */
+    struct scratch folder;
+    char *disk; /* in it: the restored disk, and a copy of one volume */
     char *copy;
     struct json_object *result;
     bool failed;
@@ -283,28 +284,14 @@ static int test_boot(struct test *t, struct error *err)
 
 static int make_folder(struct test *t, struct error *err)
 {
-    const char *parent = t->dir ?: getenv("TMPDIR") ?: "/var/tmp";
+    int r = scratch_make(t->dir, "test", &t->folder, err);
 
-    if (asprintf(&t->folder, "%s/tidemark-test-XXXXXX", parent) < 0) {
-        t->folder = NULL;
-        return error_out_of_memory(err);
-    }
-    if (!mkdtemp(t->folder)) {
-        int r = error_set_errno(err, errno, "Could not make a temporary directory in '%s'", parent);
-
-        free(TAKE_PTR(t->folder));
+    if (r < 0) {
         return r;
     }
-    t->disk = files_join(t->folder, "disk.raw");
-    t->copy = files_join(t->folder, "volume.raw");
+    t->disk = files_join(t->folder.path, "disk.raw");
+    t->copy = files_join(t->folder.path, "volume.raw");
     return t->disk && t->copy ? 0 : error_out_of_memory(err);
-}
-
-static void remove_folder(const struct test *t)
-{
-    if (t->folder) {
-        files_remove_at(AT_FDCWD, t->folder);
-    }
 }
 
 static int co_test(struct test *t, struct error *err)
@@ -379,8 +366,7 @@ static int parse_test_words(int argc, char **argv, struct test *t, struct error 
 
 static void test_clear(struct test *t)
 {
-    remove_folder(t);
-    free(t->folder);
+    scratch_remove(&t->folder);
     free(t->disk);
     free(t->copy);
     cli_items_clear(&t->qemu_words);
@@ -390,7 +376,8 @@ static void test_clear(struct test *t)
 
 static int test_restore_co_main(int argc, char **argv, struct error *err)
 {
-    CLEANUP(test_clear) struct test t = {.restore = {.format = "raw", .stop = &backup_stop}};
+    CLEANUP(test_clear)
+    struct test t = {.restore = {.format = "raw", .stop = &backup_stop}, .folder = SCRATCH_INIT};
     int r = parse_test_words(argc, argv, &t, err), status;
 
     if (r < 0) {
