@@ -14,7 +14,7 @@
 #:   make fuzz       libFuzzer targets, build-fuzz/   make fuzz-run    each of them for FUZZ_SECONDS (600)
 #:   make bench      compare speed with others        make crash-long  many more states after a crash
 #:   make mutants    plant faults, see what notices   make model       random jobs for MODEL_SECONDS (7200)
-#:   make bitmap-model  random work on bitmaps, as long
+#:   make bitmap-model  random work on bitmaps, as long; make backup-model  days of backups
 #:   make guest      backups of a guest that runs, in QEMU, and a boot of what is restored
 #:   make luks-matrix   volumes of all kinds, by and for cryptsetup in a guest
 #:   make reference  the tables of docs/qmp.md
@@ -82,6 +82,12 @@ model: need-build need-test
 bitmap-model: need-build need-test
 	@$(call build,,release,programs)
 	@TIDEMARK_BUILD=build nice tests/lib/bitmap_model.py --seconds $(MODEL_SECONDS) $(MODEL_ARGS)
+
+# Likewise backups of disks that are resized and moved, and whose daemons are killed.
+backup-model: need-build need-test
+	@$(call build,,release,programs)
+	@cd tests/io && TIDEMARK_BUILD=../../build TIDEMARK_MODEL_SECONDS=$(MODEL_SECONDS) TIDEMARK_MODEL_DAYS=40 \
+		PYTHONPATH=../lib nice python3 -B -m unittest -v test_backup_model
 
 luks-matrix: all need-guest
 	@tools/luks-matrix --build build
@@ -157,6 +163,6 @@ uninstall:
 clean:
 	rm -rf build build-debug build-tsan build-clang build-fuzz build-coverage build-arm64 build-arm64-sysroot build-mutants
 
-.PHONY: all help debug tsan clang fuzz fuzz-run arm64 test test-arm64 crash-long model bitmap-model guest luks-matrix \
+.PHONY: all help debug tsan clang fuzz fuzz-run arm64 test test-arm64 crash-long model bitmap-model backup-model guest luks-matrix \
 	mutants demo bench lint \
 	reference format deps install uninstall coverage clean
