@@ -10,6 +10,7 @@
 #include "backup/restore_internal.h"
 #include "backup/target.h"
 #include "backup/writeback.h"
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/iov.h"
 #include "block/gate.h"
@@ -63,6 +64,9 @@ static int co_sink(void *arg, uint64_t offset, uint8_t *data, uint64_t size, str
     return 0;
 }
 
+/* Bytes of tables that requests at work at a time may need: clusters have 64 KiB. */
+#define QCOW2_TABLE_CACHE (4 * MiB)
+
 static int co_open_target_node(struct restore *r, struct error *err)
 {
     const char *name = r->target.kind == TARGET_NBD ? r->target.name : r->target.open_name;
@@ -73,6 +77,10 @@ static int co_open_target_node(struct restore *r, struct error *err)
     }
     /* Zeroes give space back, on thin volumes as well. */
     options_set_str(opts, "discard", "unmap");
+    if (strcmp(r->options->format, "qcow2") == 0) {
+        /* It is written in ascending order: tables of the whole disk need not be kept. */
+        options_set_uint(opts, "l2-cache-size", QCOW2_TABLE_CACHE);
+    }
     return block_co_open_filename(name, r->options->format, opts, BLOCK_OPEN_RDWR, &r->node, err);
 }
 

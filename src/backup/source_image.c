@@ -23,6 +23,10 @@
 #include "base/list.h"
 #include "block/bitmaps.h"
 #include "block/control.h"
+#include "block/options.h"
+
+/* Bytes of tables of a qcow2 image that all requests under way may need. */
+#define TABLE_CACHE (4 * MiB)
 
 struct image_source {
     struct source source;
@@ -87,12 +91,27 @@ static bool may_write(const struct image_source *s, const char *format)
            access(s->file, W_OK) == 0;
 }
 
+/*
+ * Options for the image, in memory that whoever opens it takes; NULL: there are none. A disk is
+ * read once in ascending order, so that few of its tables are needed at a time. Who names the image
+ * by options names those, too.
+ */
+static struct options *source_image_options(const struct image_source *s, const char *format)
+{
+    struct options *opts = s->file && strcmp(format, "qcow2") == 0 ? options_new() : NULL;
+
+    if (opts) {
+        options_set_uint(opts, "l2-cache-size", TABLE_CACHE);
+    }
+    return opts;
+}
+
 static int co_open_source_image(struct image_source *s, struct error *err)
 {
     const char *format;
     int r = choose_format(s, &format, err);
 
-    UNLESS_FAILED(r, block_co_open_filename(s->source.name, format, NULL,
+    UNLESS_FAILED(r, block_co_open_filename(s->source.name, format, source_image_options(s, format),
                                             may_write(s, format) ? BLOCK_OPEN_RDWR : 0, &s->node,
                                             err));
     UNLESS_FAILED(r, block_co_root_new(s->node, "backup", BLOCK_PERM_CONSISTENT_READ,
