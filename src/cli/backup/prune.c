@@ -203,6 +203,8 @@ static int print_prune_json(const struct prune_options *options, const struct pr
 
 static void print_item(const struct prune_item *item)
 {
+    const char *mark = item->reasons || item->newest || item->problem ? ";" : "";
+
     printf("%-20s  %-7s", item->id, fate_name(item->fate));
     for (enum retention_rule rule = 0; rule < RETENTION_RULES; rule++) {
         if (item->reasons & (1u << rule)) {
@@ -216,9 +218,9 @@ static void print_item(const struct prune_item *item)
         printf(": %s", item->problem);
     }
     if (item->takes_over && item->becomes_full) {
-        printf("; full, from %zu backups", item->takes_over + 1);
+        printf("%s full, from %zu backups", mark, item->takes_over + 1);
     } else if (item->takes_over) {
-        printf("; takes over %zu", item->takes_over);
+        printf("%s takes over %zu", mark, item->takes_over);
     }
     printf("\n");
 }
