@@ -265,9 +265,8 @@ int qmp_client_co_execute(struct qmp_client *c, const char *command, struct json
                           struct json_object **ret_object, struct error *err)
 {
     struct json_object *o = json_object_new_object();
+    char *line AUTO_FREE = NULL;
     uint64_t id = c->next_id++;
-    const char *text;
-    size_t size;
     int r;
 
     json_object_object_add(o, "execute", json_object_new_string(command));
@@ -279,9 +278,11 @@ int qmp_client_co_execute(struct qmp_client *c, const char *command, struct json
         json_object_put(o);
         return error_set(err, ECONNRESET, "The connection to QMP socket '%s' is lost", c->path);
     }
-    text = json_object_to_json_string_length(o, JSON_C_TO_STRING_PLAIN, &size);
-    r = text ? co_send(c, text, size, err) : error_out_of_memory(err);
-    UNLESS_FAILED(r, co_send(c, "\n", 1, err));
+    /* With the end of the line, so that the daemon wakes up once. */
+    if (asprintf(&line, "%s\n", json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN)) < 0) {
+        line = NULL;
+    }
+    r = line ? co_send(c, line, strlen(line), err) : error_out_of_memory(err);
     json_object_put(o);
     return r < 0 ? r : co_await_answer(c, id, command, ret_object, err);
 }
