@@ -95,7 +95,7 @@ luks-matrix: all need-guest
 guest: need-build need-guest
 	@$(call build,,release,programs)
 	@TIDEMARK_BUILD=$(CURDIR)/build TIDEMARK_SOURCE=$(CURDIR) PYTHONPATH=tests/lib \
-	    python3 -B -m unittest nbd_guest
+	    python3 -B -m unittest nbd_guest ktls_guest
 	@tools/guest-proof --build build $(GUEST_ARGS)
 
 # Planted faults; MUTANTS_ARGS for some of them, as in --layer qcow2,nbd.

@@ -147,7 +147,8 @@ static int client_co_begin(struct nbd_client *c, struct error *err)
     }
     UNLESS_FAILED(r, client_co_start(c, err));
     if (r == 0) {
-        log_info("%s: connected", nbd_client_describe(c, who, sizeof(who)));
+        log_info("%s: connected%s", nbd_client_describe(c, who, sizeof(who)),
+                 tls_session_words(c->wire.tls));
     }
     return r;
 }

@@ -34,7 +34,11 @@ static int client_co_starttls(struct nbd_wire *w, const struct nbd_client_tls *t
         return nbd_option_unexpected(NBD_OPT_STARTTLS, &answer, "NBD_REP_ACK without data", err);
     }
     r = tls_session_new(tls->creds, w->fd, tls->hostname, NULL, &w->tls, err);
-    return r < 0 ? r : tls_session_co_handshake(w->tls, err);
+    UNLESS_FAILED(r, tls_session_co_handshake(w->tls, err));
+    if (r == 0) {
+        tls_session_co_use_kernel(w->tls);
+    }
+    return r;
 }
 
 int nbd_handshake_co_open(struct nbd_wire *w, const struct nbd_client_tls *tls, bool *ret_fixed,

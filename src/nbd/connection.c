@@ -314,6 +314,9 @@ static void co_receive_all(struct nbd_connection *c)
         r = nbd_available(c) >= header ? 0 : nbd_connection_co_fill(c, header);
         UNLESS_FAILED(r, co_next_request(c));
     }
+    if (r == -EIO && c->tls && !error_is_set(&c->failure) && tls_session_failure(c->tls)[0]) {
+        nbd_connection_breaks(c, "TLS has failed: %s", tls_session_failure(c->tls));
+    }
 }
 
 /* Wait for all jobs, and release what the phase used. */

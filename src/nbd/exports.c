@@ -209,6 +209,9 @@ void nbd_connection_attach(struct nbd_connection *c, struct nbd_export *e)
 {
     c->export = e;
     counter_set(&c->counters.values[NBD_STAT_CLIENTS], 1);
+    if (c->tls && tls_session_uses_kernel(c->tls)) {
+        counter_set(&c->counters.values[NBD_STAT_KTLS], 1);
+    }
     counter_set(&c->counters.values[NBD_STAT_CONNECTIONS], 1);
     list_append(&e->clients, &c->export_link);
     e->client_count++;

@@ -492,7 +492,11 @@ static int co_option_starttls(struct nbd_connection *c, struct nbd_cursor *in)
     c->structured = c->extended = false;
     nbd_selection_clear(&c->selection);
     r = tls_session_new(config->tls_creds, c->fd, NULL, config->tls_authz, &c->tls, &c->failure);
-    return r < 0 ? r : tls_session_co_handshake(c->tls, &c->failure);
+    UNLESS_FAILED(r, tls_session_co_handshake(c->tls, &c->failure));
+    if (r == 0) {
+        tls_session_co_use_kernel(c->tls);
+    }
+    return r;
 }
 
 /* A server that has credentials accepts nothing else in the clear (FORCEDTLS). */

@@ -243,7 +243,7 @@ static bool grow_send_buffer(struct nbd_connection *c)
 /* 0: all sent. -EAGAIN: the socket is full. Other errors: the connection is lost. */
 static int send_until_full(struct nbd_connection *c)
 {
-    if (c->tls) {
+    if (c->tls && !tls_session_uses_kernel(c->tls)) {
         return send_some_tls(c);
     }
     while (!list_is_empty(&c->replies)) {

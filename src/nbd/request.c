@@ -46,7 +46,8 @@ static int co_read_pages(struct nbd_job *job, uint32_t from, uint32_t length,
 {
     struct nbd_connection *c = job->conn;
 
-    if (c->tls || length < NBD_PAGES_READ || job->continues || job->continued) {
+    if ((c->tls && !tls_session_uses_kernel(c->tls)) || length < NBD_PAGES_READ || job->continues ||
+        job->continued) {
         return -ENOTSUP;
     }
     return nbd_pipes_co_read(&c->worker->pipes, c->export->edge, job->rq.offset + from, length,

@@ -252,7 +252,8 @@ static void co_connection(void *arg)
     c->in_handshake = false;
     loop_timer_disarm(&c->handshake_timer);
     if (r == 0 && !s->stopping) {
-        log_info("NBD client %s, export '%s': connected", c->peer, c->export->name);
+        log_info("NBD client %s, export '%s': connected%s", c->peer, c->export->name,
+                 tls_session_words(c->tls));
         is_view = block_node_is_frozen_view(block_edge_node(c->export->edge));
         c->worker = nbd_worker_co_pick(c->export->reactor, is_view, &err);
         if (c->worker) {

@@ -32,6 +32,8 @@ const struct stat_desc nbd_stats[] = {
                         STAT_COUNT},
     [NBD_STAT_DEPTH_MAX] = {"queue_depth_max", "Highest queue depth of one connection", STAT_PEAK,
                             STAT_COUNT},
+    [NBD_STAT_KTLS] = {"clients_ktls", "Clients for which the kernel makes the records of TLS",
+                       STAT_GAUGE, STAT_COUNT},
     [NBD_STAT_CLIENTS] = {"clients", "Clients that are connected", STAT_GAUGE, STAT_COUNT},
     [NBD_STAT_CONNECTIONS] = {"client_connections", "Clients that have chosen the export",
                               STAT_COUNTER, STAT_COUNT},

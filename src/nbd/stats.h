@@ -58,6 +58,8 @@ enum nbd_stat {
      */
     NBD_STAT_DEPTH = NBD_STAT(NBD_KINDS, 0),
     NBD_STAT_DEPTH_MAX,
+    /* 1 while the client is connected and the kernel makes the records of its TLS. */
+    NBD_STAT_KTLS,
     /* 1 while the client is connected, and 1 for good: sums of them are numbers of clients. */
     NBD_STAT_CLIENTS,
     NBD_STAT_CONNECTIONS,

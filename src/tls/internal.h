@@ -3,6 +3,7 @@
 #ifndef TIDEMARK_TLS_INTERNAL_H
 #define TIDEMARK_TLS_INTERNAL_H
 
+#include "base/checked.h"
 #include "block/options.h"
 #include "block/user_object.h"
 #include "tls/gnutls_lazy.h"
@@ -20,6 +21,8 @@ struct tls_creds {
     enum tls_kind kind;
     enum tls_endpoint endpoint;
     bool verify_peer;
+    /* The kernel may make records (kTLS). */
+    bool allow_kernel;
     gnutls_priority_t priority;
     /* The one of the kind and endpoint; the others are NULL. */
     gnutls_certificate_credentials_t x509;
@@ -57,6 +60,22 @@ int tls_error(struct error *err, int gnutls_code, const char *fmt, ...)
  */
 int tls_creds_file(const char *dir, const char *name, bool needed, char **ret_path,
                    struct error *err);
+
+/* Plaintext in a record: RFC 8446, section 5.1. Bytes. */
+#define TLS_RECORD_MAX (16 * KiB)
+
+/* --- kernel.c ------------------------------------------------------------------------------- */
+
+/*
+ * Give the keys of a session whose handshake is over to its socket: the kernel makes the records of
+ * all that is written there from now on. No record of the session may be waiting to be sent, and
+ * what GnuTLS sends meanwhile, and after success, has to be dropped. 0; or -errno, and session and
+ * socket are as they were: the kernel has no kTLS (-ENOENT), or not for this cipher, or this kind
+ * of socket, or the peer takes only shorter records. May block while the kernel loads a module.
+ */
+int tls_kernel_take_over(gnutls_session_t gnutls, int fd);
+/* Close the session towards the peer; 0 or -errno. Of a socket for which the former returned 0. */
+int tls_kernel_send_close(int fd);
 
 /* --- x509.c --------------------------------------------------------------------------------- */
 

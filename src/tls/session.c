@@ -19,12 +19,12 @@
 /* The two buffers. Bytes. */
 #define IN_SIZE (128 * KiB)
 #define OUT_SIZE (256 * KiB)
-/* Plaintext in a record: RFC 8446, section 5.1. Bytes. */
-#define RECORD_MAX (16 * KiB)
 /*
  * Bytes of the buffer that a record may take, with what GnuTLS may send before it (a key update).
  */
-#define RECORD_ROOM (RECORD_MAX + 4 * KiB)
+#define RECORD_ROOM (TLS_RECORD_MAX + 4 * KiB)
+/* Elements per sendmsg(). */
+#define PLAIN_PARTS 256
 
 struct tls_session {
     gnutls_session_t gnutls;
@@ -44,13 +44,17 @@ struct tls_session {
     bool in_ended;
     /* The peer has closed the session. */
     bool ended;
+    /* The kernel makes the records that are sent: those of GnuTLS are dropped. */
+    bool kernel_sends;
+    /* The peer has asked for new keys of these records. */
+    bool keys_asked;
     /* A static string; "": none. */
     const char *failure;
 
     uint8_t in[IN_SIZE];
     uint8_t out[OUT_SIZE];
     /* Small messages gather here to a record. */
-    uint8_t stage[RECORD_MAX];
+    uint8_t stage[TLS_RECORD_MAX];
 };
 
 /* --- what GnuTLS calls ---------------------------------------------------------------------- */
@@ -81,6 +85,9 @@ static ssize_t tls_push(gnutls_transport_ptr_t arg, const void *data, size_t siz
     struct tls_session *s = arg;
     size_t n = MIN(size, OUT_SIZE - s->out_end);
 
+    if (s->kernel_sends) {
+        return (ssize_t)size;
+    }
     if (n == 0) {
         gnutls_transport_set_errno(s->gnutls, EAGAIN);
         return -1;
@@ -193,7 +200,8 @@ const char *tls_session_failure(const struct tls_session *s)
 /* Note a failure of GnuTLS. -errno. */
 static int session_failed(struct tls_session *s, int code)
 {
-    s->failure = gnutls_strerror(code);
+    s->failure = s->keys_asked ? "The peer asks for new keys, which the kernel cannot change"
+                               : gnutls_strerror(code);
     return code == GNUTLS_E_PREMATURE_TERMINATION ? -ECONNRESET : -EIO;
 }
 
@@ -412,6 +420,55 @@ int tls_session_co_handshake(struct tls_session *s, struct error *err)
     }
 }
 
+/* --- records made by the kernel ------------------------------------------------------------- */
+
+/*
+ * RFC 8446, section 4.6.3: a peer that asks for new keys gets no data by the old ones. GnuTLS would
+ * change them when it sends next.
+ */
+static int refuse_new_keys(gnutls_session_t gnutls, unsigned type, unsigned when, unsigned incoming,
+                           const gnutls_datum_t *message)
+{
+    struct tls_session *s = gnutls_session_get_ptr(gnutls);
+
+    if (incoming && message->size > 0 && message->data[message->size - 1] != 0) {
+        s->keys_asked = true;
+        return GNUTLS_E_UNIMPLEMENTED_FEATURE;
+    }
+    return 0;
+}
+
+static int do_use_kernel(void *arg)
+{
+    const struct tls_session *s = arg;
+
+    return tls_kernel_take_over(s->gnutls, s->fd);
+}
+
+void tls_session_co_use_kernel(struct tls_session *s)
+{
+    assert(s->out_pos == s->out_end);
+    s->kernel_sends = s->creds->allow_kernel;
+    if (s->kernel_sends && loop_co_offload(do_use_kernel, s) < 0) {
+        s->kernel_sends = false;
+    }
+    if (s->kernel_sends) {
+        gnutls_session_set_ptr(s->gnutls, s);
+        gnutls_handshake_set_hook_function(s->gnutls, GNUTLS_HANDSHAKE_KEY_UPDATE, GNUTLS_HOOK_PRE,
+                                           refuse_new_keys);
+    }
+}
+
+bool tls_session_uses_kernel(const struct tls_session *s)
+{
+    return s->kernel_sends;
+}
+
+const char *tls_session_words(const struct tls_session *s)
+{
+    return !s ? "" : s->kernel_sends ? " by TLS of the kernel (kTLS)" : " by TLS";
+}
+
 /* --- data ----------------------------------------------------------------------------------- */
 
 ssize_t tls_session_recv(struct tls_session *s, void *buf, size_t size)
@@ -468,9 +525,9 @@ static struct iovec next_record(struct tls_session *s, const struct iovec **vec,
 {
     size_t n = 0;
 
-    while (*count > 0 && n < RECORD_MAX) {
+    while (*count > 0 && n < TLS_RECORD_MAX) {
         const uint8_t *data = (const uint8_t *)(*vec)->iov_base + *offset;
-        size_t left = (*vec)->iov_len - *offset, part = MIN(left, RECORD_MAX - n);
+        size_t left = (*vec)->iov_len - *offset, part = MIN(left, TLS_RECORD_MAX - n);
 
         *offset += part;
         if (part == left) {
@@ -478,7 +535,7 @@ static struct iovec next_record(struct tls_session *s, const struct iovec **vec,
             (*count)--;
             *offset = 0;
         }
-        if (n == 0 && part == RECORD_MAX) {
+        if (n == 0 && part == TLS_RECORD_MAX) {
             return (struct iovec){.iov_base = (void *)(uintptr_t)data, .iov_len = part};
         }
         memcpy(s->stage + n, data, part);
@@ -535,11 +592,38 @@ ssize_t tls_session_put(struct tls_session *s, const struct iovec *vec, int coun
     return put_some(s, &vec, &count, &offset);
 }
 
+/* To a socket whose records the kernel makes. 0 or -errno. */
+static int co_send_plain(struct tls_session *s, const struct iovec *vec, int count)
+{
+    size_t offset = 0;
+
+    while (count > 0) {
+        struct iovec part[PLAIN_PARTS];
+        struct msghdr msg = {.msg_iov = part, .msg_iovlen = (size_t)MIN(count, PLAIN_PARTS)};
+        ssize_t n;
+
+        memcpy(part, vec, msg.msg_iovlen * sizeof(*part));
+        part[0].iov_base = (uint8_t *)part[0].iov_base + offset;
+        part[0].iov_len -= offset;
+        n = loop_co_sendmsg(s->fd, &msg, MSG_NOSIGNAL);
+        if (n < 0) {
+            return socket_failed(s, (int)-n);
+        }
+        for (offset += (size_t)n; count > 0 && offset >= vec->iov_len; vec++, count--) {
+            offset -= vec->iov_len;
+        }
+    }
+    return 0;
+}
+
 int tls_session_co_send(struct tls_session *s, const struct iovec *vec, int count)
 {
     size_t offset = 0;
     int r;
 
+    if (s->kernel_sends) {
+        return co_send_plain(s, vec, count);
+    }
     while ((r = session_co_flush(s)) == 0 && count > 0) {
         ssize_t n = put_some(s, &vec, &count, &offset);
 
@@ -552,7 +636,9 @@ int tls_session_co_send(struct tls_session *s, const struct iovec *vec, int coun
 
 void tls_session_bye(struct tls_session *s)
 {
-    if (OUT_SIZE - s->out_end >= RECORD_ROOM) {
+    if (s->kernel_sends) {
+        (void)tls_kernel_send_close(s->fd);
+    } else if (OUT_SIZE - s->out_end >= RECORD_ROOM) {
         (void)gnutls_bye(s->gnutls, GNUTLS_SHUT_WR);
         (void)tls_session_flush(s);
     }

@@ -9,12 +9,17 @@
  * small messages leaves in one send(), the arithmetic of the handshake runs on the offload pool,
  * and nothing in it can block.
  *
+ * The kernel can make the records that are sent (kTLS), where the socket is one of TCP:
+ *
+ *   plaintext ----------------------------------------> socket [ records ]
+ *
  * A session is used on one reactor at a time. Two coroutines may use it: one that sends, and one
  * that receives. `co_` functions yield; the others do not.
  */
 #ifndef TIDEMARK_TLS_SESSION_H
 #define TIDEMARK_TLS_SESSION_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -42,6 +47,19 @@ void tls_session_free(struct tls_session *s);
  * -EPERM: the peer is refused. -EINVAL, -EIO, -ECONNRESET: the handshake failed.
  */
 int tls_session_co_handshake(struct tls_session *s, struct error *err);
+
+/*
+ * After the handshake, before anything is sent: let the kernel make the records to be sent, if it
+ * can do so and the credentials allow it. The peer notices nothing. Yields.
+ */
+void tls_session_co_use_kernel(struct tls_session *s);
+/*
+ * Whether the kernel makes them. Then plaintext is written to the socket as if there were no TLS
+ * (sendmsg, splice), and neither put() nor flush() is used.
+ */
+bool tls_session_uses_kernel(const struct tls_session *s);
+/* What a log says of a connection with this session (NULL: none), after its verb. Static string. */
+const char *tls_session_words(const struct tls_session *s);
 
 /*
  * Receive what is there. Bytes; 0: the peer has closed the session properly; -EAGAIN: nothing is

@@ -3,7 +3,6 @@
 behave.
 """
 
-import ctypes
 import os
 import random
 import socket
@@ -16,6 +15,7 @@ import time
 import unittest
 
 import nbd_raw
+from gnutls_client import GnutlsClient
 from nbd_raw import (
     ABORT, ACK, ERR_INVALID, ERR_POLICY, EXPORT_NAME, GO, INFO, LIST, LIST_META, SET_META,
     STARTTLS, STRUCTURED, RawClient, go_data, meta_data,
@@ -169,7 +169,7 @@ class ServerTest(TlsTest):
             for limit in (512, 5000):
                 with self.subTest(version, limit=limit), RawClient(server.socket) as client:
                     self.assertEqual(client.ask(STARTTLS), [(ACK, b"")])
-                    client.sock = GnutlsClient(client.sock, limit, version)
+                    client.sock = GnutlsClient(client.sock, KEY, version, record_limit=limit)
                     client.go(structured=False)
                     for size in (700, 70000, SIZE):
                         client.request(nbd_raw.READ, 0, size)
@@ -317,56 +317,6 @@ class ServerTest(TlsTest):
             for i in range(64):
                 self.assertEqual(client.simple_reply()[1], 0)
                 self.assertEqual(client.receive(SIZE), self.data)
-
-
-class GnutlsClient:
-    """TLS on a socket, with what Python's own does not have: a limit of the records that are taken
-    (RFC 8449).
-    """
-
-    CLIENT, CRD_PSK, KEY_HEX = 2, 4, 1
-
-    class Datum(ctypes.Structure):
-        _fields_ = [("data", ctypes.c_char_p), ("size", ctypes.c_uint)]
-
-    def __init__(self, sock, record_limit, version):
-        self.lib = lib = ctypes.CDLL("libgnutls.so.30")
-        self.session, self.creds = ctypes.c_void_p(), ctypes.c_void_p()
-        key = self.Datum(KEY.encode(), len(KEY))
-        priority = f"NORMAL:-VERS-ALL:+VERS-{version}:+ECDHE-PSK:+PSK".encode()
-        lib.gnutls_record_set_max_recv_size.argtypes = ctypes.c_void_p, ctypes.c_size_t
-        for call in lib.gnutls_record_send, lib.gnutls_record_recv:
-            call.argtypes = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t
-            call.restype = ctypes.c_ssize_t
-        sock.setblocking(True)
-        for rc in (
-            lib.gnutls_init(ctypes.byref(self.session), self.CLIENT),
-            lib.gnutls_psk_allocate_client_credentials(ctypes.byref(self.creds)),
-            lib.gnutls_psk_set_client_credentials(
-                self.creds, b"alice", ctypes.byref(key), self.KEY_HEX
-            ),
-            lib.gnutls_priority_set_direct(self.session, priority, None),
-            lib.gnutls_credentials_set(self.session, self.CRD_PSK, self.creds),
-            lib.gnutls_record_set_max_recv_size(self.session, record_limit),
-            lib.gnutls_transport_set_int2(self.session, sock.fileno(), sock.fileno()) and 0,
-            lib.gnutls_handshake(self.session),
-        ):
-            assert rc == 0, rc
-        self.sock = sock
-
-    def sendall(self, data):
-        assert self.lib.gnutls_record_send(self.session, data, len(data)) == len(data)
-
-    def recv(self, size):
-        data = ctypes.create_string_buffer(size)
-        got = self.lib.gnutls_record_recv(self.session, data, size)
-        assert got >= 0, got
-        return data.raw[:got]
-
-    def close(self):
-        self.lib.gnutls_deinit(self.session)
-        self.lib.gnutls_psk_free_client_credentials(self.creds)
-        self.sock.close()
 
 
 class WhoGetsInTest(TlsTest):

@@ -12,7 +12,6 @@ from nbd_server import NbdServer
 from tidemark import TestCase, img, qemu, run
 
 SIZE = "256M"
-PROGRAMS = ("mkfs.ext4",)
 MODULES = ("virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci",
            "virtio_blk")  # fmt: skip
 
@@ -64,41 +63,56 @@ def libraries(program):
     return [word for word in words if word.startswith("/")]
 
 
-class GuestTest(TestCase):
-    def initramfs(self, modules):
-        entries = {d: (0o40755, b"") for d in ("bin", "proc", "sys", "dev", "lib", "lib64", "usr")}
-        entries["init"] = (0o100755, SCRIPT.format(modules=" ".join(MODULES)).encode())
-        entries["bin/busybox"] = (0o100755, read(qemu("busybox")))
-        for program in PROGRAMS:
-            path = qemu(program)
-            entries["bin/" + program] = (0o100755, read(path))
-            for library in libraries(path):
-                folder = ""
-                for part in library.strip("/").split("/")[:-1]:
-                    folder = os.path.join(folder, part)
-                    entries.setdefault(folder, (0o40755, b""))
-                entries[library.strip("/")] = (0o100755, read(library))
-        for module in MODULES:
-            (path,) = glob.glob(f"{modules}/kernel/**/{module}.ko", recursive=True)
-            entries[module + ".ko"] = (0o100644, read(path))
-        path = self.path("initramfs")
-        with open(path, "wb") as file:
-            file.write(cpio((name, *entry) for name, entry in entries.items()))
-        return path
+def kernel():
+    """The newest kernel of Debian: its version."""
+    return sorted(glob.glob("/boot/vmlinuz-*-cloud-amd64"))[-1].split("vmlinuz-")[1]
 
+
+def initramfs(path, script, programs, modules, files=None):
+    """Make the file `path`, with busybox, `programs`, of which the libraries come along, modules of
+    the kernel and further files: {name: contents}.
+    """
+    entries = {d: (0o40755, b"") for d in ("bin", "proc", "sys", "dev", "tmp", "lib", "lib64", "usr")}
+    entries["init"] = (0o100755, script.encode())
+    entries["bin/busybox"] = (0o100755, read(qemu("busybox")))
+    for program in programs:
+        entries["bin/" + os.path.basename(program)] = (0o100755, read(program))
+        for library in libraries(program):
+            folder = ""
+            for part in library.strip("/").split("/")[:-1]:
+                folder = os.path.join(folder, part)
+                entries.setdefault(folder, (0o40755, b""))
+            entries[library.strip("/")] = (0o100755, read(library))
+    for module in modules:
+        (name,) = glob.glob(f"/lib/modules/{kernel()}/kernel/**/{module}.ko", recursive=True)
+        entries[module + ".ko"] = (0o100644, read(name))
+    for name, data in (files or {}).items():
+        entries[name] = (0o100644, data)
+    with open(path, "wb") as file:
+        file.write(cpio((name, *entry) for name, entry in entries.items()))
+    return path
+
+
+def boot(archive, *arguments, memory=256):
+    """Run a guest to its end; what it said."""
+    return subprocess.run(
+        [qemu("qemu-system-x86_64"), "-accel", "tcg,thread=multi", "-cpu", "max", "-m", str(memory),
+         "-smp", "2", "-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio", "-kernel",
+         f"/boot/vmlinuz-{kernel()}", "-initrd", archive, "-append",
+         "console=ttyS0 quiet panic=-1", *arguments],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=600,
+        check=False,
+    )  # fmt: skip
+
+
+class GuestTest(TestCase):
     def test_a_guest_keeps_a_file_system_on_an_export(self):
-        kernel = sorted(glob.glob("/boot/vmlinuz-*-cloud-amd64"))[-1]
-        version = kernel.split("vmlinuz-")[1]
         image = self.create("disk.qcow2", SIZE)
         server = self.own(NbdServer(self.dir, "-f", "qcow2", "--discard=unmap", image))
         disk = f"driver=nbd,node-name=d,server.type=unix,server.path={server.socket},discard=unmap"
-        guest = subprocess.run(
-            [qemu("qemu-system-x86_64"), "-accel", "tcg", "-m", "256", "-nographic", "-no-reboot",
-             "-nodefaults", "-serial", "stdio", "-kernel", kernel, "-initrd",
-             self.initramfs(f"/lib/modules/{version}"), "-append", "console=ttyS0 quiet panic=-1",
-             "-blockdev", disk, "-device", "virtio-blk-pci,drive=d"],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=250, check=False,
-        )  # fmt: skip
+        archive = initramfs(self.path("initramfs"), SCRIPT.format(modules=" ".join(MODULES)),
+                            [qemu("mkfs.ext4")], MODULES)  # fmt: skip
+        guest = boot(archive, "-blockdev", disk, "-device", "virtio-blk-pci,drive=d")
         # 8 files in 4 directories, and the programs.
         self.assertRegex(guest.stdout, r"GUEST-CHECKED [34]\d\b", guest.stderr)
         server.stop()

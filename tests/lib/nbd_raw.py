@@ -38,9 +38,11 @@ class RawClient:
     """A connection on which bytes are sent as the test wants them."""
 
     def __init__(self, path, flags=3, timeout=20):
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        """path: of a unix socket, or a port of this machine."""
+        is_port = isinstance(path, int)
+        self.sock = socket.socket(socket.AF_INET if is_port else socket.AF_UNIX)
         self.sock.settimeout(timeout)
-        self.sock.connect(path)
+        self.sock.connect(("127.0.0.1", path) if is_port else path)
         self.structured = False
         self.extended = False  # 32-byte headers
         if flags is not None:
