@@ -29,22 +29,13 @@ static bool is_narrowed_status(const struct nbd_connection *c, const struct nbd_
            rq->length % 4 == 0 && (rq->length - 8) / 4 <= c->selection.selected;
 }
 
-static void refuse_range(struct nbd_job *job, int errnum)
-{
-    nbd_job_refuse(job, errnum,
-                   "%s reaches beyond the end of the export: offset %" PRIu64 ", length %" PRIu64
-                   "; the export has %" PRIu64 " bytes",
-                   nbd_command_name(job->rq.type), job->rq.offset, job->rq.length,
-                   job->conn->export->size);
-}
-
 /* The payload of a narrowed block status: u64 length, then u32 context id for each. */
 static void narrow_status(struct nbd_connection *c, struct nbd_job *job)
 {
     job->context_count = (job->rq.length - 8) / 4;
     job->rq.length = load_be64(job->payload);
     if (!range_fits(job->rq.offset, job->rq.length, c->export->size)) {
-        refuse_range(job, EINVAL);
+        nbd_job_refuse_range(job);
         job->invalid = true;
     }
 }
@@ -110,8 +101,7 @@ static void check_nbd_request(struct nbd_connection *c, struct nbd_job *job)
     }
     /* A narrowed block status carries its length in the payload; see narrow_status(). */
     if (!is_narrowed_status(c, rq) && !range_fits(rq->offset, rq->length, c->export->size)) {
-        refuse_range(job, rq->type == NBD_CMD_WRITE || rq->type == NBD_CMD_WRITE_ZEROES ? ENOSPC
-                                                                                        : EINVAL);
+        nbd_job_refuse_range(job);
         return;
     }
     check_flags(job, allowed_flags(c, rq));

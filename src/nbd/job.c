@@ -112,3 +112,15 @@ int nbd_job_refuse(struct nbd_job *job, int errnum, const char *fmt, ...)
     }
     return -errnum;
 }
+
+int nbd_job_refuse_range(struct nbd_job *job)
+{
+    bool adds = job->rq.type == NBD_CMD_WRITE || job->rq.type == NBD_CMD_WRITE_ZEROES;
+
+    bufpool_put(&job->conn->worker->pool, &job->extra);
+    return nbd_job_refuse(job, adds ? ENOSPC : EINVAL,
+                          "%s reaches beyond the end of the export: offset %" PRIu64
+                          ", length %" PRIu64 "; the export has %" PRIu64 " bytes",
+                          nbd_command_name(job->rq.type), job->rq.offset, job->rq.length,
+                          job->conn->export->size);
+}

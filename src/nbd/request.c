@@ -382,6 +382,20 @@ static void trace_job_end(const struct nbd_job *job, int result)
     }
 }
 
+/*
+ * The result of a request that was carried out. One whose range was cut off by a resize meanwhile
+ * is refused as if it had come later, and is no failure of the node.
+ */
+static int after_resize(struct nbd_job *job, int r)
+{
+    if (r >= 0 || job->error || job->kind == NBD_KIND_FLUSH || job->kind == NBD_KIND_OTHER ||
+        range_fits(job->rq.offset, job->rq.length, job->conn->export->size)) {
+        return r;
+    }
+    job->invalid = true;
+    return nbd_job_refuse_range(job);
+}
+
 /* The coroutine of a job. */
 static void co_run_job(void *arg)
 {
@@ -406,6 +420,7 @@ static void co_run_job(void *arg)
         }
     }
     job->co = NULL;
+    r = after_resize(job, r);
     count_request(job, r);
     report_failure(job, r);
     if (r < 0) {

@@ -528,6 +528,8 @@ void nbd_job_release(struct nbd_job *job);
  */
 int nbd_job_refuse(struct nbd_job *job, int errnum, const char *fmt, ...)
     __attribute__((format(printf, 3, 4), cold));
+/* The same for one that reaches beyond the end of the export, before or after a try. -errnum. */
+int nbd_job_refuse_range(struct nbd_job *job);
 /* A receive buffer with one reference. NULL: out of memory. */
 struct nbd_rbuf *nbd_rbuf_new(struct nbd_connection *c);
 void nbd_rbuf_unref(struct nbd_connection *c, struct nbd_rbuf *b);

@@ -7,7 +7,7 @@ import ctypes
 class GnutlsClient:
     """TLS on a socket by GnuTLS, as user `alice`."""
 
-    CLIENT, CRD_PSK, KEY_HEX, KU_PEER, AGAIN = 2, 4, 1, 1, -28
+    CLIENT, CRD_PSK, KEY_HEX, KU_PEER, SHUT_WR, AGAIN = 2, 4, 1, 1, 1, -28
 
     class Datum(ctypes.Structure):
         _fields_ = [("data", ctypes.c_char_p), ("size", ctypes.c_uint)]
@@ -53,6 +53,14 @@ class GnutlsClient:
     def update_key(self, ask):
         """ask: the peer is to change its key, too."""
         assert self.lib.gnutls_session_key_update(self.session, self.KU_PEER if ask else 0) == 0
+
+    def goodbye(self):
+        """Close the session towards the peer (close_notify); it may still send."""
+        assert self.lib.gnutls_bye(self.session, self.SHUT_WR) == 0
+
+    def renegotiate(self):
+        """Another handshake of TLS 1.2: 0, or the error of GnuTLS."""
+        return self.lib.gnutls_handshake(self.session)
 
     def close(self):
         self.lib.gnutls_deinit(self.session)
