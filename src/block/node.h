@@ -164,6 +164,11 @@ struct block_limits {
     uint64_t max_discard;
     /* The best request size; 0: unknown. */
     uint32_t opt_transfer;
+    /*
+     * For who copies much: data come from another process of this machine, and reads of this size
+     * stay in the processor's caches on their way; 0: longer ones are as good. Bytes.
+     */
+    uint32_t cached_transfer;
     /* Allocation unit of the format; 0: none. `info` and NBD's block sizes report it. */
     uint32_t cluster_size;
 };

@@ -91,6 +91,7 @@ static void take_file_limits(struct block_node *node)
     node->events = file->events;
     node->limits.memory_alignment = file->limits.memory_alignment;
     node->limits.opt_transfer = file->limits.opt_transfer;
+    node->limits.cached_transfer = file->limits.cached_transfer;
 }
 
 static int raw_co_open(struct block_node *node, struct options *opts, struct error *err)

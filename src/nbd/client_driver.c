@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -26,8 +27,10 @@
 #define HANDSHAKE_TIMEOUT_NS 30000000000LL
 /* Between two attempts to connect. */
 #define RETRY_NS 100000000LL
-/* The default of x-connections. */
-#define CONNECTIONS 4
+/* The highest default of x-connections. */
+#define CONNECTIONS_MAX 4
+/* Reads of this size, some at a time, stay in the processor's caches. Bytes. */
+#define CACHED_READ (256u * KiB)
 
 /* The options of a node. */
 struct node_target {
@@ -141,8 +144,9 @@ OBJECT(nbd_options, "BlockdevOptionsNbd", REQ("server", socket_address_type),
            .help = "after the connection is lost, requests wait so long for the next"),
        OPT("open-timeout", schema_uint32, .dflt = "0", .unit = "seconds",
            .help = "how long to try to connect at first; 0: once"),
-       OPT("x-connections", schema_uint32, .min = 1, .max = NBD_POOL_MAX, .dflt = "4",
-           .help = "over how many connections large requests are spread, if the server allows it"));
+       OPT("x-connections", schema_uint32, .min = 1, .max = NBD_POOL_MAX,
+           .help = "over how many connections large requests are spread, if the server allows it; "
+                   "default: 1 to 4, half the number of processors"));
 
 /* The older, flat form: `path`, or `host` and `port`. */
 static int take_flat_address(struct options *opts, struct socket_address *a, struct error *err)
@@ -208,6 +212,17 @@ static int take_own_tls(struct options *opts, struct nbd_tls_params *p, struct e
     return r;
 }
 
+/*
+ * The default of x-connections: each takes a processor at this end to copy data out of its socket,
+ * and a server on the same machine takes another.
+ */
+static uint64_t default_connections(void)
+{
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+
+    return (uint64_t)MIN(MAX(processors / 2, 1), CONNECTIONS_MAX);
+}
+
 static int take_node_target(struct options *opts, struct node_target *t, struct error *err)
 {
     int r = take_node_address(opts, &t->address, err);
@@ -219,7 +234,7 @@ static int take_node_target(struct options *opts, struct node_target *t, struct 
     UNLESS_FAILED(r, take_own_tls(opts, &t->tls, err));
     UNLESS_FAILED(r, options_take_uint(opts, "open-timeout", 0, UINT32_MAX, &t->open_timeout, err));
     UNLESS_FAILED(r, options_take_uint(opts, "reconnect-delay", 0, UINT32_MAX, &t->reconnect, err));
-    UNLESS_FAILED(r, options_take_uint(opts, "x-connections", CONNECTIONS, NBD_POOL_MAX,
+    UNLESS_FAILED(r, options_take_uint(opts, "x-connections", default_connections(), NBD_POOL_MAX,
                                        &t->connections, err));
     if (r == 0 && t->connections == 0) {
         r = error_set(err, EINVAL, "x-connections has to be at least 1");
@@ -388,6 +403,7 @@ static int nbd_co_open(struct block_node *node, struct options *opts, struct err
     node->filename = make_filename(&t);
     node->beyond_filename = is_beyond_filename(&t) || !node->filename;
     set_node_limits(node, nbd_pool_first(n->pool));
+    node->limits.cached_transfer = t.address.path ? CACHED_READ : 0;
     n->target = t;
     t = (struct node_target){0};
     nbd_status_cache_init(&n->status);

@@ -16,6 +16,7 @@ from tidemark import Process, TestCase, img, io
 
 MIB = 1 << 20
 SIZE = 64 * MIB
+MANY = "x-connections=4"
 MULTI_CONN = 1 << 8
 
 
@@ -79,7 +80,10 @@ class ConnectionsTest(TestCase):
 
     def read(self, *more, size=MIB, count=40, **options):
         """Many reads at a time, each of them verified."""
-        image = f"driver=nbd,path={self.path('crowd')}" + "".join("," + word for word in more)
+        words = (f"driver=nbd,path={self.path('crowd')}", *more)
+        if not any(word.startswith("x-connections") for word in more):
+            words += (MANY,)
+        image = ",".join(words)
         reads = [f"aio_read -P {n} {n * MIB} {size}" for n in range(count)]
         # The second half finds the connections that were made for the first.
         half = [*reads[: count // 2], "aio_flush"]
@@ -101,6 +105,20 @@ class ConnectionsTest(TestCase):
             self.assertEqual(len(server.sockets), number)
             server.close()
             os.unlink(self.path("crowd"))
+
+    def test_a_copy_from_a_unix_socket_reads_small_parts(self):
+        lengths = []
+
+        def on_request(send, kind, cookie, _offset, length):
+            lengths.append(length)
+            send(struct.pack(">IIQ", SIMPLE_MAGIC, 0, cookie) + bytes(length if kind == READ else 0))
+
+        server = Hostile(self.path("s"), on_request=on_request, structured=False,
+                         info=[export_info(8 * MIB)])  # fmt: skip
+        self.addCleanup(server.close)
+        img("convert", "-n", "-f", "raw", "--target-image-opts", f"nbd+unix:///?socket={self.path('s')}",
+            f"driver=null-co,size={8 * MIB}")  # fmt: skip
+        self.assertEqual(set(lengths), {256 << 10})
 
     def test_a_wrong_number_is_refused(self):
         self.crowd()
@@ -193,7 +211,7 @@ class ConnectionsTest(TestCase):
         for first in (0, 12, 24, 36, 48):
             waves += [f"aio_read -P {n} {n * MIB} {MIB}" for n in range(first, first + 12)]
             waves.append("aio_flush")
-        image = f"driver=nbd,path={self.path('crowd')},reconnect-delay=600"
+        image = f"driver=nbd,path={self.path('crowd')},reconnect-delay=600,{MANY}"
         result = io(image, *waves, options=("--image-opts", "-r"))
         self.assertNotIn("failed", result.stdout + result.stderr)
         self.assertTrue(cut, server.served)
@@ -228,7 +246,7 @@ class RestoredTest(TestCase):
         self.image = self.create("disk.qcow2", "64M")
         self.start()
         image = (f"driver=nbd,server.type=unix,server.path={self.path('server.sock')},"
-                 "reconnect-delay=60")  # fmt: skip
+                 f"reconnect-delay=60,{MANY}")  # fmt: skip
         front = self.own(NbdServer(self.dir, "--image-opts", image, name="front"))
         over, failures, rounds = threading.Event(), [], []
 

@@ -436,6 +436,21 @@ static void co_try_zero_target(struct image_copy *c)
     }
 }
 
+/* The longest read of data. */
+static uint32_t longest_request(const struct image_copy *c)
+{
+    uint32_t longest = REQUEST_SIZE;
+
+    for (size_t i = 0; i < c->source_count; i++) {
+        uint32_t cached = block_node_limits(c->source[i].disk.node)->cached_transfer;
+
+        if (cached > 0) {
+            longest = MIN(longest, cached);
+        }
+    }
+    return longest;
+}
+
 static void choose_sizes(struct image_copy *c)
 {
     const struct block_limits *limits = block_node_limits(c->target->disk.node);
@@ -454,7 +469,7 @@ static void choose_sizes(struct image_copy *c)
         c->unit = limits->cluster_size;
         c->granule = MAX(limits->cluster_size, GRANULE_MIN);
     }
-    c->request = MAX(REQUEST_SIZE, MAX(c->unit, c->granule));
+    c->request = MAX(longest_request(c), MAX(c->unit, c->granule));
 }
 
 static void free_workers(struct image_copy *c)
