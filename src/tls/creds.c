@@ -103,7 +103,6 @@ int tls_creds_alloc(enum tls_kind kind, enum tls_endpoint endpoint, bool verify_
     c->kind = kind;
     c->endpoint = endpoint;
     c->verify_peer = verify_peer;
-    c->allow_kernel = true;
     r = lazy_gnutls_load(err);
     UNLESS_FAILED(r, set_priority(c, priority, err));
     if (r < 0) {
@@ -120,13 +119,13 @@ static int creds_new(struct options *opts, enum tls_kind kind, struct tls_creds 
 {
     static const char *const endpoints[] = {"client", "server", NULL};
     AUTO_FREE char *priority = NULL;
-    bool verify_peer = true, allow_kernel = true;
+    bool verify_peer = true, allow_kernel = false;
     int endpoint = 0;
     int r = options_take_enum(opts, "endpoint", endpoints, 0, &endpoint, err);
 
     UNLESS_FAILED(r, options_take_bool(opts, "verify-peer", true, &verify_peer, err));
     UNLESS_FAILED(r, options_take_str(opts, "priority", &priority, err));
-    UNLESS_FAILED(r, options_take_bool(opts, "x-ktls", true, &allow_kernel, err));
+    UNLESS_FAILED(r, options_take_bool(opts, "x-ktls", false, &allow_kernel, err));
     UNLESS_FAILED(r, tls_creds_alloc(kind, endpoint == 1 ? TLS_SERVER : TLS_CLIENT, verify_peer,
                                      priority, ret_creds, err));
     if (r == 0) {
@@ -297,7 +296,7 @@ ENUM(endpoint_type, "QCryptoTLSCredsEndpoint", "client", "server");
         OPT("dir", schema_str, .help = "the directory of keys and certificates"),                  \
         OPT("endpoint", endpoint_type, .dflt = "client"),                                          \
         OPT("priority", schema_str, .help = "algorithms, in the form of GnuTLS"),                  \
-        OPT("x-ktls", schema_bool, .dflt = "true",                                                 \
+        OPT("x-ktls", schema_bool, .dflt = "false", UNSTABLE,                                      \
             .help = "let the kernel make records where it can (NBD over TCP)")
 OBJECT(anon_properties, "TlsCredsAnonProperties", COMMON_PROPERTIES);
 OBJECT(psk_properties, "TlsCredsPskProperties", COMMON_PROPERTIES,

@@ -42,8 +42,10 @@ class KernelTlsTest(TestCase):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
+        creds = creds or psk("server", self.psk)
+        more += "" if "x-ktls" in more else ",x-ktls=on"
         words = ("-b", "127.0.0.1", "-p", str(port), "-e", "0", "--log-level", "info", "--object",
-                 (creds or psk("server", self.psk)) + more, "--tls-creds", "tls0")  # fmt: skip
+                 creds + more, "--tls-creds", "tls0")  # fmt: skip
         command = (*tool("nbd"), "-t", "-f", "raw", *words, self.disk)
         server = self.own(Process(command, self.path("nbd.log"), env=self.kernel(refuses)))
         server.wait_for(lambda: f"TCP port {port}" in server.log(), "the NBD server")
@@ -119,12 +121,14 @@ class KernelTlsTest(TestCase):
         self.assertGreater(int(sent), 4096)
 
     def test_our_client_writes(self):
-        _, port = self.serve(more=",x-ktls=off")
+        _, port = self.serve(refuses="ulp")
         self.data = random.Random(12).randbytes(SIZE)
         with open(self.path("new.raw"), "wb") as new:
             new.write(self.data)
-        result = img("convert", "-n", "-f", "raw", "-O", "raw", self.path("new.raw"),
-                     self.uri(port), env=self.kernel())  # fmt: skip
+        creds = psk("client", self.psk, "alice", ",x-ktls=on")
+        target = f"driver=raw,file.driver=nbd,file.host=127.0.0.1,file.port={port},file.tls-creds=tls0"
+        result = img("convert", "-n", "-f", "raw", "--object", creds, "--target-image-opts",
+                     self.path("new.raw"), target, env=self.kernel())  # fmt: skip
         (sent, *_) = re.findall(r"kTLS: (\d+) bytes sent", result.stderr)
         self.assertGreater(int(sent), SIZE)
         self.assert_same(self.disk)

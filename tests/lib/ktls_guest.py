@@ -32,7 +32,7 @@ dd if=/dev/urandom of=old bs=1M count=8 2>/dev/null
 dd if=/dev/urandom of=new bs=1M count=8 2>/dev/null
 disk=driver=raw,file.driver=nbd,file.host=127.0.0.1,file.port=10809,file.tls-creds=tls0
 for c in {ciphers}; do
-    creds="tls-creds-psk,id=tls0,dir=/,priority=NORMAL:-VERS-ALL:-CIPHER-ALL:+VERS-${{c%:*}}:+${{c#*:}}"
+    creds="tls-creds-psk,id=tls0,x-ktls=on,dir=/,priority=NORMAL:-VERS-ALL:-CIPHER-ALL:+VERS-${{c%:*}}:+${{c#*:}}"
     cp old disk
     tidemark nbd -t -f raw -b 127.0.0.1 -p 10809 --log-level info --object "$creds,endpoint=server" \\
         --tls-creds tls0 disk 2>log &
