@@ -288,7 +288,7 @@ void throttle_buckets_pour(struct throttle_buckets *b, bool is_write, uint64_t b
     }
 }
 
-static void prepay(struct throttle_bucket *b, _Atomic int64_t *units, unsigned reactors)
+static void prepay(struct throttle_bucket *b, struct throttle_prepaid *p, unsigned reactors)
 {
     double room;
 
@@ -299,7 +299,7 @@ static void prepay(struct throttle_bucket *b, _Atomic int64_t *units, unsigned r
         room = floor(room);
         if (room >= 1) {
             pour(b, room);
-            atomic_fetch_add(units, (int64_t)room);
+            atomic_fetch_add(&p->granted, (int64_t)room);
         }
     }
 }
@@ -316,14 +316,14 @@ void throttle_buckets_prepay(struct throttle_buckets *b, bool is_write, unsigned
     }
 }
 
-static void reclaim(struct throttle_bucket *b, _Atomic int64_t *units)
+static void reclaim(struct throttle_bucket *b, struct throttle_prepaid *p)
 {
-    double left;
+    int64_t left = atomic_load(&p->granted) - atomic_load(&p->taken);
 
-    if (b && atomic_load(units) != 0) {
-        left = (double)atomic_exchange(units, 0);
-        b->level = give_back(b->level, left);
-        b->burst_level = give_back(b->burst_level, left);
+    if (b && left != 0) {
+        atomic_fetch_sub(&p->granted, left);
+        b->level = give_back(b->level, (double)left);
+        b->burst_level = give_back(b->burst_level, (double)left);
     }
 }
 

@@ -76,12 +76,26 @@ struct throttle_bucket {
 };
 
 /*
- * Units that were poured before their requests came: those pass without the lock. Of one reactor,
- * so that reactors do not share a cache line for each request; by direction, for the bucket that
- * counts bytes in it, and for the one that counts requests.
+ * Units that were poured before their requests came, and those that requests have taken of them;
+ * both only grow, but for requests that were not made. A request passes without the lock while it
+ * takes no more than is granted.
+ */
+struct throttle_prepaid {
+    _Atomic int64_t granted; /* changes with the lock */
+    /*
+     * The thread that runs the reactor writes it, and no other, so a request costs no atomic
+     * operation that locks the bus. Whoever takes back what is left reads it, and may miss a
+     * request of that moment: more is taken then than granted, and the next look finds the debt.
+     */
+    _Atomic int64_t taken;
+};
+
+/*
+ * Of one reactor, so that reactors do not share a cache line for each request; by direction, for
+ * the bucket that counts bytes in it, and for the one that counts requests.
  */
 struct throttle_lease {
-    _Alignas(64) _Atomic int64_t bytes[2], requests[2];
+    _Alignas(64) struct throttle_prepaid bytes[2], requests[2];
 };
 
 /* The buckets of one direction: at most one counts bytes, and one requests. */
@@ -117,24 +131,29 @@ void throttle_buckets_pour(struct throttle_buckets *b, bool is_write, uint64_t b
 /*
  * Pour something for requests of a direction that may come on a reactor (an index as of
  * counters_index()), half of the room at most, so that they need no lock; and not more than its
- * part of a fortieth of a second at the rate. While requests wait nothing is prepaid.
+ * part of a fortieth of a second at the rate. While requests wait nothing is prepaid. On that
+ * reactor.
  */
 void throttle_buckets_prepay(struct throttle_buckets *b, bool is_write, unsigned index);
-/* Pour back what one reactor has not used, or what all have not. */
+/*
+ * Pour back what one reactor has not used, or what all have not; pour what was taken in excess.
+ * Exact for the reactor of the caller.
+ */
 void throttle_buckets_reclaim(struct throttle_buckets *b, unsigned index);
 void throttle_buckets_reclaim_all(struct throttle_buckets *b);
 
-/* Take units that were prepaid. Any thread, without the lock. */
-static inline bool throttle_take_prepaid(_Atomic int64_t *units, int64_t count)
+/* Whether `count` more units are granted. On the reactor of `p`. */
+static inline bool throttle_is_prepaid(const struct throttle_prepaid *p, int64_t count)
 {
-    if (atomic_load_explicit(units, memory_order_relaxed) < count) {
-        return false;
-    }
-    if (atomic_fetch_sub_explicit(units, count, memory_order_relaxed) >= count) {
-        return true;
-    }
-    atomic_fetch_add_explicit(units, count, memory_order_relaxed);
-    return false;
+    return atomic_load_explicit(&p->taken, memory_order_relaxed) + count <=
+           atomic_load_explicit(&p->granted, memory_order_relaxed);
+}
+
+/* Take units, or give them back (a negative count). On the reactor of `p`. */
+static inline void throttle_take_prepaid(struct throttle_prepaid *p, int64_t count)
+{
+    atomic_store_explicit(&p->taken, atomic_load_explicit(&p->taken, memory_order_relaxed) + count,
+                          memory_order_relaxed);
 }
 
 /* What the limits of a direction count. */
@@ -150,37 +169,40 @@ static inline unsigned throttle_buckets_counts(const struct throttle_buckets *b,
            (b->requests[is_write] ? THROTTLE_COUNTS_REQUESTS : 0u);
 }
 
+/* Take what a request of `bytes` counts. On the reactor of `lease`, without the lock. */
+static inline void throttle_use_lease(struct throttle_lease *lease, unsigned counts, bool is_write,
+                                      int64_t bytes, int64_t requests)
+{
+    if (counts & THROTTLE_COUNTS_BYTES) {
+        throttle_take_prepaid(&lease->bytes[is_write], bytes);
+    }
+    if (counts & THROTTLE_COUNTS_REQUESTS) {
+        throttle_take_prepaid(&lease->requests[is_write], requests);
+    }
+}
+
 /*
- * Whether a request of `bytes` was prepaid, where the limits count what `counts` says. Any thread,
- * without the lock.
+ * Whether a request of `bytes` was prepaid, where the limits count what `counts` says; it takes its
+ * part then. On the reactor of `lease`, without the lock.
  */
 static inline bool throttle_take_lease(struct throttle_lease *lease, unsigned counts, bool is_write,
                                        uint64_t bytes)
 {
-    if (counts & THROTTLE_COUNTS_BYTES &&
-        !throttle_take_prepaid(&lease->bytes[is_write], (int64_t)bytes)) {
+    if ((counts & THROTTLE_COUNTS_BYTES &&
+         !throttle_is_prepaid(&lease->bytes[is_write], (int64_t)bytes)) ||
+        (counts & THROTTLE_COUNTS_REQUESTS &&
+         !throttle_is_prepaid(&lease->requests[is_write], 1))) {
         return false;
     }
-    if (!(counts & THROTTLE_COUNTS_REQUESTS) ||
-        throttle_take_prepaid(&lease->requests[is_write], 1)) {
-        return true;
-    }
-    if (counts & THROTTLE_COUNTS_BYTES) {
-        atomic_fetch_add_explicit(&lease->bytes[is_write], (int64_t)bytes, memory_order_relaxed);
-    }
-    return false;
+    throttle_use_lease(lease, counts, is_write, (int64_t)bytes, 1);
+    return true;
 }
 
-/* Put that back, for a request that was not made. Any thread, without the lock. */
+/* Put that back, for a request that was not made. On the reactor of `lease`, without the lock. */
 static inline void throttle_return_lease(struct throttle_lease *lease, unsigned counts,
                                          bool is_write, uint64_t bytes)
 {
-    if (counts & THROTTLE_COUNTS_BYTES) {
-        atomic_fetch_add_explicit(&lease->bytes[is_write], (int64_t)bytes, memory_order_relaxed);
-    }
-    if (counts & THROTTLE_COUNTS_REQUESTS) {
-        atomic_fetch_add_explicit(&lease->requests[is_write], 1, memory_order_relaxed);
-    }
+    throttle_use_lease(lease, counts, is_write, -(int64_t)bytes, -1);
 }
 
 /*

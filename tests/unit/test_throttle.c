@@ -204,7 +204,9 @@ static void the_rate_is_the_limit(void *arg)
 
 static int64_t lease_of(struct throttle_buckets *b, unsigned reactor)
 {
-    return atomic_load(&b->leases[reactor].bytes[0]);
+    const struct throttle_prepaid *p = &b->leases[reactor].bytes[0];
+
+    return atomic_load(&p->granted) - atomic_load(&p->taken);
 }
 
 /* What reactors take in advance is poured at once; what they do not use goes back. */
@@ -236,6 +238,12 @@ static void a_lease_is_of_one_reactor(void *arg)
     assert_int_equal(lease_of(b, 1), 500000 - 4096);
     throttle_buckets_reclaim_all(b);
     assert_int_equal((int64_t)bucket->level, 4096);
+    assert_int_equal(lease_of(b, 1), 0);
+    /* A request that took its part while another thread took back what was left, unseen there. */
+    throttle_use_lease(&b->leases[1], THROTTLE_COUNTS_BYTES, false, 512, 1);
+    assert_false(throttle_take_lease(&b->leases[1], THROTTLE_COUNTS_BYTES, false, 512));
+    throttle_buckets_reclaim(b, 1);
+    assert_int_equal((int64_t)bucket->level, 4096 + 512);
     assert_int_equal(lease_of(b, 1), 0);
     free(b);
 }
@@ -531,6 +539,49 @@ static void race(void *arg)
     co_group_done(r->group);
 }
 
+/* In the time of the system: what reactors take in advance adds up to no more than the limit. */
+static void reactors_share_the_limit(void *arg)
+{
+    const double rate = 50000;
+    struct throttled t;
+    struct reactor *reactors[REACTORS] = {reactor_main()};
+    struct racer racers[MEMBERS * 2];
+    struct co_group group;
+    uint64_t done = 0;
+    int64_t begin;
+
+    throttle_set_clock(NULL);
+    open_throttled(&t, "\"iops-total\":50000");
+    co_group_init(&group);
+    for (int i = 1; i < REACTORS; i++) {
+        assert_int_equal(reactor_create("sharer", &reactors[i], NULL), 0);
+    }
+    begin = loop_now_ns();
+    for (unsigned i = 0; i < MEMBERS * 2; i++) {
+        racers[i] = (struct racer){&t.users[i % MEMBERS], &group, 0};
+        co_group_add(&group);
+        assert_int_equal(reactor_spawn(reactors[i % REACTORS], race, &racers[i]), 0);
+    }
+    loop_co_sleep(400 * NS_PER_MS);
+    for (int i = 0; i < MEMBERS; i++) {
+        atomic_store(&t.users[i].stop, true);
+    }
+    co_group_wait(&group);
+    co_group_destroy(&group);
+    for (unsigned i = 0; i < MEMBERS * 2; i++) {
+        done += racers[i].done;
+    }
+    /* What the bucket holds at the start, and those that are on their way. */
+    assert_true((double)done <= rate * (double)(loop_now_ns() - begin) / (double)NS_PER_SECOND +
+                                    rate / 20 + MEMBERS * 2);
+    assert_true((double)done > rate / 20);
+    close_throttled(&t);
+    for (int i = 1; i < REACTORS; i++) {
+        reactor_destroy(reactors[i]);
+    }
+    throttle_set_clock(read_test_clock);
+}
+
 /* In the time of the system: limits change, and drains come and go, meanwhile. */
 static void members_on_several_reactors(void *arg)
 {
@@ -604,6 +655,7 @@ int main(void)
         CO_TEST(what_passes_early_makes_no_debt_for_ever),
         CO_TEST(the_end_of_a_user_waits_for_no_limit),
         CO_TEST(members_on_several_reactors),
+        CO_TEST(reactors_share_the_limit),
     };
 
     return cmocka_run_group_tests(tests, setup, co_test_teardown);
