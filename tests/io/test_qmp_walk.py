@@ -8,6 +8,7 @@ Values are right mostly, and wrong now and then. By hand, for an hour, with anot
 with the variables that CONTRIBUTING.md names for single cases.
 """
 
+import json
 import os
 import random
 import threading
@@ -122,23 +123,49 @@ class Walker:
 
 
 class QmpWalk(tidemark.TestCase):
-    def load(self, done):
-        """A client that writes until `done`, or until its export is deleted."""
+    def write_until(self, done):
+        """Write to the disk until `done`, or until its export ends; how many writes were done."""
+        count = 0
         try:
             with nbd_raw.RawClient(self.sock) as client:
                 client.go(b"disk", structured=False)
                 while not done.is_set():
                     client.request(nbd_raw.WRITE, 4096, 4096, payload=b"x" * 4096)
                     client.receive(16)
+                    count += 1
         except (OSError, EOFError, AssertionError):
             pass
+        return count
+
+    def load(self, daemon, done):
+        """A guest whose manager brings back what random commands have taken away."""
+        address = {"type": "unix", "data": {"path": self.sock}}
+        export = {"type": "nbd", "id": "export", "node-name": "disk", "writable": True}
+        try:
+            with daemon.connect() as qmp:
+                while not done.is_set():
+                    self.written += self.write_until(done)
+                    self.returns += 1
+                    qmp.execute("nbd-server-stop")
+                    for name, arguments in (
+                        ("blockdev-add", self.node),
+                        ("nbd-server-start", {"addr": address}),
+                        ("block-export-add", export),
+                    ):
+                        qmp.execute(name, arguments)
+                    qmp.events.clear()
+                    done.wait(0.02)
+        except (OSError, EOFError) as error:
+            print(f"# the load ended: {error!r}")
 
     def start(self):
         disk = self.create("disk.qcow2", "64M")
         self.sock = self.path("nbd.sock")
-        node = f"driver=qcow2,node-name=disk,file.driver=file,file.filename={disk},"
+        self.written = self.returns = 0
+        file = {"driver": "file", "node-name": "file", "filename": disk}
+        self.node = {"driver": "qcow2", "node-name": "disk", "file": file}
         return self.daemon(
-            "--blockdev", node + "file.node-name=file",
+            "--blockdev", json.dumps(self.node),
             "--blockdev", "null-co,node-name=scratch,size=64M",
             "--nbd-server", f"addr.type=unix,addr.path={self.sock}",
             "--export", "nbd,id=export,node-name=disk,writable=on",
@@ -169,7 +196,7 @@ class QmpWalk(tidemark.TestCase):
         daemon = self.start()
         walker = Walker(daemon.qmp.command("query-qmp-schema"), self.dir, SEED)
         done, sent, accepted = threading.Event(), 0, 0
-        load = threading.Thread(target=self.load, args=(done,))
+        load = threading.Thread(target=self.load, args=(daemon, done))
         load.start()
         self.addCleanup(load.join)
         self.addCleanup(done.set)
@@ -186,7 +213,12 @@ class QmpWalk(tidemark.TestCase):
                 self.check_answer(walker, entry["ret-type"], answer["return"], entry["name"])
             else:
                 self.assertNotEqual(answer["error"]["desc"], "", f"{entry['name']} {arguments}")
+            daemon.qmp.events.clear()
         done.set()
+        load.join()
+        print(f"# {sent} commands, {accepted} accepted, {self.written} writes", end="; ")
+        print(f"the disk was brought back {self.returns} times")
+        self.assertGreater(self.written, 100, f"seed {SEED}")
         self.assertGreater(accepted, sent / 20, f"seed {SEED}")
         self.assertIn(daemon.stop(expect=None), (0, 1), f"seed {SEED}: {daemon.log()}")
 
