@@ -92,14 +92,15 @@ static void backup_co_abort(struct job *job, void *state)
  * Take the filter out: its users move to the node below, which is the source, or the filter of a
  * job that has begun later. Called in the graph change of a transaction that is undone, too.
  */
-static void co_take_filter_out(struct backup *b)
+static void co_take_filter_out(struct job *job, struct backup *b)
 {
-    struct block_node *below = block_node_child(b->filter, "file");
+    struct block_node *below;
     ERROR_AUTO(err);
 
-    block_co_drain_begin(b->source);
+    job_co_drain(job, b->source);
     /* It may not be above the source any more: a reopen. Its requests may have locked ranges. */
-    block_co_drain_begin(b->target);
+    job_co_drain(job, b->target);
+    below = block_node_child(b->filter, "file");
     block_co_change_begin();
     block_co_root_release(b->root);
     block_co_root_release(b->target_root);
@@ -127,7 +128,7 @@ static void backup_co_clean(struct job *job, void *state)
 
     if (b->filter) {
         cbw_stop(b->cbw);
-        co_take_filter_out(b);
+        co_take_filter_out(job, b);
     }
     block_co_unref(b->filter);
     target = b->target;

@@ -402,6 +402,7 @@ static void co_release_commit(struct commit *s)
     chain_co_unguard(&s->guard);
     if (s->filter) {
         chain_co_remove_filter(s->filter);
+        s->filter = NULL;
     }
     chain_co_end_writable(&s->writable);
     buffer_pool_clear(&s->buffers);
@@ -413,7 +414,18 @@ static void co_release_commit(struct commit *s)
 
 static void commit_co_clean(struct job *job, void *state)
 {
-    co_release_commit(state);
+    struct commit *s = state;
+    struct block_node *below = s->filter ? block_node_filter_or_backing(s->filter) : NULL;
+
+    if (!below) {
+        co_release_commit(s);
+        return;
+    }
+    block_node_ref(below);
+    job_co_drain(job, below);
+    co_release_commit(s);
+    block_drain_end(below);
+    block_co_unref(below);
 }
 
 /* Requests that a server or a limit holds up end soon. */

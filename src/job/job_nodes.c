@@ -4,6 +4,8 @@
 #include <stdlib.h>
 
 #include "block/block.h"
+#include "block/control.h"
+#include "block/control_lock.h"
 #include "block/device.h"
 #include "job/job_internal.h"
 
@@ -120,6 +122,23 @@ bool job_is_using(struct block_node *node, const struct block_root **ret_reader)
     }
     *ret_reader = jobs == 1 ? reader : NULL;
     return jobs > 0;
+}
+
+void job_co_drain(const struct job *job, struct block_node *node)
+{
+    bool held = !job->discarded && block_control_pause();
+
+    block_co_drain_begin(node);
+    block_co_control_resume(held);
+}
+
+int job_co_flush_node(struct block_node *node)
+{
+    bool held = block_control_pause();
+    int r = block_co_flush_node(node);
+
+    block_co_control_resume(held);
+    return r;
 }
 
 int job_add_node(struct job *job, struct block_node *node, struct error *err)

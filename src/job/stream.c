@@ -216,7 +216,7 @@ static void mark_written(struct stream *s)
  * Again, since they may have changed; and what guests have written since. No write is in flight
  * between the look at what was written and the moment from which on the image's bitmaps record.
  */
-static int co_merge_bitmaps(struct stream *s, struct error *err)
+static int co_merge_bitmaps(struct job *job, struct stream *s, struct error *err)
 {
     int r = co_collect_stream_bitmaps(s, err);
 
@@ -224,9 +224,13 @@ static int co_merge_bitmaps(struct stream *s, struct error *err)
     if (r < 0 || s->bitmaps.count == 0) {
         return r;
     }
-    block_co_drain_begin(s->image);
-    mark_written(s);
-    r = chain_bitmaps_co_store(&s->bitmaps, s->image, err);
+    job_co_drain(job, s->image);
+    r = co_collect_stream_bitmaps(s, err); /* other commands have run */
+    UNLESS_FAILED(r, chain_bitmaps_co_check(&s->bitmaps, s->image, err));
+    if (r == 0) {
+        mark_written(s);
+        r = chain_bitmaps_co_store(&s->bitmaps, s->image, err);
+    }
     block_drain_end(s->image);
     return r;
 }
@@ -270,16 +274,18 @@ static int stream_co_run(struct job *job, void *state, struct error *err)
 static int stream_co_prepare(struct job *job, void *state, struct error *err)
 {
     struct stream *s = state;
-    struct block_node *base = base_of(s);
+    struct block_node *base;
     int r = 0;
 
     if (!s->bottom) {
         return 0;
     }
     if (s->bottom != s->image) {
-        r = co_merge_bitmaps(s, err);
+        r = job_co_flush_node(s->image);
+        UNLESS_FAILED(r, co_merge_bitmaps(job, s, err));
         UNLESS_FAILED(r, block_co_flush_node(s->image));
     }
+    base = base_of(s);
     UNLESS_FAILED(r, chain_co_write_header(s->image, base, s->backing_file, s->mask_protocol, err));
     UNLESS_FAILED(r, block_co_set_backing_node(s->image, base, err));
     if (r < 0 && !error_is_set(err)) {
@@ -294,6 +300,7 @@ static void co_release_stream(struct stream *s)
     s->root = NULL;
     if (s->filter) {
         chain_co_remove_filter(s->filter);
+        s->filter = NULL;
     }
     chain_co_end_writable(&s->writable);
     dirty_bitmap_free(s->todo);
@@ -305,7 +312,18 @@ static void co_release_stream(struct stream *s)
 
 static void stream_co_clean(struct job *job, void *state)
 {
-    co_release_stream(state);
+    struct stream *s = state;
+    struct block_node *below = s->filter ? block_node_filter_or_backing(s->filter) : NULL;
+
+    if (!below) {
+        co_release_stream(s);
+        return;
+    }
+    block_node_ref(below);
+    job_co_drain(job, below);
+    co_release_stream(s);
+    block_drain_end(below);
+    block_co_unref(below);
 }
 
 /* Requests that a server or a limit holds up end soon. */

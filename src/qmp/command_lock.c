@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+#include "base/checked.h"
 #include "base/list.h"
 #include "base/time_units.h"
 #include "block/block.h"
@@ -151,6 +152,19 @@ int qmp_co_drain_unlocked(struct block_node *node, struct error *err)
 {
     block_control_unlock();
     block_co_drain_begin(node);
+    return qmp_co_lock_again(err);
+}
+
+int qmp_co_await_requests(struct block_node *a, struct block_node *b, struct error *err)
+{
+    struct block_node *nodes[] = {block_node_ref(a), block_node_ref(b)};
+
+    block_control_unlock();
+    block_co_drain_begin_many(nodes, ARRAY_SIZE(nodes));
+    for (size_t i = 0; i < ARRAY_SIZE(nodes); i++) {
+        block_drain_end(nodes[i]);
+        block_co_unref(nodes[i]);
+    }
     return qmp_co_lock_again(err);
 }
 

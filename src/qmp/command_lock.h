@@ -53,6 +53,13 @@ int qmp_co_lock_again(struct error *err);
 int qmp_co_drain_unlocked(struct block_node *node, struct error *err);
 
 /*
+ * Wait, without the control lock, until requests in flight at two nodes have ended: for a command
+ * that drains them soon, with the lock, and looks its nodes up again first. New requests are held
+ * up meanwhile. The lock is held on return in any case; errors as above. Yields.
+ */
+int qmp_co_await_requests(struct block_node *a, struct block_node *b, struct error *err);
+
+/*
  * Change an image: `fn`, through a root with the permissions `perm` that shares all. The caller has
  * drained the node, and references it. The control lock is released meanwhile, as a work apart
  * (block/control_lock.h); the drain ends here. Yields.

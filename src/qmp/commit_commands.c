@@ -385,7 +385,12 @@ int qmp_co_block_commit(struct qmp_call *call, struct json_object *args,
     if (!active) {
         return qmp_co_run_action(&action_block_commit, args, err);
     }
-    r = qmp_get_job_config(args, &config, err);
+    r = qmp_co_await_requests(params.top, params.base, err);
+    UNLESS_FAILED(r, find_commit_nodes(args, &params, &active, err));
+    if (r == 0 && !active) {
+        return qmp_co_run_action(&action_block_commit, args, err);
+    }
+    UNLESS_FAILED(r, qmp_get_job_config(args, &config, err));
     UNLESS_FAILED(r, commit_co_check_nodes(&params, err));
     return r < 0 ? r : commit_active_co_start(&params, &config, err);
 }

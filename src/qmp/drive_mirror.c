@@ -194,6 +194,10 @@ int qmp_co_drive_mirror(struct qmp_call *call, struct json_object *args,
         r2 = qmp_co_lock_again(r < 0 ? &ending : err);
         r = error_first(r, r2);
     }
+    source = block_node_lookup(qmp_get_str(args, "device"), NULL);
+    if (r == 0 && source) {
+        r = qmp_co_await_requests(source, t.node, err);
+    }
     UNLESS_FAILED(r, co_start_drive_mirror(&t, args, err));
     block_co_unref(t.node);
     block_co_unref(t.backing);

@@ -11,6 +11,7 @@
 #include "block/block.h"
 #include "block/control.h"
 #include "block/control_lock.h"
+#include "qmp/command_lock.h"
 #include "qmp/commands.h"
 #include "qmp/jobs.h"
 #include "qmp/lookup.h"
@@ -224,6 +225,8 @@ int qmp_co_blockdev_mirror(struct qmp_call *call, struct json_object *args,
         r = qmp_co_fetch_mirror_bitmap(&params, err);
         UNLESS_FAILED(r, get_mirror(args, &config, &params, err));
     }
+    UNLESS_FAILED(r, qmp_co_await_requests(params.source, params.target, err));
+    UNLESS_FAILED(r, get_mirror(args, &config, &params, err));
     if (r < 0) {
         return r;
     }

@@ -28,6 +28,21 @@ static bool args_meet(const struct block_control_scope *scope, struct block_node
     return !qmp_foreach_string(s->args, string_is_apart, node);
 }
 
+/*
+ * A verb that tells a job that works something, such as its end by force, waits for nobody: so a
+ * job can be given up whatever else waits for its disk. The end of one that has done its work
+ * changes the graph.
+ */
+static bool verb_meets(const struct block_control_scope *scope, struct block_node *node)
+{
+    const struct qmp_scope *s = container_of(scope, struct qmp_scope, scope);
+    const char *id = qmp_get_str(s->args, "id") ?: qmp_get_str(s->args, "device");
+    const struct job *job = id ? job_find(id) : NULL;
+
+    return job &&
+           (job_get_info(job).status == JOB_WAITING || job_get_info(job).status == JOB_PENDING);
+}
+
 /* --- kinds of commands ------------------------------------------------------------------------ */
 
 static bool begins_with_one_of(const char *name, const char *const *list)
@@ -112,6 +127,15 @@ static bool is_known_command(const char *name)
     return false;
 }
 
+static bool is_verb_for_work(const char *name)
+{
+    static const char *const verbs[] = {
+        "block-job-cancel", "block-job-pause", "block-job-resume", "block-job-set-speed",
+        "job-cancel",       "job-pause",       "job-resume",       NULL};
+
+    return begins_with_one_of(name, verbs);
+}
+
 void qmp_begin_scope(struct qmp_scope *s, struct json_object *request)
 {
     struct json_object *execute = NULL;
@@ -129,6 +153,10 @@ void qmp_begin_scope(struct qmp_scope *s, struct json_object *request)
     }
     s->scope.keeps_graph = command_keeps_graph(name, s->args);
     s->scope.meets = strncmp(name, "query-", 6) == 0 ? NULL : args_meet;
+    if (is_verb_for_work(name)) {
+        s->scope.keeps_graph = true;
+        s->scope.meets = verb_meets;
+    }
     block_control_begin_scope(&s->scope);
     s->begun = true;
 }

@@ -256,6 +256,70 @@ class HungDiskTest(tidemark.TestCase):
                     "block-dirty-bitmap-add", node="disk", name=f"c{pause}", persistent=True
                 )
 
+    def give_the_disk_a_backing_file(self):
+        self.qmp.command("block-export-del", id="e", mode="hard")
+        tidemark.wait_until(lambda: not self.qmp.command("query-block-exports"), "no export")
+        self.qmp.command("blockdev-del", node_name="disk")
+        for node in (
+            {"driver": "null-co", "node-name": "below", "size": 64 << 20, "read-zeroes": True},
+            {"driver": "qcow2", "node-name": "disk", "file": "file", "backing": "below"},
+            {"driver": "null-co", "node-name": "target", "size": 64 << 20},
+        ):
+            self.qmp.command("blockdev-add", **node)
+        self.qmp.command("block-export-add", type="nbd", id="e", node_name="disk", writable=True)
+
+    def change_another_graph(self):
+        self.look_and_mark()
+        self.qmp.command("blockdev-add", driver="null-co", node_name="n", size=1 << 20)
+        self.qmp.command("blockdev-del", node_name="n")
+
+    def wait_for_no_job(self):
+        tidemark.wait_until(lambda: not self.qmp.command("query-jobs"), "the job's end")
+
+    def test_a_job_begins_and_others_go_on_while_a_guest_waits(self):
+        self.add_spare()
+        self.give_the_disk_a_backing_file()
+        more = {"job-id": "j", "device": "disk"}
+        for command, arguments in (
+            ("blockdev-mirror", {**more, "target": "target", "sync": "full"}),
+            ("block-commit", {**more, "base-node": "below"}),
+            ("blockdev-backup", {**more, "target": "target", "sync": "full"}),
+            ("block-stream", more),
+        ):
+            with self.subTest(command), self.server.connect() as waiting:
+                self.hang()
+                waiting.send_raw(json.dumps({"execute": command, "arguments": arguments}))
+                time.sleep(0.1)
+                self.change_another_graph()
+                self.assert_unanswered(waiting)
+                self.storage.process.send_signal(signal.SIGCONT)
+                self.assertIn("return", waiting.receive_answer(), command)
+                self.qmp.execute("job-cancel", {"id": "j"})
+                self.wait_for_no_job()
+
+    def test_a_job_ends_and_others_go_on_while_a_guest_waits(self):
+        """Also while a query waits for the same disk."""
+        self.add_spare()
+        self.give_the_disk_a_backing_file()
+        more = {"job-id": "j", "device": "disk", "speed": 65536}
+        for command, arguments in (
+            ("blockdev-mirror", {**more, "target": "target", "sync": "full"}),
+            ("block-commit", {**more, "base-node": "below"}),
+            ("blockdev-backup", {**more, "target": "target", "sync": "full"}),
+            ("block-stream", more),
+        ):
+            with self.subTest(command):
+                answer = self.qmp.execute(command, arguments)
+                self.assertIn("return", answer, command)
+                self.hang()
+                self.qmp.command("query-named-block-nodes")
+                self.qmp.command("job-cancel", id="j")
+                for _ in range(2):
+                    self.change_another_graph()
+                    self.qmp.execute("job-cancel", {"id": "j"})
+                self.storage.process.send_signal(signal.SIGCONT)
+                self.wait_for_no_job()
+
     def test_commands_for_the_same_disk_wait_their_turn(self):
         self.add_spare()
         self.qmp.command(
