@@ -223,9 +223,7 @@ static int co_commit_participants(struct participants *p, struct error *err)
     int r;
 
     co_begin_joint_change(p);
-    for (size_t i = 0; i < p->joint.count; i++) {
-        block_co_drain_begin(p->nodes[i]);
-    }
+    block_co_drain_begin_many(p->nodes, p->joint.count);
     r = co_commit_jointly(p, err);
     for (size_t i = p->joint.count; i > 0; i--) {
         block_drain_end(p->nodes[i - 1]);

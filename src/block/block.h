@@ -21,8 +21,9 @@
  * Drain: block_co_drain_begin(node) stops new requests at every root from which `node` can be
  * reached, and waits for the requests in flight there. Interior edges count no requests, since
  * those are parts of a root's. The drain also waits for work that no request waits for
- * (block_driver.drain_busy). Graph changes happen between drain_begin and drain_end of the nodes
- * concerned.
+ * (block_driver.drain_busy). If something in flight hangs, requests go on from time to time, until
+ * block_co_drain_begin() returns. Graph changes happen between drain_begin and drain_end of the
+ * nodes concerned.
  *
  * Life of a node, with the function that makes each transition:
  *

@@ -13,10 +13,22 @@
  *
  * A drain of a node waits for the roots that reach this node, and for nothing else: a disk that
  * hangs delays only commands that want to change that disk.
+ *
+ * A request in flight may hang, and others would hang with it while they are held back. So a drain
+ * that does not succeed in ATTEMPT_FIRST_NS lets requests go on for as long, then tries again, for
+ * twice as long each time.
  */
+#include "base/checked.h"
+#include "base/time_units.h"
 #include "block/internal.h"
 #include "co/stall.h"
 #include "trace/events.h"
+
+/* For how long requests are held back at a time while those in flight do not end. */
+#define ATTEMPT_FIRST_NS (250 * NS_PER_MS)
+#define ATTEMPT_LAST_NS (8 * NS_PER_SECOND)
+/* Between two attempts the drain looks that often whether nothing is in flight just now. */
+#define LOOKS_PER_PAUSE 16
 
 static struct list partial_drains = LIST_INIT(partial_drains); /* of struct block_drain */
 /* Nodes with a drain_depth. */
@@ -82,8 +94,32 @@ void block_co_root_enter_slow(struct block_root *root, unsigned index)
  */
 #define DRAIN_RETRY_NS 100000
 
-static void co_root_wait_idle(struct block_root *root)
+struct root_wait {
+    struct block_root *root;
+    struct co *drainer;
+    struct loop_timer timer;
+};
+
+static void on_root_wait_timer(struct loop_timer *timer)
 {
+    struct root_wait *w = container_of(timer, struct root_wait, timer);
+    bool waits;
+
+    pthread_mutex_lock(&w->root->guard);
+    waits = w->root->drainer == w->drainer;
+    if (waits) {
+        w->root->drainer = NULL;
+    }
+    pthread_mutex_unlock(&w->root->guard);
+    if (waits) {
+        co_wake(w->drainer);
+    }
+}
+
+/* Until `until_ns` (loop_now_ns()) at most. May return early. */
+static void co_root_wait_idle(struct block_root *root, int64_t until_ns)
+{
+    struct root_wait w = {.root = root, .drainer = co_self()};
     bool polls = root->ops && root->ops->drain_busy;
 
     pthread_mutex_lock(&root->guard);
@@ -96,9 +132,16 @@ static void co_root_wait_idle(struct block_root *root)
         }
         return;
     }
-    root->drainer = co_self();
+    root->drainer = w.drainer;
     pthread_mutex_unlock(&root->guard);
+    loop_timer_init(&w.timer, on_root_wait_timer);
+    if (until_ns != INT64_MAX) {
+        loop_timer_arm(&w.timer, until_ns);
+    }
     co_suspend();
+    if (until_ns != INT64_MAX) {
+        loop_timer_disarm(&w.timer);
+    }
 }
 
 static void root_set_quiesced(struct block_root *root, bool quiesced)
@@ -138,7 +181,7 @@ void block_co_root_settle(struct block_root *root)
     root->closing = true;
     root_set_quiesced(root, true);
     while (!root_is_idle(root)) {
-        co_root_wait_idle(root);
+        co_root_wait_idle(root, INT64_MAX);
     }
     /*
      * A request ends without yielding: after a coroutine has run on its reactor, the request is
@@ -317,21 +360,25 @@ static bool is_busy_above(struct block_node *node, const struct block_root *but)
 }
 
 /*
- * Wait until no work that reaches `node` is in flight. The graph may change in each wait: then
- * begin again.
+ * Wait until no work that reaches `node` is in flight; false: some was at `until_ns`. The graph may
+ * change in each wait: then begin again.
  */
-static void co_wait_above(struct block_node *node, const struct block_root *but)
+static bool co_wait_above(struct block_node *node, const struct block_root *but, int64_t until_ns)
 {
     for (;;) {
         struct block_root *root = find_busy_root(collect_above(node), but);
         struct block_node *busy = find_busy_node(node);
 
+        if (!root && !busy) {
+            return true;
+        }
+        if (loop_now_ns() >= until_ns) {
+            return false;
+        }
         if (root) {
-            co_root_wait_idle(root);
-        } else if (busy) {
-            loop_co_sleep(DRAIN_RETRY_NS);
+            co_root_wait_idle(root, until_ns);
         } else {
-            return;
+            loop_co_sleep(DRAIN_RETRY_NS);
         }
     }
 }
@@ -344,14 +391,6 @@ static void deepen(struct block_node *node)
     }
 }
 
-void block_co_drain_begin(struct block_node *node)
-{
-    deepen(node);
-    block_drain_update();
-    co_wait_above(node, NULL);
-    trace_block_drain_ready(node->name);
-}
-
 void block_drain_end(struct block_node *node)
 {
     trace_block_drain_end(node->name);
@@ -361,16 +400,49 @@ void block_drain_end(struct block_node *node)
     block_drain_update();
 }
 
-void block_co_drain_begin_many(struct block_node *const *nodes, size_t count)
+static bool is_any_busy(struct block_node *const *nodes, size_t count)
+{
+    bool busy = false;
+
+    for (size_t i = 0; i < count && !busy; i++) {
+        busy = is_busy_above(nodes[i], NULL);
+    }
+    return busy;
+}
+
+static bool co_try_drain(struct block_node *const *nodes, size_t count, int64_t until_ns)
 {
     for (size_t i = 0; i < count; i++) {
         deepen(nodes[i]);
     }
     block_drain_update();
     for (size_t i = 0; i < count; i++) {
-        co_wait_above(nodes[i], NULL);
+        if (!co_wait_above(nodes[i], NULL, until_ns)) {
+            for (size_t k = 0; k < count; k++) {
+                block_drain_end(nodes[k]);
+            }
+            return false;
+        }
         trace_block_drain_ready(nodes[i]->name);
     }
+    return true;
+}
+
+void block_co_drain_begin_many(struct block_node *const *nodes, size_t count)
+{
+    int64_t ns = ATTEMPT_FIRST_NS;
+
+    while (!co_try_drain(nodes, count, loop_now_ns() + ns)) {
+        for (unsigned i = 0; i < LOOKS_PER_PAUSE && is_any_busy(nodes, count); i++) {
+            loop_co_sleep(ns / LOOKS_PER_PAUSE);
+        }
+        ns = MIN(2 * ns, ATTEMPT_LAST_NS);
+    }
+}
+
+void block_co_drain_begin(struct block_node *node)
+{
+    block_co_drain_begin_many(&node, 1);
 }
 
 bool block_co_drain_begin_unless(struct block_node *const *nodes, size_t count,
@@ -405,11 +477,27 @@ static void begin_partial(struct block_drain *d, struct block_node *node,
     block_drain_update();
 }
 
+void block_drain_end_but(struct block_drain *d)
+{
+    trace_block_drain_end(d->node->name);
+    list_remove(&d->link);
+    block_drain_update();
+}
+
 void block_co_drain_begin_but(struct block_drain *d, struct block_node *node,
                               const struct block_root *but)
 {
+    int64_t ns = ATTEMPT_FIRST_NS;
+
     begin_partial(d, node, but);
-    co_wait_above(node, but);
+    while (!co_wait_above(node, but, loop_now_ns() + ns)) {
+        block_drain_end_but(d);
+        for (unsigned i = 0; i < LOOKS_PER_PAUSE && is_busy_above(node, but); i++) {
+            loop_co_sleep(ns / LOOKS_PER_PAUSE);
+        }
+        ns = MIN(2 * ns, ATTEMPT_LAST_NS);
+        begin_partial(d, node, but);
+    }
     trace_block_drain_ready(node->name);
 }
 
@@ -427,11 +515,4 @@ bool block_co_drain_begin_but_unless(struct block_drain *d, struct block_node *n
     }
     trace_block_drain_ready(node->name);
     return true;
-}
-
-void block_drain_end_but(struct block_drain *d)
-{
-    trace_block_drain_end(d->node->name);
-    list_remove(&d->link);
-    block_drain_update();
 }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/checked.h"
 #include "base/log.h"
 #include "block/internal.h"
 #include "trace/events.h"
@@ -283,10 +284,10 @@ int block_co_root_set_perm(struct block_root *root, unsigned perm, unsigned shar
 int block_co_root_replace(struct block_root *root, struct block_node *node, struct error *err)
 {
     struct block_node *old = block_node_ref(root->edge.node);
+    struct block_node *nodes[] = {old, node};
     int r;
 
-    block_co_drain_begin(old);
-    block_co_drain_begin(node);
+    block_co_drain_begin_many(nodes, ARRAY_SIZE(nodes));
     r = block_co_edge_move(&root->edge, node, err);
     block_drain_end(node);
     block_drain_end(old);

@@ -76,6 +76,11 @@ void block_edge_leave(struct block_edge *edge)
     leave(edge, counters_index());
 }
 
+bool block_edge_try_enter(struct block_edge *edge)
+{
+    return !edge->root || block_root_try_enter(edge->root, counters_index());
+}
+
 /* block_node_size(), without a call. */
 static inline uint64_t gate_size(const struct block_node *node)
 {

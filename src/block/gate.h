@@ -176,6 +176,8 @@ int block_co_extend(struct block_edge *edge, uint64_t size);
  */
 void block_co_edge_enter(struct block_edge *edge);
 void block_edge_leave(struct block_edge *edge);
+/* The same at once: false, and it does not count, if entering would wait. Does not yield. */
+bool block_edge_try_enter(struct block_edge *edge);
 
 /* --- VM state in the image of a disk. Main reactor; drains; -ENOTSUP: the format keeps none --- */
 

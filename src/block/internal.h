@@ -86,6 +86,21 @@ static inline void block_co_root_enter(struct block_root *root, unsigned index)
     }
 }
 
+/* The same, but false if it would have to wait. */
+static inline bool block_root_try_enter(struct block_root *root, unsigned index)
+{
+    bool entered;
+
+    atomic_store_explicit(&root->inflight[index].used, true, memory_order_relaxed);
+    atomic_fetch_add(&root->inflight[index].count, 1);
+    entered = !atomic_load(&root->quiesced);
+    if (!entered) {
+        atomic_fetch_sub(&root->inflight[index].count, 1);
+        block_root_leave_slow(root);
+    }
+    return entered;
+}
+
 /* The request has ended, on the reactor that it began on. Does not yield. */
 static inline void block_root_leave(struct block_root *root, unsigned index)
 {

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <stdlib.h>
 
+#include "base/checked.h"
 #include "base/log.h"
 #include "block/control.h"
 #include "block/internal.h"
@@ -46,14 +47,14 @@ static void co_move_back(struct block_node *from, struct block_node *to)
 
 int block_co_node_replace(struct block_node *from, struct block_node *to, struct error *err)
 {
+    struct block_node *nodes[] = {from, to};
     int r;
 
     if (from == to) {
         return 0;
     }
     block_node_ref(from);
-    block_co_drain_begin(from);
-    block_co_drain_begin(to);
+    block_co_drain_begin_many(nodes, ARRAY_SIZE(nodes));
     block_co_change_begin();
     r = co_move_all(from, to, err);
     UNLESS_FAILED(r, block_co_change_settle(err));
