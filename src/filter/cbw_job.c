@@ -36,6 +36,11 @@ int cbw_set_job(struct cbw_state *s, const struct cbw_job *job, struct error *er
     return 0;
 }
 
+void cbw_set_entrance(struct cbw_state *s, struct block_edge *entrance)
+{
+    s->entrance = entrance;
+}
+
 int cbw_restrict(struct cbw_state *s, const struct dirty_bitmap *bits, struct error *err)
 {
     struct dirty_bitmap *access;

@@ -69,6 +69,13 @@ struct cbw_state *cbw_of_node(struct block_node *node);
 int cbw_set_job(struct cbw_state *s, const struct cbw_job *job, struct error *err);
 
 /*
+ * Before the first copy of the job: the edge of its root, on the filter or above. While that is
+ * drained, no copy of the job begins; a drain waits for those in flight as cbw_is_busy() says, and
+ * not for the calls below. NULL: the caller sees to that. Does not yield.
+ */
+void cbw_set_entrance(struct cbw_state *s, struct block_edge *entrance);
+
+/*
  * Only clusters with a dirty byte in `bits` (of the same size; stays the caller's) are copied. No
  * request has reached the filter yet. -EINVAL, -ENOMEM. Does not yield.
  */

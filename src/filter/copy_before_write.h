@@ -50,7 +50,8 @@
  *    `target_readers`), and then discards the clusters there; new reads get EACCES.
  *
  * A copy continues after its guest write has given up waiting. A drain of the disk waits until it
- * has read, a drain of the target until it has ended (cbw_is_busy()), and so does closing.
+ * has read, a drain of the target until it has ended (cbw_is_busy()), and so does closing. A job
+ * begins copies only while its root is not drained.
  */
 #ifndef TIDEMARK_FILTER_COPY_BEFORE_WRITE_H
 #define TIDEMARK_FILTER_COPY_BEFORE_WRITE_H
@@ -84,7 +85,8 @@ struct cbw_state {
     int64_t timeout_ns; /* 0: none */
     struct block_copy *copy;
     bool has_job;
-    struct cbw_job job; /* of cbw_set_job() */
+    struct cbw_job job;          /* of cbw_set_job() */
+    struct block_edge *entrance; /* of cbw_set_entrance() */
 
     struct co_group copies_running; /* closing waits for these */
     _Atomic int64_t own_write_ns;   /* how long the disk's own writes take, on average */
@@ -98,6 +100,7 @@ struct cbw_state {
     struct dirty_bitmap *done;         /* units that are in the target, or held */
     struct range_index copies;         /* of struct cbw_copy: in flight */
     unsigned copy_count;               /* of these */
+    unsigned item_count;               /* of these: those that write what is held, and no more */
     struct list spare_copies;          /* of struct cbw_copy: for reuse */
     struct range_index readers;        /* of struct cbw_reader: fleecing reads of the active disk */
     struct range_index target_readers; /* likewise, of the target */

@@ -126,7 +126,7 @@ bool cbw_is_busy(struct cbw_state *s, bool writing)
     busy = s->copy_count;
     if (!writing && !s->job.discard_source && !s->job.skip_unallocated) {
         /* A call that ends at this moment counts as busy once more. */
-        busy -= MIN(busy, block_copy_writing_only(s->copy));
+        busy -= MIN(busy, block_copy_writing_only(s->copy) + s->item_count);
     }
     pthread_mutex_unlock(&s->lock);
     return busy > 0;
@@ -262,6 +262,13 @@ static bool clip_to_idle_locked(const struct cbw_write *w, uint64_t *offset, uin
     return false;
 }
 
+/* Nothing but an item: it need not be read. */
+static bool is_held_whole(const struct cbw_copy *copy)
+{
+    return !list_is_empty(&copy->held) &&
+           LIST_FIRST(&copy->held, struct held_item, in_order)->length == copy->length;
+}
+
 /* `hold`: where the old data go; consumed, also on failure. NULL: they are copied. */
 static struct cbw_copy *copy_new_locked(struct cbw_write *w, uint64_t offset, uint64_t length,
                                         struct held_item *hold)
@@ -297,6 +304,7 @@ static struct cbw_copy *copy_new_locked(struct cbw_write *w, uint64_t offset, ui
     co_queue_init(&copy->waiters);
     range_index_add(&s->copies, &copy->item, offset, length);
     s->copy_count++;
+    s->item_count += is_held_whole(copy);
     co_group_add(&s->copies_running);
     return copy;
 }
@@ -437,13 +445,6 @@ static int co_copy_allocated(struct cbw_copy *copy)
     return r;
 }
 
-/* Nothing but an item: it need not be read. */
-static bool is_held_whole(const struct cbw_copy *copy)
-{
-    return !list_is_empty(&copy->held) &&
-           LIST_FIRST(&copy->held, struct held_item, in_order)->length == copy->length;
-}
-
 static int co_write_item(struct cbw_copy *copy)
 {
     struct cbw_state *s = copy->s;
@@ -517,6 +518,7 @@ static void co_run_copy(struct cbw_copy *copy)
     pthread_mutex_lock(&s->lock);
     copy->result = r;
     copy->finished = true;
+    s->item_count -= is_held_whole(copy);
     end_held_locked(copy);
     range_index_remove(&s->copies, &copy->item);
     s->copy_count--;
@@ -718,6 +720,29 @@ static struct cbw_copy *find_copy_to_wait_for_locked(const struct cbw_write *w, 
     return copy;
 }
 
+/*
+ * claim_clusters_locked(), while the root of the job is not drained. From then on the copies count
+ * as in flight by themselves, and by what they do: the target of a job may hang.
+ */
+static int co_claim_clusters_locked(struct cbw_write *w, uint64_t offset, uint64_t end)
+{
+    struct cbw_state *s = w->s;
+    struct block_edge *entrance = w->by_job ? s->entrance : NULL;
+    int r = 0;
+
+    if (!entrance) {
+        return claim_clusters_locked(w, offset, end);
+    }
+    pthread_mutex_unlock(&s->lock);
+    block_co_edge_enter(entrance);
+    pthread_mutex_lock(&s->lock);
+    if (!s->broken) {
+        r = claim_clusters_locked(w, offset, end);
+    }
+    block_edge_leave(entrance);
+    return r;
+}
+
 /* Copy until no cluster of [offset, end) is UNTOUCHED or COPYING, or the snapshot is broken. */
 static int co_copy_range_locked(struct cbw_write *w, uint64_t offset, uint64_t end)
 {
@@ -727,7 +752,7 @@ static int co_copy_range_locked(struct cbw_write *w, uint64_t offset, uint64_t e
     while (r == 0 && !s->broken) {
         struct cbw_copy *copy;
 
-        r = claim_clusters_locked(w, offset, end);
+        r = co_claim_clusters_locked(w, offset, end);
         if (r == 0 && w->own_count > 0) {
             arm_write_timer(w);
             w->waited = true;

@@ -23,6 +23,8 @@ struct mirror_top {
     /* Blocking writes in flight, by the lowest bit of the turn in which they began. */
     _Atomic unsigned following[2];
     _Atomic unsigned turn;
+    /* Copies that read the source, and what else is in flight to the target. */
+    _Atomic unsigned reading, writing;
     _Atomic enum mirror_top_mode mode;
     _Atomic uint64_t follow_end;   /* behind this the target is left alone */
     struct dirty_bitmap *sent;     /* granules that were written to the target */
@@ -307,19 +309,6 @@ static int co_mirror_own_zeroes(struct mirror_top *s, uint64_t offset, uint64_t 
     return r;
 }
 
-static int co_mirror_data(struct mirror_top *s, uint64_t offset, size_t length, void *buffer,
-                          bool *ret_reading)
-{
-    int r = block_co_pread(s->file, offset, buffer, length);
-
-    if (r < 0) {
-        *ret_reading = true;
-        return r;
-    }
-    touch(s, offset, length);
-    return block_co_pwrite(s->target, offset, buffer, length, 0);
-}
-
 /*
  * How the source reads at `offset`; *length becomes the length to which that applies. Without an
  * answer it is data.
@@ -336,47 +325,109 @@ static bool co_source_is_zero(struct mirror_top *s, uint64_t offset, uint64_t *l
     return status.flags & BLOCK_STATUS_ZERO;
 }
 
-static int co_mirror_range(struct mirror_top *s, uint64_t offset, uint64_t length, void *buffer,
-                           size_t buffer_size, bool *ret_reading)
+/* Count as a reader, unless the source is drained. */
+static bool begin_reading(struct mirror_top *s, const struct mirror_top_copy *c)
+{
+    struct block_edge *entrance = c->entrance;
+
+    if (entrance && !block_edge_try_enter(entrance)) {
+        return false;
+    }
+    atomic_fetch_add(&s->reading, 1);
+    if (entrance) {
+        block_edge_leave(entrance);
+    }
+    return true;
+}
+
+/* From now on the copy concerns the target. */
+static void end_reading(struct mirror_top *s)
+{
+    atomic_fetch_add(&s->writing, 1);
+    atomic_fetch_sub(&s->reading, 1);
+}
+
+/* A part that reads as zeroes as a whole, or is data; *length becomes its length. */
+static int co_mirror_part(struct mirror_top *s, struct mirror_top_copy *c, uint64_t offset,
+                          uint64_t *length)
 {
     uint32_t granularity = s->params.granularity;
-    uint64_t end = offset + length;
+    uint64_t end = offset + *length, n = *length;
+    bool zero = co_source_is_zero(s, offset, &n);
     int r = 0;
 
-    while (offset < end && r == 0) {
-        uint64_t n = end - offset;
-        bool zero = co_source_is_zero(s, offset, &n);
+    /* Whole granules, so that no cluster is written in parts. */
+    if (zero && offset + n < end) {
+        n = round_down(offset + n, granularity) - round_down(offset, granularity);
+        zero = n > 0;
+    }
+    if (!zero) {
+        n = MIN(MIN(round_up(n + (n == 0), granularity), end - offset), c->buffer_size);
+        r = block_co_pread(s->file, offset, c->buffer, (size_t)n);
+    }
+    end_reading(s);
+    c->reading = r < 0;
+    *length = n;
+    if (r == 0 && zero) {
+        r = co_mirror_own_zeroes(s, offset, n, c->buffer, c->buffer_size);
+    } else if (r == 0) {
+        touch(s, offset, n);
+        r = block_co_pwrite(s->target, offset, c->buffer, (size_t)n, 0);
+    }
+    atomic_fetch_sub(&s->writing, 1);
+    return r;
+}
 
-        /* Whole granules, so that no cluster is written in parts. */
-        if (zero && offset + n < end) {
-            n = round_down(offset + n, granularity) - round_down(offset, granularity);
-            zero = n > 0;
+/* A drain may wait for a guest that waits for the lock: nobody waits for its end with the lock. */
+int mirror_top_co_copy(struct mirror_top *s, struct mirror_top_copy *c)
+{
+    uint64_t offset = c->offset, end = c->offset + c->length, n;
+    struct range_entry range;
+    int r = 0;
+
+    while (r == 0 && offset < end) {
+        co_range_lock(&s->busy, &range, offset, end - offset, true);
+        for (; r == 0 && offset < end && begin_reading(s, c); offset += n) {
+            n = end - offset;
+            r = co_mirror_part(s, c, offset, &n);
+            if (r == 0 && s->whole) {
+                dirty_bitmap_set(s->whole, offset, n);
+            }
+            dirty_bitmap_set(s->sent, offset, n);
         }
-        if (zero) {
-            r = co_mirror_own_zeroes(s, offset, n, buffer, buffer_size);
-        } else {
-            n = MIN(MIN(round_up(n + (n == 0), granularity), end - offset), buffer_size);
-            r = co_mirror_data(s, offset, (size_t)n, buffer, ret_reading);
+        range_unlock(&s->busy, &range);
+        if (r == 0 && offset < end) {
+            block_co_edge_enter(c->entrance);
+            block_edge_leave(c->entrance);
         }
-        offset += n;
     }
     return r;
 }
 
-int mirror_top_co_copy(struct mirror_top *s, uint64_t offset, uint64_t length, void *buffer,
-                       size_t buffer_size, bool *ret_reading)
+int mirror_top_co_flush_target(struct mirror_top *s, struct block_edge *entrance)
 {
-    struct range_entry range;
     int r;
 
-    co_range_lock(&s->busy, &range, offset, length, true);
-    r = co_mirror_range(s, offset, length, buffer, buffer_size, ret_reading);
-    if (r == 0 && s->whole) {
-        dirty_bitmap_set(s->whole, offset, length);
+    if (entrance) {
+        block_co_edge_enter(entrance);
     }
-    dirty_bitmap_set(s->sent, offset, length);
-    range_unlock(&s->busy, &range);
+    atomic_fetch_add(&s->writing, 1);
+    if (entrance) {
+        block_edge_leave(entrance);
+    }
+    r = block_co_flush(s->target);
+    atomic_fetch_sub(&s->writing, 1);
     return r;
+}
+
+/* What only has to be written, or flushed, holds up no change of the source. */
+static bool mirror_top_drain_busy(struct block_node *node, const struct block_node *drained)
+{
+    const struct mirror_top *s = node->opaque;
+
+    return atomic_load(&s->reading) > 0 ||
+           (atomic_load(&s->writing) > 0 &&
+            block_node_reaches(block_edge_node(s->target), drained));
 }
 
 /* --- the guest -------------------------------------------------------------------------------- */
@@ -543,6 +594,7 @@ const struct block_driver mirror_top_driver = {
     .co_open = mirror_top_co_open_node,
     .co_close = mirror_top_co_close,
     .child_perm = mirror_top_child_perm,
+    .drain_busy = mirror_top_drain_busy,
     .co_pwritev = mirror_top_co_pwritev,
     .co_write_zeroes = mirror_top_co_write_zeroes,
     .co_discard = mirror_top_co_discard,

@@ -20,8 +20,10 @@
  * 5. Background writes take no lock, so both modes may be mixed, and the mode may change at any
  *    time.
  *
- * A request of a parent, and a copy, are the only users of the lock; both count as requests of a
- * root above the filter, and wait for nothing but each other and the nodes below. So a drain ends.
+ * A request of a parent, and a copy, are the only users of the lock. A request of a parent waits
+ * for nothing but the others and the nodes below. A copy that has read concerns the target only: a
+ * drain of the source does not wait for it, since the target may hang. It holds the lock, but waits
+ * for no drain while it does.
  *
  * The driver cannot be opened by users.
  */
@@ -107,16 +109,27 @@ struct dirty_bitmap *mirror_top_followed(struct mirror_top *top);
  * After a flush that failed, the target may have lost any of that.
  */
 struct dirty_bitmap *mirror_top_sent(struct mirror_top *top);
-/* The filter's edge to the target. I/O on it is part of a request of a root above the filter. */
+/* The filter's edge to the target, for control operations. */
 struct block_edge *mirror_top_target(struct mirror_top *top);
 
-/*
- * Copy [offset, offset + length) of the source, within its size, to the target. `buffer` has room
- * for `buffer_size` bytes, which is a multiple of the granularity, and is not used for what reads
- * as zeroes. 0 or -errno; *ret_reading then says whether the source failed. In a coroutine that
- * counts as a request of a root above the filter, or with the filter drained. Yields.
- */
-int mirror_top_co_copy(struct mirror_top *top, uint64_t offset, uint64_t length, void *buffer,
-                       size_t buffer_size, bool *ret_reading);
+struct mirror_top_copy {
+    /* bytes, within the size of the source */
+    uint64_t offset, length;
+    /* `buffer_size` bytes, a multiple of the granularity; not used for what reads as zeroes */
+    void *buffer;
+    size_t buffer_size;
+    /*
+     * The edge of a root above the filter: no reading begins while that is drained. NULL: the
+     * caller has drained the nodes; it may set the edge when it ends that.
+     */
+    struct block_edge *entrance;
+    /* after an error: the source failed */
+    bool reading;
+};
+
+/* Copy from the source to the target. 0 or -errno. Yields. */
+int mirror_top_co_copy(struct mirror_top *top, struct mirror_top_copy *copy);
+/* Flush the target; `entrance` as above: likewise for the flush. 0 or -errno. Yields. */
+int mirror_top_co_flush_target(struct mirror_top *top, struct block_edge *entrance);
 
 #endif

@@ -158,19 +158,16 @@ struct backup_piece {
     int r;
 };
 
-/* The piece, then one area of what guests have left in memory. A drain waits for no more. */
+/* The piece, then one area of what guests have left in memory. */
 static void co_run_backup_piece(void *arg)
 {
     struct backup_piece *p = arg;
-    struct block_edge *edge = block_root_edge(p->b->root);
 
-    block_co_edge_enter(edge);
     p->r = cbw_co_copy(p->b->cbw, p->offset, p->length, &p->reading);
     if (p->r == 0) {
         p->r = cbw_co_write_held(p->b->cbw, &p->held);
         p->reading = p->held.reading;
     }
-    block_edge_leave(edge);
 }
 
 static int co_copy_backup_piece(void *arg, const struct copy_piece_plan *piece, bool *ret_reading)
@@ -335,6 +332,7 @@ int backup_co_run(struct job *job, void *state, struct error *err)
     int r;
 
     b->has_run = true;
+    cbw_set_entrance(b->cbw, block_root_edge(b->root));
     flush_behind_init(&b->flushes, co_flush_backup, b);
     b->target_alone = b->sync == BACKUP_FULL && block_co_stands_alone(b->target);
     r = b->sync == BACKUP_NONE ? co_watch_guests(b) : co_copy_all(b);

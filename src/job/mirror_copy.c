@@ -75,17 +75,21 @@ static int co_mirror_plan(void *arg, struct copy_piece_plan *piece, uint64_t max
 static int co_mirror_piece(void *arg, const struct copy_piece_plan *piece, bool *ret_reading)
 {
     struct mirror *s = arg;
-    struct block_edge *edge = block_root_edge(s->root);
-    void *buffer = mirror_get_buffer(s);
+    struct mirror_top_copy copy = {
+        .offset = piece->offset,
+        .length = piece->length,
+        .buffer = mirror_get_buffer(s),
+        .buffer_size = s->chunk,
+        .entrance = block_root_edge(s->root),
+    };
     int r;
 
-    if (!buffer) {
+    if (!copy.buffer) {
         return -ENOMEM;
     }
-    block_co_edge_enter(edge);
-    r = mirror_top_co_copy(s->top, piece->offset, piece->length, buffer, s->chunk, ret_reading);
-    block_edge_leave(edge);
-    mirror_put_buffer(s, buffer);
+    r = mirror_top_co_copy(s->top, &copy);
+    *ret_reading = copy.reading;
+    mirror_put_buffer(s, copy.buffer);
     if (r == 0) {
         flush_behind_note(&s->flushes, piece->paced);
     }

@@ -302,7 +302,7 @@ void mirror_co_give_up_bitmap(struct mirror *s)
         co_wait_for_followers(s);
         /* Guests write the source only now, and `todo` records that: no need to stop them. */
         held = block_control_pause();
-        r = block_co_flush(mirror_top_target(s->top));
+        r = mirror_top_co_flush_target(s->top, NULL);
         block_co_control_resume(held);
         co_drain_filter(s->filter);
         if (r == 0 && co_settle_bitmap(s, &err) < 0) {
@@ -317,36 +317,53 @@ void mirror_co_give_up_bitmap(struct mirror *s)
 
 /* --- the end of a mirror that succeeds -------------------------------------------------------- */
 
-/* With the filter drained: no other copies are in flight. */
-static int co_copy_rest(struct mirror *s, struct error *err)
+/* What is copied last, with the nodes drained: no other copies are in flight. */
+struct rest {
+    struct mirror *s;
+    struct mirror_top_copy copy;
+    struct error err;
+    int r;
+    bool done;
+};
+
+static int co_copy_rest_of(struct rest *rest)
 {
+    struct mirror_top_copy *c = &rest->copy;
+    struct mirror *s = rest->s;
     struct dirty_bitmap *todo = mirror_top_todo(s->top);
-    void *buffer = mirror_get_buffer(s);
-    uint64_t offset, length;
     int r = 0;
 
-    if (!buffer) {
-        return error_out_of_memory(err);
-    }
     while (r == 0 && !job_is_cancelled(s->job) &&
-           dirty_bitmap_next_dirty(todo, 0, UINT64_MAX, &offset, &length)) {
-        bool reading = false;
-
-        dirty_bitmap_clear(todo, offset, length);
-        r = mirror_top_co_copy(s->top, offset, length, buffer, s->chunk, &reading);
+           dirty_bitmap_next_dirty(todo, 0, UINT64_MAX, &c->offset, &c->length)) {
+        dirty_bitmap_clear(todo, c->offset, c->length);
+        r = mirror_top_co_copy(s->top, c);
         if (r < 0) {
-            dirty_bitmap_set(todo, offset, length);
-            error_set_errno(err, -r, "%s",
-                            reading ? "Reading the source failed" : "Writing to the target failed");
+            dirty_bitmap_set(todo, c->offset, c->length);
+            error_set_errno(&rest->err, -r, "%s",
+                            c->reading ? "Reading the source failed"
+                                       : "Writing to the target failed");
         }
     }
-    mirror_put_buffer(s, buffer);
     if (r == 0) {
-        r = block_co_flush(mirror_top_target(s->top));
+        r = mirror_top_co_flush_target(s->top, c->entrance);
         if (r < 0) {
-            error_set_errno(err, -r, "Flushing the target failed");
+            error_set_errno(&rest->err, -r, "Flushing the target failed");
         }
     }
+    return r;
+}
+
+static int co_copy_rest(struct rest *rest)
+{
+    struct mirror *s = rest->s;
+    int r;
+
+    rest->copy.buffer = mirror_get_buffer(s);
+    if (!rest->copy.buffer) {
+        return error_out_of_memory(&rest->err);
+    }
+    r = co_copy_rest_of(rest);
+    mirror_put_buffer(s, rest->copy.buffer);
     return r;
 }
 
@@ -505,18 +522,11 @@ static int co_open_target_backing(struct mirror *s, struct error *err)
     return block_co_open_filename(name, format, NULL, 0, &s->params.target_backing, err);
 }
 
-struct rest {
-    struct mirror *s;
-    struct error err;
-    int r;
-    bool done;
-};
-
 static void co_copy_rest_apart(void *arg)
 {
     struct rest *rest = arg;
 
-    rest->r = co_copy_rest(rest->s, &rest->err);
+    rest->r = co_copy_rest(rest);
     rest->done = true;
     job_wake(rest->s->job);
 }
@@ -528,35 +538,15 @@ static void end_drains(struct block_node *const *nodes, size_t count)
     }
 }
 
-/* Wait for its end; guests go on. Changes of the graph wait, unless the job is cancelled. */
-static void co_wait_for_rest_apart(struct mirror *s, const struct rest *rest)
-{
-    struct block_edge *edge = job_is_cancelled(s->job) ? NULL : block_root_edge(s->root);
-
-    if (edge) {
-        block_co_edge_enter(edge);
-    }
-    while (!rest->done) {
-        job_co_sleep(s->job, -1);
-        if (edge && job_is_cancelled(s->job)) {
-            block_edge_leave(edge);
-            edge = NULL;
-        }
-    }
-    if (edge) {
-        block_edge_leave(edge);
-    }
-}
-
 /*
  * With the nodes drained: make the target equal. If the job is cancelled, guests go on at once,
  * whatever the target does: *ret_drained is false, and the result -ECANCELED. They go on as well if
- * it takes longer than `ns`: then it has to be done again.
+ * it takes longer than `ns`: then it has to be done again when it has ended.
  */
 static int co_finish_target(struct mirror *s, const struct to_drain *d, int64_t ns,
                             bool *ret_drained, struct error *err)
 {
-    struct rest rest = {.s = s};
+    struct rest rest = {.s = s, .copy.buffer_size = s->chunk};
     int64_t until = loop_now_ns() + ns, now;
 
     if (reactor_spawn(reactor_main(), co_copy_rest_apart, &rest) < 0) {
@@ -570,8 +560,11 @@ static int co_finish_target(struct mirror *s, const struct to_drain *d, int64_t 
         if (job_is_cancelled(s->job)) {
             mirror_let_guests_go(s);
         }
+        rest.copy.entrance = block_root_edge(s->root); /* others may drain the source, too */
         end_drains(d->nodes, d->count);
-        co_wait_for_rest_apart(s, &rest);
+        while (!rest.done) {
+            job_co_sleep(s->job, -1);
+        }
     }
     error_move(err, &rest.err);
     return job_is_cancelled(s->job) ? -ECANCELED : rest.r;

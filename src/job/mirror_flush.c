@@ -9,13 +9,8 @@
 int mirror_co_flush_target(void *mirror)
 {
     struct mirror *s = mirror;
-    struct block_edge *edge = block_root_edge(s->root);
-    int r;
 
-    block_co_edge_enter(edge);
-    r = block_co_flush(mirror_top_target(s->top));
-    block_edge_leave(edge);
-    return r;
+    return mirror_top_co_flush_target(s->top, block_root_edge(s->root));
 }
 
 /* A server, or a disk behind a file system, may report once that it could not write, and forget. */

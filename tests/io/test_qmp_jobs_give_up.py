@@ -401,6 +401,76 @@ class Backups(GiveUpCase):
         self.use(guest)
 
 
+class Commands(GiveUpCase):
+    """Commands that stop the disk for a moment, while copies of a job hang on their target."""
+
+    def start_and_let_hang(self, command, **more):
+        with open(self.disk, "r+b") as f:
+            f.write(b"o" * SIZE)
+        self.start(command, device="disk", target="sick", sync="full", speed=65536, **more)
+        self.let_hang()
+        self.other.command("block-job-set-speed", device="j", speed=0)
+        self.wait_in_flight("sick")
+
+    def check_all_are_answered(self):
+        guest = self.guest()
+        self.use(guest)
+        self.other.command("block-dirty-bitmap-add", node="disk", name="b")
+        self.other.command("transaction", actions=[
+            {"type": "block-dirty-bitmap-clear", "data": {"node": "disk", "name": "b"}},
+            {"type": "block-dirty-bitmap-add", "data": {"node": "disk", "name": "c"}},
+        ])  # fmt: skip
+        self.use(guest)
+        self.other.command("blockdev-add", driver="raw", node_name="above", file="disk")
+        self.other.command("block-export-add", type="nbd", id="above", node_name="above")
+        self.use(guest)
+        self.other.command("block-export-del", id="above", mode="hard")
+        self.other.wait_event("BLOCK_EXPORT_DELETED")
+        self.other.command("blockdev-del", node_name="above")
+        self.other.command("block-export-del", id="e", mode="hard")
+        self.other.wait_event("BLOCK_EXPORT_DELETED")
+        self.assertEqual(self.status(), "running")
+        self.other.command("query-named-block-nodes")
+
+    def check_job_ends(self, event):
+        self.resume()
+        data = self.other.wait_event(event, END)["data"]
+        self.assertNotIn("error", data)
+
+    def test_beside_a_mirror(self):
+        self.start_and_let_hang("blockdev-mirror")
+        self.check_all_are_answered()
+        self.check_job_ends("BLOCK_JOB_READY")
+
+    def test_guests_go_on_while_one_waits_for_a_guest(self):
+        """A guest's write waits for the target; reads do not, although the command does."""
+        self.start_ready(device="disk", target="sick", sync="none", copy_mode="write-blocking")
+        self.let_hang()
+        waiting, guest = self.guest(), self.guest()
+        waiting.request(WRITE, 0, 4096, payload=b"w" * 4096)
+        self.wait_in_flight("sick")
+        self.qmp.send_raw('{"execute": "block-dirty-bitmap-add",'
+                          ' "arguments": {"node": "disk", "name": "b"}}\n')  # fmt: skip
+        time.sleep(0.2)  # until the disk is stopped for the first time
+        for _ in range(3):
+            guest.request(READ, MIB, 4096)
+            self.assertEqual(guest.simple_reply()[1], 0)
+            guest.receive(4096)
+            time.sleep(0.3)
+        self.other.command("query-named-block-nodes")
+        self.other.command("job-cancel", id="j")
+        self.assertEqual(waiting.simple_reply()[1], 0)
+        self.assertIn("return", self.qmp.receive_answer())
+        self.use(guest)
+
+    def test_beside_a_backup(self):
+        self.start_and_let_hang("blockdev-backup")
+        self.check_all_are_answered()
+        self.check_job_ends("BLOCK_JOB_COMPLETED")
+        with open(self.far, "rb") as f:
+            self.assertEqual(f.read(), b"o" * SIZE)
+
+
 class Commits(GiveUpCase):
     """The base of the disk is on the server."""
 
