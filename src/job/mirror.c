@@ -461,19 +461,11 @@ static int note_nodes(struct mirror *s, struct error *err)
 }
 
 /* With the filter in the graph. The state moves into the job. */
-static int co_make_job(struct mirror *made, const struct job_config *config, struct job **ret_job,
-                       struct error *err)
+static int co_fill_job(struct mirror *made, struct job *job, struct error *err)
 {
-    struct mirror *s;
-    struct job *job;
-    int r = job_new(is_commit(&made->params) ? &commit_driver : &mirror_driver, config, &job, err);
+    struct mirror *s = job_state(job);
+    int r;
 
-    if (r < 0) {
-        mirror_co_remove(made);
-        mirror_restart_co_end(made);
-        return r;
-    }
-    s = job_state(job);
     *s = *made;
     list_init(&s->free_buffers);
     flush_behind_init(&s->flushes, mirror_co_flush_target, s);
@@ -492,6 +484,25 @@ static int co_make_job(struct mirror *made, const struct job_config *config, str
     if (s->params.bitmap) {
         block_bitmap_take(s->params.bitmap, "block job 'mirror'");
         s->bitmap_taken = true;
+    }
+    return 0;
+}
+
+/* The job is made, and its filter put above the source; on failure neither. */
+static int co_make_job(struct mirror *s, const struct job_config *config, struct job **ret_job,
+                       struct error *err)
+{
+    struct job *job;
+    int r = job_new(is_commit(&s->params) ? &commit_driver : &mirror_driver, config, &job, err);
+
+    if (r < 0) {
+        return r;
+    }
+    list_init(&((struct mirror *)job_state(job))->free_buffers);
+    r = mirror_co_insert(s, err);
+    if (r < 0) {
+        job_co_discard(job);
+        return r;
     }
     *ret_job = job;
     return 0;
@@ -513,17 +524,13 @@ int mirror_co_start(const struct job_config *config, const struct mirror_params 
         return r;
     }
     r = mirror_restart_co_begin(&s, err);
-    if (r >= 0) {
-        r = mirror_co_insert(&s, err);
-        if (r < 0) {
-            mirror_restart_co_end(&s);
-        }
-    }
+    UNLESS_FAILED(r, co_make_job(&s, config, &job, err));
     if (r < 0) {
+        mirror_restart_co_end(&s);
         block_co_unref(s.filter);
         return r;
     }
-    r = co_make_job(&s, config, &job, err);
+    r = co_fill_job(&s, job, err);
     if (r < 0) {
         return r;
     }
