@@ -433,7 +433,15 @@ class Commands(GiveUpCase):
         self.other.command("query-named-block-nodes")
 
     def check_job_ends(self, event):
+        """Whoever stops the target has waited for the copies."""
+        self.qmp.send_raw('{"execute": "block-dirty-bitmap-add",'
+                          ' "arguments": {"node": "sick", "name": "b"}}\n')  # fmt: skip
+        with self.assertRaises(TimeoutError):
+            self.qmp.sock.settimeout(0.3)
+            self.qmp.receive_answer()
+        self.qmp.sock.settimeout(END)
         self.resume()
+        self.assertIn("return", self.qmp.receive_answer())
         data = self.other.wait_event(event, END)["data"]
         self.assertNotIn("error", data)
 
