@@ -402,14 +402,13 @@ static bool is_device(struct block_root *root)
     return !block_root_node(root)->driver->keeps_zero_beyond_eof;
 }
 
-/* Resize the file. A device that is larger stays so. */
-static int co_set_size(struct block_root *root, uint64_t size, struct error *err)
+/* Make the file as large as @size. One that is larger stays so: it may be unable to grow again. */
+static int co_enlarge(struct block_root *root, uint64_t size, struct error *err)
 {
     struct block_edge *file = block_root_edge(root);
 
-    return is_device(root) && block_edge_size(file) >= size
-               ? 0
-               : block_co_truncate(file, size, BLOCK_PREALLOC_OFF, err);
+    return block_edge_size(file) >= size ? 0
+                                         : block_co_truncate(file, size, BLOCK_PREALLOC_OFF, err);
 }
 
 /* As with qemu-img, the file ends with the L1 table, until the first commit extends it. */
@@ -417,13 +416,14 @@ static int co_write_image(struct block_root *root, const struct create *c, struc
 {
     struct block_edge *file = block_root_edge(root);
     const uint64_t size = cluster_count(c) * c->cluster_size;
-    int r = co_set_size(root, is_device(root) ? size : l1_offset(c) + l1_bytes(c), err);
+    const bool has_old = is_device(root) || block_edge_size(file) > 0;
+    int r = co_enlarge(root, has_old ? size : l1_offset(c) + l1_bytes(c), err);
 
     if (r < 0) {
         return r;
     }
-    if (is_device(root)) {
-        /* A device or an export has old contents, and tables are written only where not zero. */
+    if (has_old) {
+        /* Tables are written only where they are not zero. */
         r = block_co_write_zeroes(file, 0, size, BLOCK_REQ_MAY_UNMAP);
     }
     UNLESS_FAILED(r, co_write_first_refcounts(file, c));
@@ -471,7 +471,7 @@ static int co_create_data_file(const struct create *c, struct error *err)
     }
     r = block_co_create_file(c->data_file, NULL, &root, err);
     if (r == 0) {
-        r = co_set_size(root, c->size, err);
+        r = co_enlarge(root, c->size, err);
         block_co_root_release(root);
     }
     return r;
@@ -517,11 +517,8 @@ static int co_write_in_nodes(const struct create *c, struct block_root *file,
     int r = 0;
 
     /* A data file keeps what it has: it may be a disk that the image is made for. */
-    if (data_file && block_edge_size(block_root_edge(data_file)) < c->size) {
-        r = co_set_size(data_file, c->size, err);
-    }
-    if (!is_device(file)) {
-        UNLESS_FAILED(r, block_co_truncate(block_root_edge(file), 0, BLOCK_PREALLOC_OFF, err));
+    if (data_file) {
+        r = co_enlarge(data_file, c->size, err);
     }
     UNLESS_FAILED(r, co_write_image(file, c, err));
     block_co_control_resume(held);

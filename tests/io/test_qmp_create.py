@@ -115,6 +115,17 @@ class Qcow2Test(CreateTest):
         self.qmp.command("blockdev-add", driver="qcow2", node_name="q", file="f")
         self.assertEqual(self.qmp.node("q")["image"]["virtual-size"], MIB)
 
+    def test_a_larger_file_keeps_its_size(self):
+        """It may be a file that can't grow again, as an export by FUSE."""
+        path = self.add_file("g", "g.qcow2", b"old" * MIB)
+        self.assertIsNone(self.qcow2(file="g"))
+        self.assertEqual(os.path.getsize(path), 3 * MIB)
+        self.qmp.command("blockdev-del", node_name="g")
+        tidemark.run(tidemark.qemu("qemu-img"), "check", "-q", "-f", "qcow2", path)
+        tidemark.io(path, "write -P 7 4096 4096", "read -P 7 4096 4096", "read -P 0 0 4096",
+                    "read -P 0 8192 1040384", fmt="qcow2")  # fmt: skip
+        self.assertEqual(os.path.getsize(path), 3 * MIB)
+
     def test_options(self):
         error = self.qcow2(
             version="v3",
