@@ -172,6 +172,16 @@ static void co_flush_session(struct session *s)
     }
 }
 
+/* Before the next command: one after the other, and none while too much waits for the client. */
+static void co_pass_turn(struct session *s)
+{
+    if (s->call.quit_after_reply || s->out.len > QMP_UNREAD_MAX) {
+        co_flush_session(s);
+    } else {
+        co_reschedule();
+    }
+}
+
 /* --- requests --------------------------------------------------------------------------------- */
 
 /* With the lock, if it is free soon: for commands that do not need it. */
@@ -244,7 +254,7 @@ static void co_execute_request(struct session *s, struct request *q)
     if (s->call.quit_after_reply && quit_fn) {
         quit_fn();
     }
-    co_flush_session(s);
+    co_pass_turn(s);
 }
 
 static struct request *new_request(struct json_object *json, const struct error *err)

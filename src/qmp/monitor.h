@@ -5,8 +5,10 @@
  * A session reads one request at a time, and answers it before it reads the next. If the client
  * uses execution out of band, the session reads on, queues requests, and executes those out of band
  * at once. Other commands of all sessions run one after the other. Output waits in a buffer, from
- * which a coroutine of the session sends: an event never waits for a client. A client that does not
- * read is disconnected when QMP_OUT_MAX bytes wait for it.
+ * which a coroutine of the session sends: an event never waits for a client. A client may send
+ * commands before it reads the answers to earlier ones; with more than QMP_UNREAD_MAX bytes that
+ * wait for it the next command is executed when it has read. A client that does not read is
+ * disconnected when QMP_OUT_MAX bytes wait for it.
  *
  *    socket -> reader coroutine -> json_reader -> dispatch -> buffer -> writer coroutine -> socket
  *                                                 events --^
@@ -26,6 +28,8 @@ struct json_limits;
 
 /* Bytes that may wait to be sent to a client when an event is emitted. */
 #define QMP_OUT_MAX (1u << 20)
+/* And when its next command is executed. */
+#define QMP_UNREAD_MAX (QMP_OUT_MAX / 2)
 
 /*
  * Limits of one message: those of QEMU, and one for memory, which QEMU does not limit. A message

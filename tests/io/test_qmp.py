@@ -319,6 +319,13 @@ class SessionTest(QmpTest):
             self.assertEqual(len(self.qmp.events), 100)
         self.assertIn("qemu", self.qmp.command("query-version"))
 
+    def test_a_client_may_send_all_before_it_reads(self):
+        count = 4000
+        with self.server.connect() as qmp:
+            qmp.send_raw((b'{"execute": "query-jobs"}' + bytes(b" " * 103)) * count)
+            answers = [qmp.receive_answer() for _ in range(count)]
+        self.assertEqual(answers, [{"return": []}] * count)
+
     def test_quit_answers_then_ends(self):
         self.assertEqual(self.server.quit(), 0)
         self.assertFalse(os.path.exists(self.server.qmp_path))
