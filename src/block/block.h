@@ -212,6 +212,8 @@ struct block_node *block_root_node(const struct block_root *root);
  * shows: it does not follow when another node takes the place of that one.
  */
 void block_root_stay(struct block_root *root);
+/* The user is a guest device: messages call it "block device 'user'". Does not yield. */
+void block_root_belongs_to_device(struct block_root *root);
 /* Errors as of block_co_root_new(); on failure the old permissions stay in force. */
 int block_co_root_set_perm(struct block_root *root, unsigned perm, unsigned shared,
                            struct error *err);

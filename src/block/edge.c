@@ -252,6 +252,11 @@ void block_root_stay(struct block_root *root)
     root->stays = true;
 }
 
+void block_root_belongs_to_device(struct block_root *root)
+{
+    root->of_device = true;
+}
+
 struct block_edge *block_root_edge(struct block_root *root)
 {
     return &root->edge;

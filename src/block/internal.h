@@ -27,6 +27,8 @@ struct block_root {
     bool ending;
     /* block_root_stay() */
     bool stays;
+    /* block_root_belongs_to_device() */
+    bool of_device;
     /* NULL: the owner wants no events. */
     const struct block_root_ops *ops;
     void *ops_arg;

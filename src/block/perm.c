@@ -177,7 +177,7 @@ static bool is_export(const char *user)
 /* A user that is no node. QEMU names devices and jobs only. */
 static void describe_root(const struct block_edge *edge, char *buf, size_t size)
 {
-    if (block_device_find(edge->name) || edge->name[0] == '/') {
+    if (edge->root->of_device || block_device_find(edge->name) || edge->name[0] == '/') {
         snprintf(buf, size, "block device '%s'", edge->name);
     } else {
         snprintf(buf, size, "%s",

@@ -9,6 +9,8 @@
 #include "base/checked.h"
 #include "base/list.h"
 #include "block/corruption.h"
+#include "block/device.h"
+#include "block/node.h"
 #include "block/threshold.h"
 #include "block/vote.h"
 #include "export/export.h"
@@ -16,6 +18,7 @@
 #include "qmp/answer.h"
 #include "qmp/lease.h"
 #include "qmp/monitor.h"
+#include "qmp/schema.h"
 #include "trace/events.h"
 
 #define EVENT_SECTOR 512
@@ -31,11 +34,24 @@ static struct json_object *timestamp(void)
     return o;
 }
 
+#define IMAGE_CORRUPTED "BLOCK_IMAGE_CORRUPTED"
+
+/* The device that uses the node of an event: known on the main reactor only. */
+static void name_device(struct json_object *data)
+{
+    const struct block_node *node = block_node_find(qmp_get_str(data, "node-name"));
+
+    qmp_put_str(data, "device", node ? block_node_device_name(node) : "");
+}
+
 void qmp_emit(const char *name, struct json_object *data)
 {
     struct json_object *event = json_object_new_object();
 
     trace_qmp_event(name);
+    if (strcmp(name, IMAGE_CORRUPTED) == 0) {
+        name_device(data);
+    }
     json_object_object_add(event, "timestamp", timestamp());
     qmp_put_str(event, "event", name);
     if (data) {
@@ -144,11 +160,10 @@ static void on_corruption(const struct block_corruption *c)
 {
     struct json_object *data = json_object_new_object();
 
-    qmp_put_str(data, "device", "");
     qmp_put_str(data, "node-name", c->node_name);
     qmp_put_str(data, "msg", c->what);
     qmp_put_bool(data, "fatal", c->fatal);
-    qmp_emit_on_main("BLOCK_IMAGE_CORRUPTED", data);
+    qmp_emit_on_main(IMAGE_CORRUPTED, data);
 }
 
 static void on_threshold(const struct block_threshold_report *r)

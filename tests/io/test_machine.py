@@ -273,14 +273,24 @@ class DiskTest(MachineCase):
     def test_a_guest_device_lets_nobody_else_write(self):
         with self.machine(
             *("-blockdev", "driver=null-co,node-name=n,size=1048576"),
-            *("-device", "virtio-blk,drive=n,id=a"),
+            *("-device", "virtio-scsi", "-device", "scsi-hd,drive=n,id=a"),
         ) as machine:
-            error = self.refusal(machine, "device_add", driver="virtio-blk", drive="n")
+            error = self.refusal(machine, "device_add", driver="scsi-hd", drive="n")
             self.assertIn("'write'", error)
+            self.assertIn("by block device 'a' (", error)
             machine.qmp.command("device_del", id="a")
             machine.qmp.command("system_reset")
             machine.qmp.wait_event("DEVICE_DELETED")
-            machine.qmp.command("device_add", driver="virtio-blk", drive="n")
+            machine.qmp.command("device_add", driver="scsi-hd", drive="n")
+
+    def test_corruption_is_reported_with_the_name_of_the_drive(self):
+        with open(self.path("disk.qcow2"), "r+b") as f:
+            f.seek(65536)
+            f.write(bytes(8))  # the refcount table
+        with self.machine("-drive", "if=none,id=d,node-name=n,file=disk.qcow2") as machine:
+            machine.hmp('qemu-io n "write 0 512"')
+            data = machine.qmp.wait_event("BLOCK_IMAGE_CORRUPTED")["data"]
+        self.assertEqual((data["device"], data["node-name"], data["fatal"]), ("d", "n", True))
 
     def test_a_guest_device_uses_its_disk_when_the_machine_starts(self):
         """Until then, others write what the disk of the other machine has."""

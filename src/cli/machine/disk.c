@@ -137,9 +137,14 @@ int machine_disk_co_insert(struct machine_disk *disk, struct block_node *node, s
 {
     const char *user = disk->name ?: disk->user ? disk->use.name : "";
     unsigned perm, shared;
+    int r;
 
     permissions(disk, node, &perm, &shared);
-    return block_co_root_new(node, disk->name ?: user, perm, shared, &disk->device.root, err);
+    r = block_co_root_new(node, disk->name ?: user, perm, shared, &disk->device.root, err);
+    if (r == 0 && disk->user) {
+        block_root_belongs_to_device(disk->device.root);
+    }
+    return r;
 }
 
 void machine_disk_co_remove(struct machine_disk *disk)
