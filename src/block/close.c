@@ -87,6 +87,7 @@ static void retire(struct block_node *node, struct list *dead)
         other->published_with = NULL;
     }
     node->refcount = 1;
+    block_node_set_serialising(node, NULL);
     block_perm_forget(node);
     name_index_remove(&block_node_names, &node->by_name);
     list_remove(&node->link);

@@ -217,7 +217,8 @@ bool block_node_is_frozen_view(struct block_node *node);
  * status queries of the range that are in flight, and lets new ones wait, what is read from backing
  * files included. For the target of a copy-before-write whose backing file is the disk, or becomes
  * that: a read that finds nothing in the target has to be done with the disk before a guest's write
- * changes the disk. NULL: no longer. `disk` lives as long. The node is drained.
+ * changes the disk. NULL: no longer, as at the end of the node. `disk` is only compared: it may end
+ * earlier. The node is drained.
  */
 void block_node_set_serialising(struct block_node *node, const struct block_node *disk);
 /* Whether a monitor owns it (blockdev-add). The owner sets that, and has a reference. */

@@ -185,6 +185,12 @@ static int cbw_co_open(struct block_node *node, struct options *opts, struct err
     return 0;
 }
 
+/* The disk is the backing file of the temporary image, or below that. */
+static bool target_shows_disk(const struct cbw_state *s, const struct block_edge *target)
+{
+    return s->file && block_node_reaches(block_edge_node(target), block_edge_node(s->file));
+}
+
 /* The point in time: access follows the bitmap as it is at this step of the transaction. */
 static int cbw_co_begin(struct block_node *node, struct error *err)
 {
@@ -196,6 +202,10 @@ static int cbw_co_begin(struct block_node *node, struct error *err)
     if (block_edge_size(s->file) != s->size) {
         return error_set(err, EINVAL, "Node '%s' has been resized while '%s' was being opened",
                          block_node_name(block_edge_node(s->file)), s->name);
+    }
+    if (target_shows_disk(s, s->target)) {
+        /* Its readers read from the disk what is not copied: for as long as the image exists. */
+        block_node_set_serialising(block_edge_node(s->target), block_edge_node(s->file));
     }
     if (!n->bitmap_name) {
         return 0;
@@ -249,7 +259,8 @@ static bool has_snapshot(struct block_node *node)
 }
 
 /*
- * Nobody else may use the temporary image, unless it is a job's target. While somebody uses the
+ * Nobody else may use the temporary image, unless it is a job's target, or shows the disk: then
+ * writers of the disk, and readers of the image, use it by other ways. While somebody uses the
  * filter of a job, or can read the frozen contents, the disk must change through the filter only.
  * Before and after that, others may write to the disk: so its users can be moved to the filter one
  * by one before the snapshot is opened, and back after it is closed.
@@ -261,8 +272,9 @@ static void cbw_child_perm(struct block_node *node, struct block_edge *edge, uns
 
     if (edge->role & BLOCK_ROLE_TARGET) {
         *ret_perm = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE;
-        /* The disk may be the backing file of a job's target. */
-        *ret_shared = n->state.has_job ? BLOCK_PERM_ALL & ~BLOCK_PERM_RESIZE : 0;
+        *ret_shared = n->state.has_job || target_shows_disk(&n->state, edge)
+                          ? BLOCK_PERM_ALL & ~BLOCK_PERM_RESIZE
+                          : 0;
         return;
     }
     *ret_perm = parents_perm & ~BLOCK_PERM_RESIZE;

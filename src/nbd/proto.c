@@ -5,6 +5,7 @@
 
 #include "base/byteorder.h"
 #include "base/checked.h"
+#include "block/block.h"
 #include "nbd/proto.h"
 
 uint32_t nbd_error_from_errno(int errnum)
@@ -13,9 +14,10 @@ uint32_t nbd_error_from_errno(int errnum)
     case 0:
         return 0;
     case EPERM:
-    case EACCES: /* also of a point in time that was lost */
     case EROFS:
         return NBD_EPERM;
+    case EACCES: /* also of a point in time that was lost, and of what is outside its bitmap */
+        return block_uses_qemu_names() ? NBD_EINVAL : NBD_EPERM;
     case EIO:
         return NBD_EIO;
     case ENOMEM:

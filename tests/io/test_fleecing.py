@@ -363,6 +363,37 @@ class Views(FleecingCase):
         self.assertEqual(self.do(readers[0][0], READ, 0, MIB), readers[0][1][:MIB])
         self.assertEqual(self.do(readers[2][0], READ, 0, MIB), readers[2][1][:MIB])
 
+    def test_a_temporary_image_that_shows_the_disk(self):
+        """The disk is its backing file, and readers use it itself. The guest writes below the
+        filter until its device is moved. A read that has found nothing in the temporary image, and
+        is slow to read the disk, is waited for by the guest's write.
+        """
+        self.add_disk()
+        guest = self.client("guest-disk")
+        self.qmp.command("object-add", qom_type="throttle-group", id="slow",
+                         limits={"bps-read": 4 * MIB})  # fmt: skip
+        self.qmp.command("blockdev-add", driver="qcow2", node_name="temp",
+                         backing={"driver": "throttle", "throttle-group": "slow", "file": "disk"},
+                         file={"driver": "file", "filename": self.create("t.qcow2", "16M")})  # fmt: skip
+        self.qmp.command("blockdev-add", driver="copy-before-write", node_name="cbw", file="disk",
+                         target="temp")  # fmt: skip
+        self.write(guest, 0x11, 0, CLUSTER)
+        self.qmp.command("blockdev-replace", export="guest-disk", node_name="cbw")
+        self.qmp.command("block-export-add", type="nbd", id="temp", node_name="temp")
+        reader = self.client("temp")
+        self.assertEqual(self.do(reader, READ, 0, MIB), b"\x11" * MIB)
+        reader.request(READ, 8 * MIB, MIB)
+        time.sleep(0.05)  # the read waits, for 0.2 s at least
+        self.write(guest, 0x22, 8 * MIB, MIB)
+        self.assertEqual(reader.simple_reply(), (1, 0))
+        self.assertEqual(reader.receive(MIB), b"\x11" * MIB)
+        self.assertEqual(self.do(reader, READ, 8 * MIB, MIB), b"\x11" * MIB)
+        self.qmp.command("block-export-del", id="temp", mode="hard")
+        self.qmp.command("blockdev-replace", export="guest-disk", node_name="disk")
+        self.qmp.command("blockdev-del", node_name="cbw")
+        self.qmp.command("blockdev-del", node_name="temp")
+        self.assertEqual(self.do(guest, READ, 8 * MIB, MIB), b"\x22" * MIB)
+
     def test_several_disks_at_one_moment(self):
         """A counter is written to one disk, then to the other: the views differ by one at most."""
         disks = ["a", "b"]

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "base/cleanup.h"
+#include "block/block.h"
 #include "nbd/bufpool.h"
 #include "nbd/client.h"
 #include "nbd/proto.h"
@@ -159,6 +160,9 @@ static void errors_keep_their_meaning_both_ways(void **state)
     }
     assert_int_equal(nbd_error_from_errno(EROFS), NBD_EPERM);
     assert_int_equal(nbd_error_from_errno(EACCES), NBD_EPERM);
+    block_use_qemu_names(true);
+    assert_int_equal(nbd_error_from_errno(EACCES), NBD_EINVAL);
+    block_use_qemu_names(false);
     assert_int_equal(nbd_error_from_errno(EFBIG), NBD_ENOSPC);
     assert_int_equal(nbd_error_from_errno(EISDIR), NBD_EINVAL);
     assert_int_equal(nbd_error_to_errno(4711), EINVAL);
