@@ -169,6 +169,20 @@ static uint64_t default_block_size(uint64_t size)
                               : 8 * MiB;
 }
 
+/*
+ * Entries of the BAT. For a disk without blocks QEMU expects those that would be below block -1, and
+ * opens no image with fewer. They stay a hole in the file.
+ */
+static uint64_t bat_entries(const struct vhdx_create *c)
+{
+    uint64_t of_empty_disk = UINT32_MAX / c->chunk_ratio;
+
+    if (c->blocks > 0) {
+        return vhdx_bat_index(c->chunk_ratio, c->blocks - 1) + 1;
+    }
+    return of_empty_disk <= VHDX_ENTRIES_MAX ? of_empty_disk : 1;
+}
+
 static int plan_vhdx(struct vhdx_create *c, struct error *err)
 {
     uint64_t entries;
@@ -192,7 +206,7 @@ static int plan_vhdx(struct vhdx_create *c, struct error *err)
     }
     c->chunk_ratio = (uint32_t)((8ULL << 20) * SECTOR / c->block_size);
     c->blocks = div_round_up(c->size, c->block_size);
-    entries = c->blocks == 0 ? 1 : vhdx_bat_index(c->chunk_ratio, c->blocks - 1) + 1;
+    entries = bat_entries(c);
     if (entries > VHDX_ENTRIES_MAX) {
         return error_set(err, EFBIG, "The image size is too large for blocks of %llu MiB",
                          (unsigned long long)(c->block_size / MiB));

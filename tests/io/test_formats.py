@@ -343,6 +343,16 @@ class Device(FormatCase):
         self.assertEqual(result.returncode, 1)
 
 
+class Empty(FormatCase):
+    def test_a_disk_of_size_0_is_read_by_qemu(self):
+        for fmt in "vhdx", "vdi", "vpc":
+            with self.subTest(fmt):
+                path = self.create(f"empty.{fmt}", "0", fmt)
+                out = run(qemu("qemu-img"), "info", "-f", fmt, path).stdout
+                self.assertIn("virtual size: 0 B", out)
+                self.assertLess(os.stat(path).st_blocks * 512, 1 << 20)
+
+
 class Log(FormatCase):
     """The log of VHDX images: a killed writer leaves it; what it changed in place is taken back."""
 
