@@ -468,6 +468,8 @@ class ObjectTest(MachineCase):
             command("qom-set", path="d", property="drive", value="c")
             command("blockdev-add", driver="snapshot-access", node_name="s", file="c")
             self.assertEqual(command("query-block")[0]["inserted"]["node-name"], "c")
+            place = {"path": "/machine/peripheral/d", "property": "drive"}
+            self.assertEqual(command("qom-get", **place), "c")
             machine.hmp('qemu-io -d d "write -P 2 0 64k"')
             for node, byte in ("s", 1), ("n", 2):
                 out = machine.hmp(f'qemu-io {node} "read -P {byte} 0 64k"')

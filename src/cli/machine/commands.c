@@ -137,6 +137,7 @@ static const struct qmp_command commands[] = {
     {"eject", &eject, &schema_empty, machine_co_eject},
     {"human-monitor-command", &human_command, &schema_str, machine_co_human_monitor_command},
     {"nbd-server-add", &nbd_server_add, &schema_empty, machine_co_nbd_server_add},
+    {"qom-get", &qmp_type_qom_get, &schema_any, machine_co_qom_get},
     {"qom-set", &qmp_type_qom_set, &schema_empty, machine_co_qom_set},
     {"query-block", &schema_empty, &qmp_type_block_infos, machine_co_query_block},
     {"query-blockstats", &blockstats_args, &anything, machine_co_query_blockstats},

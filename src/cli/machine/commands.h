@@ -17,6 +17,7 @@ qmp_co_command machine_co_eject, machine_co_open_tray, machine_co_close_tray,
 qmp_co_command machine_co_nbd_server_add;
 qmp_co_command machine_co_set_io_throttle;
 qmp_co_command machine_co_stop, machine_co_cont, machine_co_query_status;
+qmp_co_command machine_co_qom_get;
 qmp_co_command machine_co_qom_set;
 
 /* -name NAME, or -name guest=NAME: what query-name answers. Borrowed. Does not yield. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* qom-set of the drive of a device, and of the properties of objects. */
+/* qom-get and qom-set of the drive of a device, and of the properties of objects. */
 #include <errno.h>
 #include <string.h>
 
@@ -101,4 +101,19 @@ int machine_co_qom_set(struct qmp_call *call, struct json_object *args,
         return error_set(err, ENOENT, "Property '%s' not found", property);
     }
     return qmp_co_run_action(&set_drive, args, err);
+}
+
+/* As QEMU's: the name of the drive, or else that of the node. */
+int machine_co_qom_get(struct qmp_call *call, struct json_object *args,
+                       struct json_object **ret_value, struct error *err)
+{
+    struct machine_device *device = machine_device_lookup(qmp_get_str(args, "path"), NULL);
+    const struct machine_disk *disk = device ? machine_device_disk(device) : NULL;
+    const struct block_node *node = disk ? machine_disk_node(disk) : NULL;
+
+    if (!disk || strcmp(qmp_get_str(args, "property"), "drive") != 0) {
+        return qmp_co_qom_get(call, args, ret_value, err);
+    }
+    *ret_value = json_object_new_string(disk->name ?: node ? block_node_name(node) : "");
+    return 0;
 }
