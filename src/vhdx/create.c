@@ -170,8 +170,8 @@ static uint64_t default_block_size(uint64_t size)
 }
 
 /*
- * Entries of the BAT. For a disk without blocks QEMU expects those that would be below block -1, and
- * opens no image with fewer. They stay a hole in the file.
+ * Entries of the BAT. For a disk without blocks QEMU expects those that would be below block -1,
+ * and opens no image with fewer. They stay a hole in the file.
  */
 static uint64_t bat_entries(const struct vhdx_create *c)
 {
