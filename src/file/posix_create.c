@@ -94,7 +94,8 @@ static int create_blocking(void *arg)
         c->fd = open(c->path, flags | O_CREAT | O_EXCL, 0644);
         c->created = c->fd >= 0;
         if (c->fd < 0 && errno == EEXIST) {
-            c->fd = open(c->path, flags);
+            /* O_CREAT: a link may name a file that does not exist yet. */
+            c->fd = open(c->path, flags | O_CREAT, 0644);
         }
         if (c->fd < 0) {
             return -errno;

@@ -118,6 +118,13 @@ class Create(TestCase):
         self.assertIn("  cluster_size=<size>    - ", out)
         self.assertIn("  backing_file=<str>     - ", out)
 
+    def test_a_link_to_a_file_that_does_not_exist_yet(self):
+        for name in "a.img", "b.img":
+            os.symlink(f"real-{name}", self.path(name))
+        self.both("-q", "-f", "qcow2", "FILE", "1M")
+        self.assertTrue(os.path.islink(self.path("a.img")))
+        self.assertIn("virtual size: 1 MiB", qemu_img("info", self.path("real-a.img")).stdout)
+
     def test_quiet_prints_nothing(self):
         self.assertEqual(img("create", "-q", "-f", "raw", self.path("q"), "1M").stdout, "")
 
