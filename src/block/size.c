@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Changes of the size of a node, and who has to follow. */
 #include <errno.h>
+#include <inttypes.h>
 
 #include "base/checked.h"
 #include "block/control.h"
 #include "block/device.h"
 #include "block/internal.h"
+#include "block/size_max.h"
 #include "trace/events.h"
 
 bool block_node_has_size_of(const struct block_node *node, const struct block_edge *child)
@@ -80,6 +82,14 @@ void block_report_size(struct block_node *node)
     }
 }
 
+int block_check_size_max(uint64_t size, struct error *err)
+{
+    return size <= BLOCK_SIZE_MAX
+               ? 0
+               : error_set(err, EFBIG, "offset(%" PRIu64 ") exceeds maximum(%" PRIu64 ")", size,
+                           BLOCK_SIZE_MAX);
+}
+
 int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_prealloc prealloc,
                       struct error *err)
 {
@@ -93,9 +103,9 @@ int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_preallo
     if (!node->driver->co_truncate) {
         return error_set(err, ENOTSUP, "Image format driver does not support resize");
     }
-    if (size > INT64_MAX) {
-        return error_set(err, EFBIG, "The size %llu is over the limit of 2^63 - 1 bytes",
-                         (unsigned long long)size);
+    r = block_check_size_max(size, err);
+    if (r < 0) {
+        return r;
     }
     trace_block_truncate_begin(node->name, size);
     block_co_drain_begin(node);

@@ -11,6 +11,7 @@
 
 #include "base/cleanup.h"
 #include "block/passed_fd.h"
+#include "block/size_max.h"
 #include "file/posix_file.h"
 #include "loop/loop.h"
 #include "schema/define.h"
@@ -230,6 +231,7 @@ int posix_file_co_create(const char *filename, uint64_t size, struct options *op
     struct create_call c = {.path = path_of(filename), .err = err};
     int r = take_create_options(opts, &o, err);
 
+    UNLESS_FAILED(r, block_check_size_max(size, err));
     if (r < 0) {
         return r;
     }

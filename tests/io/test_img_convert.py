@@ -461,6 +461,24 @@ class Resize(TestCase):
             )
 
 
+class LargestSize(TestCase):
+    in_memory = True  # a file system where files may have 2^63 - 1 bytes
+
+    def test_no_disk_is_larger_than_those_of_qemu(self):
+        path, largest = self.path("a.raw"), 2**63 - 2**30
+        for size in 2**63 - 1, 2**63 - 1024, largest + 512:
+            result = img("create", "-q", "-f", "raw", path, str(size), check=False)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn("size is too large", result.stderr)
+            self.assertFalse(os.path.exists(path))
+        img("create", "-q", "-f", "raw", path, "1M")
+        result = img("resize", "-q", "-f", "raw", path, str(largest + 512), check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(f"exceeds maximum({largest})", result.stderr)
+        img("resize", "-q", "-f", "raw", path, str(largest))
+        self.assertIn(str(largest), qemu_img("info", "-f", "raw", path).stdout)
+
+
 class Dd(TestCase):
     def test_part_of_a_disk(self):
         source = self.create("a.raw", "1M", "raw")
