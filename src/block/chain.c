@@ -7,6 +7,7 @@
 #include "base/cleanup.h"
 #include "block/internal.h"
 #include "co/co.h"
+#include "loop/loop.h"
 
 /*
  * Most images in a chain. Each is opened within the open of the one above. Circles of files are
@@ -44,14 +45,14 @@ static struct chain_link *find_link(unsigned number)
 }
 
 /* stat() of a plain path; false for anything else. */
-static bool stat_name(const char *name, struct stat *ret_stat)
+static bool co_stat_name(const char *name, struct stat *ret_stat)
 {
     name += strncmp(name, "file:", 5) == 0 ? 5 : 0;
-    return stat(name, ret_stat) == 0;
+    return loop_co_stat(name, ret_stat) == 0;
 }
 
-static void chain_begin(struct chain_link *link, const struct block_node *above, const char *path,
-                        const char *format)
+static void co_chain_begin(struct chain_link *link, const struct block_node *above,
+                           const char *path, const char *format)
 {
     static unsigned last_number;
     const struct block_node *file = above->file ? above->file->node : NULL;
@@ -65,9 +66,9 @@ static void chain_begin(struct chain_link *link, const struct block_node *above,
                                 .number = last_number,
                                 .up = find_link(above->open_flags >> BLOCK_OPEN_CHAIN_SHIFT)};
     link->depth = link->up ? link->up->depth + 1 : 1;
-    link->has_file = file && list_is_empty(&file->children) && file->filename &&
-                     stat_name(file->filename, &link->file);
     list_prepend(&chain_links, &link->link);
+    link->has_file = file && list_is_empty(&file->children) && file->filename &&
+                     co_stat_name(file->filename, &link->file);
 }
 
 static void chain_end(struct chain_link *link)
@@ -84,10 +85,10 @@ static bool is_file_of(const struct chain_link *link, const struct stat *st)
  * Whether the image to open is one of the images above it; or, where the name does not show the
  * file, whether the same name was opened below the same image before.
  */
-static bool chain_is_circle(const struct chain_link *link)
+static bool co_chain_is_circle(const struct chain_link *link)
 {
     struct stat st;
-    bool has_file = stat_name(link->path, &st);
+    bool has_file = co_stat_name(link->path, &st);
 
     for (const struct chain_link *l = link; l; l = l->up) {
         const char *driver = l->above->driver->name;
@@ -134,7 +135,7 @@ static int co_open_link(struct chain_link *link, struct options *extra /* consum
     if (link->depth >= CHAIN_MAX) {
         r = error_set(err, ELOOP, "The backing chain at '%s' is longer than %d images", link->path,
                       CHAIN_MAX);
-    } else if (chain_is_circle(link)) {
+    } else if (co_chain_is_circle(link)) {
         r = error_set(err, ELOOP,
                       "The backing chain is a circle: '%s' names '%s', which it is below itself",
                       block_node_display_name(link->above), link->path);
@@ -156,7 +157,7 @@ int block_co_open_below(struct block_node *above, const char *path, const char *
     struct chain_link link;
     int r;
 
-    chain_begin(&link, above, path, format);
+    co_chain_begin(&link, above, path, format);
     r = co_open_link(&link, extra, ret_node, err);
     chain_end(&link);
     return r;

@@ -8,9 +8,11 @@
 
 #include "base/cleanup.h"
 #include "block/internal.h"
+#include "loop/loop.h"
 
 /* The options of the protocol node that a filename names. */
-static int protocol_options(const char *filename, struct options **ret_options, struct error *err)
+static int co_protocol_options(const char *filename, struct options **ret_options,
+                               struct error *err)
 {
     const struct block_driver *driver = block_driver_of_filename(filename);
     AUTO_OPTIONS struct options *opts = options_new();
@@ -44,7 +46,8 @@ static int protocol_options(const char *filename, struct options **ret_options, 
         return error_set(err, EINVAL, "Unknown protocol '%.*s'", (int)strcspn(filename, ":"),
                          filename);
     } else {
-        bool device = stat(filename, &st) == 0 && (S_ISBLK(st.st_mode) || S_ISCHR(st.st_mode));
+        bool device =
+            loop_co_stat(filename, &st) == 0 && (S_ISBLK(st.st_mode) || S_ISCHR(st.st_mode));
 
         options_set_str(opts, "driver", device ? "host_device" : "file");
         options_set_str(opts, "filename", filename);
@@ -309,8 +312,8 @@ static int join_file_options(struct options *top, struct options **file_opts, st
 }
 
 /* Options of the child of a filter that takes no filename: those below `file`, and the filename. */
-static int filter_file_options(const char *filename, struct options *top,
-                               struct options **ret_options, struct error *err)
+static int co_filter_file_options(const char *filename, struct options *top,
+                                  struct options **ret_options, struct error *err)
 {
     AUTO_OPTIONS struct options *below = NULL;
     AUTO_OPTIONS struct options *opts = NULL;
@@ -329,7 +332,7 @@ static int filter_file_options(const char *filename, struct options *top,
     if (takes_name_of_child(driver)) {
         r = filter_options(driver, filename, &opts, err);
     } else {
-        r = protocol_options(filename, &opts, err);
+        r = co_protocol_options(filename, &opts, err);
         if (r == 0 && driver && driver->is_format) {
             struct options *format = options_new();
 
@@ -349,8 +352,8 @@ static int filter_file_options(const char *filename, struct options *top,
  * Options that a filename stands for. Options below `file` may name a filter that takes the
  * filename.
  */
-static int named_file_options(const char *filename, const struct options *top,
-                              struct options **ret_options, struct error *err)
+static int co_named_file_options(const char *filename, const struct options *top,
+                                 struct options **ret_options, struct error *err)
 {
     AUTO_OPTIONS struct options *copy = options_clone(top);
     AUTO_OPTIONS struct options *below = NULL;
@@ -365,7 +368,7 @@ static int named_file_options(const char *filename, const struct options *top,
     }
     driver = name ? block_find_driver(name) : NULL;
     return takes_name_of_child(driver) ? filter_options(driver, filename, ret_options, err)
-                                       : protocol_options(filename, ret_options, err);
+                                       : co_protocol_options(filename, ret_options, err);
 }
 
 int block_co_open_filename(const char *filename, const char *format, struct options *extra,
@@ -386,11 +389,11 @@ int block_co_open_filename(const char *filename, const char *format, struct opti
         return co_open_json(filename + 5, format, TAKE_PTR(top), flags, ret_node, err);
     }
     if (driver && driver->is_filter && !driver->parse_filename) {
-        r = filter_file_options(filename, top, &file_opts, err);
+        r = co_filter_file_options(filename, top, &file_opts, err);
     } else if (takes_name_of_child(driver)) {
         r = filter_options(driver, filename, &file_opts, err);
     } else {
-        r = named_file_options(filename, top, &file_opts, err);
+        r = co_named_file_options(filename, top, &file_opts, err);
     }
     if (r == 0 && !driver) {
         r = join_file_options(top, &file_opts, err);

@@ -291,12 +291,14 @@ int loop_co_offload_all(int (*fn)(void *arg), void *args, size_t size, unsigned 
 int loop_co_brief(int (*fn)(void *arg), void *arg);
 
 /*
- * By loop_co_brief(), since a path can lead to a file system that hangs. As open(2): a descriptor,
- * which the caller owns, or -errno. As unlink(2), and as stat(2) without a result: 0 or -errno.
+ * Calls that look up a path, by loop_co_brief(): the file system may hang, or be served by this very
+ * process. As open(2): a descriptor, which the caller owns, or -errno. As unlink(2) and stat(2): 0
+ * or -errno.
  */
+struct stat;
 int loop_co_open(const char *path, int flags, mode_t mode);
 int loop_co_unlink(const char *path);
-int loop_co_look_up(const char *path);
+int loop_co_stat(const char *path, struct stat *ret_stat);
 
 /*
  * Declare that the program may block in file I/O, because it has nothing else to do (off at first).

@@ -38,14 +38,21 @@ int loop_co_unlink(const char *path)
     return loop_co_brief(unlink_path, (void *)(uintptr_t)path);
 }
 
-static int look_up_path(void *arg)
-{
-    struct stat st;
+struct path_stat {
+    const char *path;
+    struct stat *ret_stat;
+};
 
-    return stat(arg, &st) < 0 ? -errno : 0;
+static int stat_path(void *arg)
+{
+    const struct path_stat *s = arg;
+
+    return stat(s->path, s->ret_stat) < 0 ? -errno : 0;
 }
 
-int loop_co_look_up(const char *path)
+int loop_co_stat(const char *path, struct stat *ret_stat)
 {
-    return loop_co_brief(look_up_path, (void *)(uintptr_t)path);
+    struct path_stat s = {path, ret_stat};
+
+    return loop_co_brief(stat_path, &s);
 }

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "block/bitmaps.h"
 #include "block/hand_over.h"
+#include "loop/loop.h"
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/bitmap/joint.h"
 #include "qcow2/check/check.h"
@@ -228,11 +229,11 @@ static void set_limits(struct qcow2 *q)
     }
 }
 
-static bool is_block_device(const char *path)
+static bool co_is_block_device(const char *path)
 {
     struct stat st;
 
-    return stat(path, &st) == 0 && S_ISBLK(st.st_mode);
+    return loop_co_stat(path, &st) == 0 && S_ISBLK(st.st_mode);
 }
 
 /*
@@ -267,7 +268,7 @@ static int co_open_data_file(struct qcow2 *q, struct options *opts, struct error
             return error_out_of_memory(err);
         }
         options_set_str(child, "driver",
-                        is_block_device(q->header.data_filename) ? "host_device" : "file");
+                        co_is_block_device(q->header.data_filename) ? "host_device" : "file");
         options_set_str(child, "filename", q->header.data_filename);
         options_set_child(opts, "data-file", child);
     }

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/checked.h"
 #include "base/list.h"
@@ -77,10 +78,11 @@ static int co_export_add_open(void *state, struct json_object *data, struct erro
     const char *mountpoint = qmp_get_str(data, "mountpoint");
     struct add_state *s = state;
     struct block_node *node;
+    struct stat st;
     int r;
 
     if (mountpoint) {
-        (void)loop_co_look_up(mountpoint);
+        (void)loop_co_stat(mountpoint, &st);
     }
     r = qmp_co_lock_again(err);
     s->node_name = name;

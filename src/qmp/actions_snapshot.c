@@ -19,6 +19,7 @@
 #include "block/hand_over.h"
 #include "block/reopen.h"
 #include "job/job.h"
+#include "loop/loop.h"
 #include "qmp/commands.h"
 #include "qmp/lookup.h"
 #include "qmp/transaction.h"
@@ -231,8 +232,8 @@ static int co_make_overlay_file(struct json_object *data, struct block_node *nod
 }
 
 /* Options of the node of the file. */
-static int snapshot_file_options(const char *filename, struct options **ret_options,
-                                 struct error *err)
+static int co_snapshot_file_options(const char *filename, struct options **ret_options,
+                                    struct error *err)
 {
     const struct block_driver *driver = block_driver_of_filename(filename);
     struct options *opts = options_new();
@@ -246,7 +247,7 @@ static int snapshot_file_options(const char *filename, struct options **ret_opti
         options_set_str(opts, "driver", block_driver_name(driver));
         r = block_driver_parse_filename(driver, filename, opts, err);
     } else {
-        bool is_device = stat(filename, &st) == 0 && S_ISBLK(st.st_mode);
+        bool is_device = loop_co_stat(filename, &st) == 0 && S_ISBLK(st.st_mode);
 
         options_set_str(opts, "driver", is_device ? "host_device" : "file");
         options_set_str(opts, "filename", filename);
@@ -260,14 +261,14 @@ static int snapshot_file_options(const char *filename, struct options **ret_opti
 }
 
 /* The overlay has the caching of the node, and no backing node yet. */
-static int snapshot_overlay_options(struct json_object *data, struct block_node *node,
-                                    const char *format, struct options **ret_options,
-                                    struct error *err)
+static int co_snapshot_overlay_options(struct json_object *data, struct block_node *node,
+                                       const char *format, struct options **ret_options,
+                                       struct error *err)
 {
     struct block_node_settings settings = block_node_settings(node);
     AUTO_OPTIONS struct options *opts = options_new();
     struct options *cache = options_new(), *file = NULL;
-    int r = opts && cache ? snapshot_file_options(qmp_get_str(data, "snapshot-file"), &file, err)
+    int r = opts && cache ? co_snapshot_file_options(qmp_get_str(data, "snapshot-file"), &file, err)
                           : error_out_of_memory(err);
 
     if (r < 0) {
@@ -306,7 +307,7 @@ static int co_open_overlay(struct snapshot_state *s, struct json_object *data,
         }
         r = co_make_overlay_file(data, node, format, err);
     }
-    UNLESS_FAILED(r, snapshot_overlay_options(data, node, format, &opts, err));
+    UNLESS_FAILED(r, co_snapshot_overlay_options(data, node, format, &opts, err));
     return UNLESS_FAILED(
         r, block_co_open_hidden(opts, BLOCK_OPEN_RDWR | BLOCK_OPEN_NO_BACKING, &s->overlay, err));
 }

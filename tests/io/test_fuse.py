@@ -206,6 +206,18 @@ class Contents(FuseCase):
         with open(disk, "rb") as file:
             self.assertEqual(file.read(16), b"through the disk")
 
+    def test_the_daemon_opens_what_it_exports_itself(self):
+        """Its main thread would wait for its own answer for ever."""
+        self.serve_image()
+        self.export()
+        overlay = self.path("overlay")
+        tidemark.img("create", "-q", "-f", "qcow2", "-u", "-F", "raw", "-b", self.mountpoint,
+                     overlay, "8M")  # fmt: skip
+        file = {"driver": "file", "filename": overlay}
+        self.qmp.command("blockdev-add", driver="qcow2", node_name="top", file=file, read_only=True)
+        self.assertEqual(self.qmp.node("top")["backing_file_depth"], 1)
+        self.qmp.command("blockdev-del", node_name="top")
+
     def test_a_synchronous_write_is_stable(self):
         log = self.create("log", size="1M", fmt="raw")
         disk = {"driver": "null-co", "size": MIB}
