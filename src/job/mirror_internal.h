@@ -87,6 +87,8 @@ void mirror_let_guests_go(struct mirror *s);
  * is drained.
  */
 bool mirror_co_stop_guests(struct mirror *s);
+/* The same for `count` nodes: of each the caller ends the drain. */
+bool mirror_co_stop_nodes(struct mirror *s, struct block_node *const *nodes, size_t count);
 /* The same for the source, except for the root of the job; ended by block_drain_end_but(). */
 bool mirror_co_stop_others(struct mirror *s, struct block_drain *drain);
 /* Take the filter out again, without a pivot. The filter may be gone already. Control lock. */
