@@ -63,6 +63,18 @@ void block_bitmap_get_state(const struct block_bitmap *b, struct block_bitmap_st
     }
 }
 
+bool block_bitmap_is_counted(const struct block_bitmap *b)
+{
+    return !b->unread || b->inconsistent || (b->counted && dirty_bitmap_count(b->bits) == 0);
+}
+
+uint64_t block_bitmap_known_count(const struct block_bitmap *b)
+{
+    uint64_t in_memory = dirty_bitmap_count(b->bits);
+
+    return b->unread && b->counted ? MAX(b->stored_count, in_memory) : in_memory;
+}
+
 void block_bitmap_get_shown_state(const struct block_bitmap *b,
                                   struct block_bitmap_state *ret_state)
 {

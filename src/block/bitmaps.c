@@ -305,18 +305,6 @@ int block_co_bitmap_count(struct block_bitmap *b, uint64_t *ret_value, struct er
     return r;
 }
 
-bool block_bitmap_is_counted(const struct block_bitmap *b)
-{
-    return !b->unread || b->inconsistent || (b->counted && dirty_bitmap_count(b->bits) == 0);
-}
-
-uint64_t block_bitmap_known_count(const struct block_bitmap *b)
-{
-    uint64_t in_memory = dirty_bitmap_count(b->bits);
-
-    return b->unread && b->counted ? MAX(b->stored_count, in_memory) : in_memory;
-}
-
 const struct dirty_bitmap *block_bitmap_bits(const struct block_bitmap *b)
 {
     assert(!b->unread);

@@ -251,7 +251,7 @@ struct qcow2_joint {
     /* Clusters that only that one uses, its own included. */
     struct cluster_runs other_clusters;
     bool in_doubt; /* which of the two counts is not known: both are used */
-    bool waits;    /* and stay, until the first image is opened by this process (joint_known.c) */
+    bool waits;    /* and stay, until the first image is opened by this process (joint_wait.c) */
     atomic_bool looks; /* a coroutine is going to look for that */
 };
 

@@ -21,7 +21,8 @@
  *   joint_end.c    the end of a change, and when it can be forgotten
  *   joint_open.c   what an open finds: the record, the other directory, the decision
  *   joint_peer.c   looking into the headers of other images
- *   joint_known.c  images of this process that know of a change, and those that wait for one
+ *   joint_known.c  images of this process that know of a change
+ *   joint_wait.c   images that wait for the first one of theirs, until the user opens that
  *
  * The `co_` functions yield, on the main reactor. They return 0 or -errno, and fill `err` on
  * failure.
@@ -95,6 +96,8 @@ int qcow2_co_joint_ask(struct qcow2 *q, uint32_t number, enum qcow2_joint_state 
 /* The image knows of the change q->joint.id, until qcow2_joint_free(). Does not yield. */
 void qcow2_joint_know(struct qcow2 *q);
 void qcow2_joint_unknow(struct qcow2 *q);
+/* The next image, after `before` (NULL: the first), of this process in the change of `q`. */
+struct qcow2_joint *qcow2_joint_next_known(const struct qcow2 *q, const struct qcow2_joint *before);
 /*
  * The same as qcow2_co_joint_ask() of image number `number`, if this process has it open. -ENOENT:
  * it has not. Does not yield.
@@ -104,6 +107,9 @@ int qcow2_joint_ask_known(struct qcow2 *q, uint32_t number, enum qcow2_joint_sta
 char *qcow2_joint_file_name(const struct qcow2 *q);
 /* Whether a file of that name can be looked for by other processes: it is a path. */
 bool qcow2_joint_is_path(const char *name);
+
+/* --- joint_wait.c: main reactor --------------------------------------------------------------- */
+
 /*
  * An image was opened that may know what others wait for: settle those, later on. Does not yield.
  */
