@@ -202,6 +202,14 @@ static void note_moment(struct chain *c)
     model_note_moment(&c->w->model, record_tick(&c->w->log));
 }
 
+/* In its last steps it is not, and ends soon. */
+static bool is_cancellable(void)
+{
+    struct job *job = job_find(MONITOR_JOB);
+
+    return job && job_get_info(job).status != JOB_PENDING;
+}
+
 static int co_cancel(struct chain *c)
 {
     ERROR_AUTO(err);
@@ -209,8 +217,7 @@ static int co_cancel(struct chain *c)
     (void)monitor_co_wait_job((unsigned)random_below(&c->random, CANCEL_TURNS), false);
     note_moment(c);
     if (job_find(MONITOR_JOB) &&
-        monitor_co_run(&err, "job-cancel", "\"id\":\"" MONITOR_JOB "\"") < 0 &&
-        job_find(MONITOR_JOB)) {
+        monitor_co_run(&err, "job-cancel", "\"id\":\"" MONITOR_JOB "\"") < 0 && is_cancellable()) {
         return error_set(c->err, EIO, "%s", error_message(&err));
     }
     return 0;

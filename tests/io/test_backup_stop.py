@@ -44,8 +44,10 @@ class StopCase(TestCase):
 
     def begin(self, name, *words, **more):
         process = subprocess.Popen(
-            [*tool(name), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more
-        )
+            [*tool(name), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            # Who runs the tests in the background may ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **more,
+        )  # fmt: skip
         self.addCleanup(process.kill)
         wait_until(lambda: has_open(process.pid, self.sums), "its reading")
         return process
