@@ -133,8 +133,9 @@ int chardev_co_new(const char *id, struct json_object *backend, struct chardev *
     /* The id is taken while this yields. */
     list_append(&chardevs, &c->link);
     json_object_object_get_ex(backend, "data", &data);
-    r = co_open_chardev_log(c, data, err);
-    UNLESS_FAILED(r, ops->co_open(c, data, err));
+    /* The state first: before that nobody could use, stop or free the chardev. */
+    r = ops->co_open(c, data, err);
+    UNLESS_FAILED(r, co_open_chardev_log(c, data, err));
     if (r < 0) {
         free_chardev(c);
         return r;
@@ -206,7 +207,7 @@ static bool anything_runs(void)
     struct chardev *c;
 
     LIST_FOREACH (c, &chardevs, link) {
-        if (c->running > 0 || c->clients > 0) {
+        if (c->opening || c->running > 0 || c->clients > 0) {
             return true;
         }
     }
@@ -221,7 +222,7 @@ void chardev_co_release_all(void)
         loop_co_sleep(NS_PER_MS);
     }
     LIST_FOREACH_SAFE (c, next, &chardevs, link) {
-        if (c->running == 0 && c->clients == 0) {
+        if (!c->opening && c->running == 0 && c->clients == 0) {
             free_chardev(c);
         }
     }

@@ -471,3 +471,30 @@ class CommandTest(ChardevTest):
         self.assertEqual(self.qmp.receive_answer(), {"return": {}})
         for sock in accepted:
             sock.close()
+
+    def test_without_its_log_nothing_else_is_closed(self):
+        opened = f"/proc/{self.processes[0].pid}/fd/0"
+        before = os.readlink(opened)
+        for kind, data in (
+            ("file", {"out": self.path("out")}),
+            ("socket", {"addr": self.unix(self.path("new.sock"))}),
+            ("pty", {}),
+        ):
+            with self.assertRaises(QmpError):
+                self.add("c", kind, logfile=self.path("none/log"), **data)
+            self.assertEqual(os.readlink(opened), before)
+        self.assertFalse(os.path.exists(self.path("new.sock")))
+
+    def test_one_whose_log_hangs_can_be_used(self):
+        os.mkfifo(self.path("log"))
+        backend = {"type": "ringbuf", "data": {"logfile": self.path("log")}}
+        message = {"execute": "chardev-add", "arguments": {"id": "r", "backend": backend}}
+        self.qmp.send_raw(json.dumps(message))
+        with tidemark.wait_until(lambda: self.processes[0].connect(), "a second monitor") as other:
+            tidemark.wait_until(
+                lambda: any(c["label"] == "r" for c in other.command("query-chardev")), "the chardev"
+            )
+            other.command("ringbuf-write", device="r", data="abc")
+            self.assertEqual(other.command("ringbuf-read", device="r", size=4), "abc")
+        with open(self.path("log"), encoding="ascii"):
+            self.assertEqual(self.qmp.receive_answer(), {"return": {}})
