@@ -94,12 +94,14 @@ static void backup_co_abort(struct job *job, void *state)
  */
 static void co_take_filter_out(struct job *job, struct backup *b)
 {
-    struct block_node *below;
+    struct block_node *nodes[] = {b->source, b->target}, *below;
     ERROR_AUTO(err);
 
-    job_co_drain(job, b->source);
-    /* It may not be above the source any more: a reopen. Its requests may have locked ranges. */
-    job_co_drain(job, b->target);
+    /*
+     * The target may not be above the source any more, by a reopen; its requests may have locked
+     * ranges. Both at once: guests of the source do not wait for those of the target.
+     */
+    job_co_drain(job, nodes, ARRAY_SIZE(nodes));
     below = block_node_child(b->filter, "file");
     block_co_change_begin();
     block_co_root_release(b->root);

@@ -422,7 +422,7 @@ static void commit_co_clean(struct job *job, void *state)
         return;
     }
     block_node_ref(below);
-    job_co_drain(job, below);
+    job_co_drain(job, &below, 1);
     co_release_commit(s);
     block_drain_end(below);
     block_co_unref(below);

@@ -242,11 +242,11 @@ bool job_begin_last_step(struct job *job);
 /* Whether a pause point would wait, or return an error: pieces in flight should come to an end. */
 bool job_should_stop(const struct job *job);
 /*
- * For the end of a job: drain a node of it. A guest's request may hang, so the control lock is
+ * For the end of a job: drain nodes of it. A guest's request may hang, so the control lock is
  * released meanwhile; not for a job that is discarded, whose nodes are drained, in a graph change.
- * The caller ends the drain. Yields.
+ * No guest waits for the lock. The caller ends the drain of each. Yields.
  */
-void job_co_drain(const struct job *job, struct block_node *node);
+void job_co_drain(const struct job *job, struct block_node *const *nodes, size_t count);
 /* Flush a node of the job, without the control lock likewise. 0 or -errno; yields. */
 int job_co_flush_node(struct block_node *node);
 /* Sleep for `ns` (negative: without limit), until job_wake() at most. Several coroutines may. */

@@ -3,11 +3,18 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/checked.h"
+#include "base/time_units.h"
 #include "block/block.h"
 #include "block/control.h"
 #include "block/control_lock.h"
 #include "block/device.h"
 #include "job/job_internal.h"
+#include "loop/loop.h"
+
+/* For how long a drain with the control lock waits for requests that have just begun. */
+#define FIRST_DRAIN_NS (250 * NS_PER_MS)
+#define LAST_DRAIN_NS (4 * NS_PER_SECOND)
 
 /* What a job has to do with a node: uses it, has frozen its link downwards, will take it away. */
 enum job_node_use { JOB_NODE_USED = 1, JOB_NODE_FROZEN = 2, JOB_NODE_FILTER = 4 };
@@ -124,12 +131,35 @@ bool job_is_using(struct block_node *node, const struct block_root **ret_reader)
     return jobs > 0;
 }
 
-void job_co_drain(const struct job *job, struct block_node *node)
+static bool is_drain_over(const void *until_ns)
 {
+    return loop_now_ns() >= *(const int64_t *)until_ns;
+}
+
+/*
+ * A guest must not wait for the lock, which may be held for long because of another disk; and the
+ * lock must not wait for a guest's request that hangs. So the requests are awaited without the
+ * lock; with it new ones are awaited for a short time only, or all begins again.
+ */
+void job_co_drain(const struct job *job, struct block_node *const *nodes, size_t count)
+{
+    int64_t ns = FIRST_DRAIN_NS, until = 0;
     bool held = !job->discarded && block_control_pause();
 
-    block_co_drain_begin(node);
-    block_co_control_resume(held);
+    block_co_drain_begin_many(nodes, count);
+    while (held) {
+        for (size_t i = 0; i < count; i++) {
+            block_drain_end(nodes[i]);
+        }
+        block_co_control_resume(true);
+        until = loop_now_ns() + ns;
+        if (block_co_drain_begin_unless(nodes, count, is_drain_over, &until)) {
+            return;
+        }
+        ns = MIN(2 * ns, LAST_DRAIN_NS);
+        held = block_control_pause();
+        block_co_drain_begin_many(nodes, count);
+    }
 }
 
 int job_co_flush_node(struct block_node *node)

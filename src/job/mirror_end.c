@@ -130,15 +130,6 @@ static void co_wait_for_followers(struct mirror *s)
     block_co_control_resume(held);
 }
 
-/* A guest's read may hang at the source, likewise. */
-static void co_drain_filter(struct block_node *filter)
-{
-    bool held = block_control_pause();
-
-    block_co_drain_begin(filter);
-    block_co_control_resume(held);
-}
-
 static void co_drop_filter(struct mirror *s)
 {
     struct block_node *filter = s->filter;
@@ -159,7 +150,7 @@ void mirror_co_remove(struct mirror *s)
     }
     mirror_top_set_mode(s->top, MIRROR_TOP_OFF);
     co_wait_for_followers(s);
-    co_drain_filter(filter);
+    job_co_drain(s->job, &filter, 1); /* a guest's read may hang at the source */
     block_co_change_begin();
     co_mirror_detach(s);
     block_co_change_end();
@@ -214,7 +205,7 @@ void mirror_co_give_up_bitmap(struct mirror *s)
         held = block_control_pause();
         r = mirror_top_co_flush_target(s->top, NULL);
         block_co_control_resume(held);
-        co_drain_filter(s->filter);
+        job_co_drain(s->job, &s->filter, 1);
         if (r == 0 && co_settle_bitmap(s, &err) < 0) {
             log_error("mirror: bitmap '%s': %s", block_bitmap_name(s->params.bitmap),
                       error_message(&err));

@@ -224,7 +224,7 @@ static int co_merge_bitmaps(struct job *job, struct stream *s, struct error *err
     if (r < 0 || s->bitmaps.count == 0) {
         return r;
     }
-    job_co_drain(job, s->image);
+    job_co_drain(job, &s->image, 1);
     r = co_collect_stream_bitmaps(s, err); /* other commands have run */
     UNLESS_FAILED(r, chain_bitmaps_co_check(&s->bitmaps, s->image, err));
     if (r == 0) {
@@ -320,7 +320,7 @@ static void stream_co_clean(struct job *job, void *state)
         return;
     }
     block_node_ref(below);
-    job_co_drain(job, below);
+    job_co_drain(job, &below, 1);
     co_release_stream(s);
     block_drain_end(below);
     block_co_unref(below);

@@ -320,6 +320,53 @@ class HungDiskTest(tidemark.TestCase):
                 self.storage.process.send_signal(signal.SIGCONT)
                 self.wait_for_no_job()
 
+    def test_a_guest_goes_on_while_a_job_of_its_disk_waits_for_another_graph(self):
+        """The job ends while a write is in flight, and then a change hangs at another disk."""
+        rule = {"event": "none", "iotype": "write", "sector": 0, "errno": 0, "delay-ns": 10**9}
+        file = {"driver": "null-co", "size": 1 << 20}
+        for node in (
+            {"driver": "null-co", "node-name": "target", "size": 1 << 20},
+            {"driver": "blkdebug", "node-name": "slow", "image": file, "inject-error": [rule]},
+        ):
+            self.qmp.command("blockdev-add", **node)
+        self.qmp.command(
+            "block-export-add", type="nbd", id="s", node_name="slow", name="slow", writable=True
+        )
+        guest = [*tidemark.tool("io"), "-f", "raw"]
+        uri = tidemark.nbd_uri(self.path("nbd.sock"), "slow")
+        subprocess.run(self.guest_command, check=True, stdout=subprocess.DEVNULL)
+        self.qmp.command("block-export-del", id="e")
+        reopened = {"driver": "qcow2", "node-name": "disk", "file": "file"}
+        message = {"execute": "blockdev-reopen"}
+        more = {"job-id": "j", "device": "slow", "target": "target", "sync": "full"}
+        for number, command in enumerate(("blockdev-backup", "blockdev-mirror")):
+            with self.subTest(command), self.server.connect() as waiting:
+                self.qmp.command(
+                    "block-dirty-bitmap-add", node="disk", name=f"b{number}", persistent=True
+                )
+                self.assertIn("return", self.qmp.execute(command, {**more, "speed": 4096}))
+                write = subprocess.Popen(
+                    [*guest, "-c", "write 0 64k", uri], stdout=subprocess.DEVNULL
+                )
+                self.addCleanup(write.wait)
+                self.addCleanup(write.kill)
+                time.sleep(0.3)
+                tidemark.freeze(self.storage.process.pid)
+                self.qmp.command("block-job-cancel", device="j", force=True)
+                message["arguments"] = {"options": [{**reopened, "read-only": True}]}
+                waiting.send_raw(json.dumps(message))
+                time.sleep(1.5)
+                self.assert_unanswered(waiting)
+                subprocess.run(
+                    [*guest, "-c", "read 0 64k", uri], check=True, timeout=20,
+                    stdout=subprocess.DEVNULL,
+                )  # fmt: skip
+                self.assertEqual(write.wait(), 0)
+                self.storage.process.send_signal(signal.SIGCONT)
+                self.assertIn("return", waiting.receive_answer())
+                self.wait_for_no_job()
+                self.qmp.command("blockdev-reopen", options=[{**reopened, "read-only": False}])
+
     def test_commands_for_the_same_disk_wait_their_turn(self):
         self.add_spare()
         self.qmp.command(
