@@ -291,9 +291,9 @@ int loop_co_offload_all(int (*fn)(void *arg), void *args, size_t size, unsigned 
 int loop_co_brief(int (*fn)(void *arg), void *arg);
 
 /*
- * Calls that look up a path, by loop_co_brief(): the file system may hang, or be served by this very
- * process. As open(2): a descriptor, which the caller owns, or -errno. As unlink(2) and stat(2): 0
- * or -errno.
+ * Calls that look up a path, by loop_co_brief(): the file system may hang, or be served by this
+ * very process. As open(2): a descriptor, which the caller owns, or -errno. As unlink(2) and
+ * stat(2): 0 or -errno.
  */
 struct stat;
 int loop_co_open(const char *path, int flags, mode_t mode);
