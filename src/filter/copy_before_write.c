@@ -203,10 +203,11 @@ static int cbw_co_begin(struct block_node *node, struct error *err)
         return error_set(err, EINVAL, "Node '%s' has been resized while '%s' was being opened",
                          block_node_name(block_edge_node(s->file)), s->name);
     }
-    if (target_shows_disk(s, s->target)) {
-        /* Its readers read from the disk what is not copied: for as long as the image exists. */
-        block_node_set_serialising(block_edge_node(s->target), block_edge_node(s->file));
-    }
+    /*
+     * If the disk is its backing file, or becomes that, its readers read from the disk what is not
+     * copied: for as long as the image exists.
+     */
+    block_node_set_serialising(block_edge_node(s->target), block_edge_node(s->file));
     if (!n->bitmap_name) {
         return 0;
     }

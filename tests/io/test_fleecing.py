@@ -394,6 +394,32 @@ class Views(FleecingCase):
         self.qmp.command("blockdev-del", node_name="temp")
         self.assertEqual(self.do(guest, READ, 8 * MIB, MIB), b"\x22" * MIB)
 
+    def test_a_temporary_image_that_comes_to_show_the_disk(self):
+        """The disk becomes its backing file when the filter exists already. Its readers exclude the
+        guest's writes as well.
+        """
+        self.add_disk()
+        self.qmp.command("block-export-del", id="guest-disk", mode="hard")
+        self.qmp.command("object-add", qom_type="throttle-group", id="slow",
+                         limits={"bps-read": 4 * MIB})  # fmt: skip
+        self.qmp.command("blockdev-add", driver="throttle", throttle_group="slow",
+                         node_name="slow-disk", file="disk")  # fmt: skip
+        temp = {"driver": "qcow2", "node-name": "temp", "backing": None,
+                "file": {"driver": "file", "filename": self.create("t.qcow2", "16M")}}  # fmt: skip
+        self.qmp.command("blockdev-add", **temp)
+        self.qmp.command("blockdev-add", driver="copy-before-write", node_name="cbw", file="disk",
+                         target="temp")  # fmt: skip
+        self.qmp.command("blockdev-reopen", options=[{**temp, "backing": "slow-disk"}])
+        self.qmp.command("block-export-add", type="nbd", id="guest", node_name="cbw", writable=True)
+        self.qmp.command("block-export-add", type="nbd", id="temp", node_name="temp")
+        guest, reader = self.client("cbw"), self.client("temp")
+        self.assertEqual(self.do(reader, READ, 0, MIB), b"\x11" * MIB)
+        reader.request(READ, 8 * MIB, MIB)
+        time.sleep(0.05)  # the read waits, for 0.2 s at least
+        self.write(guest, 0x22, 8 * MIB, MIB)
+        self.assertEqual(reader.simple_reply(), (1, 0))
+        self.assertEqual(reader.receive(MIB), b"\x11" * MIB)
+
     def test_several_disks_at_one_moment(self):
         """A counter is written to one disk, then to the other: the views differ by one at most."""
         disks = ["a", "b"]
