@@ -49,6 +49,7 @@ struct session {
     struct json_object *held;    /* an answer that is sent at the end; NULL: none */
     struct json_reader *reader;
     struct strbuf out;    /* to be sent */
+    size_t answer_bytes;  /* of these, in answers to commands that are not out of band */
     struct co *writer;    /* the writer, while it waits for output; else NULL */
     struct co *flusher;   /* who executes, while it waits until all is sent; else NULL */
     struct co_group ends; /* the writer */
@@ -118,6 +119,15 @@ static void queue_message(struct session *s, struct json_object *message)
     wake(&s->writer);
 }
 
+/* The next command waits for the client to read it, so it is not held against the client. */
+static void queue_answer(struct session *s, struct json_object *answer)
+{
+    size_t before = s->out.len;
+
+    queue_message(s, answer);
+    s->answer_bytes += s->out.len - before;
+}
+
 static int co_send_all(int fd, const char *data, size_t size)
 {
     while (size > 0) {
@@ -150,6 +160,7 @@ static void co_writer(void *arg)
             continue;
         }
         s->out = STRBUF_INIT;
+        s->answer_bytes = 0;
         s->sending = true;
         r = co_send_all(s->fd, data.data, data.len);
         s->sending = false;
@@ -245,7 +256,7 @@ static void co_execute_request(struct session *s, struct request *q)
     if (s->call.quit_after_reply && quit_is_answered_late && !s->held) {
         s->held = json_object_get(answer);
     } else {
-        queue_message(s, answer);
+        queue_answer(s, answer);
     }
     json_object_put(answer);
     json_object_put(q->json);
@@ -529,7 +540,7 @@ void qmp_send_event(struct json_object *event)
         if (!s->call.negotiated) {
             continue;
         }
-        if (s->out.len > QMP_OUT_MAX && !s->broken) {
+        if (s->out.len - s->answer_bytes > QMP_OUT_MAX && !s->broken) {
             log_warning("QMP: a client that does not read its events is disconnected");
             break_session(s);
         }

@@ -8,7 +8,7 @@
  * which a coroutine of the session sends: an event never waits for a client. A client may send
  * commands before it reads the answers to earlier ones; with more than QMP_UNREAD_MAX bytes that
  * wait for it the next command is executed when it has read. A client that does not read is
- * disconnected when QMP_OUT_MAX bytes wait for it.
+ * disconnected when QMP_OUT_MAX bytes wait for it besides answers.
  *
  *    socket -> reader coroutine -> json_reader -> dispatch -> buffer -> writer coroutine -> socket
  *                                                 events --^
@@ -26,7 +26,7 @@ struct chardev;
 struct fd_names;
 struct json_limits;
 
-/* Bytes that may wait to be sent to a client when an event is emitted. */
+/* Bytes that may wait to be sent to a client when an event is emitted, besides answers. */
 #define QMP_OUT_MAX (1u << 20)
 /* And when its next command is executed. */
 #define QMP_UNREAD_MAX (QMP_OUT_MAX / 2)

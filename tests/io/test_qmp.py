@@ -326,6 +326,21 @@ class SessionTest(QmpTest):
             answers = [qmp.receive_answer() for _ in range(count)]
         self.assertEqual(answers, [{"return": []}] * count)
 
+    def test_long_answers_that_wait_are_not_held_against_the_client(self):
+        for n in range(1100):
+            self.qmp.command("blockdev-add", driver="null-co", node_name=f"n{n}")
+        self.start_nbd()
+        with self.server.connect() as qmp:
+            qmp.send_raw(b'{"execute": "query-named-block-nodes"}' * 2)
+            qmp.send_raw(b'{"execute": "query-blockstats", "arguments": {"query-nodes": true}}')
+            # In the socket and in memory wait 0.5 MB each, then 1 MB more.
+            time.sleep(0.5)
+            self.export()
+            self.qmp.command("block-export-del", id="export")
+            self.qmp.command("query-version")
+            for _ in range(3):
+                self.assertGreater(len(qmp.receive_answer()["return"]), 1000)
+
     def test_quit_answers_then_ends(self):
         self.assertEqual(self.server.quit(), 0)
         self.assertFalse(os.path.exists(self.server.qmp_path))
