@@ -76,6 +76,17 @@ static struct shared *co_find_current(const char *path)
     return NULL;
 }
 
+/* It is the latest of its directory: of those that were read at a time, too, one is kept. */
+static void add_latest(struct shared *latest)
+{
+    struct shared *s;
+
+    LIST_FOREACH (s, &all, link) {
+        s->stale = s->stale || strcmp(s->path, latest->path) == 0;
+    }
+    list_append(&all, &latest->link);
+}
+
 struct shared_reading {
     struct shared *shared;
     struct error *err;
@@ -110,7 +121,7 @@ static int co_read_shared(const char *path, struct shared **ret_shared, struct e
         free_shared(s);
         return r;
     }
-    list_append(&all, &s->link);
+    add_latest(s);
     *ret_shared = s;
     return 0;
 }

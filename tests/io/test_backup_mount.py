@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 
 import test_backup_files
@@ -100,6 +101,31 @@ class Points(MountCase):
         self.mounted.stop()
         self.assertFalse(self.is_mounted())
         self.assert_sound()
+
+    def test_points_that_are_opened_at_a_time_leave_one_repository_in_memory(self):
+        """Each of them may have read it, with all manifests."""
+        self.mount()
+
+        def open_all():
+            paths = [self.at(point, "disk.raw") for point, _ in self.points]
+            threads = [threading.Thread(target=lambda p=p: open(p, "rb").close()) for p in paths]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+        def count():
+            folder = f"/proc/{self.mounted.pid}/fd"
+            links = [os.readlink(os.path.join(folder, name)) for name in os.listdir(folder)]
+            return sum(link == os.path.realpath(self.repository) for link in links)
+
+        open_all()
+        before = count()
+        for _ in range(8):
+            self.write_random(0, 100)
+            self.backup()
+            open_all()
+        self.assertLessEqual(count(), before + 3)
 
     def test_new_backups_appear_and_removed_ones_stay_readable_while_they_are_open(self):
         self.mount()
