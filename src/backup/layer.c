@@ -22,6 +22,7 @@
 #include "base/secret_memory.h"
 #include "base/time_units.h"
 #include "block/block.h"
+#include "co/sync.h"
 #include "file/image_lock.h"
 #include "loop/loop.h"
 
@@ -62,8 +63,10 @@ struct layer_entry {
     char key[BACKUP_ID_SIZE + SHA256_HEX_SIZE]; /* id and SHA-256 of the checksum file */
     uint64_t image_size;                        /* bytes of the file */
     struct stat sums_stat; /* of the file that was compared with the manifest */
-    /* Open, unless they are opened for each read; they stay as they are while there are users. */
+    /* Open, unless they are opened for each read; they stay as they are while there are readers. */
     struct layer_files files;
+    bool ready; /* the files are as they stay */
+    struct co_mutex opening;
 };
 
 static struct list homes = LIST_INIT(homes);
@@ -242,6 +245,7 @@ static void keep_files(struct layer_entry *e, struct layer_files *f)
         *f = LAYER_FILES_INIT;
     }
     close_files(f);
+    e->ready = true;
 }
 
 static void drop_files(struct layer_entry *e)
@@ -250,6 +254,7 @@ static void drop_files(struct layer_entry *e)
         kept_descriptors -= LAYER_DESCRIPTORS;
         close_files(&e->files);
     }
+    e->ready = false;
 }
 
 /* --- layers that nobody uses ------------------------------------------------------------------ */
@@ -273,6 +278,7 @@ static void free_layer(struct layer_entry *e)
     sums_runs_clear(&e->layer.runs);
     free(e->layer.image);
     free(e->layer.sums_path);
+    co_mutex_destroy(&e->opening);
     free(e);
 }
 
@@ -298,6 +304,7 @@ static void close_idle(struct loop_timer *timer)
 
 static void begin_idling(struct layer_entry *e)
 {
+    e->ready = e->files.sums_fd >= 0;
     e->idle_since_ns = loop_now_ns();
     list_append(&idle, &e->idle);
     idle_bytes += size_of_layer(e);
@@ -370,20 +377,28 @@ static int open_files_again(void *arg)
     return open_files(o->e, o->files, NULL);
 }
 
-/* Open the files of a layer that was idle, and has one user now. False: they are others. */
+/*
+ * Open the files of a layer that was idle: one user does, and the others wait, since they read at
+ * once. False: the files are others, and the caller is no user any more.
+ */
 static bool co_wake_layer(struct layer_entry *e)
 {
     struct layer_files f = LAYER_FILES_INIT;
     struct files_opening o = {e, &f};
+    int r = 0;
 
-    if (loop_co_brief(open_files_again, &o) == 0) {
-        keep_files(e, &f);
-        return true;
+    co_mutex_lock(&e->opening);
+    if (!e->ready) {
+        r = loop_co_brief(open_files_again, &o);
+        if (r == 0) {
+            keep_files(e, &f);
+        }
     }
-    if (--e->users == 0) {
+    co_mutex_unlock(&e->opening);
+    if (r < 0 && --e->users == 0) {
         free_layer(e);
     }
-    return false;
+    return r == 0;
 }
 
 /* A layer that is there, with its files open if it keeps them; NULL: none. */
@@ -405,7 +420,7 @@ static struct layer_entry *co_find_layer(struct home *h, const struct repository
     }
     end_idling(e);
     e->users++;
-    return e->users > 1 || e->files.sums_fd >= 0 || co_wake_layer(e) ? e : NULL;
+    return co_wake_layer(e) ? e : NULL;
 }
 
 static struct layer_entry *new_layer(const struct repository *r, const struct repository_entry *e,
@@ -425,6 +440,7 @@ static struct layer_entry *new_layer(const struct repository *r, const struct re
     memcpy(new->id, e->id, sizeof(new->id));
     make_key(e, new->key, sizeof(new->key));
     list_init(&new->idle);
+    co_mutex_init(&new->opening);
     if (!new->layer.image || !new->layer.sums_path) {
         free_layer(new);
         return NULL;
