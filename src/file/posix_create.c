@@ -95,7 +95,11 @@ static int create_blocking(void *arg)
         c->fd = open(c->path, flags | O_CREAT | O_EXCL, 0644);
         c->created = c->fd >= 0;
         if (c->fd < 0 && errno == EEXIST) {
-            /* O_CREAT: a link may name a file that does not exist yet. */
+            /* Without O_CREAT: see protected_regular in proc(5). */
+            c->fd = open(c->path, flags);
+        }
+        if (c->fd < 0 && errno == ENOENT) {
+            /* A link may name a file that does not exist yet. */
             c->fd = open(c->path, flags | O_CREAT, 0644);
         }
         if (c->fd < 0) {
