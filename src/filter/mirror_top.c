@@ -23,7 +23,7 @@ struct mirror_top {
     /* Blocking writes in flight, by the lowest bit of the turn in which they began. */
     _Atomic unsigned following[2];
     _Atomic unsigned turn;
-    /* Copies that read the source, and what else is in flight to the target. */
+    /* Copies without an entrance that read the source; what else is in flight to the target. */
     _Atomic unsigned reading, writing;
     _Atomic enum mirror_top_mode mode;
     _Atomic uint64_t follow_end;   /* behind this the target is left alone */
@@ -325,31 +325,36 @@ static bool co_source_is_zero(struct mirror_top *s, uint64_t offset, uint64_t *l
     return status.flags & BLOCK_STATUS_ZERO;
 }
 
-/* Count as a reader, unless the source is drained. */
-static bool begin_reading(struct mirror_top *s, const struct mirror_top_copy *c)
+/*
+ * Count as a reader, unless the source is drained: as a request of the job's root, for which some
+ * drains do not wait; without an entrance, in `reading`.
+ */
+static bool begin_reading(struct mirror_top *s, struct block_edge *entrance)
 {
-    struct block_edge *entrance = c->entrance;
-
-    if (entrance && !block_edge_try_enter(entrance)) {
-        return false;
+    if (entrance) {
+        return block_edge_try_enter(entrance);
     }
     atomic_fetch_add(&s->reading, 1);
-    if (entrance) {
-        block_edge_leave(entrance);
-    }
     return true;
 }
 
 /* From now on the copy concerns the target. */
-static void end_reading(struct mirror_top *s)
+static void end_reading(struct mirror_top *s, struct block_edge *entrance)
 {
     atomic_fetch_add(&s->writing, 1);
-    atomic_fetch_sub(&s->reading, 1);
+    if (entrance) {
+        block_edge_leave(entrance);
+    } else {
+        atomic_fetch_sub(&s->reading, 1);
+    }
 }
 
-/* A part that reads as zeroes as a whole, or is data; *length becomes its length. */
-static int co_mirror_part(struct mirror_top *s, struct mirror_top_copy *c, uint64_t offset,
-                          uint64_t *length)
+/*
+ * A part that reads as zeroes as a whole, or is data; *length becomes its length. `entrance`: that
+ * of begin_reading(), which the caller of the copy may change meanwhile.
+ */
+static int co_mirror_part(struct mirror_top *s, struct mirror_top_copy *c,
+                          struct block_edge *entrance, uint64_t offset, uint64_t *length)
 {
     uint32_t granularity = s->params.granularity;
     uint64_t end = offset + *length, n = *length;
@@ -365,7 +370,7 @@ static int co_mirror_part(struct mirror_top *s, struct mirror_top_copy *c, uint6
         n = MIN(MIN(round_up(n + (n == 0), granularity), end - offset), c->buffer_size);
         r = block_co_pread(s->file, offset, c->buffer, (size_t)n);
     }
-    end_reading(s);
+    end_reading(s, entrance);
     c->reading = r < 0;
     *length = n;
     if (r == 0 && zero) {
@@ -382,14 +387,15 @@ static int co_mirror_part(struct mirror_top *s, struct mirror_top_copy *c, uint6
 int mirror_top_co_copy(struct mirror_top *s, struct mirror_top_copy *c)
 {
     uint64_t offset = c->offset, end = c->offset + c->length, n;
+    struct block_edge *entrance;
     struct range_entry range;
     int r = 0;
 
     while (r == 0 && offset < end) {
         co_range_lock(&s->busy, &range, offset, end - offset, true);
-        for (; r == 0 && offset < end && begin_reading(s, c); offset += n) {
+        for (; r == 0 && offset < end && begin_reading(s, entrance = c->entrance); offset += n) {
             n = end - offset;
-            r = co_mirror_part(s, c, offset, &n);
+            r = co_mirror_part(s, c, entrance, offset, &n);
             if (r == 0 && s->whole) {
                 dirty_bitmap_set(s->whole, offset, n);
             }

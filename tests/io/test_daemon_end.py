@@ -205,6 +205,28 @@ class DaemonEndTest(tidemark.TestCase):
         self.assert_ends_soon(server, sig=signal.SIGINT, expect=1)
         self.assert_ended_in_haste(server)
 
+    def test_an_image_that_a_mirror_reads_is_completed_though_the_read_hangs(self):
+        server = self.daemon()
+        self.image = self.create("over.qcow2", "1M")
+        minute = {"event": "none", "iotype": "read", "errno": 0, "delay-ns": 60 * 10**9}
+        for node in (
+            {"driver": "blkdebug", "node-name": "below", "inject-error": [minute],
+             "image": {"driver": "null-co", "size": 1 << 20}},
+            {"driver": "qcow2", "node-name": "over", "backing": "below",
+             "file": {"driver": "file", "filename": self.image}},
+            {"driver": "null-co", "node-name": "target", "size": 1 << 20},
+        ):  # fmt: skip
+            server.qmp.command("blockdev-add", **node)
+        server.qmp.command("block-dirty-bitmap-add", node="over", name="b", persistent=True)
+        server.qmp.command(
+            "blockdev-mirror", job_id="j", device="over", target="target", sync="full"
+        )
+        tidemark.wait_until(lambda: self.in_flight(server, "below"), "the read to hang", 60)
+        server.qmp.command("quit")
+        self.assertEqual(server.wait(20), 1, server.log())
+        self.assertNotIn("'over' is left", server.log())
+        self.assertEqual(self.stored_bitmaps(), [("b", ["auto"])])
+
     def test_quit_is_enough_beside_a_command_that_hangs(self):
         image = self.create("hung.qcow2", "1M")
         below = self.own(NbdServer(self.dir, "-f", "raw", image, name="below"))
