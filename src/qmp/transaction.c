@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "base/list.h"
 #include "base/log.h"
+#include "base/time_units.h"
 #include "block/bitmaps.h"
 #include "block/block.h"
 #include "block/control_lock.h"
@@ -21,6 +22,37 @@
 /* Interval between checks whether the nodes concerned are completed. */
 #define COMPLETE_LOOK_NS NS_PER_MS
 
+/* For how long a drain with the control lock waits for requests that have just begun. */
+#define FIRST_DRAIN_NS (250 * NS_PER_MS)
+#define LAST_DRAIN_NS (4 * NS_PER_SECOND)
+
+static bool is_time_to_undrain(const void *until_ns)
+{
+    return loop_now_ns() >= *(const int64_t *)until_ns;
+}
+
+/*
+ * Wait for requests in flight without the control lock, and take that with nothing drained: no
+ * guest waits for the lock. Then drain all, for `ns` at most; if that fails, none is drained.
+ */
+static int co_drain_once(struct qmp_concern *c, int64_t ns, struct error *err)
+{
+    int64_t until;
+    int r;
+
+    block_co_drain_begin_many(c->nodes + c->drained, c->count - c->drained);
+    for (size_t i = 0; i < c->count; i++) {
+        block_drain_end(c->nodes[i]);
+    }
+    c->drained = 0;
+    r = qmp_co_lock_again(err);
+    until = loop_now_ns() + ns;
+    if (r == 0 && block_co_drain_begin_unless(c->nodes, c->count, is_time_to_undrain, &until)) {
+        c->drained = c->count;
+    }
+    return r;
+}
+
 /*
  * Drain the nodes concerned. The graph may change while this waits for requests to end, so that the
  * actions may then concern other nodes: repeat until all are drained at one instant.
@@ -28,9 +60,10 @@
 static int co_drain_concern(struct qmp_step *steps, size_t count, struct qmp_concern *c,
                             struct error *err)
 {
+    int64_t ns = FIRST_DRAIN_NS;
     int r = 0;
 
-    while (r == 0) {
+    for (; r == 0; ns = MIN(2 * ns, LAST_DRAIN_NS)) {
         for (size_t i = 0; i < count; i++) {
             if (steps[i].action->concerns) {
                 steps[i].action->concerns(steps[i].state, steps[i].data, c);
@@ -46,9 +79,7 @@ static int co_drain_concern(struct qmp_step *steps, size_t count, struct qmp_con
         if (c->drained == c->count) {
             loop_co_sleep(COMPLETE_LOOK_NS);
         }
-        block_co_drain_begin_many(c->nodes + c->drained, c->count - c->drained);
-        c->drained = c->count;
-        r = qmp_co_lock_again(err);
+        r = co_drain_once(c, ns, err);
     }
     return r;
 }

@@ -320,8 +320,12 @@ class HungDiskTest(tidemark.TestCase):
                 self.storage.process.send_signal(signal.SIGCONT)
                 self.wait_for_no_job()
 
-    def test_a_guest_goes_on_while_a_job_of_its_disk_waits_for_another_graph(self):
-        """The job ends while a write is in flight, and then a change hangs at another disk."""
+    def test_a_guest_goes_on_while_a_change_of_its_disk_waits_for_another_graph(self):
+        """
+        A job ends, or a snapshot is taken, while a write is in flight, and then a change hangs at
+        another disk.
+        """
+        overlay = {"driver": "file", "filename": self.create("overlay.qcow2", "1M")}
         rule = {"event": "none", "iotype": "write", "sector": 0, "errno": 0, "delay-ns": 10**9}
         file = {"driver": "null-co", "size": 1 << 20}
         for node in (
@@ -339,12 +343,21 @@ class HungDiskTest(tidemark.TestCase):
         reopened = {"driver": "qcow2", "node-name": "disk", "file": "file"}
         message = {"execute": "blockdev-reopen"}
         more = {"job-id": "j", "device": "slow", "target": "target", "sync": "full"}
-        for number, command in enumerate(("blockdev-backup", "blockdev-mirror")):
-            with self.subTest(command), self.server.connect() as waiting:
+        for number, command in enumerate(("blockdev-backup", "blockdev-mirror", "blockdev-add")):
+            with (
+                self.subTest(command),
+                self.server.connect() as waiting,
+                self.server.connect() as other,
+            ):
                 self.qmp.command(
                     "block-dirty-bitmap-add", node="disk", name=f"b{number}", persistent=True
                 )
-                self.assertIn("return", self.qmp.execute(command, {**more, "speed": 4096}))
+                if command == "blockdev-add":
+                    self.qmp.command(
+                        command, driver="qcow2", node_name="overlay", file=overlay, backing=None
+                    )
+                else:
+                    self.assertIn("return", self.qmp.execute(command, {**more, "speed": 4096}))
                 write = subprocess.Popen(
                     [*guest, "-c", "write 0 64k", uri], stdout=subprocess.DEVNULL
                 )
@@ -352,7 +365,14 @@ class HungDiskTest(tidemark.TestCase):
                 self.addCleanup(write.kill)
                 time.sleep(0.3)
                 tidemark.freeze(self.storage.process.pid)
-                self.qmp.command("block-job-cancel", device="j", force=True)
+                if command == "blockdev-add":
+                    snapshot = {"node": "slow", "overlay": "overlay"}
+                    other.send_raw(
+                        json.dumps({"execute": "blockdev-snapshot", "arguments": snapshot})
+                    )
+                    time.sleep(0.1)
+                else:
+                    self.qmp.command("block-job-cancel", device="j", force=True)
                 message["arguments"] = {"options": [{**reopened, "read-only": True}]}
                 waiting.send_raw(json.dumps(message))
                 time.sleep(1.5)
@@ -364,6 +384,8 @@ class HungDiskTest(tidemark.TestCase):
                 self.assertEqual(write.wait(), 0)
                 self.storage.process.send_signal(signal.SIGCONT)
                 self.assertIn("return", waiting.receive_answer())
+                if command == "blockdev-add":
+                    self.assertEqual(other.receive_answer(), {"return": {}})
                 self.wait_for_no_job()
                 self.qmp.command("blockdev-reopen", options=[{**reopened, "read-only": False}])
 
