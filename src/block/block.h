@@ -310,6 +310,12 @@ void block_co_drain_begin_many(struct block_node *const *nodes, size_t count);
 /* The same, until `stop(arg)`: false, and nothing is drained any more. `stop` does not yield. */
 bool block_co_drain_begin_unless(struct block_node *const *nodes, size_t count,
                                  bool (*stop)(const void *arg), const void *arg);
+/*
+ * The same, for a short time: with the control lock, after a drain without it has found that no
+ * request hangs. *ns is how long the last attempt took at most, 0 before the first; each has twice
+ * the time of the one before. False: nothing is drained any more.
+ */
+bool block_co_drain_begin_soon(struct block_node *const *nodes, size_t count, int64_t *ns);
 
 /*
  * A drain that does not stop one root: that of a job which goes on alone. The caller's memory;

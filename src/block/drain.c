@@ -95,16 +95,22 @@ void block_co_root_enter_slow(struct block_root *root, unsigned index)
 #define DRAIN_RETRY_NS 100000
 
 struct root_wait {
-    struct block_root *root;
+    struct list link;        /* in `root_waits` */
+    struct block_root *root; /* NULL: released */
     struct co *drainer;
     struct loop_timer timer;
 };
+
+static struct list root_waits = LIST_INIT(root_waits);
 
 static void on_root_wait_timer(struct loop_timer *timer)
 {
     struct root_wait *w = container_of(timer, struct root_wait, timer);
     bool waits;
 
+    if (!w->root) { /* the drainer was woken then */
+        return;
+    }
     pthread_mutex_lock(&w->root->guard);
     waits = w->root->drainer == w->drainer;
     if (waits) {
@@ -138,9 +144,18 @@ static void co_root_wait_idle(struct block_root *root, int64_t until_ns)
     if (until_ns != INT64_MAX) {
         loop_timer_arm(&w.timer, until_ns);
     }
+    list_append(&root_waits, &w.link);
     co_suspend();
-    if (until_ns != INT64_MAX) {
-        loop_timer_disarm(&w.timer);
+    list_remove(&w.link);
+    loop_timer_disarm(&w.timer);
+}
+
+void block_drain_forget_root(const struct block_root *root)
+{
+    struct root_wait *w;
+
+    LIST_FOREACH (w, &root_waits, link) {
+        w->root = w->root == root ? NULL : w->root;
     }
 }
 
@@ -465,6 +480,20 @@ bool block_co_drain_begin_unless(struct block_node *const *nodes, size_t count,
         trace_block_drain_ready(nodes[i]->name);
     }
     return true;
+}
+
+static bool is_drain_over(const void *until_ns)
+{
+    return loop_now_ns() >= *(const int64_t *)until_ns;
+}
+
+bool block_co_drain_begin_soon(struct block_node *const *nodes, size_t count, int64_t *ns)
+{
+    int64_t until;
+
+    *ns = *ns == 0 ? ATTEMPT_FIRST_NS : MIN(2 * *ns, ATTEMPT_LAST_NS);
+    until = loop_now_ns() + *ns;
+    return block_co_drain_begin_unless(nodes, count, is_drain_over, &until);
 }
 
 static void begin_partial(struct block_drain *d, struct block_node *node,

@@ -235,6 +235,7 @@ void block_co_root_release(struct block_root *root)
     block_co_change_end();
     block_co_unref(origin);
     block_co_unref(node);
+    block_drain_forget_root(root);
     root_free(root);
 }
 

@@ -77,6 +77,8 @@ void block_root_leave_slow(struct block_root *root);
  * Quiesce and release roots and nodes according to the drains of all nodes. Waits for no request.
  */
 void block_drain_update(void);
+/* The root, which is idle, is about to be freed: no drain looks at it again. Does not yield. */
+void block_drain_forget_root(const struct block_root *root);
 
 /* A request on the reactor `index` enters the graph by `root`; may yield. */
 static inline void block_co_root_enter(struct block_root *root, unsigned index)

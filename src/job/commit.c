@@ -393,8 +393,10 @@ static int commit_co_prepare(struct job *job, void *state, struct error *err)
     return co_leave_graph(s, err);
 }
 
-static void co_release_commit(struct commit *s)
+static void co_release_commit(void *state)
 {
+    struct commit *s = state;
+
     block_co_root_release(s->root);
     s->root = NULL;
     block_co_root_release(s->base_root);
@@ -414,18 +416,7 @@ static void co_release_commit(struct commit *s)
 
 static void commit_co_clean(struct job *job, void *state)
 {
-    struct commit *s = state;
-    struct block_node *below = s->filter ? block_node_filter_or_backing(s->filter) : NULL;
-
-    if (!below) {
-        co_release_commit(s);
-        return;
-    }
-    block_node_ref(below);
-    job_co_drain(job, &below, 1);
-    co_release_commit(s);
-    block_drain_end(below);
-    block_co_unref(below);
+    job_co_release_drained(job, ((struct commit *)state)->filter, co_release_commit, state);
 }
 
 /* Requests that a server or a limit holds up end soon. */

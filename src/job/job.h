@@ -247,6 +247,12 @@ bool job_should_stop(const struct job *job);
  * No guest waits for the lock. The caller ends the drain of each. Yields.
  */
 void job_co_drain(const struct job *job, struct block_node *const *nodes, size_t count);
+/*
+ * Release the state of a job, with the node below its filter drained likewise; `filter` NULL: there
+ * is none any more. Yields.
+ */
+void job_co_release_drained(const struct job *job, struct block_node *filter,
+                            void (*co_release)(void *state), void *state);
 /* Flush a node of the job, without the control lock likewise. 0 or -errno; yields. */
 int job_co_flush_node(struct block_node *node);
 /* Sleep for `ns` (negative: without limit), until job_wake() at most. Several coroutines may. */

@@ -12,10 +12,6 @@
 #include "job/job_internal.h"
 #include "loop/loop.h"
 
-/* For how long a drain with the control lock waits for requests that have just begun. */
-#define FIRST_DRAIN_NS (250 * NS_PER_MS)
-#define LAST_DRAIN_NS (4 * NS_PER_SECOND)
-
 /* What a job has to do with a node: uses it, has frozen its link downwards, will take it away. */
 enum job_node_use { JOB_NODE_USED = 1, JOB_NODE_FROZEN = 2, JOB_NODE_FILTER = 4 };
 
@@ -131,11 +127,6 @@ bool job_is_using(struct block_node *node, const struct block_root **ret_reader)
     return jobs > 0;
 }
 
-static bool is_drain_over(const void *until_ns)
-{
-    return loop_now_ns() >= *(const int64_t *)until_ns;
-}
-
 /*
  * A guest must not wait for the lock, which may be held for long because of another disk; and the
  * lock must not wait for a guest's request that hangs. So the requests are awaited without the
@@ -143,7 +134,7 @@ static bool is_drain_over(const void *until_ns)
  */
 void job_co_drain(const struct job *job, struct block_node *const *nodes, size_t count)
 {
-    int64_t ns = FIRST_DRAIN_NS, until = 0;
+    int64_t ns = 0;
     bool held = !job->discarded && block_control_pause();
 
     block_co_drain_begin_many(nodes, count);
@@ -152,14 +143,28 @@ void job_co_drain(const struct job *job, struct block_node *const *nodes, size_t
             block_drain_end(nodes[i]);
         }
         block_co_control_resume(true);
-        until = loop_now_ns() + ns;
-        if (block_co_drain_begin_unless(nodes, count, is_drain_over, &until)) {
+        if (block_co_drain_begin_soon(nodes, count, &ns)) {
             return;
         }
-        ns = MIN(2 * ns, LAST_DRAIN_NS);
         held = block_control_pause();
         block_co_drain_begin_many(nodes, count);
     }
+}
+
+void job_co_release_drained(const struct job *job, struct block_node *filter,
+                            void (*co_release)(void *state), void *state)
+{
+    struct block_node *below = filter ? block_node_filter_or_backing(filter) : NULL;
+
+    if (!below) {
+        co_release(state);
+        return;
+    }
+    block_node_ref(below);
+    job_co_drain(job, &below, 1);
+    co_release(state);
+    block_drain_end(below);
+    block_co_unref(below);
 }
 
 int job_co_flush_node(struct block_node *node)

@@ -294,8 +294,10 @@ static int stream_co_prepare(struct job *job, void *state, struct error *err)
     return r;
 }
 
-static void co_release_stream(struct stream *s)
+static void co_release_stream(void *state)
 {
+    struct stream *s = state;
+
     block_co_root_release(s->root);
     s->root = NULL;
     if (s->filter) {
@@ -312,18 +314,7 @@ static void co_release_stream(struct stream *s)
 
 static void stream_co_clean(struct job *job, void *state)
 {
-    struct stream *s = state;
-    struct block_node *below = s->filter ? block_node_filter_or_backing(s->filter) : NULL;
-
-    if (!below) {
-        co_release_stream(s);
-        return;
-    }
-    block_node_ref(below);
-    job_co_drain(job, &below, 1);
-    co_release_stream(s);
-    block_drain_end(below);
-    block_co_unref(below);
+    job_co_release_drained(job, ((struct stream *)state)->filter, co_release_stream, state);
 }
 
 /* Requests that a server or a limit holds up end soon. */

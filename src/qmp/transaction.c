@@ -22,22 +22,12 @@
 /* Interval between checks whether the nodes concerned are completed. */
 #define COMPLETE_LOOK_NS NS_PER_MS
 
-/* For how long a drain with the control lock waits for requests that have just begun. */
-#define FIRST_DRAIN_NS (250 * NS_PER_MS)
-#define LAST_DRAIN_NS (4 * NS_PER_SECOND)
-
-static bool is_time_to_undrain(const void *until_ns)
-{
-    return loop_now_ns() >= *(const int64_t *)until_ns;
-}
-
 /*
  * Wait for requests in flight without the control lock, and take that with nothing drained: no
- * guest waits for the lock. Then drain all, for `ns` at most; if that fails, none is drained.
+ * guest waits for the lock. Then drain all; if that takes long, none is drained.
  */
-static int co_drain_once(struct qmp_concern *c, int64_t ns, struct error *err)
+static int co_drain_once(struct qmp_concern *c, int64_t *ns, struct error *err)
 {
-    int64_t until;
     int r;
 
     block_co_drain_begin_many(c->nodes + c->drained, c->count - c->drained);
@@ -46,8 +36,7 @@ static int co_drain_once(struct qmp_concern *c, int64_t ns, struct error *err)
     }
     c->drained = 0;
     r = qmp_co_lock_again(err);
-    until = loop_now_ns() + ns;
-    if (r == 0 && block_co_drain_begin_unless(c->nodes, c->count, is_time_to_undrain, &until)) {
+    if (r == 0 && block_co_drain_begin_soon(c->nodes, c->count, ns)) {
         c->drained = c->count;
     }
     return r;
@@ -60,10 +49,10 @@ static int co_drain_once(struct qmp_concern *c, int64_t ns, struct error *err)
 static int co_drain_concern(struct qmp_step *steps, size_t count, struct qmp_concern *c,
                             struct error *err)
 {
-    int64_t ns = FIRST_DRAIN_NS;
+    int64_t ns = 0;
     int r = 0;
 
-    for (; r == 0; ns = MIN(2 * ns, LAST_DRAIN_NS)) {
+    while (r == 0) {
         for (size_t i = 0; i < count; i++) {
             if (steps[i].action->concerns) {
                 steps[i].action->concerns(steps[i].state, steps[i].data, c);
@@ -79,7 +68,7 @@ static int co_drain_concern(struct qmp_step *steps, size_t count, struct qmp_con
         if (c->drained == c->count) {
             loop_co_sleep(COMPLETE_LOOK_NS);
         }
-        r = co_drain_once(c, ns, err);
+        r = co_drain_once(c, &ns, err);
     }
     return r;
 }
