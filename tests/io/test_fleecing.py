@@ -382,17 +382,21 @@ class Views(FleecingCase):
         self.qmp.command("block-export-add", type="nbd", id="temp", node_name="temp")
         reader = self.client("temp")
         self.assertEqual(self.do(reader, READ, 0, MIB), b"\x11" * MIB)
-        reader.request(READ, 8 * MIB, MIB)
-        time.sleep(0.05)  # the read waits, for 0.2 s at least
-        self.write(guest, 0x22, 8 * MIB, MIB)
-        self.assertEqual(reader.simple_reply(), (1, 0))
-        self.assertEqual(reader.receive(MIB), b"\x11" * MIB)
+        self.write_under_a_slow_read(guest, reader)
         self.assertEqual(self.do(reader, READ, 8 * MIB, MIB), b"\x11" * MIB)
         self.qmp.command("block-export-del", id="temp", mode="hard")
         self.qmp.command("blockdev-replace", export="guest-disk", node_name="disk")
         self.qmp.command("blockdev-del", node_name="cbw")
         self.qmp.command("blockdev-del", node_name="temp")
         self.assertEqual(self.do(guest, READ, 8 * MIB, MIB), b"\x22" * MIB)
+
+    def write_under_a_slow_read(self, guest, reader):
+        """The read, of what is 0x11, began before the guest's write: it has what was there."""
+        reader.request(READ, 8 * MIB, MIB)
+        time.sleep(0.05)  # the read waits, for 0.2 s at least
+        self.write(guest, 0x22, 8 * MIB, MIB)
+        self.assertEqual(reader.simple_reply(), (1, 0))
+        self.assertEqual(reader.receive(MIB), b"\x11" * MIB)
 
     def test_a_temporary_image_that_comes_to_show_the_disk(self):
         """The disk becomes its backing file when the filter exists already. Its readers exclude the
@@ -414,11 +418,7 @@ class Views(FleecingCase):
         self.qmp.command("block-export-add", type="nbd", id="temp", node_name="temp")
         guest, reader = self.client("cbw"), self.client("temp")
         self.assertEqual(self.do(reader, READ, 0, MIB), b"\x11" * MIB)
-        reader.request(READ, 8 * MIB, MIB)
-        time.sleep(0.05)  # the read waits, for 0.2 s at least
-        self.write(guest, 0x22, 8 * MIB, MIB)
-        self.assertEqual(reader.simple_reply(), (1, 0))
-        self.assertEqual(reader.receive(MIB), b"\x11" * MIB)
+        self.write_under_a_slow_read(guest, reader)
 
     def test_several_disks_at_one_moment(self):
         """A counter is written to one disk, then to the other: the views differ by one at most."""
