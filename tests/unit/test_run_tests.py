@@ -113,6 +113,14 @@ class RunningPrograms(unittest.TestCase):
         self.assertIn("a sanitizer reported an error", outcome.failed)
         self.assertIn("bad", outcome.output)
 
+    def test_other_lines_of_sanitizers_are_no_failure(self):
+        other = (
+            "==1==WARNING: ASan doesn't fully support makecontext/swapcontext",
+            "==1==Unable to get registers from thread 2.",
+        )
+        self.assertTrue(runner.is_harmless("\n".join(other)))
+        for line in ("==1==ERROR: LeakSanitizer: detected memory leaks", "Unable to get registers"):
+            self.assertFalse(runner.is_harmless("\n".join((*other, line))))
 
     def test_fuzz_target_is_asked_to_end_after_processor_time(self):
         job = shell_job("trap 'exit 0' USR1; while :; do :; done")
