@@ -118,8 +118,7 @@ class Greedy(TestCase):
         """Each byte in its socket was read and copied for nothing, and is memory of the system."""
         for length in (65536, MIB, 32 * MIB):
             client = self.connect(structured=length > MIB)
-            for cookie in range(64):
-                client.request(READ, 0, length, cookie=cookie)
+            client.request_often(64, READ, 0, length)
             self.assertLess(self.unread(client), MIB)
 
     def read_by_server(self):
@@ -131,8 +130,7 @@ class Greedy(TestCase):
         """Work for it, while its socket is full, is time that the others wait."""
         before = self.read_by_server()
         client = self.connect(structured=False)
-        for cookie in range(100):
-            client.request(READ, 0, 65536, cookie=cookie)
+        client.request_often(100, READ, 0, 65536)
         self.unread(client)
         self.assertLess(self.read_by_server() - before, 1.5 * MIB)
 
@@ -178,8 +176,7 @@ class Greedy(TestCase):
     def test_requests_of_a_client_that_leaves_are_forgotten(self):
         for _ in range(20):
             client = self.connect()
-            for cookie in range(20):
-                client.request(READ, 0, MIB, cookie=cookie)
+            client.request_often(20, READ, 0, MIB)
             client.sock.close()
         self.server.wait_for(lambda: self.server.resident() < 120 * MIB, "memory to be given back")
         client = self.connect()
@@ -187,8 +184,7 @@ class Greedy(TestCase):
         self.assertEqual(self.data(client, 512, 4096), pattern(512, 4096))
 
     def take(self, client, count):
-        for cookie in range(count):
-            client.request(READ, 0, MIB, cookie=cookie)
+        client.request_often(count, READ, 0, MIB)
         for _ in range(count):
             client.simple_reply()
             client.receive(MIB)
@@ -197,8 +193,7 @@ class Greedy(TestCase):
         client = self.connect(structured=False)
         for _ in range(20):
             self.take(client, 64)
-            for cookie in range(16):
-                client.request(READ, 0, MIB, cookie=cookie)
+            client.request_often(16, READ, 0, MIB)
             if self.unread(client) > 2 * MIB:
                 return
             for _ in range(16):

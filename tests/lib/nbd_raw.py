@@ -115,11 +115,18 @@ class RawClient:
 
     # --- requests
 
-    def request(self, kind, offset=0, length=0, flags=0, cookie=1, payload=b""):
+    def header(self, kind, offset, length, flags, cookie):
         form, magic = (
             (">IHHQQQ", EXTENDED_REQUEST_MAGIC) if self.extended else (">IHHQQI", REQUEST_MAGIC)
         )
-        self.send(struct.pack(form, magic, flags, kind, cookie, offset, length) + payload)
+        return struct.pack(form, magic, flags, kind, cookie, offset, length)
+
+    def request(self, kind, offset=0, length=0, flags=0, cookie=1, payload=b""):
+        self.send(self.header(kind, offset, length, flags, cookie) + payload)
+
+    def request_often(self, count, kind, offset, length):
+        """Requests with cookies from 0 on, in one piece: each piece takes much room of a socket."""
+        self.send(b"".join(self.header(kind, offset, length, 0, n) for n in range(count)))
 
     def simple_reply(self):
         """(cookie, error) of a simple reply; data is left to the caller."""
