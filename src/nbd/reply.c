@@ -267,6 +267,9 @@ static int send_some(struct nbd_connection *c)
     do {
         r = send_until_full(c);
     } while (r == -EAGAIN && grow_send_buffer(c));
+    if (r == -EAGAIN && c->tls) {
+        tls_session_socket_is_full(c->tls);
+    }
     return r;
 }
 

@@ -74,7 +74,13 @@ int tls_creds_file(const char *dir, const char *name, bool needed, char **ret_pa
  * of socket, or the peer takes only shorter records. May block while the kernel loads a module.
  */
 int tls_kernel_take_over(gnutls_session_t gnutls, int fd);
-/* Close the session towards the peer; 0 or -errno. Of a socket for which the former returned 0. */
+/*
+ * Have TCP send what it holds. Of a socket for which the former returned 0, which is full: up to
+ * Linux 6.4, records of a splice() that ends with -EAGAIN between two of them wait for the next
+ * record, and so for room, which comes only when some of them have left.
+ */
+void tls_kernel_push(int fd);
+/* Close the session towards the peer; 0 or -errno. Of a socket as for the former. */
 int tls_kernel_send_close(int fd);
 
 /* --- x509.c --------------------------------------------------------------------------------- */

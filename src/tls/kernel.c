@@ -148,6 +148,14 @@ int tls_kernel_take_over(gnutls_session_t gnutls, int fd)
     return r;
 }
 
+void tls_kernel_push(int fd)
+{
+    int on = 1;
+
+    /* tcp(7): "setting this option forces an explicit flush of pending output". */
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+}
+
 int tls_kernel_send_close(int fd)
 {
     uint8_t alert[] = {ALERT_WARNING, ALERT_CLOSE_NOTIFY};

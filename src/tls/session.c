@@ -464,6 +464,13 @@ bool tls_session_uses_kernel(const struct tls_session *s)
     return s->kernel_sends;
 }
 
+void tls_session_socket_is_full(const struct tls_session *s)
+{
+    if (s->kernel_sends) {
+        tls_kernel_push(s->fd);
+    }
+}
+
 const char *tls_session_words(const struct tls_session *s)
 {
     return !s ? "" : s->kernel_sends ? " by TLS of the kernel (kTLS)" : " by TLS";

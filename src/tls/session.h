@@ -58,6 +58,8 @@ void tls_session_co_use_kernel(struct tls_session *s);
  * (sendmsg, splice), and neither put() nor flush() is used.
  */
 bool tls_session_uses_kernel(const struct tls_session *s);
+/* If the kernel makes them: the socket has taken no more. To be called before the wait for room. */
+void tls_session_socket_is_full(const struct tls_session *s);
 /* What a log says of a connection with this session (NULL: none), after its verb. Static string. */
 const char *tls_session_words(const struct tls_session *s);
 

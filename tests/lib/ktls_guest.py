@@ -37,7 +37,8 @@ for c in {ciphers}; do
     tidemark nbd -t -f raw -b 127.0.0.1 -p 10809 --log-level info --object "$creds,endpoint=server" \\
         --tls-creds tls0 disk 2>log &
     until grep -q listens log; do sleep 1; done
-    nbdcopy "nbds://alice@127.0.0.1/?tls-psk-file=/keys.psk" copy && cmp copy old &&
+    nbdcopy --connections=1 --request-size=1048576 --requests=8 \\
+        "nbds://alice@127.0.0.1/?tls-psk-file=/keys.psk" copy && cmp copy old &&
         tidemark img convert -n -f raw --object "$creds,endpoint=client,username=alice" \\
             --target-image-opts new $disk && kill $! && wait $! && cmp disk new && echo "SAME $c"
     kill $! 2>/dev/null

@@ -6,6 +6,10 @@
  * and the RFCs, by another library's ciphers than the keys come from in the program: a peer that
  * understands the records shows that the keys were handed over right.
  *
+ * As in Linux up to 6.4, records before a splice() that finds the socket full leave only with the
+ * next ones: there will be no room, unless TCP is made to send what it has. Every fourth splice()
+ * finds the socket full.
+ *
  * When such a socket is closed, a line on the standard error output says how many bytes it was
  * given, and by which call. $KTLS_STAND_IN: "ulp" refuses TCP_ULP, and "tx" TLS_TX; other values
  * refuse nothing.
@@ -46,6 +50,9 @@ static struct kernel_socket {
     uint8_t key[32], nonce[12], explicit_nonce[8], number[8];
     bool has_explicit_nonce;
     size_t sent, spliced;
+    unsigned splices;
+    /* TCP holds records back. */
+    bool holds;
 } sockets[FDS];
 
 static struct kernel_socket *socket_of(int fd)
@@ -138,6 +145,9 @@ int setsockopt(int fd, int level, int name, const void *value, socklen_t size)
     if (level == SOL_TLS) {
         return name == TLS_TX ? set_tx(fd, value, size) : fail(ENOPROTOOPT);
     }
+    if (level == IPPROTO_TCP && name == TCP_NODELAY && socket_of(fd)) {
+        socket_of(fd)->holds = false;
+    }
     return (int)syscall(SYS_setsockopt, fd, level, name, value, size);
 }
 
@@ -211,7 +221,7 @@ static ssize_t send_record(int fd, struct kernel_socket *s, uint8_t type, uint8_
 
 static bool has_room(int fd)
 {
-    return poll(&(struct pollfd){.fd = fd, .events = POLLOUT}, 1, 0) == 1;
+    return !sockets[fd].holds && poll(&(struct pollfd){.fd = fd, .events = POLLOUT}, 1, 0) == 1;
 }
 
 static uint8_t record_type(const struct msghdr *msg)
@@ -265,7 +275,8 @@ ssize_t splice(int from, off64_t *from_offset, int to, off64_t *to_offset, size_
     if (!s) {
         return syscall(SYS_splice, from, from_offset, to, to_offset, size, flags);
     }
-    if (!has_room(to)) {
+    if (!has_room(to) || ++s->splices % 4 == 0) {
+        s->holds = true;
         return fail(EAGAIN);
     }
     n = read(from, text, size < RECORD ? size : RECORD);
