@@ -439,7 +439,7 @@ static int co_option_meta_context(struct nbd_connection *c, uint32_t option, str
         /* An earlier selection is void even if this option is refused. */
         nbd_selection_clear(&c->selection);
     }
-    if (!c->structured) {
+    if (!list && !c->structured) {
         return co_refuse_option(c, option, NBD_REP_ERR_INVALID,
                                 "%s needs structured replies to be negotiated first",
                                 nbd_option_name(option));
