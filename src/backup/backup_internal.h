@@ -16,7 +16,7 @@ struct run {
     const struct repository_entry *base; /* NULL: a full backup */
     char *reason;        /* why it is a full one, or everything is read; NULL: neither */
     bool compare;        /* everything is read, and compared with `base` */
-    struct chain parent; /* of `base`, if `compare`, or if the disk has grown */
+    struct chain parent; /* of `base` */
     struct manifest manifest;
     struct repository_draft draft;
     int image_fd, sums_fd;

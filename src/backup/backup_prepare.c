@@ -62,10 +62,10 @@ static int check_earlier_image(struct run *run, const struct repository_entry *e
 }
 
 /*
- * Check the files that the next backup would build on: images of the right size, and checksum files
- * (without which nothing can be restored) with the right contents.
+ * Check the images that the next backup would build on. Their checksum files are compared with the
+ * manifests when the chain is opened.
  */
-static int co_check_chain_files(struct run *run, const struct repository_entry *last)
+static int check_chain_images(struct run *run, const struct repository_entry *last)
 {
     const struct repository_entry **chain AUTO_FREE = NULL;
     ERROR_AUTO(err);
@@ -77,10 +77,6 @@ static int co_check_chain_files(struct run *run, const struct repository_entry *
     }
     for (size_t i = 0; r == 0 && chain && !run->reason && i < count; i++) {
         r = check_earlier_image(run, chain[i]);
-        if (r == 0 && !run->reason) {
-            r = chain_co_check_sums(&run->repository, chain[i], run->options->stop, &err);
-            r = r == 0 || r == -EINTR ? r : say(&run->reason, "%s", error_message(&err));
-        }
     }
     return r;
 }
@@ -143,17 +139,11 @@ static int check_size_for_bitmap(struct run *run, const struct manifest *last)
                now);
 }
 
-/* A stop is no damage of the chain, which would lead to a full backup. */
-static int fail_decision(int r, struct error *err)
-{
-    return r == -EINTR ? error_set(err, EINTR, "The backup was stopped") : error_out_of_memory(err);
-}
-
 /*
  * Set run->base, run->reason or both. Without a bitmap that can be relied on, everything is read
  * and compared with the checksums of the last backup.
  */
-static int co_decide(struct run *run, struct error *err)
+static int decide(struct run *run, struct error *err)
 {
     const struct repository_entry *last = repository_last(&run->repository);
     const struct repository_entry *damaged = repository_damaged_last(&run->repository);
@@ -167,7 +157,7 @@ static int co_decide(struct run *run, struct error *err)
         r = say(&run->reason, run->repository.count ? "the earlier backups are damaged"
                                                     : "there is no earlier backup");
     } else {
-        r = co_check_chain_files(run, last);
+        r = check_chain_images(run, last);
     }
     if (r == 0 && last && !run->reason) {
         run->base = last;
@@ -178,10 +168,14 @@ static int co_decide(struct run *run, struct error *err)
         }
         run->compare = run->reason != NULL;
     }
-    return r < 0 ? fail_decision(r, err) : 0;
+    return r < 0 ? error_out_of_memory(err) : 0;
 }
 
-/* The checksums to compare with. If the chain cannot be opened, a full backup is taken. */
+/*
+ * The checksums to compare with, also of what a bitmap marks: guests write the same again, and
+ * bitmaps of coarse granularity or after a crash mark more than what has changed. If the chain
+ * cannot be opened, a full backup is taken; but a stop is no damage of the chain.
+ */
 static int co_open_parent(struct run *run, struct error *err)
 {
     const struct repository_entry **entries AUTO_FREE = NULL;
@@ -193,7 +187,7 @@ static int co_open_parent(struct run *run, struct error *err)
                                    &run->parent, &damage));
     if (r == -EINTR) {
         chain_close(&run->parent);
-        return fail_decision(r, err);
+        return error_set(err, EINTR, "The backup was stopped");
     }
     if (r < 0) {
         chain_close(&run->parent);
@@ -327,8 +321,8 @@ int run_co_prepare(struct run *run, struct error *err)
     struct source *source = run->source;
     int r = run_co_settle(run, err);
 
-    UNLESS_FAILED(r, co_decide(run, err));
-    if (r == 0 && (run->compare || has_grown(run))) {
+    UNLESS_FAILED(r, decide(run, err));
+    if (r == 0 && run->base) {
         r = co_open_parent(run, err);
     }
     UNLESS_FAILED(r, co_drop_disabled(run, err));

@@ -338,7 +338,7 @@ int pull_co_run(const struct pull_config *config, struct pull_result *ret_result
     UNLESS_FAILED(r, pull_co_plan_kinds(config, &p.plan, err));
     UNLESS_FAILED(r, co_make_backup_image(&p));
     if (r == 0) {
-        clusters = p.plan.clusters;
+        clusters = p.plan.data_clusters;
         progress_begin(&p.progress, stderr, config->progress,
                        config->input->has_bitmap ? "changed" : "disk",
                        p.plan.data_clusters * BACKUP_CLUSTER_SIZE);

@@ -21,8 +21,8 @@ struct pull_config {
     struct pull_input *input;
     /*
      * Store only what has another checksum in this chain, whose last backup is the parent. If the
-     * input has a bitmap, too, data is read only where that marks it, and zeroes are looked for
-     * everywhere. NULL: store everything.
+     * input has a bitmap, data is read only where that marks it; zeroes are looked for there, or
+     * everywhere if the disk has grown. NULL: store everything, and the input has no bitmap.
      */
     struct chain *parent;
     uint64_t disk_size;
@@ -47,7 +47,7 @@ struct pull_config {
 };
 
 struct pull_result {
-    /* Bytes marked by the bitmap, different from the parent, or not known to be zero. */
+    /* Bytes different from the parent; without one, not known to be zero. */
     uint64_t changed;
     uint64_t moved; /* bytes read */
 };

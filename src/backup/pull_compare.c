@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Incremental by checksum: everything is read, and what has the same checksum in the parent is not
- * stored. Clusters are looked up in ascending order, once for zeroes, once for data.
+ * Incremental by checksum: what is read and has the same checksum in the parent is not stored.
+ * Clusters are looked up in ascending order, once for zeroes, once for data.
  *
  * While clusters are fetched it is not known how many will stay, so digests are written to places
  * that leave room for all; pull_compare_close_gaps() moves them together in the end.
@@ -20,7 +20,7 @@ static bool holds_data(const struct chain_extent *e)
     return e->layer && e->kind == SUMS_DATA;
 }
 
-/* Of clusters where the parent has data. */
+/* Of clusters where the parent has data; `first` and `end` are indices of the plan. */
 static int record_zeroes(struct pull_plan *plan, uint64_t first, uint64_t end)
 {
     int r = 0;
@@ -34,18 +34,30 @@ static int record_zeroes(struct pull_plan *plan, uint64_t first, uint64_t end)
     return r;
 }
 
-int pull_compare_zeroes(struct chain *parent, struct pull_plan *plan)
+static int record_zeroes_of_run(struct chain *parent, struct pull_plan *plan,
+                                const struct sums_run *run)
 {
     struct chain_extent e;
+    uint64_t done = 0;
     int r = 0;
 
-    chain_rewind(parent);
-    while (r == 0 && chain_next(parent, UINT32_MAX, &e)) {
+    chain_seek(parent, run->first);
+    while (r == 0 && done < run->count && chain_next(parent, run->count - done, &e)) {
         if (holds_data(&e)) {
-            r = record_zeroes(plan, e.first, MIN(e.first + e.count, plan->runs.digests));
+            r = record_zeroes(plan, run->digest + done, run->digest + done + e.count);
         }
+        done += e.count;
     }
-    chain_rewind(parent);
+    return r;
+}
+
+int pull_compare_zeroes(struct chain *parent, struct pull_plan *plan)
+{
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && i < plan->runs.count; i++) {
+        r = record_zeroes_of_run(parent, plan, &plan->runs.list[i]);
+    }
     return r;
 }
 

@@ -28,11 +28,10 @@ enum pull_kind {
  */
 struct pull_plan {
     struct sums_runs runs;
-    /* With a bitmap and a parent: where data is read; `runs` are the whole disk then. */
+    /* If the disk has grown: where data is read; `runs` are the whole disk then. */
     struct sums_runs marked;
     struct kind_map kinds;
     uint64_t data_clusters;
-    uint64_t clusters; /* that are not skipped */
 };
 
 /* What the parent has, for each cluster of a chunk. */
@@ -76,9 +75,9 @@ bool pull_plan_next(const struct pull_plan *plan, struct pull_cursor *cursor,
 /* The runs of the checksum file, from the final kinds. 0 or -ENOMEM. Does not yield. */
 int pull_plan_to_sums(const struct pull_plan *plan, struct sums_runs *ret_runs);
 
-/* --- comparing with the parent; of a plan that covers the whole disk (pull_compare.c) --- */
+/* --- comparing with the parent (pull_compare.c) --- */
 
-/* Record zeroes where the parent has data. 0 or -ENOMEM. Does not yield. */
+/* Record zeroes of the plan where the parent has data. 0 or -ENOMEM. Does not yield. */
 int pull_compare_zeroes(struct chain *parent, struct pull_plan *plan);
 /* Fill chunk->parent; chunks ascend. Errors of read(2). Does not yield. */
 int pull_compare_look_up(struct chain *parent, struct pull_chunk *chunk);

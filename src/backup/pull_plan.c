@@ -115,44 +115,21 @@ static int co_ask_kinds(const struct pull_config *config, struct pull_plan *plan
     return a.status;
 }
 
-/* Clusters that may be other than zero in the parent. */
-static uint64_t parent_clusters(const struct pull_config *config)
+static void count_data_of_run(struct pull_plan *plan, const struct sums_run *run)
 {
-    return div_round_up(config->parent_size, BACKUP_CLUSTER_SIZE);
-}
-
-/* Of an incremental backup: zeroes are recorded, but past the end of the parent. */
-static int settle_run(struct pull_plan *plan, const struct sums_run *run, uint64_t limit)
-{
-    uint64_t i = 0, end;
-    int r = 0;
-
-    for (; r == 0 && i < run->count; i = end) {
+    for (uint64_t i = 0, end; i < run->count; i = end) {
         uint64_t index = run->digest + i;
         unsigned kind = kind_map_get(&plan->kinds, index);
 
         end = kind_map_run_end(&plan->kinds, index, run->digest + run->count) - run->digest;
-        if (kind == PULL_DATA) {
-            plan->data_clusters += end - i;
-        } else if (run->first + i < limit) {
-            end = MIN(end, limit - run->first);
-            r = kind_map_set(&plan->kinds, index, end - i, PULL_ZERO);
-            kind = PULL_ZERO;
-        }
-        plan->clusters += kind != PULL_SKIP && kind != PULL_UNMARKED ? end - i : 0;
+        plan->data_clusters += kind == PULL_DATA ? end - i : 0;
     }
-    return r;
 }
 
-static int settle_kinds(const struct pull_config *config, struct pull_plan *plan)
+/* Whether zeroes are looked for everywhere, and not only where the bitmap marks changes. */
+static bool looks_at_all(const struct pull_config *config)
 {
-    uint64_t limit = config->input->has_bitmap && !config->parent ? parent_clusters(config) : 0;
-    int r = 0;
-
-    for (size_t n = 0; r == 0 && n < plan->runs.count; n++) {
-        r = settle_run(plan, &plan->runs.list[n], limit);
-    }
-    return r;
+    return !config->input->has_bitmap || config->disk_size > config->parent_size;
 }
 
 /*
@@ -206,12 +183,12 @@ int pull_co_plan_areas(const struct pull_config *config, struct pull_plan *ret_p
                        struct error *err)
 {
     uint64_t clusters = div_round_up(config->disk_size, BACKUP_CLUSTER_SIZE);
-    bool compare = config->parent != NULL;
+    bool all = looks_at_all(config);
 
     if (config->input->has_bitmap) {
-        int r = co_plan_changed(config, compare ? &ret_plan->marked : &ret_plan->runs, err);
+        int r = co_plan_changed(config, all ? &ret_plan->marked : &ret_plan->runs, err);
 
-        if (r < 0 || !compare) {
+        if (r < 0 || !all) {
             return r;
         }
     }
@@ -230,10 +207,12 @@ int pull_co_plan_kinds(const struct pull_config *config, struct pull_plan *plan,
     if (r < 0) {
         return error_set_errno(err, -r, "Could not ask %s what is allocated", config->input->shown);
     }
-    if (config->parent && config->input->has_bitmap) {
+    if (config->input->has_bitmap && looks_at_all(config)) {
         r = leave_out_unmarked(plan);
     }
-    UNLESS_FAILED(r, settle_kinds(config, plan));
+    for (size_t n = 0; n < plan->runs.count; n++) {
+        count_data_of_run(plan, &plan->runs.list[n]);
+    }
     if (config->parent) {
         UNLESS_FAILED(r, pull_compare_zeroes(config->parent, plan));
     }

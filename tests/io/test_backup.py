@@ -362,10 +362,34 @@ class TestComparing(BackupCase):
         self.assert_restores(manifest, self.model)
         self.assert_sound()
 
+    def test_what_a_bitmap_marks_is_stored_only_where_it_differs(self):
+        self.write_random(0, 8 * MIB)
+        self.backup()
+        self.write(MIB, bytes(self.model[MIB : 4 * MIB]))
+        self.write_random(2 * MIB, 100)
+        self.zero(20 * MIB, MIB)
+        self.write(30 * MIB, bytes(MIB))
+        self.zero(6 * MIB, CLUSTER, discard=True)
+        self.write(7 * MIB, bytes(CLUSTER))
+        self.write_random(40 * MIB, CLUSTER)
+        out = run(*self.backup_words()).stdout
+        manifest = self.list_backups()[-1]
+        self.assertEqual((manifest["kind"], manifest["reason"]), ("incremental", None))
+        self.assertEqual(manifest["changed-bytes"], 4 * CLUSTER)
+        self.assertLess(manifest["stored-bytes"], 12 * CLUSTER)
+        self.assertIn("marks more than what differs", out)
+        self.assert_restores(manifest, self.model)
+        self.write(0, bytes(self.model[: 4 * MIB]))
+        manifest = self.backup()
+        self.assertEqual((manifest["changed-bytes"], manifest["moved-bytes"]), (0, 4 * MIB))
+        self.assert_restores(manifest, self.model)
+        self.assert_sound()
+
     def test_the_reason_is_shown(self):
         self.write_random(0, MIB)
         self.backup()
         out = run(*self.backup_words("--compare")).stdout
+        self.assertNotIn("marks more", out)
         self.assertIn("incremental, builds on", out)
         self.assertIn("read and compared the whole disk: asked for", out)
 

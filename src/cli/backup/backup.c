@@ -64,6 +64,9 @@ static void print_backup(const struct manifest *m)
             printf("  read and compared the whole disk: %s\n", m->reason);
         }
     }
+    if (!m->reason && m->moved > m->changed + BACKUP_CLUSTER_SIZE) {
+        printf("  the bitmap marks more than what differs: that was read, and is not stored\n");
+    }
     printf("  disk %s, changed %s, moved %s, stored %s, in %.1f s\n",
            backup_size(m->virtual_size, virtual_size), backup_size(m->changed, changed),
            backup_size(m->moved, moved), backup_size(m->stored, stored),
