@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """External data files."""
 
+import json
 import os
 import subprocess
 import unittest
@@ -88,6 +89,32 @@ class DataFile(TestCase):
                 contents = f.read(128 << 10)
             self.assertEqual(contents[offset : offset + length], bytes(length), command)
             self.assertEqual(contents[offset + length :], b"\7" * ((128 << 10) - offset - length), command)
+
+    def test_zeroes_next_to_zeroes_need_no_data(self):
+        """A part of a cluster that is zeroed, where the rest has nothing: all of it becomes zero."""
+        for raw, before in (("off", ()), ("on", ("write -z 0 128k",))):
+            image, data = self.path(f"part-{raw}.qcow2"), self.path(f"part-{raw}.data")
+            options = f"data_file={data},data_file_raw={raw}"
+            img("create", "-q", "-f", "qcow2", "-o", options, image, "1M")
+            zero = ("write -z 5000 3000", "write -z -u 65000 1000")
+            io(image, *before, *zero, "write -P 1 128k 1k", "write -z 130k 1k", fmt="qcow2")
+            parts = json.loads(img("map", "--output=json", "-f", "qcow2", "-l", "192k", image).stdout)
+            self.assertEqual([p["start"] for p in parts if p["data"]], [128 << 10], parts)
+            io(image, "read -P 0 0 128k", "read -P 1 128k 1k", "read -P 0 129k 63k", fmt="qcow2")
+
+    def test_events_are_those_of_the_image(self):
+        """blkdebug below the image has them, and blkdebug below the data file none, as in QEMU."""
+        image = self.path("events.qcow2")
+        for below, failed in (("file", 1), ("data-file", 0)):
+            img("create", "-q", "-f", "qcow2", "-o", f"data_file={image}.data", image, "1M")
+            names = {"file": image, "data-file": f"{image}.data"}
+            options = [f"driver=qcow2,{below}.driver=blkdebug,{below}.image.filename={names.pop(below)}"]
+            options += [f"{child}.filename={name}" for child, name in names.items()]
+            options += [f"{below}.inject-error.{i}.event={event}"
+                        for i, event in enumerate(("write_aio", "read_aio", "cow_write"))]  # fmt: skip
+            words = ["-c", "write -P 1 0 4k", "-c", "read -P 1 0 4k", "-c", "flush"]
+            result = run(*tool("io"), "--image-opts", *words, ",".join(options), check=False)
+            self.assertEqual(result.returncode, failed, result.stdout + result.stderr)
 
     def test_a_data_file_ends_with_the_disk(self):
         for raw in ("off", "on"):

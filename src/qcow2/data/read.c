@@ -73,7 +73,7 @@ static int co_read_run(struct qcow2 *q, const struct qcow2_run *run, uint64_t of
 {
     switch (run->type) {
     case CLUSTER_NORMAL:
-        block_co_event(q->data, BLOCK_EVENT_READ_AIO);
+        block_co_event(q->node->file, BLOCK_EVENT_READ_AIO);
         return q->crypt_method != CRYPT_NONE && !(flags & BLOCK_REQ_PREFETCH)
                    ? qcow2_co_read_encrypted(q, offset, run->host, iov)
                    : block_co_preadv(q->data, run->host, iov, flags);

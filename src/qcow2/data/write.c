@@ -118,7 +118,7 @@ static int co_write_data(struct qcow2 *q, uint64_t guest, uint64_t host, struct 
     if (r < 0) {
         return qcow2_co_conclude(q, r);
     }
-    block_co_event(q->data, BLOCK_EVENT_WRITE_AIO);
+    block_co_event(q->node->file, BLOCK_EVENT_WRITE_AIO);
     return q->crypt_method != CRYPT_NONE ? qcow2_co_write_encrypted(q, guest, host, iov)
                                          : block_co_pwritev(q->data, host, iov, 0);
 }
@@ -143,9 +143,9 @@ static int co_write_padded(struct qcow2 *q, const struct allocation *a, size_t h
         add_piece(&g, head_buf, head);
         add_data(&g, a->data);
         add_piece(&g, tail_buf, tail);
-        block_co_event(q->data, BLOCK_EVENT_COW_WRITE);
+        block_co_event(q->node->file, BLOCK_EVENT_COW_WRITE);
     } else {
-        block_co_event(q->data, BLOCK_EVENT_CLUSTER_ALLOC_SPACE);
+        block_co_event(q->node->file, BLOCK_EVENT_CLUSTER_ALLOC_SPACE);
         add_zeroes(&g, head);
         add_data(&g, a->data);
         add_zeroes(&g, tail);

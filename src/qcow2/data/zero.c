@@ -362,8 +362,9 @@ static int co_zero_partial(struct qcow2 *q, uint64_t offset, uint64_t length, en
     co_range_lock(&q->guest, &range, round_down(offset, q->cluster_size), q->cluster_size, true);
     r = co_rest_is_zero(q, offset, length, &zero);
     if (r == 0) {
-        r = zero && !q->has_data_file ? co_change_clusters(q, start, size, change) : -ENOTSUP;
+        r = zero ? co_change_data_file(q, start, size, change) : -ENOTSUP;
     }
+    UNLESS_FAILED(r, co_change_clusters(q, start, size, change));
     range_unlock(&q->guest, &range);
     return r;
 }
