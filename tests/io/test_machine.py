@@ -812,6 +812,14 @@ class LimitsTest(MachineCase):
             self.limit(machine, "d1", iops=8, group="g")
             self.assertEqual((self.shown(machine)["iops"], self.shown(machine)["group"]), (8, "g"))
 
+    def test_a_command_that_waits_for_a_limit_ends(self):
+        """Whoever could step the clock waits for the answer."""
+        with self.machine(*self.drive(0, ",iops_rd=4")) as machine:
+            for _ in range(3):
+                machine.hmp('qemu-io d0 "read 0 4k"')
+            machine.qtest.sendall(b"clock_step 0\n")
+            self.assertGreaterEqual(int(machine.qtest.recv(100).split()[1]), 400 * 10**6)
+
     def test_requests_wait_until_the_clock_lets_them(self):
         with self.machine(*self.drive(0), *self.drive(1)) as machine:
             for name in ("d0", "d1"):

@@ -82,6 +82,47 @@ static void co_step_to(int64_t ns)
     loop_co_sleep(SETTLE_NS);
 }
 
+/* --- commands that wait ----------------------------------------------------------------------- */
+
+/* How long a command may take before the clock moves for it, and by how much it moves then. */
+#define PATIENCE_NS (200 * NS_PER_MS)
+#define WAIT_STEP_NS (10 * NS_PER_MS)
+
+static unsigned commands_in_work;
+static uint64_t commands_ended;
+static bool watched;
+
+static void co_watch_commands(void *arg)
+{
+    (void)arg;
+    while (commands_in_work > 0) {
+        uint64_t seen = commands_ended;
+
+        loop_co_sleep(PATIENCE_NS);
+        while (commands_in_work > 0 && commands_ended == seen) {
+            co_step_to(stepped_ns + WAIT_STEP_NS);
+            loop_co_sleep(WAIT_STEP_NS);
+        }
+    }
+    watched = false;
+}
+
+void machine_clock_command_begins(void)
+{
+    commands_in_work++;
+    if (stepped && !watched) {
+        watched = reactor_spawn(reactor_main(), co_watch_commands, NULL) >= 0;
+    }
+}
+
+void machine_clock_command_ends(void)
+{
+    commands_in_work--;
+    commands_ended++;
+}
+
+/* --- qtest ------------------------------------------------------------------------------------ */
+
 /* QEMU's docs/devel/testing/qtest, "QTest Protocol", as far as it concerns the clock. */
 static void co_qtest_line(struct machine_lines *lines, const char *line)
 {

@@ -21,6 +21,14 @@ void machine_clock_start(void);
 int64_t machine_clock_uptime_ns(void);
 
 /*
+ * Around a command of a monitor that returns when its I/O has ended. If that waits for a limit on a
+ * stepped clock, whoever steps the clock may wait for the answer: so the clock moves with the time
+ * meanwhile. Neither yields.
+ */
+void machine_clock_command_begins(void);
+void machine_clock_command_ends(void);
+
+/*
  * Serve qtest on a connected, non-blocking socket `fd`, which is consumed also on failure. A line
  * is a command: clock_step, clock_set; others have no hardware to act on, and are refused. -EAGAIN
  * and -ENOMEM of co_spawn(). Does not yield.

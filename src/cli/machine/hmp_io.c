@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "cli/io/command.h"
+#include "cli/machine/clock.h"
 #include "cli/machine/device.h"
 #include "cli/machine/disk.h"
 #include "cli/machine/hmp.h"
@@ -51,7 +52,9 @@ static int co_run_io(struct io *io, const char *line, struct error *err)
         return -EINVAL;
     }
     chardev_co_stdio_settle();
+    machine_clock_command_begins();
     r = io_co_run_text(io, line, err);
+    machine_clock_command_ends();
     fflush(stdout);
     return r;
 }
