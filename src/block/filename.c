@@ -88,7 +88,8 @@ static int filter_options(const struct block_driver *driver, const char *filenam
  */
 static void copy_generic(const struct options *from, struct options *to)
 {
-    static const char *const keys[] = {"read-only", "auto-read-only", "force-share", "cache", NULL};
+    static const char *const keys[] = {"active",      "read-only", "auto-read-only",
+                                       "force-share", "cache",     NULL};
     struct json_object *json = options_to_json(from);
     struct options *copy = NULL;
 

@@ -399,6 +399,90 @@ class RunStateTest(MachineCase):
         self.assertLessEqual({"query-block", "blockdev-add", "STOP", "JOB_STATUS_CHANGE"}, names)
 
 
+class MigrationTest(MachineCase):
+    """What one machine has goes on in another one: disks and bitmaps, without a guest."""
+
+    DISK = ["-drive", "if=none,id=d,file=disk.qcow2,node-name=n", "-device", "virtio-blk,drive=d"]
+
+    def migrate(self, machine, uri, *capabilities):
+        names = ("events", *capabilities)
+        machine.qmp.command("migrate-set-capabilities",
+                            capabilities=[{"capability": name, "state": True} for name in names])  # fmt: skip
+        machine.qmp.command("migrate", uri=uri)
+
+    def wait(self, machine, *expected):
+        seen = []
+        while seen[-1:] not in (["completed"], ["failed"]):
+            seen.append(machine.qmp.wait_event("MIGRATION")["data"]["status"])
+        self.assertEqual(seen, list(expected))
+
+    def digest(self, machine, name):
+        return machine.qmp.command("x-debug-block-dirty-bitmap-sha256", node="n", name=name)["sha256"]
+
+    def test_a_disk_and_its_bitmaps_go_over(self):
+        uri = f"unix:{self.path('s')}"
+        with self.machine(*self.DISK) as source, self.machine(*self.DISK, "-incoming", uri) as target:
+            on = [{"capability": name, "state": True} for name in ("events", "dirty-bitmaps")]
+            target.qmp.command("migrate-set-capabilities", capabilities=on)
+            for name, persistent in (("kept", True), ("other", False)):
+                source.qmp.command("block-dirty-bitmap-add", node="n", name=name,
+                                   persistent=persistent, granularity=4096)  # fmt: skip
+            source.hmp('qemu-io d "write -P 7 64k 12k"')
+            digest = self.digest(source, "kept")
+            self.assertEqual(target.qmp.command("query-status")["status"], "inmigrate")
+            self.migrate(source, uri, "dirty-bitmaps")
+            self.wait(source, "setup", "active", "device", "completed")
+            self.wait(target, "active", "completed")
+            wait_until(lambda: source.qmp.command("query-status")["status"] == "postmigrate", "the end")
+            self.assertEqual(target.qmp.command("query-status")["status"], "running")
+            self.assertEqual([self.digest(target, name) for name in ("kept", "other")], [digest] * 2)
+            source.hmp('qemu-io d "write 0 4k"')
+            target.hmp('qemu-io d "write -P 8 0 4k"')
+            target.hmp('qemu-io d "read -P 7 64k 12k"')
+            self.assertNotIn("verification failed", target.end())
+            self.assertIn("write failed: Operation not permitted", source.end())
+        io(self.path("disk.qcow2"), "read -P 8 0 4k", "read -P 7 64k 12k", fmt="qcow2")
+
+    def test_a_machine_that_cannot_leave_goes_on(self):
+        self.create("target.qcow2", "1M")
+        with self.machine(*self.DISK) as machine:
+            machine.hmp('qemu-io d "write 0 1M"')
+            machine.qmp.command("drive-backup", job_id="j", device="d", sync="full", speed=1,
+                                target=self.path("target.qcow2"), mode="existing")  # fmt: skip
+            self.migrate(machine, "exec:cat >state")
+            self.wait(machine, "setup", "active", "device", "failed")
+            self.assertIn("error-desc", machine.qmp.command("query-migrate"))
+            wait_until(lambda: machine.qmp.command("query-status")["running"], "the machine")
+            machine.hmp('qemu-io d "write -P 9 0 4k"')
+            machine.hmp('qemu-io d "read -P 9 0 4k"')
+            self.assertNotIn("rror", machine.end())
+
+    def test_it_goes_through_a_file_and_waits_to_be_let_go(self):
+        with self.machine(*self.DISK) as source:
+            source.hmp('qemu-io d "write -P 7 0 4k"')
+            self.assertIn("unknown migration protocol", self.refusal(source, "migrate", uri="x:y"))
+            self.assertIn("not in expected state", self.refusal(source, "migrate-continue", state="active"))
+            self.migrate(source, "exec:cat >state", "pause-before-switchover")
+            while source.qmp.wait_event("MIGRATION")["data"]["status"] != "pre-switchover":
+                pass
+            source.qmp.command("migrate-continue", state="pre-switchover")
+            self.wait(source, "device", "completed")
+        with self.machine(*self.DISK, "-incoming", "defer") as target:
+            self.assertIn("Guest is waiting", self.refusal(target, "migrate", uri="exec:cat"))
+            target.qmp.command("migrate-incoming", uri="exec:cat state")
+            wait_until(lambda: target.qmp.command("query-status")["running"], "the machine")
+            target.hmp('qemu-io d "read -P 7 0 4k"')
+            self.assertNotIn("verification failed", target.end())
+
+    def test_a_machine_that_waits_in_vain_ends(self):
+        os.mkfifo(self.path("fifo"))
+        for uri in (f"unix:{self.path('s')}", "exec:cat fifo"):
+            with self.machine(*self.DISK, "-incoming", uri) as machine:
+                machine.end()
+                self.assertEqual(machine.process.returncode, 0)
+        self.assertFalse(os.path.exists(self.path("s")))
+
+
 class AccountingTest(MachineCase):
     """Requests are counted by disk, on a clock that only a test moves."""
 

@@ -8,6 +8,7 @@
 #include "cli/machine/call.h"
 #include "cli/machine/device.h"
 #include "cli/machine/hmp.h"
+#include "cli/machine/migrate.h"
 #include "qmp/define.h"
 #include "qmp/events.h"
 #include "qmp/types.h"
@@ -136,11 +137,24 @@ static const struct qmp_command commands[] = {
     {"device_del", &device_del, &schema_empty, co_device_del},
     {"eject", &eject, &schema_empty, machine_co_eject},
     {"human-monitor-command", &human_command, &schema_str, machine_co_human_monitor_command},
+    {"migrate", &machine_migrate_type, &schema_empty, machine_co_migrate},
+    {"migrate-continue", &machine_migrate_continue_type, &schema_empty,
+     machine_co_migrate_continue},
+    {"migrate-incoming", &machine_migrate_incoming_type, &schema_empty,
+     machine_co_migrate_incoming},
+    {"migrate-set-capabilities", &machine_migrate_capabilities_type, &schema_empty,
+     machine_co_migrate_set_capabilities},
+    {"migrate-set-parameters", &machine_migrate_parameters_type, &schema_empty,
+     machine_co_migrate_set_parameters},
+    {"migrate-start-postcopy", &schema_empty, &schema_empty, machine_co_migrate_start_postcopy},
     {"nbd-server-add", &nbd_server_add, &schema_empty, machine_co_nbd_server_add},
     {"qom-get", &qmp_type_qom_get, &schema_any, machine_co_qom_get},
     {"qom-set", &qmp_type_qom_set, &schema_empty, machine_co_qom_set},
     {"query-block", &schema_empty, &qmp_type_block_infos, machine_co_query_block},
     {"query-blockstats", &blockstats_args, &anything, machine_co_query_blockstats},
+    {"query-migrate", &schema_empty, &machine_migrate_info_type, machine_co_query_migrate},
+    {"query-migrate-capabilities", &schema_empty, &machine_migrate_capability_list,
+     machine_co_query_migrate_capabilities},
     {"query-name", &schema_empty, &name_info, co_query_name},
     {"query-status", &schema_empty, &status_info, machine_co_query_status},
     {"query-tpm", &schema_empty, &anything, co_query_tpm},
@@ -153,6 +167,7 @@ static const struct qmp_command commands[] = {
 static const struct qmp_event events[] = {
     {"DEVICE_DELETED", &device_deleted},
     {"DEVICE_TRAY_MOVED", &tray_moved},
+    {"MIGRATION", &machine_migrate_event},
     {"RESET", &reset_event},
     {"RESUME", &schema_empty},
     {"SHUTDOWN", &shutdown_event},

@@ -185,12 +185,22 @@ static struct machine_disk_use use_of(const struct machine_device *device)
     return use;
 }
 
+/* QEMU finds an object by the end of its path, too, if that is some of its parts. */
+static bool ends_path(const char *path, const char *part)
+{
+    size_t path_len = strlen(path), len = strlen(part);
+
+    return strchr(part, '/') && len < path_len && path[path_len - len - 1] == '/' &&
+           strcmp(path + path_len - len, part) == 0;
+}
+
 struct machine_device *machine_device_lookup(const char *id, struct error *err)
 {
     struct machine_device *d;
 
     LIST_FOREACH (d, &devices, link) {
-        if ((d->id && strcmp(d->id, id) == 0) || strcmp(d->path, id) == 0) {
+        if ((d->id && strcmp(d->id, id) == 0) || strcmp(d->path, id) == 0 ||
+            ends_path(d->path, id)) {
             if (!d->disk) {
                 error_set(err, EINVAL, "Device does not have a block device backend");
                 return NULL;

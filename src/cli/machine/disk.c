@@ -89,9 +89,9 @@ static void permissions(const struct machine_disk *disk, const struct block_node
     if (!block_node_is_read_only(node) && ((disk->user && !incoming) || disk->written)) {
         *ret_perm |= BLOCK_PERM_WRITE;
     }
-    *ret_shared = BLOCK_PERM_ALL;
-    if (disk->user && !incoming) {
-        *ret_shared = disk->use.shared;
+    *ret_shared = BLOCK_PERM_ALL | BLOCK_SHARE_HAND_OVER;
+    if (!incoming) {
+        *ret_shared = disk->user ? disk->use.shared : BLOCK_PERM_ALL;
     }
     if (disk->user && disk->use.reads_only) {
         *ret_perm &= ~(unsigned)BLOCK_PERM_WRITE;
@@ -112,6 +112,19 @@ int machine_disk_co_set_perm(struct machine_disk *disk, struct error *err)
 void machine_disks_wait_for_start(void)
 {
     incoming = true;
+}
+
+int machine_disks_co_pause(struct error *err)
+{
+    struct machine_disk *disk;
+    int r = 0;
+
+    incoming = true;
+    LIST_FOREACH (disk, &disks, link) {
+        disk->written = false;
+        UNLESS_FAILED(r, machine_disk_co_set_perm(disk, err));
+    }
+    return r;
 }
 
 int machine_disks_co_start(struct error *err)

@@ -85,6 +85,11 @@ int machine_disk_co_set_perm(struct machine_disk *disk, struct error *err);
  * machine_disks_co_start(). Does not yield.
  */
 void machine_disks_wait_for_start(void);
+/*
+ * The guest devices, and the monitor's qemu-io, use their disks no longer, which may be handed over
+ * to another machine. Errors of block_co_root_set_perm(). Yields.
+ */
+int machine_disks_co_pause(struct error *err);
 /* The guest devices use their disks. After an error, of another user, none of them does. Yields. */
 int machine_disks_co_start(struct error *err);
 

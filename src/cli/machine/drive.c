@@ -15,6 +15,7 @@
 #include "cli/machine/device.h"
 #include "cli/machine/disk.h"
 #include "cli/machine/limits.h"
+#include "cli/machine/migrate.h"
 
 struct interface {
     const char *name;
@@ -336,6 +337,9 @@ static int co_open_drive(const struct settings *s, struct options *opts /* consu
     int r;
 
     options_default_bool(opts, "auto-read-only", true);
+    if (machine_waits_for_migration()) {
+        options_default_bool(opts, "active", false);
+    }
     options_default_bool(opts, "read-only", s->overlay || s->read_only);
     if (s->file) {
         return block_co_open_filename(s->file, s->format, opts, flags, ret_node, err);

@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "cli/machine/call.h"
 #include "cli/machine/hmp.h"
+#include "cli/machine/migrate.h"
 #include "cli/machine/vm_snapshot.h"
 
 /* --- info block ------------------------------------------------------------------------------- */
@@ -238,6 +239,14 @@ static int co_info_blockstats(struct hmp *hmp, int argc, char **argv, struct err
     return r;
 }
 
+static int co_info_migrate(struct hmp *hmp, int argc, char **argv, struct error *err)
+{
+    if (strcmp(machine_migration_status(), "none") != 0) {
+        hmp_printf(hmp, "Migration status: %s\n", machine_migration_status());
+    }
+    return 0;
+}
+
 static int co_info_snapshots(struct hmp *hmp, int argc, char **argv, struct error *err)
 {
     STRBUF_AUTO(text);
@@ -256,6 +265,7 @@ const struct hmp_command hmp_info_commands[] = {
     {"block-jobs", NULL, 0, 0, "", "show progress of ongoing block device operations",
      co_info_block_jobs},
     {"blockstats", NULL, 0, 0, "", "show block device statistics", co_info_blockstats},
+    {"migrate", NULL, 0, 0, "", "show migration status", co_info_migrate},
     {"snapshots", NULL, 0, 0, "", "show the currently saved VM snapshots", co_info_snapshots},
     {"status", NULL, 0, 0, "", "show the current VM status", co_info_status},
     {"version", NULL, 0, 0, "", "show the version of QEMU", co_info_version},

@@ -10,6 +10,7 @@
 #include "cli/machine/call.h"
 #include "cli/machine/disk.h"
 #include "cli/machine/hmp.h"
+#include "cli/machine/migrate.h"
 #include "cli/machine/vm_snapshot.h"
 
 /* --- the NBD server --------------------------------------------------------------------------- */
@@ -222,6 +223,33 @@ static int co_run_object_del(struct hmp *hmp, int argc, char **argv, struct erro
     return machine_co_qmp("object-del", args, NULL, err);
 }
 
+/* The command does not wait for the end, with -d or without. */
+static int co_run_migrate(struct hmp *hmp, int argc, char **argv, struct error *err)
+{
+    (void)hmp_take_flags(&argc, &argv, "dbir");
+    return argc == 1 ? machine_co_migrate_to(argv[0], err)
+                     : error_set(err, EINVAL, "migrate: extraneous characters at the end of line");
+}
+
+static int co_run_set_capability(struct hmp *hmp, int argc, char **argv, struct error *err)
+{
+    if (strcmp(argv[1], "on") != 0 && strcmp(argv[1], "off") != 0) {
+        return error_set(err, EINVAL, "Parameter 'state' expects 'on' or 'off'");
+    }
+    return machine_set_migration_capability(argv[0], strcmp(argv[1], "on") == 0, err);
+}
+
+/* Of the copy of a guest's memory. */
+static int co_run_set_parameter(struct hmp *hmp, int argc, char **argv, struct error *err)
+{
+    return 0;
+}
+
+static int co_run_start_postcopy(struct hmp *hmp, int argc, char **argv, struct error *err)
+{
+    return machine_co_qmp("migrate-start-postcopy", json_object_new_object(), NULL, err);
+}
+
 const struct hmp_command hmp_server_commands[] = {
     {"block_job_set_speed", NULL, 2, 2, "device speed",
      "set maximum speed for a background block operation", co_run_set_speed},
@@ -229,6 +257,14 @@ const struct hmp_command hmp_server_commands[] = {
      "change I/O throttle limits for a block drive", co_run_io_throttle},
     {"delvm", NULL, 1, 1, "tag", "delete a VM snapshot from its tag", co_run_delvm},
     {"loadvm", NULL, 1, 1, "tag", "restore a VM snapshot from its tag", co_run_loadvm},
+    {"migrate", NULL, 1, 4, "[-d] [-b] [-i] uri", "migrate to URI", co_run_migrate},
+    {"migrate_set_capability", NULL, 2, 2, "capability state",
+     "Enable/Disable the usage of a capability for migration", co_run_set_capability},
+    {"migrate_set_parameter", NULL, 2, 2, "parameter value", "Set the parameter for migration",
+     co_run_set_parameter},
+    {"migrate_start_postcopy", NULL, 0, 0, "",
+     "Followup to a migration command to switch the migration to postcopy mode.",
+     co_run_start_postcopy},
     {"nbd_server_add", NULL, 1, 3, "[-w] device [name]", "export a block device via NBD",
      co_run_server_add},
     {"nbd_server_remove", NULL, 1, 2, "[-f] name", "remove an export previously exposed via NBD",

@@ -33,6 +33,7 @@
 #include "cli/machine/disk.h"
 #include "cli/machine/drive.h"
 #include "cli/machine/lines.h"
+#include "cli/machine/migrate.h"
 #include "cli/machine/monitors.h"
 #include "cli/machine/run_state.h"
 #include "cli/machine/vm_snapshot.h"
@@ -125,6 +126,9 @@ static int co_make_node(const struct maker *maker, const char *text, struct erro
 
     if (r < 0) {
         return r;
+    }
+    if (machine_waits_for_migration()) {
+        options_default_bool(opts, "active", false);
     }
     r = qmp_args_of_options(&block_options_type, opts, &args, err);
     if (r < 0) {
@@ -330,6 +334,7 @@ static int co_make_machine(struct daemon_run *run, struct error *err)
     }
     free(drives);
     block_set_creation_fn(cli_announce_creation);
+    UNLESS_FAILED(r, machine_migration_co_start(err));
     if (r < 0) {
         chardev_co_stdio_settle();
     }
@@ -340,6 +345,7 @@ static void co_end_machine(void)
 {
     export_nbd_server_keep_file();
     machine_monitors_co_end();
+    machine_migration_co_end();
     machine_devices_co_free();
     machine_disks_co_free();
     machine_qtest_end();
@@ -490,12 +496,9 @@ static enum verdict take_plain_option(struct machine *m, const char *name, const
         m->loadvm = value;
         return NEXT;
     }
-    /* Whoever reads nothing from the other side waits for it. */
-    if (value && strcmp(name, "incoming") == 0 &&
-        (strcmp(value, "defer") == 0 || strncmp(value, "exec:", 5) == 0)) {
+    if (value && strcmp(name, "incoming") == 0) {
         m->is_incoming = true;
-        machine_disks_wait_for_start();
-        machine_start_stopped();
+        machine_wait_for_migration(value);
         return NEXT;
     }
     cli_fail("-%s: invalid option", name);

@@ -10,10 +10,29 @@
 #include "qmp/types.h"
 
 static const char *run_state = "running";
+static bool starts_stopped;
 
 void machine_start_stopped(void)
 {
-    run_state = "prelaunch";
+    starts_stopped = true;
+    if (strcmp(run_state, "inmigrate") != 0) {
+        run_state = "prelaunch";
+    }
+}
+
+bool machine_starts_stopped(void)
+{
+    return starts_stopped;
+}
+
+void machine_set_run_state(const char *state)
+{
+    bool ran = machine_is_running();
+
+    run_state = state;
+    if (ran != machine_is_running()) {
+        qmp_emit(ran ? "STOP" : "RESUME", NULL);
+    }
 }
 
 bool machine_is_running(void)
@@ -25,8 +44,7 @@ int machine_co_stop(struct qmp_call *call, struct json_object *args, struct json
                     struct error *err)
 {
     if (machine_is_running()) {
-        run_state = "paused";
-        qmp_emit("STOP", NULL);
+        machine_set_run_state("paused");
     }
     return 0;
 }
@@ -37,9 +55,8 @@ int machine_co_cont(struct qmp_call *call, struct json_object *args, struct json
     int r = qmp_co_set_active(NULL, true, err);
 
     UNLESS_FAILED(r, machine_disks_co_start(err));
-    if (r >= 0 && !machine_is_running()) {
-        run_state = "running";
-        qmp_emit("RESUME", NULL);
+    if (r >= 0) {
+        machine_set_run_state("running");
     }
     return r;
 }
