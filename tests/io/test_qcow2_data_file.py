@@ -91,7 +91,7 @@ class DataFile(TestCase):
             self.assertEqual(contents[offset + length :], b"\7" * ((128 << 10) - offset - length), command)
 
     def test_zeroes_next_to_zeroes_need_no_data(self):
-        """A part of a cluster that is zeroed, where the rest has nothing: all of it becomes zero."""
+        """Where the rest of a cluster has nothing, all of it becomes a zero cluster."""
         for raw, before in (("off", ()), ("on", ("write -z 0 128k",))):
             image, data = self.path(f"part-{raw}.qcow2"), self.path(f"part-{raw}.data")
             options = f"data_file={data},data_file_raw={raw}"
