@@ -221,3 +221,12 @@ void block_control_end_scope(struct block_control_scope *scope)
 {
     list_remove(&scope->link);
 }
+
+void block_control_keep_graph_from_now(void)
+{
+    struct block_control_scope *scope = scope_of(co_task());
+
+    if (scope) {
+        scope->keeps_graph = true;
+    }
+}

@@ -102,5 +102,7 @@ struct block_control_scope {
 /* The running coroutine has the scope from now on, until the end. It has no other one. */
 void block_control_begin_scope(struct block_control_scope *scope);
 void block_control_end_scope(struct block_control_scope *scope);
+/* The running coroutine begins no graph change any more. It need not have a scope. */
+void block_control_keep_graph_from_now(void);
 
 #endif

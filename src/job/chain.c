@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "block/block.h"
 #include "block/control.h"
+#include "block/control_lock.h"
 #include "block/reopen.h"
 #include "job/job.h"
 
@@ -133,6 +134,49 @@ const char *chain_backing_format(const struct block_node *base, bool mask_protoc
     return mask_protocol && (block_node_traits(base) & BLOCK_DRIVER_PROTOCOL)
                ? "raw"
                : block_node_format(base);
+}
+
+/* --- whether the storage answers -------------------------------------------------------------- */
+
+/* What the image lies in, by number; NULL: there is no more. */
+static struct block_edge *storage_of(struct block_node *image, size_t number)
+{
+    struct block_edge *edge = NULL;
+
+    while ((edge = block_node_next_child(image, edge))) {
+        if (strcmp(block_edge_name(edge), "backing") != 0 && number-- == 0) {
+            break;
+        }
+    }
+    return edge;
+}
+
+/*
+ * A flush asks nobody if there is nothing to flush: read something of what the image lies in.
+ * Commands may change that meanwhile.
+ */
+static int co_read_storage(struct block_node *image)
+{
+    struct block_edge *edge;
+    uint8_t header[512];
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && (edge = storage_of(image, i)); i++) {
+        if (block_node_size(block_edge_node(edge)) >= sizeof(header)) {
+            r = block_co_pread(edge, 0, header, sizeof(header));
+        }
+    }
+    return r;
+}
+
+int chain_co_ask(struct job *job, struct block_node *image)
+{
+    bool held = block_control_pause();
+    int r = block_co_flush_node(image);
+
+    UNLESS_FAILED(r, co_read_storage(image));
+    block_co_control_resume(held);
+    return r < 0 ? r : job_begin_last_step(job) ? 0 : -ECANCELED;
 }
 
 /* --- overlays --------------------------------------------------------------------------------- */

@@ -337,41 +337,10 @@ static int co_leave_graph(struct commit *s, struct error *err)
     return r;
 }
 
-/* A flush asks nobody if there is nothing to flush: read something of what the image lies in. */
-static int co_read_storage(struct block_node *node)
-{
-    struct block_edge *edge = NULL;
-    uint8_t header[512];
-    int r = 0;
-
-    while (r == 0 && (edge = block_node_next_child(node, edge))) {
-        if (strcmp(block_edge_name(edge), "backing") != 0 &&
-            block_node_size(block_edge_node(edge)) >= sizeof(header)) {
-            r = block_co_pread(edge, 0, header, sizeof(header));
-        }
-    }
-    return r;
-}
-
-/*
- * Between the work and this moment the job may have waited for long, and the base may not answer
- * any more: other commands go on while it is asked, and the job may be cancelled. The nodes below
- * the base stay while the job holds it open for writing.
- */
-static int co_ask_base(struct job *job, struct commit *s)
-{
-    bool held = block_control_pause();
-    int r = block_co_flush_node(s->base);
-
-    UNLESS_FAILED(r, co_read_storage(s->base));
-    block_co_control_resume(held);
-    return r < 0 ? r : job_begin_last_step(job) ? 0 : -ECANCELED;
-}
-
 static int commit_co_prepare(struct job *job, void *state, struct error *err)
 {
     struct commit *s = state;
-    int r = co_ask_base(job, s);
+    int r = chain_co_ask(job, s->base);
 
     if (r < 0) {
         return error_set(err, -r, "%s", strerror(-r));

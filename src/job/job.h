@@ -308,6 +308,13 @@ int job_resume(struct job *job, struct error *err);
 int job_set_speed(struct job *job, uint64_t bytes_per_second, struct error *err);
 int job_complete(struct job *job, struct error *err);
 int job_change(struct job *job, const void *args, const char *type, struct error *err);
+/* Whether it has done its work, and its end has not begun: a verb may end it. Does not yield. */
+bool job_awaits_end(const struct job *job);
+/*
+ * A job that takes effect, so that a cancel comes too late: wait for its end, for a second at most.
+ * It may be dismissed then. The control lock is released meanwhile. Yields.
+ */
+void job_co_await_effect(struct job *job);
 /*
  * The whole transaction, in PENDING. An error of a driver's co_prepare is the job's error. Waits
  * for the end of the jobs, but not for longer than a second, since storage may hang.

@@ -62,6 +62,18 @@ static bool is_too_late(const struct job *job, enum verb verb)
     return verb != VERB_CANCEL || !txn->preparing || txn->preparing->last_step;
 }
 
+/* The job takes effect, whatever the user says. It has left the transaction when it has ended. */
+static bool takes_effect(const struct job *job)
+{
+    return job->txn && is_too_late(job, VERB_CANCEL);
+}
+
+bool job_awaits_end(const struct job *job)
+{
+    return (job->status == JOB_WAITING || job->status == JOB_PENDING) && !job->txn->aborting &&
+           !job->txn->concluding;
+}
+
 static int check_verb(const struct job *job, enum verb verb, struct error *err)
 {
     bool too_late = is_too_late(job, verb);
@@ -207,6 +219,7 @@ static void co_end_beside(struct job *job, void (*co_end)(struct job *job), int6
         while (!e->is_over && loop_now_ns() < until) {
             job_co_sleep(job, until - loop_now_ns());
         }
+        block_control_keep_graph_from_now(); /* the other coroutine changes it */
         block_co_control_lock();
     }
     e->is_left = !e->is_over;
@@ -224,6 +237,23 @@ static void co_abort_all(struct job *job)
 {
     job->result = -ECANCELED;
     job_co_txn_abort(job);
+}
+
+void job_co_await_effect(struct job *job)
+{
+    int64_t until = loop_now_ns() + ANSWER_NS;
+    bool held;
+
+    if (!takes_effect(job)) {
+        return;
+    }
+    job->refs++;
+    held = block_control_pause();
+    while (takes_effect(job) && loop_now_ns() < until) {
+        job_co_sleep(job, until - loop_now_ns());
+    }
+    block_co_control_resume(held);
+    job_unref(job);
 }
 
 int job_co_finalize(struct job *job, struct error *err)

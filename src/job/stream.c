@@ -281,7 +281,7 @@ static int stream_co_prepare(struct job *job, void *state, struct error *err)
         return 0;
     }
     if (s->bottom != s->image) {
-        r = job_co_flush_node(s->image);
+        r = chain_co_ask(job, s->image);
         UNLESS_FAILED(r, co_merge_bitmaps(job, s, err));
         UNLESS_FAILED(r, block_co_flush_node(s->image));
     }
@@ -332,6 +332,7 @@ static const struct job_driver stream_driver = {
     .state_size = sizeof(struct stream),
     .block_job = true,
     .co_run = stream_co_run,
+    .cancels_prepare = true,
     .prepare_is_final = true,
     .co_prepare = stream_co_prepare,
     .co_clean = stream_co_clean,

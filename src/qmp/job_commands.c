@@ -31,6 +31,31 @@ static struct job *lookup_block_job(struct json_object *args, const char *key, s
     return job;
 }
 
+/*
+ * Verbs that a pending job accepts come too late for one that takes effect: the answer is that of
+ * after its end, if that comes soon.
+ */
+static void co_await_effect(struct json_object *args, const char *key)
+{
+    struct job *job = job_find(qmp_get_str(args, key));
+
+    if (job) {
+        job_co_await_effect(job);
+    }
+}
+
+static struct job *co_lookup_job(struct json_object *args, struct error *err)
+{
+    co_await_effect(args, "id");
+    return lookup_job(args, err);
+}
+
+static struct job *co_lookup_block_job(struct json_object *args, const char *key, struct error *err)
+{
+    co_await_effect(args, key);
+    return lookup_block_job(args, key, err);
+}
+
 /* --- verbs ------------------------------------------------------------------------------------ */
 
 int qmp_co_job_pause(struct qmp_call *call, struct json_object *args,
@@ -52,7 +77,7 @@ int qmp_co_job_resume(struct qmp_call *call, struct json_object *args,
 int qmp_co_job_cancel(struct qmp_call *call, struct json_object *args,
                       struct json_object **ret_value, struct error *err)
 {
-    struct job *job = lookup_job(args, err);
+    struct job *job = co_lookup_job(args, err);
 
     return job ? job_co_cancel(job, true, err) : -ENOENT;
 }
@@ -68,7 +93,7 @@ int qmp_co_job_complete(struct qmp_call *call, struct json_object *args,
 int qmp_co_job_finalize(struct qmp_call *call, struct json_object *args,
                         struct json_object **ret_value, struct error *err)
 {
-    struct job *job = lookup_job(args, err);
+    struct job *job = co_lookup_job(args, err);
 
     return job ? job_co_finalize(job, err) : -ENOENT;
 }
@@ -100,7 +125,7 @@ int qmp_co_block_job_resume(struct qmp_call *call, struct json_object *args,
 int qmp_co_block_job_cancel(struct qmp_call *call, struct json_object *args,
                             struct json_object **ret_value, struct error *err)
 {
-    struct job *job = lookup_block_job(args, "device", err);
+    struct job *job = co_lookup_block_job(args, "device", err);
     bool force = qmp_get_bool(args, "force", false);
 
     if (!job) {
@@ -124,7 +149,7 @@ int qmp_co_block_job_complete(struct qmp_call *call, struct json_object *args,
 int qmp_co_block_job_finalize(struct qmp_call *call, struct json_object *args,
                               struct json_object **ret_value, struct error *err)
 {
-    struct job *job = lookup_block_job(args, "id", err);
+    struct job *job = co_lookup_block_job(args, "id", err);
 
     return job ? job_co_finalize(job, err) : -ENOENT;
 }

@@ -31,7 +31,7 @@ static bool args_meet(const struct block_control_scope *scope, struct block_node
 /*
  * A verb that tells a job that works something, such as its end by force, waits for nobody: so a
  * job can be given up whatever else waits for its disk. The end of one that has done its work
- * changes the graph.
+ * changes the graph; once it has begun, verbs wait for it no longer than they say.
  */
 static bool verb_meets(const struct block_control_scope *scope, struct block_node *node)
 {
@@ -39,8 +39,7 @@ static bool verb_meets(const struct block_control_scope *scope, struct block_nod
     const char *id = qmp_get_str(s->args, "id") ?: qmp_get_str(s->args, "device");
     const struct job *job = id ? job_find(id) : NULL;
 
-    return job &&
-           (job_get_info(job).status == JOB_WAITING || job_get_info(job).status == JOB_PENDING);
+    return job && job_awaits_end(job);
 }
 
 /* --- kinds of commands ------------------------------------------------------------------------ */
@@ -136,6 +135,11 @@ static bool is_verb_for_work(const char *name)
     return begins_with_one_of(name, verbs);
 }
 
+static bool is_finalize(const char *name)
+{
+    return strcmp(name, "job-finalize") == 0 || strcmp(name, "block-job-finalize") == 0;
+}
+
 void qmp_begin_scope(struct qmp_scope *s, struct json_object *request)
 {
     struct json_object *execute = NULL;
@@ -155,6 +159,8 @@ void qmp_begin_scope(struct qmp_scope *s, struct json_object *request)
     s->scope.meets = strncmp(name, "query-", 6) == 0 ? NULL : args_meet;
     if (is_verb_for_work(name)) {
         s->scope.keeps_graph = true;
+        s->scope.meets = verb_meets;
+    } else if (is_finalize(name)) {
         s->scope.meets = verb_meets;
     }
     block_control_begin_scope(&s->scope);

@@ -320,6 +320,28 @@ class HungDiskTest(tidemark.TestCase):
                 self.storage.process.send_signal(signal.SIGCONT)
                 self.wait_for_no_job()
 
+    def test_the_last_steps_of_a_job_on_a_disk_that_hangs(self):
+        """They delay nobody, and the job can be cancelled."""
+        self.add_spare()
+        self.give_the_disk_a_backing_file()
+        self.qmp.command("block-stream", job_id="j", device="disk", auto_finalize=False)
+        tidemark.wait_until(lambda: self.job_status() == "pending", "the job's work")
+        self.hang()
+        self.qmp.command("job-finalize", id="j")  # is answered before that
+        self.assertEqual(self.job_status(), "pending")
+        self.change_another_graph()
+        self.qmp.command("job-cancel", id="j")
+        self.storage.process.send_signal(signal.SIGCONT)
+        event = self.qmp.wait_event("BLOCK_JOB_CANCELLED")
+        self.assertEqual(event["data"]["device"], "j")
+        nodes = self.qmp.command("query-named-block-nodes", flat=True)
+        (disk,) = (node for node in nodes if node["node-name"] == "disk")
+        self.assertEqual(disk["backing_file_depth"], 1)
+
+    def job_status(self):
+        (job,) = self.qmp.command("query-jobs")
+        return job["status"]
+
     def test_a_guest_goes_on_while_a_change_of_its_disk_waits_for_another_graph(self):
         """
         A job ends, or a snapshot is taken, while a write is in flight, and then a change hangs at

@@ -350,8 +350,10 @@ static void co_a_job_that_takes_effect_is_not_cancelled(void)
     block_co_control_lock();
     assert_int_equal(job_co_cancel(job, true, NULL), -EPERM);
     assert_int_equal(job_co_finalize(job, NULL), -EPERM);
+    assert_false(job_awaits_end(job));
+    job_co_await_effect(job);
+    assert_null(job_find("j"));
     block_control_unlock();
-    co_wait_until_gone();
     assert_string_equal(plan.events, "j:created j:running j:waiting j:pending prepare commit clean "
                                      "j:COMPLETED j:concluded j:null ");
 }
