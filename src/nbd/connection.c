@@ -94,7 +94,7 @@ static void check_nbd_request(struct nbd_connection *c, struct nbd_job *job)
         return;
     }
     if ((rq->type == NBD_CMD_READ || rq->type == NBD_CMD_WRITE) &&
-        rq->length > NBD_MAX_BLOCK_SIZE) {
+        rq->length > NBD_MAX_BLOCK_SIZE && !c->any_length) {
         nbd_job_refuse(job, EINVAL, "%s of %" PRIu64 " bytes; at most %d are possible",
                        nbd_command_name(rq->type), rq->length, NBD_MAX_BLOCK_SIZE);
         return;
@@ -111,13 +111,14 @@ static void check_nbd_request(struct nbd_connection *c, struct nbd_job *job)
 
 /*
  * Wait until a job with buffers of `bytes` fits. *ret_pooled: they were taken out of the pool.
- * False if there is not enough memory although the connection has no other job.
+ * False if there is not enough memory although the connection has no other job, or never can be.
  */
 static bool co_wait_for_room(struct nbd_connection *c, size_t bytes, bool *ret_pooled)
 {
     *ret_pooled = false;
     for (;;) {
-        if (c->jobs < (nbd_connection_is_clogged(c, bytes) ? NBD_JOBS_CLOGGED : NBD_JOBS_MAX)) {
+        if (bytes <= NBD_MAX_BLOCK_SIZE &&
+            c->jobs < (nbd_connection_is_clogged(c, bytes) ? NBD_JOBS_CLOGGED : NBD_JOBS_MAX)) {
             if (c->job_bytes + bytes <= NBD_GUARANTEED_BYTES) {
                 return true;
             }
@@ -150,7 +151,8 @@ static size_t buffers_of(const struct nbd_connection *c, const struct nbd_reques
     switch (rq->type) {
     case NBD_CMD_READ:
     case NBD_CMD_WRITE:
-        return pool_bytes(rq->length);
+        return c->any_length && rq->length > NBD_MAX_BLOCK_SIZE ? rq->length
+                                                                : pool_bytes(rq->length);
     case NBD_CMD_BLOCK_STATUS:
         if (rq->flags & NBD_CMD_FLAG_REQ_ONE) {
             return 0;

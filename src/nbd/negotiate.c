@@ -220,6 +220,7 @@ static int co_option_export_name(struct nbd_connection *c, struct nbd_cursor *in
         return nbd_connection_breaks(
             c, "NBD_OPT_EXPORT_NAME after extended headers, which need NBD_OPT_GO");
     }
+    c->any_length = true;
     store_be64(reply, e->size);
     store_be16(reply + 8, flags_for(c, e));
     nbd_connection_attach(c, e);

@@ -326,6 +326,8 @@ struct nbd_connection {
     bool extended;
     /* Client flag NBD_FLAG_NO_ZEROES. */
     bool no_zeroes;
+    /* The client does not know the longest request: longer reads and writes are done in pieces. */
+    bool any_length;
     /* NULL until one was chosen. */
     struct nbd_export *export;
     /* In export->clients. */

@@ -174,6 +174,43 @@ class CommandsTest(TestCase):
             )
             self.assert_in_step(client)
 
+    def test_a_client_that_cannot_know_the_limit_may_exceed_it(self):
+        """After NBD_OPT_EXPORT_NAME; the tests of nbd-server read 42 MB at once."""
+        length = (32 << 20) + 512
+        os.truncate(self.disk, length + SIZE)
+        server = self.serve()
+        for structured in (False, True):
+            with self.subTest(structured=structured), RawClient(server.socket, timeout=60) as client:
+                if structured:
+                    client.negotiate_structured()
+                client.option(nbd_raw.EXPORT_NAME, b"")
+                client.receive(10)
+                data = random.Random(length).randbytes(length)
+                client.request(READ, 0, 512, cookie=0)
+                client.request(WRITE, 4096, length, cookie=1, payload=data)
+                client.request(READ, 4096, length, cookie=2)
+                client.request(READ, length + SIZE - 4096, length, cookie=3)
+                found = bytearray(length)
+                if structured:
+                    cookies = []
+                    while len(cookies) < 4:
+                        cookie, flags, kind, payload = client.chunk()
+                        if cookie == 2 and kind == 1:
+                            at = int.from_bytes(payload[:8], "big") - 4096
+                            found[at : at + len(payload) - 8] = payload[8:]
+                        if flags & 1:
+                            cookies.append(cookie)
+                            self.assertEqual(kind == 0x8001, cookie == 3)
+                    self.assertEqual(cookies, [0, 1, 2, 3])
+                else:
+                    self.assertEqual((client.simple_reply(), len(client.receive(512))), ((0, 0), 512))
+                    self.assertEqual([client.simple_reply() for _ in range(2)], [(1, 0), (2, 0)])
+                    found = client.receive(length)
+                    self.assertEqual(client.simple_reply(), (3, EINVAL))
+                self.assertTrue(found == data)
+                self.assertTrue(self.on_disk(4096, length) == data)
+        self.assertLess(server.resident(), 64 << 20)
+
     def test_unknown_commands_and_flags_are_refused(self):
         with RawClient(self.serve().socket) as client:
             client.go(contexts=[b"base:allocation"])

@@ -59,13 +59,13 @@ class RawClient:
         self.sock.sendall(data)
 
     def receive(self, size):
-        data = b""
+        data = bytearray()
         while len(data) < size:
             part = self.sock.recv(size - len(data))
             if not part:
                 raise EOFError(f"the server closed after {len(data)} of {size} bytes")
             data += part
-        return data
+        return bytes(data)
 
     def is_closed(self):
         """Wait for the server to hang up; what it sends before is dropped."""
