@@ -59,7 +59,7 @@ struct json_object *block_co_specific_info(struct block_node *node);
  * backing file that it records; zeroes that the image does not store are not there for others then.
  */
 bool block_co_stands_alone(struct block_node *node);
-/* Bytes of storage that its files take, without what lies below; -ENOTSUP if unknown. */
+/* Bytes of storage that its files take, without what lies below; -ENOTSUP, -ETIMEDOUT: unknown. */
 int block_co_allocated_size(struct block_node *node, uint64_t *ret_size);
 
 /*

@@ -7,11 +7,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/list.h"
+#include "base/time_units.h"
 #include "block/passed_fd.h"
 #include "file/posix_file.h"
 #include "loop/loop.h"
@@ -142,4 +146,162 @@ static int reopen_buffered(void *arg)
 int posix_file_co_reopen_buffered(int fd)
 {
     return loop_co_brief(reopen_buffered, &fd);
+}
+
+/* --- questions that queries ask */
+
+/* How long an answer is waited for: in general, and while another one is late. */
+#define PATIENCE_NS NS_PER_SECOND
+#define LATE_PATIENCE_NS (20 * NS_PER_MS)
+
+/*
+ * A question to the file system, by a coroutine of its own, which goes on when that hangs. The
+ * coroutine and who asks are on the same reactor.
+ */
+struct file_question {
+    /* In `late`, when nobody waits any more. */
+    struct list link;
+    /* NULL: the node has been closed since. */
+    const struct posix_file *file;
+    int fd;
+    posix_file_ask *ask;
+    uint64_t value;
+    int result;
+    bool answered, is_late;
+    /* Suspended, until there is an answer or the time is over; else NULL. */
+    struct co *waiter;
+    struct loop_timer timer;
+};
+
+static pthread_mutex_t late_guard = PTHREAD_MUTEX_INITIALIZER;
+static struct list late = LIST_INIT(late);
+
+static int ask_blocking(void *arg)
+{
+    struct file_question *q = arg;
+
+    return q->ask(q->fd, &q->value);
+}
+
+static void end_wait(struct file_question *q)
+{
+    struct co *co = q->waiter;
+
+    q->waiter = NULL;
+    if (co) {
+        co_wake(co);
+    }
+}
+
+static void stop_waiting(struct loop_timer *timer)
+{
+    end_wait(container_of(timer, struct file_question, timer));
+}
+
+static void co_ask_apart(void *arg)
+{
+    struct file_question *q = arg;
+
+    q->result = loop_co_brief(ask_blocking, q);
+    q->answered = true;
+    if (!q->is_late) {
+        end_wait(q);
+        return;
+    }
+    pthread_mutex_lock(&late_guard);
+    list_remove(&q->link);
+    pthread_mutex_unlock(&late_guard);
+    free(q);
+}
+
+/* How long to wait for an answer about a file; 0: another one is late. Nanoseconds. */
+static int64_t patience_with(const struct posix_file *f)
+{
+    const struct file_question *q;
+    int64_t patience;
+
+    pthread_mutex_lock(&late_guard);
+    patience = list_is_empty(&late) ? PATIENCE_NS : LATE_PATIENCE_NS;
+    LIST_FOREACH (q, &late, link) {
+        patience = q->file == f ? 0 : patience;
+    }
+    pthread_mutex_unlock(&late_guard);
+    return patience;
+}
+
+/* Wait for the answer; frees the question, or leaves it to its coroutine. */
+static int co_wait_for_answer(struct file_question *q, int64_t patience_ns, uint64_t *ret_value)
+{
+    int r;
+
+    q->waiter = co_self();
+    loop_timer_init(&q->timer, stop_waiting);
+    loop_timer_arm(&q->timer, loop_now_ns() + patience_ns);
+    co_suspend();
+    loop_timer_disarm(&q->timer);
+    if (!q->answered) {
+        q->is_late = true;
+        pthread_mutex_lock(&late_guard);
+        list_append(&late, &q->link);
+        pthread_mutex_unlock(&late_guard);
+        return -ETIMEDOUT;
+    }
+    r = q->result;
+    if (r == 0) {
+        *ret_value = q->value;
+    }
+    free(q);
+    return r;
+}
+
+/* Who serves nobody else waits for as long as it takes. */
+static int co_ask_here(const struct posix_file *f, posix_file_ask *ask, uint64_t *ret_value)
+{
+    struct file_question q = {.fd = f->fd, .ask = ask};
+    int r = loop_co_brief(ask_blocking, &q);
+
+    if (r == 0) {
+        *ret_value = q.value;
+    }
+    return r;
+}
+
+int posix_file_co_ask(const struct posix_file *f, posix_file_ask *ask, uint64_t *ret_value)
+{
+    struct file_question *q;
+    int64_t patience_ns;
+    int r;
+
+    if (!loop_is_serving()) {
+        return co_ask_here(f, ask, ret_value);
+    }
+    patience_ns = patience_with(f);
+    if (patience_ns == 0) {
+        return -ETIMEDOUT;
+    }
+    q = malloc(sizeof(*q));
+    if (!q) {
+        return -ENOMEM;
+    }
+    *q = (struct file_question){.file = f, .fd = f->fd, .ask = ask};
+    list_init(&q->link);
+    r = reactor_spawn(reactor_current(), co_ask_apart, q);
+    if (r < 0) {
+        free(q);
+        return r;
+    }
+    return co_wait_for_answer(q, patience_ns, ret_value);
+}
+
+void posix_file_forget_questions(const struct posix_file *f)
+{
+    struct file_question *q;
+
+    pthread_mutex_lock(&late_guard);
+    LIST_FOREACH (q, &late, link) {
+        if (q->file == f) {
+            q->file = NULL;
+        }
+    }
+    pthread_mutex_unlock(&late_guard);
 }

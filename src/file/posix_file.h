@@ -175,6 +175,17 @@ int posix_file_co_lock(struct image_lock *l, unsigned perm, unsigned shared, con
 void posix_file_co_close_fd(int fd);
 
 /*
+ * A question about a file that queries ask: `ask` makes one call that may block, and returns 0 with
+ * *ret_value set, or -errno. It may run when the file is closed already. -ETIMEDOUT, in
+ * a program that serves others: the file system does not answer for a second, or has not answered
+ * an earlier question about this file yet.
+ */
+typedef int posix_file_ask(int fd, uint64_t *ret_value);
+int posix_file_co_ask(const struct posix_file *f, posix_file_ask *ask, uint64_t *ret_value);
+/* The file is closed: the answers that are late are no longer about it. Any thread. */
+void posix_file_forget_questions(const struct posix_file *f);
+
+/*
  * Another descriptor of the same file, which writes through the page cache. The caller owns it.
  * -errno if it can't be opened.
  */

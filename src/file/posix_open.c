@@ -536,6 +536,7 @@ void posix_file_co_close(struct block_node *node)
     if (f->locking && fdset_is_last(f->fd)) {
         posix_file_co_lock(&f->lock, 0, BLOCK_PERM_ALL, block_node_display_name(node), NULL);
     }
+    posix_file_forget_questions(f);
     posix_file_co_close_fd(f->fd);
     f->fd = -1;
     punch_queue_destroy(&f->punches);

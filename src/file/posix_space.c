@@ -365,51 +365,32 @@ int posix_file_co_truncate_device(struct block_node *node, uint64_t size,
     return 0;
 }
 
-struct stat_call {
-    int fd;
-    uint64_t allocated;
-};
+/* --- what queries show */
 
-static int stat_blocking(void *arg)
+static int ask_allocated(int fd, uint64_t *ret_bytes)
 {
-    struct stat_call *c = arg;
     struct stat st;
 
-    if (fstat(c->fd, &st) < 0) {
+    if (fstat(fd, &st) < 0) {
         return -errno;
     }
-    c->allocated = (uint64_t)st.st_blocks * 512;
+    *ret_bytes = (uint64_t)st.st_blocks * 512;
     return 0;
 }
 
 int posix_file_co_allocated_size(struct block_node *node, uint64_t *ret_size)
 {
-    struct posix_file *f = node->opaque;
-    struct stat_call c = {.fd = f->fd};
-    int r = loop_co_brief(stat_blocking, &c);
-
-    if (r == 0) {
-        *ret_size = c.allocated;
-    }
-    return r;
+    return posix_file_co_ask(node->opaque, ask_allocated, ret_size);
 }
 
-/* --- information that only files have */
-
-struct hint_call {
-    int fd;
-    /* 0: no hint */
-    uint32_t bytes;
-};
-
-static int extent_hint_blocking(void *arg)
+static int ask_extent_hint(int fd, uint64_t *ret_bytes)
 {
-    struct hint_call *c = arg;
     struct fsxattr attributes;
 
-    if (ioctl(c->fd, FS_IOC_FSGETXATTR, &attributes) == 0) {
-        c->bytes = attributes.fsx_extsize;
+    if (ioctl(fd, FS_IOC_FSGETXATTR, &attributes) < 0) {
+        return -errno;
     }
+    *ret_bytes = attributes.fsx_extsize;
     return 0;
 }
 
@@ -420,13 +401,11 @@ const struct schema_type posix_file_specific_info_type =
 
 struct json_object *posix_file_co_specific_info(struct block_node *node)
 {
-    const struct posix_file *f = node->opaque;
     struct json_object *info = json_object_new_object(), *data = json_object_new_object();
-    struct hint_call c = {.fd = f->fd};
+    uint64_t hint;
 
-    loop_co_brief(extent_hint_blocking, &c);
-    if (c.bytes) {
-        json_object_object_add(data, "extent-size-hint", json_object_new_int64(c.bytes));
+    if (posix_file_co_ask(node->opaque, ask_extent_hint, &hint) == 0 && hint > 0) {
+        json_object_object_add(data, "extent-size-hint", json_object_new_int64((int64_t)hint));
     }
     json_object_object_add(info, "type", json_object_new_string("file"));
     json_object_object_add(info, "data", data);

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""query-named-block-nodes, and a file system that does not answer what it asks about a file."""
+
+import json
+import os
+import signal
+import time
+
+import tidemark
+from test_fuse import LIBC
+
+
+class HungQuery(tidemark.TestCase):
+    """Files that another daemon serves by FUSE, which hangs when it is stopped."""
+
+    def setUp(self):
+        super().setUp()
+        options, self.files = [], []
+        for i in range(6):
+            self.files.append(self.path(f"mnt{i}"))
+            with open(self.files[-1], "w", encoding="ascii"):
+                pass
+            options += [
+                "--blockdev", f"null-co,node-name=n{i},size=1M,read-zeroes=on",
+                "--export", f"fuse,id=e{i},node-name=n{i},mountpoint={self.files[-1]},writable=on",
+            ]  # fmt: skip
+        self.storage = self.daemon(*options, name="storage")
+        self.addCleanup(self.let_go)
+
+    def let_go(self):
+        self.storage.process.send_signal(signal.SIGCONT)
+        self.end_processes()
+        for path in self.files:
+            LIBC.umount2(os.fsencode(path), 2)
+
+    def nodes(self, qmp):
+        return {n["node-name"]: n for n in qmp.command("query-named-block-nodes", flat=True)}
+
+    def test_the_query_is_answered_without_the_size(self):
+        good = self.create("good.qcow2", "1M")
+        server = self.daemon(
+            "--blockdev", f"driver=qcow2,node-name=good,file.driver=file,file.filename={good}"
+        )
+        for i, path in enumerate(self.files):
+            server.qmp.command("blockdev-add", driver="file", node_name=f"f{i}", filename=path)
+        names = {f"f{i}" for i in range(len(self.files))}
+        before = self.nodes(server.qmp)
+        for name in names:
+            self.assertIn("actual-size", before[name]["image"])
+        tidemark.freeze(self.storage.process.pid)
+        with server.connect() as other:
+            for _ in range(3):
+                began = time.monotonic()
+                now = self.nodes(server.qmp)
+                # A second for all of them, not for each.
+                self.assertLess(time.monotonic() - began, 5)
+                for name in names:
+                    self.assertNotIn("actual-size", now[name]["image"])
+                self.assertIn("actual-size", now["good"]["image"])
+                self.assertEqual(now["f0"]["image"]["virtual-size"], 1 << 20)
+                other.command("query-jobs")
+        threads = len(os.listdir(f"/proc/{server.process.pid}/task"))
+        for _ in range(20):
+            server.qmp.command("query-named-block-nodes")
+        self.assertLessEqual(len(os.listdir(f"/proc/{server.process.pid}/task")), threads)
+        self.storage.process.send_signal(signal.SIGCONT)
+        tidemark.wait_until(
+            lambda: all("actual-size" in self.nodes(server.qmp)[n]["image"] for n in names),
+            "the sizes",
+        )
+        server.stop()
+
+    def test_a_node_can_be_removed_whose_answer_is_late(self):
+        server = self.daemon()
+        for _ in range(2):
+            server.qmp.command("blockdev-add", driver="file", node_name="f", filename=self.files[0])
+            tidemark.freeze(self.storage.process.pid)
+            self.assertNotIn("actual-size", self.nodes(server.qmp)["f"]["image"])
+            server.qmp.send_raw(json.dumps(
+                {"execute": "blockdev-del", "arguments": {"node-name": "f"}}))  # fmt: skip
+            self.storage.process.send_signal(signal.SIGCONT)
+            self.assertEqual(server.qmp.receive_answer(), {"return": {}})
+        server.stop()
