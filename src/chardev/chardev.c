@@ -67,6 +67,16 @@ char *chardev_filename(const struct chardev *c)
     return c->ops->filename ? c->ops->filename(c) : strdup(c->ops->name);
 }
 
+bool chardev_can_be_cut(const struct chardev *c)
+{
+    return c->ops->cut && !c->opening;
+}
+
+void chardev_cut(struct chardev *c)
+{
+    c->ops->cut(c);
+}
+
 static void free_chardev(struct chardev *c)
 {
     list_remove(&c->link);

@@ -65,6 +65,11 @@ char *chardev_filename(const struct chardev *c);
 /* The device of a pty; NULL: it is none. Borrowed. */
 const char *chardev_pty(const struct chardev *c);
 
+/* Whether it has connections that can be cut: a socket. Does not yield. */
+bool chardev_can_be_cut(const struct chardev *c);
+/* Cut those that there are; their talks end. Others may come. Does not yield. */
+void chardev_cut(struct chardev *c);
+
 /* Close a chardev that has no user. */
 void chardev_co_remove(struct chardev *c);
 

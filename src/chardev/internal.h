@@ -21,6 +21,8 @@ struct chardev_ops {
     void (*stop)(struct chardev *c);
     /* A talk on `fd` has ended. NULL: nothing to do. */
     void (*left)(struct chardev *c, int fd);
+    /* Cut the connections to clients. NULL: there are none. Does not yield. */
+    void (*cut)(struct chardev *c);
     /* Release the state, not the struct itself; after `stop`, when nothing runs. NULL: none. */
     void (*free)(struct chardev *c);
     /* For query-chardev; NULL: the name of the type. */
@@ -87,6 +89,12 @@ void chardev_catch_up(struct chardev *c, struct chardev_ends *ends);
 
 /* --- socket.c, socket_clients.c, socket_talk.c ------------------------------------------------ */
 
+/* A talk that goes on. */
+struct socket_talk {
+    struct list link; /* of the chardev */
+    int fd;           /* borrowed */
+};
+
 struct socket_chardev {
     struct chardev base;
     struct socket_address address;
@@ -97,6 +105,7 @@ struct socket_chardev {
     int fd;                  /* listening; or of the client before it has a user; -1: none */
     int current;             /* borrowed: of the latest talk, for query-chardev; -1: none */
     bool makes_file;         /* a socket file, which is removed at the end */
+    struct list talks;       /* of struct socket_talk */
 };
 
 /* `start` and `stop` of sockets. */
@@ -108,7 +117,9 @@ void chardev_socket_stop(struct chardev *c);
  * the user has the socket itself, and this returns at once. 0, or why the talk did not begin.
  */
 int chardev_socket_co_talk(struct socket_chardev *s, int fd, struct error *err);
-/* The talk on `fd` has ended: query-chardev shows it no longer. */
+/* The talk on `fd`, which may be closed already, has ended. */
 void chardev_socket_forget(struct chardev *c, int fd);
+/* Cut all talks. */
+void chardev_socket_cut(struct chardev *c);
 
 #endif

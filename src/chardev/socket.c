@@ -95,6 +95,7 @@ static int co_open_socket(struct chardev *c, struct json_object *data, struct er
     int r;
 
     s->fd = s->current = -1;
+    list_init(&s->talks);
     s->server = chardev_flag(data, "server", true);
     s->nodelay = chardev_flag(data, "nodelay", false);
     s->reconnect_ms = chardev_number(data, "reconnect", 0) * 1000;
@@ -118,6 +119,9 @@ static void free_socket(struct chardev *c)
 {
     struct socket_chardev *s = socket_of(c);
 
+    while (!list_is_empty(&s->talks)) {
+        chardev_socket_forget(c, LIST_FIRST(&s->talks, struct socket_talk, link)->fd);
+    }
     if (s->fd >= 0) {
         close(s->fd);
     }
@@ -170,6 +174,7 @@ const struct chardev_ops chardev_socket_ops = {
     .start = chardev_socket_start,
     .stop = chardev_socket_stop,
     .left = chardev_socket_forget,
+    .cut = chardev_socket_cut,
     .free = free_socket,
     .filename = socket_filename,
 };

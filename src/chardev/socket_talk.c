@@ -2,6 +2,8 @@
 /* A talk with a client of a socket: by TLS, recorded, or by the socket itself. */
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdlib.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "chardev/internal.h"
@@ -47,12 +49,43 @@ static int co_secure(struct socket_chardev *s, int fd, struct tls_session **ret_
     return 0;
 }
 
+/* --- talks that go on ------------------------------------------------------------------------- */
+
+/* The talk can be cut from now on; without memory it can't. */
+static void note_talk(struct socket_chardev *s, int fd)
+{
+    struct socket_talk *t = malloc(sizeof(*t));
+
+    if (t) {
+        t->fd = fd;
+        list_append(&s->talks, &t->link);
+    }
+}
+
 void chardev_socket_forget(struct chardev *c, int fd)
 {
     struct socket_chardev *s = container_of(c, struct socket_chardev, base);
+    struct socket_talk *t;
 
     if (s->current == fd) {
         s->current = -1;
+    }
+    LIST_FOREACH (t, &s->talks, link) {
+        if (t->fd == fd) {
+            list_remove(&t->link);
+            free(t);
+            return;
+        }
+    }
+}
+
+void chardev_socket_cut(struct chardev *c)
+{
+    const struct socket_chardev *s = container_of(c, struct socket_chardev, base);
+    const struct socket_talk *t;
+
+    LIST_FOREACH (t, &s->talks, link) {
+        shutdown(t->fd, SHUT_RDWR);
     }
 }
 
@@ -64,9 +97,14 @@ int chardev_socket_co_talk(struct socket_chardev *s, int fd, struct error *err)
     if (s->nodelay) {
         (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
     }
+    note_talk(s, fd);
     if (!s->creds && s->base.log_fd < 0) {
         s->current = fd;
-        return chardev_begin_client(&s->base, fd, err);
+        r = chardev_begin_client(&s->base, fd, err);
+        if (r < 0) {
+            chardev_socket_forget(&s->base, fd);
+        }
+        return r;
     }
     if (s->creds) {
         r = co_secure(s, fd, &ends.tls, err);

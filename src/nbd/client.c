@@ -237,6 +237,21 @@ void nbd_client_give_up(struct nbd_client *c)
     }
 }
 
+void nbd_client_cut(struct nbd_client *c)
+{
+    char who[512];
+
+    if (!c->cut) {
+        log_warning("%s: the connection is cut by command",
+                    nbd_client_describe(c, who, sizeof(who)));
+    }
+    c->cut = true;
+    if (c->wire.fd >= 0) {
+        shutdown(c->wire.fd, SHUT_RDWR);
+    }
+    nbd_reconnect_abort(c);
+}
+
 void nbd_client_co_close(struct nbd_client *c)
 {
     struct nbd_deadline deadline;

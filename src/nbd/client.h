@@ -87,6 +87,11 @@ void nbd_client_set_reconnect(struct nbd_client *c, int64_t delay_ns, bool (*is_
  * reactor; does not yield.
  */
 void nbd_client_give_up(struct nbd_client *c);
+/*
+ * Cut the connection for good: requests in flight fail, and so do later ones; a connection that is
+ * lost is not restored. On the connection's reactor; does not yield.
+ */
+void nbd_client_cut(struct nbd_client *c);
 
 /*
  * Say goodbye, wait for requests in flight, release. On the reactor that connected. NULL is fine.

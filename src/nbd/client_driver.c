@@ -565,6 +565,18 @@ static const struct block_driver nbd_driver = {
     .co_read_bitmap = nbd_co_read_bitmap,
 };
 
+bool nbd_node_is_client(const struct block_node *node)
+{
+    return node->driver->co_open == nbd_co_open; /* the driver is registered as a copy */
+}
+
+void nbd_node_co_cut(struct block_node *node)
+{
+    if (node->is_open && !node->closed) {
+        nbd_pool_co_cut(pool_of(node));
+    }
+}
+
 void nbd_register_driver(void)
 {
     block_register_driver(&nbd_driver);

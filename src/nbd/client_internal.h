@@ -294,6 +294,9 @@ struct nbd_client {
 
     /* Restoring a lost connection (client_reconnect.c); the home reactor's. */
 
+    /* nbd_client_cut(): it is not restored. */
+    bool cut;
+
     /* Requests wait at most this long; 0: the connection is not restored. */
     int64_t reconnect_ns;
     bool (*is_awaited)(void *arg);
@@ -379,7 +382,7 @@ void nbd_reconnect_destroy(struct nbd_client *c);
  * again, and all requests are on their way; false if they have to fail.
  */
 bool nbd_reconnect_co_recover(struct nbd_client *c, int why);
-/* The client closes: give up. */
+/* The client closes, or is cut: give up. */
 void nbd_reconnect_abort(struct nbd_client *c);
 /* Called by the receiver: a call was answered. */
 void nbd_reconnect_note_answer(struct nbd_client *c, const struct nbd_call *call);

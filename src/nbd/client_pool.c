@@ -374,40 +374,62 @@ static void co_cut_attempt(void *arg)
     }
 }
 
-struct give_up {
+/* What is done to a connection, on its reactor. */
+struct member_call {
     struct nbd_pool *pool;
     struct nbd_member *member;
+    void (*fn)(struct nbd_client *c);
 };
 
 /*
  * On the reactor of the connection, which is closed there: it stays until this coroutine yields.
  */
-static void co_give_up_member(void *arg)
+static void co_call_member(void *arg)
 {
-    const struct give_up *g = arg;
+    const struct member_call *m = arg;
     struct nbd_client *client;
 
-    pthread_mutex_lock(&g->pool->lock);
-    client = g->member->home == reactor_current() ? g->member->client : NULL;
-    pthread_mutex_unlock(&g->pool->lock);
+    pthread_mutex_lock(&m->pool->lock);
+    client = m->member->home == reactor_current() ? m->member->client : NULL;
+    pthread_mutex_unlock(&m->pool->lock);
     if (client) {
-        nbd_client_give_up(client);
+        m->fn(client);
+    }
+}
+
+static void co_call_members(struct nbd_pool *p, void (*fn)(struct nbd_client *c))
+{
+    for (unsigned i = 0; i < p->max; i++) {
+        struct member_call m = {.pool = p, .member = &p->members[i], .fn = fn};
+        struct reactor *home;
+
+        pthread_mutex_lock(&p->lock);
+        home = m.member->client ? m.member->home : NULL;
+        pthread_mutex_unlock(&p->lock);
+        if (home) {
+            loop_co_call_on(home, co_call_member, &m);
+        }
+    }
+}
+
+/* Make no further connection, and end the attempt that is under way. */
+static void co_stop_growth(struct nbd_pool *p)
+{
+    atomic_store(&p->closing, true);
+    if (atomic_load(&p->growing) && p->attempt_home) {
+        loop_co_call_on(p->attempt_home, co_cut_attempt, p);
     }
 }
 
 void nbd_pool_co_give_up(struct nbd_pool *p)
 {
-    for (unsigned i = 0; i < p->max; i++) {
-        struct give_up g = {.pool = p, .member = &p->members[i]};
-        struct reactor *home;
+    co_call_members(p, nbd_client_give_up);
+}
 
-        pthread_mutex_lock(&p->lock);
-        home = g.member->client ? g.member->home : NULL;
-        pthread_mutex_unlock(&p->lock);
-        if (home) {
-            loop_co_call_on(home, co_give_up_member, &g);
-        }
-    }
+void nbd_pool_co_cut(struct nbd_pool *p)
+{
+    co_stop_growth(p);
+    co_call_members(p, nbd_client_cut);
 }
 
 void nbd_pool_co_close(struct nbd_pool *p)
@@ -415,10 +437,7 @@ void nbd_pool_co_close(struct nbd_pool *p)
     if (!p) {
         return;
     }
-    atomic_store(&p->closing, true);
-    if (atomic_load(&p->growing) && p->attempt_home) {
-        loop_co_call_on(p->attempt_home, co_cut_attempt, p);
-    }
+    co_stop_growth(p);
     co_group_wait(&p->growth);
     /* The first is the last: a flush may have gone there. */
     for (unsigned i = p->max; i-- > 0;) {

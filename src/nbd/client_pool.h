@@ -28,6 +28,8 @@ int nbd_pool_new(struct nbd_client *first, unsigned max, bool repeats, struct nb
 
 /* As nbd_client_give_up(), of all. Main reactor; yields. */
 void nbd_pool_co_give_up(struct nbd_pool *p);
+/* As nbd_client_cut(), of all; no others are made. Main reactor; yields. */
+void nbd_pool_co_cut(struct nbd_pool *p);
 
 /* As nbd_client_co_close(), of all. NULL is fine. */
 void nbd_pool_co_close(struct nbd_pool *p);

@@ -463,19 +463,22 @@ static void end_loss(struct nbd_client *c, bool connected)
     pthread_mutex_unlock(&c->lock);
 }
 
-/* Try until there is a connection. False if the client closes, or the export is another one. */
+/*
+ * Try until there is a connection. False if the client closes or is cut, or the export is another
+ * one.
+ */
 static bool co_try_to_connect(struct nbd_client *c)
 {
     bool first = true;
     char who[512];
 
     nbd_client_describe(c, who, sizeof(who));
-    while (!c->closing) {
+    while (!c->closing && !c->cut) {
         struct nbd_wire fresh = {.fd = -1};
         ERROR_AUTO(err);
         int r = co_attempt(c, &fresh, &err);
 
-        if (r == 0 && !c->closing) {
+        if (r == 0 && !c->closing && !c->cut) {
             c->wire = fresh;
             log_notice("%s: connected again", who);
             return true;
@@ -491,7 +494,7 @@ static bool co_try_to_connect(struct nbd_client *c)
                        error_message(&err));
             first = false;
         }
-        if (!c->closing) {
+        if (!c->closing && !c->cut) {
             reconnect_co_pause(c);
         }
     }
@@ -502,7 +505,7 @@ bool nbd_reconnect_co_recover(struct nbd_client *c, int why)
 {
     bool connected;
 
-    if (c->reconnect_ns == 0 || why == -EPROTO || !co_begin_loss(c)) {
+    if (c->reconnect_ns == 0 || why == -EPROTO || c->cut || !co_begin_loss(c)) {
         return false;
     }
     loop_timer_arm(&c->tick_timer, loop_now_ns() + TICK_NS);

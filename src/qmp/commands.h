@@ -16,6 +16,8 @@ qmp_co_command qmp_co_chardev_add;
 qmp_co_command qmp_co_chardev_change;
 qmp_co_command qmp_co_chardev_remove;
 qmp_co_command qmp_co_chardev_send_break;
+qmp_co_command qmp_co_query_yank;
+qmp_co_command qmp_co_yank;
 qmp_co_command qmp_co_query_chardev;
 qmp_co_command qmp_co_query_chardev_backends;
 qmp_co_command qmp_co_ringbuf_read;

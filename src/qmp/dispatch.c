@@ -111,6 +111,11 @@ static int co_execute(const struct qmp_command *command, struct qmp_call *call,
     return r;
 }
 
+bool qmp_allows_oob(const char *name)
+{
+    return strcmp(name, "yank") == 0 || strcmp(name, "query-yank") == 0;
+}
+
 /* Find the command of a request. */
 static int find_command(const struct qmp_call *call, struct json_object *request,
                         const struct qmp_command **ret_command, struct error *err)
@@ -131,7 +136,7 @@ static int find_command(const struct qmp_call *call, struct json_object *request
         return error_set_class(err, ERROR_CLASS_COMMAND_NOT_FOUND, EINVAL,
                                "The command %s has not been found", name);
     }
-    if (strcmp(member, "exec-oob") == 0) {
+    if (strcmp(member, "exec-oob") == 0 && !qmp_allows_oob(name)) {
         return error_set(err, EINVAL, "The command %s does not support OOB", name);
     }
     return 0;
@@ -167,12 +172,12 @@ bool qmp_is_oob(const struct qmp_call *call, struct json_object *request)
 bool qmp_only_looks(struct json_object *request)
 {
     static const char *const names[] = {
-        "qmp_capabilities",      "query-block-exports", "query-block-jobs",
-        "query-blockstats",      "query-chardev",       "query-chardev-backends",
-        "query-commands",        "query-fdsets",        "query-jobs",
-        "query-nbd-server",      "query-qmp-schema",    "query-stats",
-        "query-stats-schemas",   "query-version",       "x-debug-query-block-graph",
-        "x-tidemark-query-stats"};
+        "qmp_capabilities",       "query-block-exports", "query-block-jobs",
+        "query-blockstats",       "query-chardev",       "query-chardev-backends",
+        "query-commands",         "query-fdsets",        "query-jobs",
+        "query-nbd-server",       "query-qmp-schema",    "query-stats",
+        "query-stats-schemas",    "query-version",       "x-debug-query-block-graph",
+        "x-tidemark-query-stats", "query-yank",          "yank"};
     struct json_object *name;
 
     if (!json_object_is_type(request, json_type_object) ||

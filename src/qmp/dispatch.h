@@ -15,10 +15,12 @@ struct json_object *qmp_co_dispatch(struct qmp_call *call, struct json_object *r
 
 /*
  * Whether a request (any JSON) asks for execution out of band, and is to be dispatched at once,
- * also while another one is executed. Such a dispatch does not yield: as in QEMU's storage daemon
- * there is no command that can run out of band, and the answer says so. Does not yield.
+ * also while another one is executed. Such a dispatch does not yield: commands that cannot run out
+ * of band are refused. Does not yield.
  */
 bool qmp_is_oob(const struct qmp_call *call, struct json_object *request);
+/* Whether the command of this name can run out of band, and without the control lock. */
+bool qmp_allows_oob(const char *name);
 
 /*
  * Whether a request (any JSON) is a command that only looks at what exists, without yielding: see

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "qmp/dispatch.h"
 #include "qmp/reference.h"
 
 /* Whether members and types get their texts, too. */
@@ -266,6 +267,9 @@ struct json_object *qmp_describe(qmp_next_command_fn *next_command, qmp_next_eve
         put_help(o, "help", text ? text->help : NULL);
         put_type(o, "arg-type", c->args);
         put_type(o, "ret-type", c->result);
+        if (qmp_allows_oob(c->name)) {
+            json_object_object_add(o, "allow-oob", json_object_new_boolean(true));
+        }
         json_object_array_add(out, o);
     }
     while ((e = next_event(e))) {

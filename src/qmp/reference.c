@@ -105,6 +105,7 @@ static const struct qmp_reference commands[] = {
                             "[statistics.md](statistics.md)"},
     {"query-stats-schemas", .help = "the names, kinds and units of these figures"},
     {"query-version", .help = "the version of QEMU whose QMP this follows, and of Tidemark"},
+    {"query-yank", .help = "what `yank` can cut"},
     {"quit", .help = "answer, then end the daemon"},
     {"remove-fd", .help = "close one descriptor of a set, or all of them"},
     {"ringbuf-read", .help = "take bytes from a ring buffer, the oldest first"},
@@ -138,6 +139,8 @@ static const struct qmp_reference commands[] = {
      .help = "a disk in use becomes what it was when an internal snapshot was made; bitmaps that "
              "record get what differs",
      FEATURES("unstable")},
+    {"yank", .help = "cut connections that hang, for good: see [Connections that hang]"
+                     "(#connections-that-hang)"},
     {.name = NULL},
 };
 

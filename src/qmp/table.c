@@ -375,6 +375,7 @@ const struct qmp_command qmp_commands[] = {
     {"query-stats", &stats_filter, &stats_results, qmp_co_query_stats},
     {"query-stats-schemas", &stats_schemas_args, &stats_schemas, qmp_co_query_stats_schemas},
     {"query-version", &schema_empty, &version_info, qmp_co_query_version},
+    {"query-yank", &schema_empty, &qmp_type_yank_instances, qmp_co_query_yank},
     {"quit", &schema_empty, &schema_empty, qmp_co_quit},
     {"remove-fd", &qmp_type_remove_fd, &schema_empty, qmp_co_remove_fd},
     {"ringbuf-read", &qmp_type_ringbuf_read, &schema_str, qmp_co_ringbuf_read},
@@ -392,6 +393,7 @@ const struct qmp_command qmp_commands[] = {
     {"x-tidemark-query-stats", &own_stats_args, &own_stats_list, qmp_co_x_tidemark_query_stats},
     {"x-tidemark-snapshot-apply", &qmp_type_snapshot_apply, &schema_empty,
      qmp_co_x_tidemark_snapshot_apply},
+    {"yank", &qmp_type_yank, &schema_empty, qmp_co_yank},
     {NULL, NULL, NULL, NULL},
 };
 

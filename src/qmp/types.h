@@ -22,6 +22,7 @@ extern const struct schema_type qmp_type_on_error, qmp_type_sync_mode, qmp_type_
     qmp_type_new_image_mode;
 
 /* chardev_commands.c */
+extern const struct schema_type qmp_type_yank, qmp_type_yank_instances;
 extern const struct schema_type qmp_type_chardev_add, qmp_type_chardev_return, qmp_type_chardev_id,
     qmp_type_chardev_infos, qmp_type_chardev_backend_infos;
 extern const struct schema_type qmp_type_ringbuf_read, qmp_type_ringbuf_write;
