@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "backup/backup_internal.h"
+#include "backup/giving_up.h"
 #include "backup/kind_map.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -264,16 +265,28 @@ static int co_read_view(struct audit *a)
     return r;
 }
 
+static void co_give_up_view(void *arg)
+{
+    const struct audit *a = arg;
+
+    a->input->ops->co_give_up(a->input);
+}
+
 static int co_audit_view(struct run *run, struct audit_result *result, struct error *err)
 {
     struct audit a = {.run = run, .result = result, .err = err};
+    struct giving_up giving_up;
     int r;
 
     a.clusters = div_round_up(run->source->disk.size, BACKUP_CLUSTER_SIZE);
     r = kind_map_init(&a.kinds, a.clusters) == 0
             ? run->source->ops->co_open_view(run->source, &a.input, err)
             : error_out_of_memory(err);
-    UNLESS_FAILED(r, co_read_view(&a));
+    if (r == 0) {
+        giving_up_begin(&giving_up, run->options->stop, co_give_up_view, &a);
+        r = co_read_view(&a);
+        r = giving_up_co_end(&giving_up, r, "Stopped", err);
+    }
     pull_input_co_close(a.input);
     if (r == 0) {
         sum_up(&a);
@@ -284,24 +297,14 @@ static int co_audit_view(struct run *run, struct audit_result *result, struct er
 
 /* --- the run ---------------------------------------------------------------------------------- */
 
-static int co_open_audited_base(struct run *run, struct error *err)
+static int check_audited_base(const struct run *run, struct error *err)
 {
-    const struct repository_entry **entries AUTO_FREE = NULL;
-    size_t count;
-    int r;
-
     if (!run->base || run->compare) {
         error_set(err, ENODATA, "There is nothing to audit: %s", run->manifest.reason);
         error_hint(err, "A backup compares the whole disk then, or takes all of it.");
         return -ENODATA;
     }
-    if (run->parent.count > 0) {
-        return 0;
-    }
-    r = repository_chain(&run->repository, run->base, &entries, &count, err);
-    UNLESS_FAILED(
-        r, chain_co_open(&run->repository, entries, count, run->options->stop, &run->parent, err));
-    return r;
+    return 0;
 }
 
 /* From the checkpoint on, the source is settled as after a backup that failed. */
@@ -334,7 +337,7 @@ int audit_co_run(const struct backup_options *options, struct audit_result *ret_
 
     run = g.runs;
     UNLESS_FAILED(r, run_co_prepare(run, err));
-    UNLESS_FAILED(r, co_open_audited_base(run, err));
+    UNLESS_FAILED(r, check_audited_base(run, err));
     if (r == 0) {
         run->source->whole = true;
     }

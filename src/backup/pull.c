@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "backup/giving_up.h"
 #include "backup/pull_internal.h"
 #include "backup/stored_node.h"
 #include "backup/writeback.h"
@@ -22,6 +23,7 @@
 #include "loop/loop.h"
 
 #define WORKERS 24
+#define STOPPED "The backup was stopped"
 #define WATCH_NS (NS_PER_SECOND / 5)
 
 struct pull {
@@ -239,7 +241,7 @@ static void co_pull_worker(void *arg)
     }
     while (buf && p->status == 0 && next_pull_chunk(p, &chunk)) {
         if (p->config->stop && *p->config->stop) {
-            p->status = error_set(p->err, EINTR, "The backup was stopped");
+            p->status = error_set(p->err, EINTR, STOPPED);
             break;
         }
         if (!may_continue(p)) {
@@ -325,15 +327,25 @@ static void co_close_image(struct pull *p)
     pull_plan_clear(&p->plan);
 }
 
+static void co_give_up_input(void *arg)
+{
+    struct pull_input *input = arg;
+
+    input->ops->co_give_up(input);
+}
+
 int pull_co_run(const struct pull_config *config, struct pull_result *ret_result, struct error *err)
 {
     struct pull p = {.config = config,
                      .pacer = {.rate = config->rate},
                      .writeback = {.fd = config->image_fd},
                      .err = err};
+    struct giving_up giving_up;
     uint64_t clusters = 0;
-    int r = pull_co_plan_areas(config, &p.plan, err);
+    int r;
 
+    giving_up_begin(&giving_up, config->stop, co_give_up_input, config->input);
+    r = pull_co_plan_areas(config, &p.plan, err);
     UNLESS_FAILED(r, config->input->ops->co_begin(config->input, config->disk_size, err));
     UNLESS_FAILED(r, pull_co_plan_kinds(config, &p.plan, err));
     UNLESS_FAILED(r, co_make_backup_image(&p));
@@ -347,6 +359,7 @@ int pull_co_run(const struct pull_config *config, struct pull_result *ret_result
         progress_end(&p.progress, r == 0);
     }
     co_close_image(&p);
+    r = giving_up_co_end(&giving_up, r, STOPPED, err);
     if (r == 0) {
         clusters = config->parent ? p.stored : clusters;
         *ret_result = (struct pull_result){

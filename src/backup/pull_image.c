@@ -86,6 +86,11 @@ static void co_release_image(struct pull_input *input, uint64_t offset, uint64_t
 {
 }
 
+static void co_give_up_image(struct pull_input *input)
+{
+    block_co_give_up(block_root_node(image_of(input)->root));
+}
+
 static void co_close_image_input(struct pull_input *input)
 {
     free(image_of(input));
@@ -97,6 +102,7 @@ static const struct pull_input_ops pull_image_ops = {
     .co_data = co_data_image,
     .co_read = co_read_image,
     .co_release = co_release_image,
+    .co_give_up = co_give_up_image,
     .co_close = co_close_image_input,
 };
 

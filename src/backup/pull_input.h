@@ -31,6 +31,8 @@ struct pull_input_ops {
     int (*co_read)(struct pull_input *input, uint64_t offset, void *buf, uint64_t size);
     /* A hint: the area will not be read again. */
     void (*co_release)(struct pull_input *input, uint64_t offset, uint64_t size);
+    /* From time to time after a stop: requests that are not answered fail. Any time. */
+    void (*co_give_up)(struct pull_input *input);
     /* Release it. */
     void (*co_close)(struct pull_input *input);
 };

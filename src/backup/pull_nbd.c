@@ -29,6 +29,7 @@ struct pull_nbd {
     struct pull_nbd_config config;
     char *shown;
     struct nbd_client *clients[CONNECTIONS_MAX];
+    struct nbd_client *asked; /* of the bitmap, while that is read */
     unsigned client_count, next_client;
 };
 
@@ -105,10 +106,12 @@ static int co_changed_nbd(struct pull_input *input, pull_input_area *area, void 
     if (r < 0) {
         return r;
     }
+    p->asked = client;
     r = nbd_client_context(client, 0)
             ? co_read_bitmap(p, client, area, arg, err)
             : error_set(err, ENOENT, "Export '%s' does not offer bitmap '%s'",
                         p->config.export_name, p->config.bitmap);
+    p->asked = NULL;
     nbd_client_co_close(client);
     return r;
 }
@@ -212,6 +215,18 @@ static void co_release_nbd(struct pull_input *input, uint64_t offset, uint64_t s
     }
 }
 
+static void co_give_up_nbd(struct pull_input *input)
+{
+    struct pull_nbd *p = nbd_of(input);
+
+    if (p->asked) {
+        nbd_client_give_up(p->asked);
+    }
+    for (unsigned i = 0; i < p->client_count; i++) {
+        nbd_client_give_up(p->clients[i]);
+    }
+}
+
 static void co_close_nbd(struct pull_input *input)
 {
     struct pull_nbd *p = nbd_of(input);
@@ -229,6 +244,7 @@ static const struct pull_input_ops pull_nbd_ops = {
     .co_data = co_data_nbd,
     .co_read = co_read_nbd,
     .co_release = co_release_nbd,
+    .co_give_up = co_give_up_nbd,
     .co_close = co_close_nbd,
 };
 

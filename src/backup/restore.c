@@ -7,6 +7,7 @@
 
 #include "backup/backup.h"
 #include "backup/chain.h"
+#include "backup/giving_up.h"
 #include "backup/restore_internal.h"
 #include "backup/target.h"
 #include "backup/writeback.h"
@@ -107,8 +108,14 @@ static int co_open_restore_target(struct restore *restore, struct error *err)
     return r;
 }
 
+static void co_give_up_target(void *arg)
+{
+    block_co_give_up(((struct restore *)arg)->node);
+}
+
 static int co_restore_to_target(struct restore *restore, struct error *err)
 {
+    struct giving_up giving_up;
     struct chain_reader reader = {.chain = &restore->chain,
                                   .co_sink = co_sink,
                                   .arg = restore,
@@ -117,6 +124,7 @@ static int co_restore_to_target(struct restore *restore, struct error *err)
     int r = co_open_restore_target(restore, err);
 
     if (r == 0) {
+        giving_up_begin(&giving_up, reader.stop, co_give_up_target, restore);
         progress_begin(&restore->progress, stderr, restore->options->progress, "restore",
                        chain_data_bytes(&restore->chain));
         r = chain_co_read(&reader, err);
@@ -128,6 +136,7 @@ static int co_restore_to_target(struct restore *restore, struct error *err)
             UNLESS_FAILED(r, block_co_inactivate(restore->node, err));
         }
         progress_end(&restore->progress, r == 0);
+        r = giving_up_co_end(&giving_up, r, "The restore was stopped", err);
     }
     block_co_root_release(restore->root);
     block_co_unref(restore->node);

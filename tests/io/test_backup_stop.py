@@ -11,7 +11,7 @@ import subprocess
 import unittest
 
 from made_repository import CLUSTER, MadeRepository, change_manifest
-from tidemark import TestCase, run, tool, wait_until
+from tidemark import Process, TestCase, can_connect, nbd_uri, run, tool, wait_until
 
 START = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
 HOUR = datetime.timedelta(hours=1)
@@ -83,6 +83,52 @@ class Stop(StopCase):
                         name, "--output=json", *words, number=number,
                         status=4 if name == "verify" else 1, said=name != "verify",
                     )  # fmt: skip
+
+
+    def test_a_server_that_has_not_begun(self):
+        self.make_endless()
+        process = self.begin("serve", self.made.path, "-k", self.path("socket"))
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 1, err)
+        self.assertIn(b"Stopped while reading", err)
+
+
+class NoAnswer(StopCase):
+    """Servers that do not answer what is asked of them."""
+
+    def serve_nothing(self, size, *words):
+        socket = self.path("nbd.sock")
+        self.own(Process([*tool("nbd"), "-k", socket, "--persistent", "--image-opts", *words,
+                          f"driver=null-co,size={size},latency-ns={3600 * 10**9}"],
+                         self.path("nbd.log")))  # fmt: skip
+        wait_until(lambda: can_connect(socket), "the server")
+        return socket
+
+    def stops_with(self, what, *words):
+        process = subprocess.Popen(
+            [*tool(words[0]), *words[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        self.addCleanup(process.kill)
+        with self.assertRaises(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 1, err)
+        self.assertIn(what, err)
+
+    def test_a_disk_that_is_read(self):
+        socket, to = self.serve_nothing(1 << 20, "-r"), self.path("new")
+        self.stops_with(
+            b"The backup was stopped", "backup", "--image", nbd_uri(socket), "--to", to
+        )
+        self.assertFalse(os.path.exists(to))
+
+    def test_a_target(self):
+        socket = self.serve_nothing(self.made.size)
+        self.stops_with(
+            b"The restore was stopped", "restore", self.made.path, "--force", nbd_uri(socket)
+        )
 
 
 class Leftovers(StopCase):

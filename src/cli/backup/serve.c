@@ -179,6 +179,8 @@ static int fill_nbd_command_line(struct serve *s, struct error *err)
     nbd->snapshot = s->writable;
     nbd->persistent = true;
     nbd->discard = "unmap";
+    nbd->stop = &backup_stop;
+    point_stop_by(nbd->stop);
     if (s->overlay) {
         nbd->co_prepare = co_prepare_overlay;
         nbd->prepare_arg = s;

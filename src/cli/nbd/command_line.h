@@ -32,6 +32,8 @@ struct nbd_command_line {
     /* Called before the image is opened; NULL: nothing to do. Yields. */
     int (*co_prepare)(void *arg, struct error *err);
     void *prepare_arg;
+    /* Becomes true if a signal asks for the end while the image is opened; NULL: nobody looks. */
+    volatile sig_atomic_t *stop;
     uint64_t max_clients;     /* 0: any number */
     uint64_t max_per_address; /* 0: any number */
     uint64_t offset_bytes;

@@ -238,6 +238,45 @@ static int co_flush_served_disk(const struct nbd_command_line *cl, const struct 
     return r < 0 ? error_set_errno(err, -r, "Could not flush '%s'", cl->file) : 0;
 }
 
+/* --- a signal while the image is opened ------------------------------------------------------- */
+
+#define LOOK_NS (NS_PER_SECOND / 10)
+
+struct opening {
+    struct loop_timer timer;
+    const struct nbd_command_line *cl;
+};
+
+/* The signal stays pending, and ends the server if it gets as far as that. */
+static void look_for_signal(struct loop_timer *timer)
+{
+    const struct opening *o = container_of(timer, struct opening, timer);
+    sigset_t pending, wanted;
+
+    if (sigpending(&pending) == 0 && sigandset(&wanted, &pending, &o->cl->end_signals) == 0 &&
+        !sigisemptyset(&wanted)) {
+        *o->cl->stop = 1;
+    }
+    loop_timer_arm(timer, loop_now_ns() + LOOK_NS);
+}
+
+static int co_open_until_signal(const struct nbd_command_line *cl, struct cli_disk *disk,
+                                struct error *err)
+{
+    struct opening o = {.cl = cl};
+    int r;
+
+    loop_timer_init(&o.timer, look_for_signal);
+    if (cl->stop) {
+        loop_timer_arm(&o.timer, loop_now_ns() + LOOK_NS);
+    }
+    r = co_open_served_image(cl, disk, err);
+    loop_timer_disarm(&o.timer);
+    return r;
+}
+
+/* --- serving ---------------------------------------------------------------------------------- */
+
 /* Serve the opened image until the end. */
 static int co_serve_export(const struct nbd_command_line *cl, const struct cli_disk *disk,
                            int end_fd, struct error *err)
@@ -285,7 +324,7 @@ int nbd_co_serve(const struct nbd_command_line *cl, struct error *err)
         return error_set_errno(err, errno, "Could not watch for signals");
     }
     r = cli_serving_co_start(&cl->serving, err);
-    UNLESS_FAILED(r, co_open_served_image(cl, &disk, err));
+    UNLESS_FAILED(r, co_open_until_signal(cl, &disk, err));
     UNLESS_FAILED(r, co_serve_export(cl, &disk, end_fd, err));
     cli_serving_co_stop();
     if (r < 0) {
