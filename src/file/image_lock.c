@@ -93,7 +93,7 @@ static int check_bytes(int fd, unsigned base, unsigned mask, const char *how, co
 int image_lock_set(struct image_lock *l, unsigned perm, unsigned shared, const char *name,
                    struct error *err)
 {
-    unsigned unshared = BLOCK_PERM_ALL & ~shared;
+    unsigned sole = BLOCK_PERM_ALL & ~shared, unshared = sole | l->closed;
     unsigned old_perm = l->perm, old_unshared = l->unshared;
     int r = acquire_bytes(l, perm & ~old_perm, unshared & ~old_unshared, name, err);
 
@@ -101,12 +101,13 @@ int image_lock_set(struct image_lock *l, unsigned perm, unsigned shared, const c
         r = check_bytes(l->fd, UNSHARED_BASE, perm & ~old_perm, "", name, err);
     }
     if (r == 0) {
-        r = check_bytes(l->fd, PERM_BASE, unshared & ~old_unshared, "shared ", name, err);
+        r = check_bytes(l->fd, PERM_BASE, sole & ~l->sole, "shared ", name, err);
     }
     if (r < 0) {
         release_bytes(l, l->perm & ~old_perm, l->unshared & ~old_unshared);
     } else {
         release_bytes(l, l->perm & ~perm, l->unshared & ~unshared);
+        l->sole = sole;
     }
     return r;
 }

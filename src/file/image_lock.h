@@ -30,6 +30,13 @@ struct image_lock {
     unsigned perm;
     /* BLOCK_PERM_... whose bytes 200 + n are locked now */
     unsigned unshared;
+    /* the part of `unshared` that no other user has */
+    unsigned sole;
+    /*
+     * Set by the owner: BLOCK_PERM_... that nobody may begin to use, even if they are shared with
+     * those who use them already.
+     */
+    unsigned closed;
 };
 
 /* Whether the file system of `fd` supports these locks. May block. */
@@ -37,8 +44,9 @@ bool image_lock_is_supported(int fd);
 
 /*
  * Change to the permissions `perm`, and share `shared` with others; both are sets of BLOCK_PERM_...
- * `name` is for the message. Returns 0; -EAGAIN if this conflicts with another user; or -errno.
- * After an error the permissions are as before. May block.
+ * What is in `closed` is shared with present users only. `name` is for the message. Returns 0;
+ * -EAGAIN if this conflicts with another user; or -errno. After an error the permissions are as
+ * before. May block.
  */
 int image_lock_set(struct image_lock *l, unsigned perm, unsigned shared, const char *name,
                    struct error *err);

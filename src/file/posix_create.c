@@ -194,8 +194,10 @@ static int co_prepare_file(struct create_call *c, uint64_t size, int prealloc, s
         return error_set(err, EINVAL, "'%s' is neither a regular file nor a device", c->path);
     }
     if (posix_file_co_has_locks(c->fd)) {
-        r = posix_file_co_lock(&lock, BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,
-                               BLOCK_PERM_ALL & ~BLOCK_PERM_RESIZE, c->path, err);
+        const unsigned change = BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE;
+
+        /* What the file has is lost: nobody may write it, even who shares that with others. */
+        r = posix_file_co_lock(&lock, change, BLOCK_PERM_ALL & ~change, c->path, err);
     }
     if (r < 0) {
         return r;

@@ -469,6 +469,12 @@ int posix_file_co_set_perm(struct block_node *node, unsigned perm, unsigned shar
     if (shared & BLOCK_PERM_WRITE) {
         atomic_store(&f->sole_writer, false);
     }
+    /*
+     * Users of the node that share the size (exports, for block_resize) get to know of a change.
+     * Users of other nodes of the file, here or in another process, would not: nobody may begin to
+     * change it, nor create an image in its place, for which the file is emptied.
+     */
+    f->lock.closed = perm && !node->force_share ? BLOCK_PERM_RESIZE : 0;
     r = co_set_file_lock(node, perm, shared, err);
     if (f->lock.unshared & BLOCK_PERM_WRITE) {
         /* Extents that were found while others could write may have changed since. */
@@ -534,6 +540,7 @@ void posix_file_co_close(struct block_node *node)
 
     /* Closing the descriptor releases the locks, unless a descriptor set has the file open, too. */
     if (f->locking && fdset_is_last(f->fd)) {
+        f->lock.closed = 0;
         posix_file_co_lock(&f->lock, 0, BLOCK_PERM_ALL, block_node_display_name(node), NULL);
     }
     posix_file_forget_questions(f);

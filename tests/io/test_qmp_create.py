@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """blockdev-create and x-blockdev-amend: what they make, their events, and how they fail."""
 
+import fcntl
 import json
 import os
 import re
+import struct
 
 import tidemark
 from qmp import QmpError
@@ -98,6 +100,82 @@ class FileTest(CreateTest):
         )
         self.assertIn("lock", self.run_job(driver="file", filename=path, size=0))
         self.assertEqual(self.info(path)["virtual-size"], MIB)
+
+
+class ExportedDiskTest(CreateTest):
+    """Creating an image over a raw disk in use would empty the file."""
+
+    def export(self, writable):
+        path = self.add_file("f", "a.raw", b"x" * MIB)
+        self.qmp.command("blockdev-add", driver="raw", node_name="d", file="f")
+        self.qmp.command("nbd-server-start",
+                         addr={"type": "unix", "data": {"path": self.path("nbd")}})  # fmt: skip
+        self.qmp.command("block-export-add", type="nbd", id="e", node_name="d", writable=writable)
+        self.add_file("s", "s.raw", b"y" * MIB)
+        return path
+
+    def check_stays(self, writable):
+        path, source = self.export(writable), self.path("s.raw")
+        for program in ([tidemark.TIDEMARK, "img"], [tidemark.qemu("qemu-img")]):
+            for command in (
+                ["create", "-f", "raw", path, "1M"],
+                ["create", "-f", "raw", "-o", "preallocation=falloc", path, "64k"],
+                ["create", "-f", "qcow2", path, "64M"],
+                ["create", "-f", "vmdk", path, "64M"],
+                ["convert", "-f", "raw", "-O", "raw", source, path],
+                ["dd", "-f", "raw", "-O", "raw", f"if={source}", f"of={path}"],
+                ["resize", "-f", "raw", path, "2M"],
+            ):
+                result = tidemark.run(*program, *command, check=False)
+                self.assertEqual(result.returncode, 1, command)
+                self.assertIn("lock", result.stderr, command)
+        self.assertIn("lock", self.run_job(driver="file", filename=path, size=MIB))
+        for command in ("drive-backup", "drive-mirror"):
+            for fmt in ("raw", "qcow2"):
+                answer = self.qmp.execute(command, {"job-id": "c", "device": "s", "sync": "full",
+                                                    "format": fmt, "target": path})  # fmt: skip
+                self.assertIn("lock", answer["error"]["desc"], (command, fmt))
+        answer = self.qmp.execute("blockdev-snapshot-sync",
+                                  {"node-name": "s", "snapshot-file": path, "format": "qcow2",
+                                   "snapshot-node-name": "o"})  # fmt: skip
+        self.assertIn("lock", answer["error"]["desc"])
+        tidemark.io(tidemark.nbd_uri(self.path("nbd"), "d"), "read -P 120 0 1M", fmt="raw",
+                    options=("-r",))  # fmt: skip
+        with open(path, "rb") as f:
+            self.assertEqual(f.read(), b"x" * MIB)
+
+    def test_a_disk_that_is_written_stays(self):
+        self.check_stays(True)
+
+    def test_a_disk_that_is_read_stays(self):
+        self.check_stays(False)
+
+    def test_its_owner_may_resize_it(self):
+        path = self.export(True)
+        self.qmp.command("block_resize", node_name="d", size=2 * MIB)
+        self.assertEqual(os.path.getsize(path), 2 * MIB)
+
+    def test_another_node_of_the_file_keeps_its_size(self):
+        path = self.export(True)
+        self.qmp.command("blockdev-add", driver="file", node_name="g", filename=path)
+        self.qmp.command("block-export-add", type="nbd", id="g", node_name="g", writable=True)
+        answer = self.qmp.execute("block_resize", {"node-name": "d", "size": 4096})
+        self.assertIn("lock", answer["error"]["desc"])
+        self.assertEqual(os.path.getsize(path), MIB)
+
+    def test_a_disk_of_one_who_shares_all_stays(self):
+        path = self.path("a.raw")
+        with open(path, "w+b") as f:
+            f.write(b"x" * MIB)
+            f.flush()
+            # The lock of a writer (image_lock.h).
+            fcntl.fcntl(f, fcntl.F_OFD_SETLK,
+                        struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 101, 1, 0))  # fmt: skip
+            result = tidemark.img("create", "-f", "raw", path, "1M", check=False)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn('Failed to get shared "write" lock', result.stderr)
+            f.seek(0)
+            self.assertEqual(f.read(), b"x" * MIB)
 
 
 class Qcow2Test(CreateTest):
