@@ -474,6 +474,18 @@ static int refuse_foreign(struct repository *r)
     return 0;
 }
 
+static int refuse_empty(const struct repository *repository, struct error *err)
+{
+    error_set(err, ENOENT, "'%s' holds no backups: there is no '%s' in it", repository->path,
+              REPOSITORY_DESCRIPTION);
+    if (faccessat(repository->fd, SET_DIRECTORY, F_OK, 0) == 0) {
+        error_hint(err,
+                   "It holds sets of several disks: name the directory of a disk in it, or see "
+                   "'tidemark sets'.");
+    }
+    return -ENOENT;
+}
+
 /* Decide about the result of reading repository.json: `r`, with the sentence in `why`. */
 static int judge_description(struct repository *repository, int r, struct error *why,
                              bool need_description, struct error *err)
@@ -489,8 +501,7 @@ static int judge_description(struct repository *repository, int r, struct error 
     }
     if (r == -ENOMEM || repository->count == 0) {
         if (r == -ENOENT) {
-            return error_set(err, ENOENT, "'%s' holds no backups: there is no '%s' in it",
-                             repository->path, REPOSITORY_DESCRIPTION);
+            return refuse_empty(repository, err);
         }
         error_move(err, why);
         return r;

@@ -385,6 +385,9 @@ class TestSetsThatLoseBackups(SetCase):
             result = run(*tool(words[0]), *words[1:], sets, check=False)
             self.assertEqual((words[0], result.returncode), (words[0], 1))
         self.assertEqual(os.listdir(sets), [self.sets()[0]["id"]])
+        result = run(*tool("restore"), self.repository, self.path("out.raw"), check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("name the directory of a disk", result.stderr)
 
     def test_copies(self):
         taken = self.take(2)
