@@ -48,7 +48,14 @@ class HungDiskTest(tidemark.TestCase):
         guest = subprocess.Popen(self.guest_command, stdout=subprocess.DEVNULL)
         self.addCleanup(guest.wait)
         self.addCleanup(guest.kill)
-        time.sleep(0.2)
+        tidemark.wait_until(self.is_in_flight, "the guest's write")
+
+    def is_in_flight(self):
+        stats = self.qmp.command("x-tidemark-query-stats", target="node")
+        return any(
+            o["group"] == "nbd" and o["labels"]["node"] == "file" and o["stats"]["requests-in-flight"]
+            for o in stats
+        )
 
     def test_other_monitors_are_answered_at_once(self):
         bitmap = {"node": "disk", "name": "b"}
