@@ -21,6 +21,7 @@ class HangCase(EndCase):
     def setUp(self):
         super().setUp()
         image = self.create("sick.raw", SIZE, "raw")
+        tidemark.io(image, f"write -P 7 0 {SIZE}", fmt="raw")
         self.remote = self.own(NbdServer(self.dir, "-f", "raw", image))
         self.qmp.command(
             "blockdev-add",
@@ -32,6 +33,12 @@ class HangCase(EndCase):
 
     def let_hang(self):
         tidemark.freeze(self.remote.process.pid)
+
+    def sick_is_used(self):
+        found = self.qmp.command("x-tidemark-query-stats", target="node")
+        return any(
+            f["labels"]["node"] == "sick" and f["stats"].get("in-flight", 0) > 0 for f in found
+        )
 
     def start(self, **more):
         self.qmp.command(
@@ -115,7 +122,7 @@ class OneSignal(HangCase):
         self.guest = subprocess.Popen(write, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.addCleanup(self.guest.wait)
         self.addCleanup(self.guest.kill)
-        tidemark.wait_until(self.sick_is_written, "the guest's write")
+        tidemark.wait_until(self.sick_is_used, "the guest's write")
         self.qmp.send_raw('{"execute": "job-finalize", "arguments": {"id": "sick"}}\n')
         time.sleep(0.5)
         other = self.server.connect(timeout=SECONDS)
@@ -125,12 +132,6 @@ class OneSignal(HangCase):
             other.command("query-named-block-nodes")
             other.command("block-dirty-bitmap-remove", node="other", name="new")
         return other
-
-    def sick_is_written(self):
-        found = self.qmp.command("x-tidemark-query-stats", target="node")
-        return any(
-            f["labels"]["node"] == "sick" and f["stats"].get("in-flight", 0) > 0 for f in found
-        )
 
     def test_a_mirror_that_is_finalized_while_a_guest_waits(self):
         other = self.finalize_while_a_guest_waits()
@@ -181,6 +182,40 @@ class OneSignal(HangCase):
         (bitmap,) = json.loads(out)["format-specific"]["data"]["bitmaps"]
         self.assertEqual(bitmap["flags"], ["auto"])
         tidemark.qemu_img("check", "-q", "-f", "qcow2", self.images["ready"])
+
+
+class HungSource(HangCase):
+    """A job reads a backing file that hangs."""
+
+    def setUp(self):
+        super().setUp()
+        overlay = self.create("overlay.qcow2", SIZE)
+        for node in (
+            {
+                "driver": "qcow2",
+                "node-name": "overlay",
+                "file": {"driver": "file", "filename": overlay},
+                "backing": "sick",
+            },
+            {"driver": "null-co", "node-name": "copy", "size": SIZE},
+        ):
+            self.qmp.command("blockdev-add", **node)
+
+    def sick_has_begun(self):
+        (job,) = self.qmp.command("query-jobs")
+        return job["current-progress"] > 0
+
+    def test_the_end_is_bounded(self):
+        backup = {"job_id": "sick", "device": "overlay", "target": "copy", "sync": "full"}
+        self.qmp.command("blockdev-backup", **backup, speed=SLOW)
+        tidemark.wait_until(self.sick_has_begun, "the first piece")
+        self.let_hang()
+        self.qmp.command("block-job-set-speed", device="sick", speed=0)
+        tidemark.wait_until(self.sick_is_used, "a read")
+        began = time.monotonic()
+        self.assertEqual(self.qmp.command("quit"), {})
+        self.assert_ended_in_time(1, began)
+        self.assert_complete(self.images)
 
 
 class TwoSignals(HangCase):

@@ -127,7 +127,7 @@ static struct end {
     bool clean;                 /* nothing is left that could hang */
     int status;
     size_t incomplete; /* nodes that are being completed */
-    size_t suspects;   /* of these, that something which hangs may write to */
+    size_t suspects;   /* of these, those of is_suspect() */
     bool stuck;        /* jobs hang */
     size_t exports;    /* that were left when there was news of exports */
     long long exports_ns;
@@ -188,12 +188,25 @@ static bool is_below_export(const struct export_info *info, void *arg)
     return *node != NULL;
 }
 
-/* Whether a command, a job or an export that has not ended may write to the node. */
+/* Whether requests of a job that hangs wait for the disk that it reads, and not for another one. */
+static bool reads_hang(const struct block_root *reader)
+{
+    uint64_t values[BLOCK_STATS];
+
+    block_node_read_stats(block_node_skip_filters(block_root_node(reader)), values);
+    return values[BLOCK_STAT_IN_FLIGHT] > 0;
+}
+
+/*
+ * Whether a command, a job or an export that has not ended may write to the node, or a job reads it
+ * and hangs there.
+ */
 static bool is_suspect(struct block_node *node)
 {
     const struct block_root *reader;
 
-    if (block_control_is_busy_with(node) || (job_is_using(node, &reader) && !reader)) {
+    if (block_control_is_busy_with(node) ||
+        (job_is_using(node, &reader) && (!reader || reads_hang(reader)))) {
         return true;
     }
     export_foreach(is_below_export, &node);
