@@ -10,7 +10,7 @@
  *    HASTY: what hangs is reported; exports let their clients go; a coroutine per image completes
  *      |    those that are still open
  *      | all are complete; or none was completed for DAEMON_HASTE_SECONDS, DAEMON_SUSPECT_MS if a
- *      | command, export or job that hangs may write to each that is left
+ *      | command, export or job that hangs may write to each that is left, or a job hangs there
  *      v
  *    exit 1
  *
