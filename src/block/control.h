@@ -155,11 +155,15 @@ uint64_t block_node_greatest_size_of_chain(const struct block_node *node);
 void block_node_remember_size(struct block_node *node, uint64_t size);
 
 /*
- * Whether the node may be resized by itself: -EBUSY if a node above would not see the new size.
- * Filters that change nothing do. Does not yield.
+ * Whether the node may be resized by itself: -EBUSY if a node above would not see the new size, or
+ * has a bitmap that is in use. Filters that change nothing see it, and raw nodes on a whole file.
+ * Does not yield.
  */
 int block_node_check_resize(const struct block_node *node, struct error *err);
-/* Report the size of a drained node to the owners of roots and the filters above. */
+/*
+ * Report the size of a drained node to the owners of roots, and to the nodes above that have its
+ * size, whose bitmaps follow.
+ */
 void block_report_size(struct block_node *node);
 /*
  * Forget all contents: the disk reads as its backing file. Bitmaps keep their bits. On stable

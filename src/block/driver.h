@@ -298,6 +298,11 @@ struct block_driver {
     bool is_filter;
     /* Set when a filter is registered: it has no co_truncate of its own, and the child's size. */
     bool passes_size;
+    /*
+     * Not a filter, but as large as its file, whose users may resize it; NULL: it is not. Does not
+     * yield.
+     */
+    bool (*has_size_of_file)(const struct block_node *node);
     /* Likewise: it has no co_preadv, and no co_pwritev, of its own. */
     bool passes_reads, passes_writes;
     /* Shows a point in time: no write through it changes what it shows. */

@@ -4,6 +4,7 @@
 #include <inttypes.h>
 
 #include "base/checked.h"
+#include "base/log.h"
 #include "block/control.h"
 #include "block/device.h"
 #include "block/internal.h"
@@ -12,6 +13,9 @@
 
 bool block_node_has_size_of(const struct block_node *node, const struct block_edge *child)
 {
+    if (node->driver->has_size_of_file && node->file == child) {
+        return node->driver->has_size_of_file(node);
+    }
     return node->filtered == child && node->driver->passes_size;
 }
 
@@ -39,6 +43,18 @@ void block_node_remember_size(struct block_node *node, uint64_t size)
     }
 }
 
+/* Whoever reads the bits of a bitmap that is in use reads them with the size that it had. */
+static int check_bitmaps_at_rest(const struct block_node *node, struct error *err)
+{
+    struct block_bitmap *b;
+    int r = 0;
+
+    LIST_FOREACH (b, &node->bitmaps, link) {
+        UNLESS_FAILED(r, block_bitmap_check(b, BLOCK_BITMAP_REFUSE_BUSY, err));
+    }
+    return r;
+}
+
 int block_node_check_resize(const struct block_node *node, struct error *err)
 {
     struct block_edge *edge;
@@ -50,6 +66,7 @@ int block_node_check_resize(const struct block_node *node, struct error *err)
                           block_node_device_or_name(node), edge->name,
                           block_node_device_or_name(edge->parent));
         }
+        UNLESS_FAILED(r, edge->parent ? check_bitmaps_at_rest(edge->parent, err) : 0);
         UNLESS_FAILED(r, edge->parent ? block_node_check_resize(edge->parent, err) : 0);
     }
     return r;
@@ -69,6 +86,22 @@ static void report_size_to_roots(struct block_node *node)
     }
 }
 
+/* Bitmaps that can't follow for lack of memory are of no use any more: they would lack writes. */
+static void follow_size(struct block_node *node, uint64_t size)
+{
+    ERROR_AUTO(err);
+
+    block_node_set_size(node, size);
+    if (block_bitmaps_resize(node, size, &err) < 0) {
+        struct block_bitmap *b;
+
+        log_error("%s", error_message(&err));
+        LIST_FOREACH (b, &node->bitmaps, link) {
+            block_bitmap_lose(b, "there was no memory to resize the bitmap");
+        }
+    }
+}
+
 void block_report_size(struct block_node *node)
 {
     struct block_edge *edge;
@@ -76,7 +109,7 @@ void block_report_size(struct block_node *node)
     report_size_to_roots(node);
     LIST_FOREACH (edge, &node->parents, in_node) {
         if (edge->parent && block_node_has_size_of(edge->parent, edge)) {
-            block_node_set_size(edge->parent, block_node_size(node));
+            follow_size(edge->parent, block_node_size(node));
             block_report_size(edge->parent);
         }
     }

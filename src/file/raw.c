@@ -111,6 +111,14 @@ static int raw_co_open(struct block_node *node, struct options *opts, struct err
     return 0;
 }
 
+/* All of the file: whoever resizes that resizes the disk. */
+static bool raw_has_size_of_file(const struct block_node *node)
+{
+    const struct raw_disk *d = node->opaque;
+
+    return !d->has_size && d->offset == 0;
+}
+
 /* Another process may have changed the size of the file. */
 static int raw_co_reload(struct block_node *node, struct error *err)
 {
@@ -488,6 +496,7 @@ const struct block_driver raw_driver = {
     .co_reopen_abort = put_raw_range_back,
     .co_open = raw_co_open,
     .co_reload = raw_co_reload,
+    .has_size_of_file = raw_has_size_of_file,
     .co_close = raw_co_close,
     .co_create = raw_co_create,
     .create_options = posix_file_create_options,

@@ -43,11 +43,25 @@ static int co_resize(struct block_root *root, void *size, struct error *err)
                              err);
 }
 
+/* Nor is there a job on a node above, whose size changes, too. */
+static int check_not_busy_above(struct block_node *node, struct error *err)
+{
+    struct block_edge *edge = NULL;
+    int r = qmp_check_not_busy(node, err);
+
+    while (r >= 0 && (edge = block_node_next_parent(node, edge))) {
+        if (block_edge_parent(edge)) {
+            r = check_not_busy_above(block_edge_parent(edge), err);
+        }
+    }
+    return r;
+}
+
 static int check_resize(struct block_node *node, struct error *err)
 {
     int r = block_node_is_read_only(node) ? error_set(err, EROFS, "Image is read-only") : 0;
 
-    UNLESS_FAILED(r, qmp_check_not_busy(node, err));
+    UNLESS_FAILED(r, check_not_busy_above(node, err));
     UNLESS_FAILED(r, block_node_check_resize(node, err));
     UNLESS_FAILED(r, check_bitmaps_idle(node, err));
     return r;

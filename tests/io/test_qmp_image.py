@@ -102,6 +102,42 @@ class ImageTest(tidemark.TestCase):
         self.qmp.command("block_resize", node_name="above", size=3 * MIB)
         self.assertEqual(self.size("raw"), 3 * MIB)
 
+    def test_what_is_above_a_node_follows_its_size(self):
+        """With its bitmaps, which would lack what is written to the added part: filters, and a raw
+        node that is all of a file.
+        """
+        self.qmp.command("blockdev-add", driver="file", node_name="f", filename=self.path("raw.img"),
+                         locking="off")  # fmt: skip
+        self.qmp.command("object-add", qom_type="throttle-group", id="g")
+        self.qmp.command("blockdev-add", driver="raw", node_name="r", file="f")
+        self.qmp.command("blockdev-add", driver="throttle", node_name="t", throttle_group="g", file="r")
+        for node in ("r", "t"):
+            self.qmp.command("block-dirty-bitmap-add", node=node, name="b")
+        for number, node in enumerate(("f", "r", "t")):
+            size = (2 + number) * MIB
+            self.qmp.command("block_resize", node_name=node, size=size)
+            self.assertEqual([self.size(n) for n in ("f", "r", "t")], [size] * 3)
+        self.qmp.command("block-export-add", type="nbd", id="t", node_name="t", name="t", writable=True)
+        tidemark.io(f"nbd+unix:///t?socket={self.nbd}", "write -P 1 3M 64k", "write -P 1 0 64k", fmt="raw")
+        self.qmp.command("block-export-del", id="t")
+        self.qmp.wait_event("BLOCK_EXPORT_DELETED")
+        for node in ("r", "t"):
+            self.assertEqual(self.qmp.bitmaps(node)["b"]["count"], 2 * 65536)
+        self.qmp.command("block-dirty-bitmap-disable", node="t", name="b")
+        self.qmp.command("block-export-add", type="nbd", id="x", node_name="t", name="x", bitmaps=["b"])
+        with self.assertRaises(QmpError):
+            self.qmp.command("block_resize", node_name="f", size=MIB)
+        self.assertEqual(self.size("t"), 4 * MIB)
+
+    def test_a_part_of_a_file_keeps_its_size(self):
+        for more in ({"size": MIB // 2}, {"offset": MIB // 2}):
+            file = {"driver": "file", "filename": self.path("raw.img"), "node-name": "f", "locking": "off"}
+            self.qmp.command("blockdev-add", driver="raw", node_name="r", file=file, **more)
+            self.refused("Node 'f' is busy: node is used as 'file' of 'r'", "block_resize",
+                         node_name="f", size=2 * MIB)  # fmt: skip
+            self.assertEqual(self.size("r"), MIB // 2)
+            self.qmp.command("blockdev-del", node_name="r")
+
     def test_resizes_that_are_refused(self):
         missing = "Cannot find device='{}' nor node-name='{}'"
         self.refused(missing.format("", ""), "block_resize", size=1)
