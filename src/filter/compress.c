@@ -30,17 +30,6 @@ static int compress_co_open(struct block_node *node, struct options *opts, struc
     return 0;
 }
 
-/* A writer also reads: the rest of a cluster that a write covers in part. */
-static void compress_child_perm(struct block_node *node, struct block_edge *edge,
-                                unsigned parents_perm, unsigned parents_shared, unsigned *ret_perm,
-                                unsigned *ret_shared)
-{
-    bool writes = parents_perm & (BLOCK_PERM_WRITE | BLOCK_PERM_WRITE_UNCHANGED);
-
-    *ret_perm = parents_perm | (writes ? BLOCK_PERM_CONSISTENT_READ : 0);
-    *ret_shared = parents_shared;
-}
-
 /* Cut a request at the end of the disk, which may be inside the last cluster. */
 static int clip_to_disk(const struct block_node *node, uint64_t offset, struct iov iov,
                         struct iov_part *ret_part)
@@ -82,7 +71,6 @@ const struct block_driver compress_driver = {
     .reopen_options = block_no_options,
     .exchanges_file = true,
     .co_open = compress_co_open,
-    .child_perm = compress_child_perm,
     .co_preadv = compress_co_preadv,
     .co_pwritev = compress_co_pwritev,
 };

@@ -114,7 +114,7 @@ static void cor_child_perm(struct block_node *node, struct block_edge *edge, uns
         *ret_shared = BLOCK_PERM_ALL;
         return;
     }
-    *ret_perm = parents_perm | BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED;
+    *ret_perm = parents_perm | BLOCK_PERM_WRITE_UNCHANGED;
     *ret_shared = parents_shared & ~(BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE);
 }
 

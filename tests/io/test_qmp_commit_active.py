@@ -95,6 +95,33 @@ class ActiveTest(CommitCase):
         self.assertEqual(self.backing("c"), ("b.qcow2", "qcow2"))
         self.assert_disk()
 
+    def test_a_filter_above_the_disk_goes_with_the_images(self):
+        """While the base is written, no image below the disk is what it was, but what the filter
+        reads is.
+        """
+        for driver in ("copy-on-read", "compress"):
+            with self.subTest(driver=driver):
+                self.make_chain(*((4, 65536),) * 3)
+                self.start(writable=False, export="a")
+                self.qmp.command("blockdev-add", driver=driver, node_name="f", file="c")
+                self.qmp.command("block-export-del", id="export")
+                self.next_event(30)
+                export = {"type": "nbd", "id": "e", "node-name": "f", "name": "disk"}
+                self.qmp.command("block-export-add", **export, writable=True)
+                guest = Guest(self.uri, self.disk)
+                self.commit(device="f")
+                self.events("job", "READY")
+                self.qmp.command("job-complete", id="job")
+                self.assertEqual(self.events("job"), ENDED)
+                writes = guest.writes
+                tidemark.wait_until(lambda: guest.writes > writes + 20, "writes after the pivot")
+                guest.stop()
+                self.assertEqual(self.qmp.command("query-block-exports")[0]["node-name"], "a")
+                self.drop("f", "c", "b")
+                self.server.stop()
+                self.empty("c", "b")
+                self.assert_disk()
+
     def test_again_after_the_images_between_are_gone(self):
         """From the middle first, then all the rest."""
         self.make_chain(*((4, 65536),) * 4)
