@@ -668,6 +668,13 @@ struct block_driver {
 /* --- events: any reactor, coroutine, may yield ------------------------------------------------ */
 
 /*
+ * Whether something was written to the node, or to what lies below it, but for backing nodes: a
+ * filter, or another node, may have been put in above what others had written to before, so a flush
+ * has to reach it. Does not yield.
+ */
+bool block_node_was_written(const struct block_node *node);
+
+/*
  * Announce an event at a node. Raw and filters pass it down to the first fault filter, if there is
  * one.
  */

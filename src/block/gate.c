@@ -758,6 +758,17 @@ int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)
 
 /* --- flush ----------------------------------------------------------------------------------- */
 
+bool block_node_was_written(const struct block_node *node)
+{
+    const struct block_edge *edge;
+    bool written = atomic_load(&node->write_generation) > BLOCK_NOTHING_WRITTEN;
+
+    LIST_FOREACH (edge, &node->children, sibling) {
+        written = written || (edge != node->backing && block_node_was_written(edge->node));
+    }
+    return written;
+}
+
 int block_co_flush_children(struct block_node *node)
 {
     struct block_edge *edge;
@@ -765,7 +776,7 @@ int block_co_flush_children(struct block_node *node)
 
     LIST_FOREACH (edge, &node->children, sibling) {
         /* One that was written to: the writer may have gone since, and with him the permission. */
-        if (atomic_load(&edge->node->write_generation) > BLOCK_NOTHING_WRITTEN) {
+        if (block_node_was_written(edge->node)) {
             r = error_first(r, block_co_flush(edge));
         }
     }

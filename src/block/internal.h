@@ -206,7 +206,7 @@ int block_co_open_below(struct block_node *above, const char *path, const char *
  */
 #define BLOCK_NOTHING_WRITTEN 1u
 
-/* Flush all children that were ever written to; returns the first error. Yields. */
+/* Flush all children that block_node_was_written() is true of; the first error. Yields. */
 int block_co_flush_children(struct block_node *node);
 
 /* --- bitmaps.c --- */

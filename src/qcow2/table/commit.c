@@ -326,9 +326,8 @@ static bool is_clean_locked(const struct qcow2 *q, bool lazy)
 
 bool qcow2_co_is_untouched(struct qcow2 *q)
 {
-    /* Write generations begin at 1. */
-    bool untouched = atomic_load(&q->node->file->node->write_generation) == 1 &&
-                     atomic_load(&q->data->node->write_generation) == 1;
+    bool untouched =
+        !block_node_was_written(q->node->file->node) && !block_node_was_written(q->data->node);
 
     if (!untouched) {
         return false;
