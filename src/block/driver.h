@@ -422,8 +422,9 @@ struct block_driver {
     void (*child_perm)(struct block_node *node, struct block_edge *edge, unsigned parents_perm,
                        unsigned parents_shared, unsigned *ret_perm, unsigned *ret_shared);
     /*
-     * The node's cumulative permissions change (image locks). On failure the old ones stay in
-     * force.
+     * The node's cumulative permissions change (image locks), or the node is handed over or taken
+     * over: `shared` has BLOCK_SHARE_HAND_OVER while it is with another process. On failure the
+     * old ones stay in force.
      */
     int (*co_set_perm)(struct block_node *node, unsigned perm, unsigned shared, struct error *err);
     /*

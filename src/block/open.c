@@ -95,6 +95,7 @@ static int take_generic_options(struct block_node *node, struct options *opts, u
     UNLESS_FAILED(r, options_take_bool(opts, "active", true, &active, err));
     if (r >= 0) {
         node->handed_over = !active;
+        node->set_shared |= active ? 0 : BLOCK_SHARE_HAND_OVER;
         block_set_use(node, &use);
     }
     return r;

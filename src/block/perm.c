@@ -379,6 +379,12 @@ static void work_out_children(struct block_node *node)
     }
 }
 
+/* What a driver that takes locks gets to know of what is shared. */
+static unsigned shared_of_locks(const struct block_node *node, unsigned shared)
+{
+    return (shared & BLOCK_PERM_ALL) | (node->handed_over ? BLOCK_SHARE_HAND_OVER : 0);
+}
+
 /* What a root asks for, or what is left of that while its node is handed over. */
 static void root_next(struct block_edge *edge)
 {
@@ -438,7 +444,7 @@ static int co_take_locks(struct block_node *first, struct error *err)
 
     for (struct block_node *node = first; node && r == 0; node = node->perm_next) {
         cumulative_next(node, &perm, &shared);
-        shared &= BLOCK_PERM_ALL;
+        shared = shared_of_locks(node, shared);
         r = co_driver_set_perm(node, perm | node->set_perm, shared & node->set_shared, err);
     }
     return r;
@@ -484,6 +490,7 @@ void block_co_perm_release(void)
 
         list_remove(&node->over_set);
         cumulative_in_force(node, &perm, &shared);
+        shared = shared_of_locks(node, shared);
         /* Giving up should not fail; the result is not looked at. */
         co_driver_set_perm(node, perm, shared, NULL);
         node->set_perm = perm;

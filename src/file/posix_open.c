@@ -472,9 +472,10 @@ int posix_file_co_set_perm(struct block_node *node, unsigned perm, unsigned shar
     /*
      * Users of the node that share the size (exports, for block_resize) get to know of a change.
      * Users of other nodes of the file, here or in another process, would not: nobody may begin to
-     * change it, nor create an image in its place, for which the file is emptied.
+     * change it, nor create an image in its place, for which the file is emptied. While the file
+     * is handed over, another process does with it what it likes.
      */
-    f->lock.closed = perm && !node->force_share ? BLOCK_PERM_RESIZE : 0;
+    f->lock.closed = perm && !(shared & BLOCK_SHARE_HAND_OVER) ? BLOCK_PERM_RESIZE : 0;
     r = co_set_file_lock(node, perm, shared, err);
     if (f->lock.unshared & BLOCK_PERM_WRITE) {
         /* Extents that were found while others could write may have changed since. */

@@ -129,6 +129,20 @@ class Turns(ActiveCase):
         self.assertEqual(self.here.qmp.node("disk")["image"]["virtual-size"], 3 * MIB)
         self.assertEqual(self.here.qmp.node("file")["image"]["virtual-size"], 3 * MIB)
 
+    def test_the_size_of_a_disk_that_is_only_read_is_kept_in_turns(self):
+        image = self.create("disk.raw", "1M", fmt="raw")
+        for server, writable in (self.here, False), (self.there, True):
+            self.disk(server, image, "raw")
+            server.qmp.command("block-export-add", type="nbd", id="e", node_name="disk",
+                               writable=writable, **{"allow-inactive": True})  # fmt: skip
+        resize = {"node-name": "disk", "size": 2 * MIB}
+        self.refused(self.there, 'Failed to get "resize" lock', "block_resize", **resize)
+        self.set_active(self.here, False)
+        self.there.qmp.command("block_resize", **resize)
+        self.set_active(self.here, True)
+        resize["size"] = 3 * MIB
+        self.refused(self.there, 'Failed to get "resize" lock', "block_resize", **resize)
+
     def test_an_inactive_image_is_not_written(self):
         image = self.create("disk.qcow2", "16M")
         tidemark.img("bitmap", "-f", "qcow2", "--add", image, "b")
