@@ -254,7 +254,10 @@ static int co_wait_for_answer(struct file_question *q, int64_t patience_ns, uint
     return r;
 }
 
-/* Who serves nobody else waits for as long as it takes. */
+/*
+ * Who serves nobody else waits for as long as it takes. So does a guest's request, on a reactor of
+ * another thread: it needs the answer, and a coroutine that stays there keeps that from ending.
+ */
 static int co_ask_here(const struct posix_file *f, posix_file_ask *ask, uint64_t *ret_value)
 {
     struct file_question q = {.fd = f->fd, .ask = ask};
@@ -272,7 +275,7 @@ int posix_file_co_ask(const struct posix_file *f, posix_file_ask *ask, uint64_t 
     int64_t patience_ns;
     int r;
 
-    if (!loop_is_serving()) {
+    if (!loop_is_serving() || reactor_current() != reactor_main()) {
         return co_ask_here(f, ask, ret_value);
     }
     patience_ns = patience_with(f);

@@ -176,9 +176,9 @@ void posix_file_co_close_fd(int fd);
 
 /*
  * A question about a file that queries ask: `ask` makes one call that may block, and returns 0 with
- * *ret_value set, or -errno. It may run when the file is closed already. -ETIMEDOUT, in
- * a program that serves others: the file system does not answer for a second, or has not answered
- * an earlier question about this file yet.
+ * *ret_value set, or -errno. It may run when the file is closed already. -ETIMEDOUT, on the main
+ * reactor of a program that serves others: the file system does not answer for a second, or has not
+ * answered an earlier question about this file yet.
  */
 typedef int posix_file_ask(int fd, uint64_t *ret_value);
 int posix_file_co_ask(const struct posix_file *f, posix_file_ask *ask, uint64_t *ret_value);

@@ -141,6 +141,45 @@ static void creation_asks_elsewhere(void)
     unlink(IMAGE);
 }
 
+/* --- questions whose answer is late ----------------------------------------------------------- */
+
+struct question {
+    struct posix_file file;
+    uint64_t value;
+    int result;
+};
+
+/* Longer than queries wait. */
+static int ask_slow_server(int fd, uint64_t *ret_value)
+{
+    usleep(1200000);
+    *ret_value = 42;
+    return 0;
+}
+
+static void co_ask(void *arg)
+{
+    struct question *q = arg;
+
+    q->result = posix_file_co_ask(&q->file, ask_slow_server, &q->value);
+}
+
+/* A coroutine that was left there would keep the reactor from ending. */
+static void a_guest_waits_for_the_answer(void)
+{
+    struct question q = {.file = {.fd = -1}};
+    struct reactor *reactor;
+    ERROR_AUTO(err);
+
+    assert_int_equal(reactor_create("guest", &reactor, &err), 0);
+    loop_set_serving(true);
+    loop_co_call_on(reactor, co_ask, &q);
+    loop_set_serving(false);
+    reactor_destroy(reactor);
+    assert_int_equal(q.result, 0);
+    assert_int_equal(q.value, 42);
+}
+
 static int setup(void **state)
 {
     file_register_drivers();
@@ -152,6 +191,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         CO_TEST(opening_locking_and_closing_ask_elsewhere),
         CO_TEST(creation_asks_elsewhere),
+        CO_TEST(a_guest_waits_for_the_answer),
     };
 
     return cmocka_run_group_tests(tests, setup, co_test_teardown);
