@@ -390,7 +390,7 @@ static void reconnect_tick(struct loop_timer *timer)
     struct nbd_client *c = container_of(timer, struct nbd_client, tick_timer);
     int64_t now = loop_now_ns();
 
-    if (!c->failing && (now >= c->hold_until_ns || c->is_awaited(c->is_awaited_arg))) {
+    if (!c->failing && (c->cut || now >= c->hold_until_ns || c->is_awaited(c->is_awaited_arg))) {
         fail_waiting(c);
     }
     loop_timer_arm(timer, now + TICK_NS);

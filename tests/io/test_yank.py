@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """yank: a connection that hangs is cut, and who waits for it is answered."""
 
+import contextlib
 import json
 import signal
+import socket
 import subprocess
+import threading
 
 import tidemark
 from qmp import Qmp
@@ -124,6 +127,49 @@ class Yank(tidemark.TestCase):
             self.assertIn(b"Input/output error", guest.communicate(timeout=60)[1])
         self.assertEqual(self.server.log().count("the connection is cut by command"), 1)
         self.server.stop(expect=1)  # what was never flushed
+
+    def test_a_guest_is_released_while_the_host_of_the_server_does_not_answer(self):
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+            host, port = listener.getsockname()
+            relay = threading.Thread(target=self.relay, args=(listener,))
+            relay.start()
+            server = {"type": "inet", "host": host, "port": f"{port}"}
+            self.qmp.command("blockdev-add", driver="nbd", node_name="n", export="disk",
+                             server=server, reconnect_delay=3600)  # fmt: skip
+            self.qmp.command("blockdev-add", driver="raw", node_name="above", file="n")
+            command = ["-f", "raw", "-c", "write 0 4k", self.export()]
+            # One connection fills the queue, and the kernel takes no notice of others.
+            with socket.create_connection((host, port)):
+                self.storage.kill()
+                relay.join()
+                with subprocess.Popen([*tidemark.tool("io"), *command],
+                                      stderr=subprocess.PIPE) as guest:  # fmt: skip
+                    tidemark.wait_until(lambda: self.connects_to(port), "an attempt to connect")
+                    self.assertIsNone(guest.poll())
+                    self.assertIn("return", self.yank(**{"type": "block-node", "node-name": "n"}))
+                    self.assertIn(b"Input/output error", guest.communicate(timeout=15)[1])
+        self.server.kill()
+
+    def relay(self, listener):
+        """One client of the listener talks to the server until that ends."""
+        with listener.accept()[0] as client, socket.socket(socket.AF_UNIX) as server:
+            server.connect(self.sock)
+            back = threading.Thread(target=self.copy, args=(client, server))
+            back.start()
+            self.copy(server, client)
+            client.shutdown(socket.SHUT_RDWR)
+            back.join()
+
+    @staticmethod
+    def copy(source, sink):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+
+    def connects_to(self, port):
+        with open("/proc/net/tcp", encoding="ascii") as table:
+            rows = [line.split()[2:4] for line in table]
+        return [f"0100007F:{port:04X}", "02"] in rows
 
     def test_several_connections_are_cut(self):
         self.check_guest_is_released(**{"x-connections": 4})
