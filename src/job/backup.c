@@ -95,6 +95,7 @@ static void backup_co_abort(struct job *job, void *state)
 static void co_take_filter_out(struct job *job, struct backup *b)
 {
     struct block_node *nodes[] = {b->source, b->target}, *below;
+    struct block_root *root = b->root, *target_root = b->target_root;
     ERROR_AUTO(err);
 
     /*
@@ -104,8 +105,10 @@ static void co_take_filter_out(struct job *job, struct backup *b)
     job_co_drain(job, nodes, ARRAY_SIZE(nodes));
     below = block_node_child(b->filter, "file");
     block_co_change_begin();
-    block_co_root_release(b->root);
-    block_co_root_release(b->target_root);
+    /* From now on others find no root: the rest of the end may wait for the target's storage. */
+    b->root = b->target_root = NULL;
+    block_co_root_release(root);
+    block_co_root_release(target_root);
     if (b->in_place && block_co_node_replace(b->filter, below, &err) < 0) {
         log_error("node '%s' stays above '%s': %s", block_node_name(b->filter),
                   block_node_name(below), error_message(&err));
