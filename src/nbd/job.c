@@ -49,6 +49,7 @@ struct nbd_job *nbd_job_new(struct nbd_connection *c, const struct nbd_request *
     job->rq = *rq;
     job->accounted = 0;
     job->pooled = job->continues = job->continued = job->carried_out = false;
+    job->result = 0;
     job->payload = NULL;
     job->context_count = 0;
     job->rbuf = NULL;

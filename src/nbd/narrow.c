@@ -56,12 +56,12 @@ int nbd_connection_co_narrow_write(struct nbd_connection *c, struct nbd_job *job
         if (r < 0) {
             return r;
         }
-        if (!job->error) {
+        if (job->result == 0) {
             job->co = co_self();
-            r = block_co_pwritev(c->export->edge, rq->offset + done,
+            job->result =
+                block_co_pwritev(c->export->edge, rq->offset + done,
                                  iov_from_buf(&vec, job->data.data, part), fua ? BLOCK_REQ_FUA : 0);
             job->co = NULL;
-            job->error = -r;
         }
         done += part;
     }

@@ -407,8 +407,10 @@ static void co_run_job(void *arg)
     if (job->error) {
         r = -job->error;
     } else if (job->carried_out) {
-        r = 0;
-        nbd_reply_set_done(job);
+        r = job->result;
+        if (r == 0) {
+            nbd_reply_set_done(job);
+        }
     } else if (job->rq.type == NBD_CMD_READ) {
         r = co_read_request(job);
     } else if (job->rq.type == NBD_CMD_BLOCK_STATUS) {

@@ -265,8 +265,9 @@ struct nbd_job {
     /* A piece of a read, and not the first one; and not the last one. */
     bool continues;
     bool continued;
-    /* The request was carried out; only the reply is missing. */
+    /* The request was carried out, with this result: 0 or -errno. Only the reply is missing. */
     bool carried_out;
+    int result;
     /* Of a write or a block status: in `data` or in `rbuf`. */
     uint8_t *payload;
     /* Of a block status: contexts that are named in the payload; 0: all selected ones. */

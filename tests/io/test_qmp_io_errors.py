@@ -5,7 +5,7 @@ import errno
 import time
 
 import tidemark
-from nbd_raw import FLUSH, READ, TRIM, WRITE, WRITE_ZEROES, RawClient
+from nbd_raw import EXPORT_NAME, FLUSH, READ, TRIM, WRITE, WRITE_ZEROES, RawClient
 
 MIB = 1 << 20
 
@@ -17,10 +17,10 @@ class Case(tidemark.TestCase):
         self.qmp = self.daemon().qmp
         self.qmp.command("nbd-server-start", addr={"type": "unix", "data": {"path": self.nbd}})
 
-    def add(self, name, *rules, **more):
+    def add(self, name, *rules, size=MIB, **more):
         self.qmp.command(
             "blockdev-add", driver="blkdebug", node_name=name, inject_error=list(rules),
-            image={"driver": "null-co", "size": MIB, "read-zeroes": True}, **more,
+            image={"driver": "null-co", "size": size, "read-zeroes": True}, **more,
         )  # fmt: skip
         self.qmp.command(
             "block-export-add", type="nbd", id=f"export-{name}", node_name=name, name=name,
@@ -88,6 +88,21 @@ class Events(Case):
                         "x-count": 1,
                     },
                 )
+
+    def test_a_write_that_is_done_in_pieces(self):
+        """It is longer than a client may write that knows the limit."""
+        length = (32 << 20) + 4096
+        rule = {"event": "none", "iotype": "write", "errno": errno.EIO, "sector": 40 << 11}
+        self.add("n", rule, size=64 * MIB)
+        client = RawClient(self.nbd)
+        self.addCleanup(client.sock.close)
+        client.option(EXPORT_NAME, b"n")
+        client.receive(10)
+        error = self.fail(client, WRITE, 16 * MIB, length, bytes(length))
+        self.assertEqual(error, errno.EIO)
+        event = self.event()
+        self.assertEqual((event["qom-path"], event["x-request"]), ("export-n", "write"))
+        self.assertEqual((event["x-offset"], event["x-length"]), (16 * MIB, length))
 
     def test_at_most_one_a_second_and_the_last_one_is_not_lost(self):
         self.add("n", {"event": "none", "iotype": "write", "errno": errno.EIO})
