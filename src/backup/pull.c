@@ -360,6 +360,9 @@ int pull_co_run(const struct pull_config *config, struct pull_result *ret_result
     }
     co_close_image(&p);
     r = giving_up_co_end(&giving_up, r, STOPPED, err);
+    if (r == -EINTR) {
+        *config->view_failed = false; /* reads were given up */
+    }
     if (r == 0) {
         clusters = config->parent ? p.stored : clusters;
         *ret_result = (struct pull_result){

@@ -43,7 +43,8 @@ struct pull_config {
     /* Called a few times a second; a negative result ends the pull with the error in `err`. */
     int (*watch)(void *arg, struct error *err);
     void *watch_arg;
-    bool *view_failed; /* set when the input cannot be read any more */
+    /* Set when the input cannot be read any more; not after a stop, which gives reads up. */
+    bool *view_failed;
 };
 
 struct pull_result {

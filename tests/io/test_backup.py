@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backups of a disk in use: points in time, what a backup survives, what it says when it can't."""
 
+import glob
 import json
 import os
 import resource
@@ -485,6 +486,21 @@ class TestCutOff(BackupCase):
         self.assert_clean_directory()
         self.assertEqual(len(self.own_bitmaps()), 1)
         self.assertEqual(self.check_recovery(first, model)["kind"], "incremental")
+
+    def test_stopped_while_the_daemon_does_not_answer(self):
+        """What is given up then is no failure whose cause is worth a guess."""
+        process = self.start_backup("--rate=2M")
+        made = os.path.join(self.repository, ".tidemark-tmp*", "checksums")
+        process.wait_for(lambda: any(map(os.path.getsize, glob.glob(made))), "the first digests")
+        freeze(self.server.pid)
+        self.addCleanup(self.server.process.send_signal, signal.SIGCONT)
+        process.process.send_signal(signal.SIGTERM)
+        process.wait_for(lambda: "connection is cut" in process.log(), "the end of waiting")
+        self.server.process.send_signal(signal.SIGCONT)
+        self.assertEqual(process.wait(), 1)
+        self.assertIn("was stopped", process.log())
+        self.assertNotIn("old data", process.log())
+        self.assert_settled()
 
     def test_two_runs_at_once(self):
         process = self.start_backup()
