@@ -403,10 +403,7 @@ static __attribute__((noinline)) int co_pwritev_slow(struct block_edge *edge, un
     return r;
 }
 
-/*
- * edge_below() for a write. The filter's generation says that something was written, and grows no
- * more: a filter is flushed in any case.
- */
+/* edge_below() for a write. The filter's generation does not grow: it is flushed in any case. */
 static __attribute__((noinline)) struct block_edge *
 write_edge_below(const struct block_edge *edge, uint64_t offset, uint64_t length, unsigned flags)
 {
@@ -419,9 +416,6 @@ write_edge_below(const struct block_edge *edge, uint64_t offset, uint64_t length
     if (below) {
         DEBUG_ASSERT(node->recorders == 0 && !node->activity);
         watch_threshold(node, offset, length);
-        if (atomic_load(&node->write_generation) == BLOCK_NOTHING_WRITTEN) {
-            atomic_fetch_add(&node->write_generation, 1);
-        }
     }
     return below;
 }
