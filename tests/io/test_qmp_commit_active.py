@@ -109,6 +109,7 @@ class ActiveTest(CommitCase):
                 export = {"type": "nbd", "id": "e", "node-name": "f", "name": "disk"}
                 self.qmp.command("block-export-add", **export, writable=True)
                 guest = Guest(self.uri, self.disk)
+                tidemark.wait_until(lambda: guest.writes > 5, "writes")
                 self.commit(device="f")
                 self.events("job", "READY")
                 self.qmp.command("job-complete", id="job")
