@@ -101,6 +101,7 @@ struct root_wait {
     struct loop_timer timer;
 };
 
+/* Waits of drains that go on. Main reactor. */
 static struct list root_waits = LIST_INIT(root_waits);
 
 static void on_root_wait_timer(struct loop_timer *timer)
