@@ -16,8 +16,9 @@
  *     overwrite 1M, depth 32            147         158 to 189 168
  *
  * Reads are tried inline with RWF_NOWAIT, which never waits for the disk. At depth 32 the ring
- * costs about as much as batching saves. tmpfs does not support RWF_NOWAIT, and a read from it does
- * not wait, so a program that may block (loop_set_may_block()) reads there without the flag.
+ * costs about as much as batching saves. tmpfs does not support RWF_NOWAIT, and io_uring passes
+ * each read from it to a worker thread. Such a read waits for nothing but memory that was swapped
+ * out, as all code of this process does, so it is done inline without the flag.
  *
  * Writes: ext4 does not support RWF_NOWAIT for a buffered write, and io_uring passes each to a
  * worker thread. So a write is done inline, up to INLINE_WRITE_MAX, where it takes no more time
@@ -32,10 +33,8 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <linux/magic.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/statfs.h>
 #include <sys/sysmacros.h>
 
 #include "loop/internal.h"
@@ -84,21 +83,27 @@ enum fd_kind {
     FD_CACHED,
     /* O_DIRECT or O_DSYNC: each operation waits for the device, so none is tried inline */
     FD_UNCACHED,
-    /* on tmpfs; known only in programs that may block */
+    /* on tmpfs or hugetlbfs, or of memfd_create() */
     FD_IN_MEMORY,
 };
 
-/* fstatfs() may wait for the server of a network file system, so only some programs call it. */
+/*
+ * Only files in memory have seals. Unlike fstatfs(), this call never waits for a file system or its
+ * server.
+ */
+static bool is_in_memory(int fd)
+{
+    return fcntl(fd, F_GET_SEALS) >= 0;
+}
+
 static enum fd_kind query_kind(int fd)
 {
     int flags = fcntl(fd, F_GETFL);
-    struct statfs fs;
 
     if (flags >= 0 && (flags & (O_DIRECT | O_DSYNC))) {
         return FD_UNCACHED;
     }
-    return loop_may_block() && fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC ? FD_IN_MEMORY
-                                                                                 : FD_CACHED;
+    return is_in_memory(fd) ? FD_IN_MEMORY : FD_CACHED;
 }
 
 /* The device number of the file system; 0 if unknown. Does not query a server. */
@@ -143,7 +148,7 @@ static void query_fd(struct reactor *reactor, int fd, struct fd_memory *m)
 /*
  * What is known about `fd`. A query costs system calls, so its answer is kept for some uses. An
  * answer that is stale, because the number was closed and opened again, makes I/O slower, and has
- * no other effect.
+ * no other effect: what would wait on another file is queried again at each use.
  */
 static struct fd_memory memory_of(struct reactor *reactor, int fd)
 {
@@ -244,7 +249,7 @@ ssize_t loop_co_preadv(int fd, const struct iovec *iov, int iovcnt, uint64_t off
     assert(reactor && co_self());
     if (read_policy == READ_NOWAIT && m.kind != FD_UNCACHED) {
         /* What is known about `fd` may be stale, and then a read without the flag could wait. */
-        int flags = m.kind == FD_IN_MEMORY && loop_may_block() ? 0 : RWF_NOWAIT;
+        int flags = m.kind == FD_IN_MEMORY && is_in_memory(fd) ? 0 : RWF_NOWAIT;
         ssize_t n = preadv2(fd, iov, iovcnt, (off_t)offset, flags);
 
         /* Some kernels return 0 here before the end of the file, so the engine tries again. */

@@ -4,6 +4,8 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -155,6 +157,37 @@ static void test_a_lower_limit_ends_a_long_look(void **state)
     reactor_destroy(e.reactor);
 }
 
+static void read_from_memory(void *arg)
+{
+    uint64_t values[REACTOR_STATS];
+    char bytes[] = "in memory", buf[sizeof(bytes)];
+    struct iovec iov = {.iov_base = buf, .iov_len = sizeof(buf)};
+    int fd = memfd_create("disk", MFD_CLOEXEC);
+
+    assert_true(fd >= 0);
+    assert_int_equal(pwrite(fd, bytes, sizeof(bytes), 0), sizeof(bytes));
+    assert_int_equal(loop_co_preadv(fd, &iov, 1, 0), sizeof(buf));
+    assert_memory_equal(buf, bytes, sizeof(buf));
+    reactor_read_stats(reactor_current(), values);
+    assert_int_equal(values[REACTOR_STAT_SUBMITTED], 0);
+    close(fd);
+}
+
+static void call_read_from_memory(void *arg)
+{
+    loop_co_call_on(arg, read_from_memory, NULL);
+}
+
+/* tmpfs knows no RWF_NOWAIT, and a thread for each read would cost more than the read. */
+static void test_a_read_of_a_file_in_memory_is_done_at_once(void **state)
+{
+    struct reactor *r;
+
+    assert_int_equal(reactor_create("reads", &r, NULL), 0);
+    assert_int_equal(reactor_run_until_done(call_read_from_memory, r), 0);
+    reactor_destroy(r);
+}
+
 static int setup(void **state)
 {
     return reactor_init_main(NULL);
@@ -174,6 +207,7 @@ int main(void)
         cmocka_unit_test(test_a_reactor_that_polls_finds_work_before_it_sleeps),
         cmocka_unit_test(test_a_reactor_that_polls_in_vain_sleeps),
         cmocka_unit_test(test_a_lower_limit_ends_a_long_look),
+        cmocka_unit_test(test_a_read_of_a_file_in_memory_is_done_at_once),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
