@@ -37,28 +37,6 @@ struct block_bitmap *block_bitmap_lookup(const char *node_name, const char *name
     return b;
 }
 
-int block_bitmap_check(const struct block_bitmap *b, unsigned refuse, struct error *err)
-{
-    if ((refuse & BLOCK_BITMAP_REFUSE_BUSY) && b->busy) {
-        error_set(err, EBUSY,
-                  "Bitmap '%s' is currently in use by another operation and cannot be used",
-                  b->name);
-        if (b->busy_user) {
-            error_hint(err, "It is used by %s", b->busy_user);
-        }
-        return -EBUSY;
-    }
-    if ((refuse & BLOCK_BITMAP_REFUSE_READ_ONLY) && b->read_only) {
-        return error_set(err, EROFS, "Bitmap '%s' is readonly and cannot be modified", b->name);
-    }
-    if ((refuse & BLOCK_BITMAP_REFUSE_INCONSISTENT) && b->inconsistent) {
-        error_set(err, EINVAL, "Bitmap '%s' is inconsistent and cannot be used", b->name);
-        error_hint(err, "Try block-dirty-bitmap-remove to delete this bitmap from disk");
-        return -EINVAL;
-    }
-    return 0;
-}
-
 /* --- add -------------------------------------------------------------------------------------- */
 
 static int check_new(struct block_node *node, const char *name, uint32_t granularity,

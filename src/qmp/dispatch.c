@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "block/passed_fd.h"
 #include "qmp/answer.h"
+#include "qmp/request_kind.h"
 #include "trace/events.h"
 
 static const char *class_name(enum error_class error_class)
@@ -111,11 +112,6 @@ static int co_execute(const struct qmp_command *command, struct qmp_call *call,
     return r;
 }
 
-bool qmp_allows_oob(const char *name)
-{
-    return strcmp(name, "yank") == 0 || strcmp(name, "query-yank") == 0;
-}
-
 /* Find the command of a request. */
 static int find_command(const struct qmp_call *call, struct json_object *request,
                         const struct qmp_command **ret_command, struct error *err)
@@ -161,36 +157,6 @@ static int co_run(struct qmp_call *call, struct json_object *request,
     }
     json_object_put(args);
     return r;
-}
-
-bool qmp_is_oob(const struct qmp_call *call, struct json_object *request)
-{
-    return call->oob && json_object_is_type(request, json_type_object) &&
-           json_object_object_get_ex(request, "exec-oob", NULL);
-}
-
-bool qmp_only_looks(struct json_object *request)
-{
-    static const char *const names[] = {
-        "qmp_capabilities",       "query-block-exports", "query-block-jobs",
-        "query-blockstats",       "query-chardev",       "query-chardev-backends",
-        "query-commands",         "query-fdsets",        "query-jobs",
-        "query-nbd-server",       "query-qmp-schema",    "query-stats",
-        "query-stats-schemas",    "query-version",       "x-debug-query-block-graph",
-        "x-tidemark-query-stats", "query-yank",          "yank"};
-    struct json_object *name;
-
-    if (!json_object_is_type(request, json_type_object) ||
-        !json_object_object_get_ex(request, "execute", &name) ||
-        !json_object_is_type(name, json_type_string)) {
-        return false;
-    }
-    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
-        if (strcmp(json_object_get_string(name), names[i]) == 0) {
-            return true;
-        }
-    }
-    return false;
 }
 
 struct json_object *qmp_co_dispatch(struct qmp_call *call, struct json_object *request)

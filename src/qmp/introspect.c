@@ -8,8 +8,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "qmp/dispatch.h"
 #include "qmp/reference.h"
+#include "qmp/request_kind.h"
+#include "qmp/table.h"
 
 /* Whether members and types get their texts, too. */
 static bool with_texts;

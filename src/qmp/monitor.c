@@ -18,6 +18,7 @@
 #include "qmp/command_lock.h"
 #include "qmp/dispatch.h"
 #include "qmp/events.h"
+#include "qmp/request_kind.h"
 #include "qmp/scope.h"
 #include "trace/events.h"
 
