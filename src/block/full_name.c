@@ -10,6 +10,7 @@
 #include "base/cleanup.h"
 #include "base/json_write.h"
 #include "block/internal.h"
+#include "loop/loop.h"
 
 /*
  * Most nodes in a full name. A bound is needed because a node that is used twice is listed twice.
@@ -140,15 +141,24 @@ struct chain_names {
     size_t count;
 };
 
+/*
+ * Where names of files lead, for a name that goes into an image: filters between images come and
+ * go, and another name of the file that is recorded says nothing new. The graph may change while
+ * the file system is asked. So a name is made again, without a yield, until it needs no new answer.
+ */
+struct real_names {
+    struct real_name {
+        char *name, *real; /* NULL: to nothing, or that is not known */
+    } * list;
+    size_t count, asked; /* those from `asked` on are to be asked for */
+    bool failed;         /* no memory */
+};
+
 /* Filenames are described with at most NODES_MAX nodes; `nodes` counts them. */
 struct naming {
     unsigned nodes;
-    bool failed; /* no memory */
-    /*
-     * The name goes into an image: filters between images come and go, and another name of the file
-     * that is recorded says nothing new.
-     */
-    bool to_record;
+    bool failed;               /* no memory */
+    struct real_names *record; /* NULL: the name does not go into an image */
 };
 
 static bool chain_names_init(struct chain_names *c, const struct block_node *node,
@@ -167,11 +177,12 @@ static const struct block_node *skip_implicit(const struct block_node *node)
     return block_node_skip_implicit((struct block_node *)node);
 }
 
-static const struct block_node *next_in_chain(const struct block_node *node, bool to_record)
+static const struct block_node *next_in_chain(const struct block_node *node,
+                                              const struct naming *naming)
 {
     struct block_node *next = node->backing ? node->backing->node : NULL;
 
-    return !next ? NULL : to_record ? block_node_skip_filters(next) : skip_implicit(next);
+    return !next ? NULL : naming->record ? block_node_skip_filters(next) : skip_implicit(next);
 }
 
 static struct json_object *chain_json(const struct chain_names *c, size_t i, struct naming *naming);
@@ -213,9 +224,9 @@ static struct json_object *chain_json(const struct chain_names *c, size_t i, str
 }
 
 /* The name of images[i]. NULL: no memory. */
-static char *chain_name(const struct chain_names *c, size_t i, bool to_record)
+static char *chain_name(const struct chain_names *c, size_t i, struct real_names *record)
 {
-    struct naming naming = {.to_record = to_record};
+    struct naming naming = {.record = record};
     struct json_object *o;
     struct strbuf text = STRBUF_INIT;
 
@@ -233,24 +244,44 @@ static char *chain_name(const struct chain_names *c, size_t i, bool to_record)
     return strbuf_take(&text);
 }
 
-static bool is_file_of_name(const char *filename, const char *name)
+/* Where a name leads, as far as that is known. NULL: to nothing, or not known. */
+static const char *real_name_of(struct real_names *names, const char *name)
 {
-    AUTO_FREE char *real_file = realpath(filename, NULL);
-    AUTO_FREE char *real_name = realpath(name, NULL);
+    struct real_name *list;
+
+    for (size_t i = 0; i < names->count; i++) {
+        if (strcmp(names->list[i].name, name) == 0) {
+            return names->list[i].real;
+        }
+    }
+    list = realloc(names->list, (names->count + 1) * sizeof(*list));
+    names->list = list ?: names->list;
+    if (list && (list[names->count].name = strdup(name))) {
+        list[names->count++].real = NULL;
+    } else {
+        names->failed = true;
+    }
+    return NULL;
+}
+
+static bool is_file_of_name(struct real_names *names, const char *filename, const char *name)
+{
+    const char *real_file = real_name_of(names, filename), *real_name = real_name_of(names, name);
 
     return real_file && real_name && strcmp(real_file, real_name) == 0;
 }
 
 /* Whether the name that `node` records leads to the file of `backing`. */
-static bool is_recorded(const struct block_node *node, const struct block_node *backing)
+static bool is_recorded(struct real_names *names, const struct block_node *node,
+                        const struct block_node *backing)
 {
     AUTO_FREE char *path = block_node_resolve_backing(node, node->auto_backing);
 
-    return path && (is_file_of_name(block_node_filename(backing), path) ||
-                    is_file_of_name(block_node_filename(backing), node->auto_backing));
+    return path && (is_file_of_name(names, block_node_filename(backing), path) ||
+                    is_file_of_name(names, block_node_filename(backing), node->auto_backing));
 }
 
-static bool has_other_backing(const struct chain_names *c, size_t i, bool to_record)
+static bool has_other_backing(const struct chain_names *c, size_t i, struct real_names *record)
 {
     const struct block_node *node = c->images[i];
     AUTO_FREE char *name = NULL;
@@ -261,9 +292,9 @@ static bool has_other_backing(const struct chain_names *c, size_t i, bool to_rec
     if (!node->auto_backing) {
         return true;
     }
-    name = c->needs[i + 1] ? chain_name(c, i + 1, to_record) : NULL;
+    name = c->needs[i + 1] ? chain_name(c, i + 1, record) : NULL;
     return strcmp(name ? name : block_node_filename(c->images[i + 1]), node->auto_backing) != 0 &&
-           (!to_record || name || !is_recorded(node, c->images[i + 1]));
+           (!record || name || !is_recorded(record, node, c->images[i + 1]));
 }
 
 /* Whether a node has the filename of the node below. */
@@ -322,7 +353,7 @@ static bool chain_names_init(struct chain_names *c, const struct block_node *nod
 {
     size_t count = 0;
 
-    for (const struct block_node *n = node; n; n = next_in_chain(n, naming->to_record)) {
+    for (const struct block_node *n = node; n; n = next_in_chain(n, naming)) {
         count++;
     }
     *c = (struct chain_names){calloc(count, sizeof(struct block_node *)),
@@ -332,26 +363,26 @@ static bool chain_names_init(struct chain_names *c, const struct block_node *nod
         naming->failed = true;
         return false;
     }
-    for (size_t i = 0; i < count; i++, node = next_in_chain(node, naming->to_record)) {
+    for (size_t i = 0; i < count; i++, node = next_in_chain(node, naming)) {
         c->images[i] = node;
     }
     for (size_t i = count; i-- > 0;) {
-        struct naming below = {.to_record = naming->to_record};
+        struct naming below = {.record = naming->record};
 
-        c->other[i] = has_other_backing(c, i, naming->to_record);
+        c->other[i] = has_other_backing(c, i, naming->record);
         c->needs[i] = c->other[i] || needs_options(c->images[i], &below);
     }
     return true;
 }
 
-static char *name_of_node(const struct block_node *node, bool to_record)
+static char *name_of_node(const struct block_node *node, struct real_names *record)
 {
-    struct naming naming = {.to_record = to_record};
+    struct naming naming = {.record = record};
     struct chain_names c;
     char *name = NULL;
 
     if (chain_names_init(&c, skip_implicit(node), &naming)) {
-        name = chain_name(&c, 0, to_record);
+        name = chain_name(&c, 0, record);
         chain_names_free(&c);
     }
     return name;
@@ -359,12 +390,50 @@ static char *name_of_node(const struct block_node *node, bool to_record)
 
 char *block_node_full_filename(const struct block_node *node)
 {
-    return name_of_node(node, false);
+    return name_of_node(node, NULL);
 }
 
-char *block_node_filename_to_record(const struct block_node *node)
+static void real_names_clear(struct real_names *names)
 {
-    return name_of_node(node, true);
+    for (size_t i = 0; i < names->count; i++) {
+        free(names->list[i].name);
+        free(names->list[i].real);
+    }
+    free(names->list);
+}
+
+/* Ask where the new names lead. Whether there were any, and there is an answer. Yields. */
+static bool co_ask_names(struct real_names *names)
+{
+    size_t count = names->count - names->asked;
+    AUTO_FREE const char **paths = calloc(count + 1, sizeof(char *));
+    AUTO_FREE char **real = calloc(count + 1, sizeof(char *));
+    int r = paths && real && !names->failed ? 0 : -ENOMEM;
+
+    for (size_t i = 0; r == 0 && i < count; i++) {
+        paths[i] = names->list[names->asked + i].name;
+    }
+    if (r == 0 && count > 0) {
+        r = loop_co_real_paths_soon(paths, count, real);
+    }
+    for (size_t i = 0; r == 0 && i < count; i++) {
+        names->list[names->asked + i].real = real[i];
+    }
+    names->asked = names->count;
+    return r == 0 && count > 0;
+}
+
+char *block_node_co_filename_to_record(const struct block_node *node)
+{
+    struct real_names names = {0};
+    char *name = name_of_node(node, &names);
+
+    while (co_ask_names(&names)) {
+        free(name);
+        name = name_of_node(node, &names);
+    }
+    real_names_clear(&names);
+    return name;
 }
 
 void block_set_auto_backing(struct block_node *node, const char *filename)

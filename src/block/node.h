@@ -111,9 +111,11 @@ const char *block_node_filename(const struct block_node *node);
 char *block_node_full_filename(const struct block_node *node);
 /*
  * The same for an image that gets it as the name of its backing file: without filters between
- * images, and with the backing image only if the image names another file. Looks files up.
+ * images, and with the backing image only if the image names another file. Looks files up; where
+ * their file system does not answer in time, they count as others. The caller references the node.
+ * Yields.
  */
-char *block_node_filename_to_record(const struct block_node *node);
+char *block_node_co_filename_to_record(const struct block_node *node);
 /*
  * Path or URI of a backing file that the image of `node` calls `name`; the caller frees the string.
  * NULL: no memory, or a relative name of an image that has no directory (an image in several

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "loop/loop.h"
 #include "schema/define.h"
 
 static const char *const names[] = {"none", "directory", "any", NULL};
@@ -44,7 +45,7 @@ int other_files_pass_on(struct options *opts, enum other_files allowed, struct e
 }
 
 /* The directory of a path with links followed, with a '/' at its end. NULL: there is none. */
-static char *real_directory(const char *path)
+static char *co_real_directory(const char *path)
 {
     AUTO_FREE char *copy = strdup(path);
     char *slash = copy ? strrchr(copy, '/') : NULL;
@@ -53,17 +54,17 @@ static char *real_directory(const char *path)
         return NULL;
     }
     if (!slash) {
-        return realpath(".", NULL);
+        return loop_co_real_path(".");
     }
     slash[slash == copy ? 1 : 0] = '\0';
-    return realpath(copy, NULL);
+    return loop_co_real_path(copy);
 }
 
-static bool is_beside(const char *image, const char *path)
+static bool co_is_beside(const char *image, const char *path)
 {
-    AUTO_FREE char *directory = real_directory(image);
-    AUTO_FREE char *real = realpath(path, NULL);
-    AUTO_FREE char *other = real_directory(real ? real : path);
+    AUTO_FREE char *directory = co_real_directory(image);
+    AUTO_FREE char *real = loop_co_real_path(path);
+    AUTO_FREE char *other = co_real_directory(real ? real : path);
 
     return directory && other && strcmp(directory, other) == 0;
 }
@@ -92,8 +93,8 @@ static int no_directory(const struct block_node *node, struct error *err)
                      name ? name : block_node_display_name(node), file->driver->name);
 }
 
-int other_files_resolve(const struct block_node *node, enum other_files allowed, const char *name,
-                        const char *what, char **ret_path, struct error *err)
+int other_files_co_resolve(const struct block_node *node, enum other_files allowed,
+                           const char *name, const char *what, char **ret_path, struct error *err)
 {
     const char *image = block_node_display_name(node);
     const char *base = file_below(node);
@@ -117,7 +118,7 @@ int other_files_resolve(const struct block_node *node, enum other_files allowed,
     if (!path) {
         return error_out_of_memory(err);
     }
-    if (allowed == OTHER_FILES_DIRECTORY && !is_beside(base, path)) {
+    if (allowed == OTHER_FILES_DIRECTORY && !co_is_beside(base, path)) {
         error_set(err, EACCES, "The %s '%s' of image '%s' is not in the directory of the image",
                   what, name, image);
         error_hint(err, "Allow it with the option x-other-files=any");

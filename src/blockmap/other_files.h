@@ -33,9 +33,9 @@ int other_files_pass_on(struct options *opts, enum other_files allowed, struct e
 /*
  * The path of the file that the image of `node` calls `name`, if that may be opened; the caller
  * frees it. `what` is the file's part: "extent". -EACCES: it is not allowed; -EINVAL: the image has
- * no directory, or the name is empty; -ENOMEM. Does not yield.
+ * no directory, or the name is empty; -ENOMEM. The node stays open. Yields.
  */
-int other_files_resolve(const struct block_node *node, enum other_files allowed, const char *name,
-                        const char *what, char **ret_path, struct error *err);
+int other_files_co_resolve(const struct block_node *node, enum other_files allowed,
+                           const char *name, const char *what, char **ret_path, struct error *err);
 
 #endif

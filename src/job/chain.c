@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "block/block.h"
@@ -12,6 +13,7 @@
 #include "block/control_lock.h"
 #include "block/reopen.h"
 #include "job/job.h"
+#include "loop/loop.h"
 
 /* --- filters ---------------------------------------------------------------------------------- */
 
@@ -79,54 +81,77 @@ struct block_node *chain_stop(struct block_node *top, struct block_node *base)
     return stop;
 }
 
-static bool is_same_file(const char *a, const char *b)
+/* Whether two paths lead to the same file; "no" if the file system does not answer in time. */
+static bool co_is_same_file(const char *a, const char *b)
 {
-    AUTO_FREE char *real_a = realpath(a, NULL);
-    AUTO_FREE char *real_b = realpath(b, NULL);
+    const char *paths[] = {a, b};
+    char *real[ARRAY_SIZE(paths)] = {0};
+    bool same = strcmp(a, b) == 0;
 
-    return strcmp(a, b) == 0 || (real_a && real_b && strcmp(real_a, real_b) == 0);
+    if (!same) {
+        (void)loop_co_real_paths_soon(paths, ARRAY_SIZE(paths), real);
+        same = real[0] && real[1] && strcmp(real[0], real[1]) == 0;
+        free(real[0]);
+        free(real[1]);
+    }
+    return same;
 }
 
-struct block_node *chain_find(struct block_node *top, const char *name)
+/* As chain_co_find(), by the names of the images. */
+static struct block_node *find_by_image_name(struct block_node *top, const char *name)
 {
-    struct block_node *above = block_node_skip_filters(top), *next;
+    struct block_node *next = block_node_backing(block_node_skip_filters(top));
 
-    while ((next = block_node_backing(above))) {
+    while (next) {
         struct block_node *image = block_node_skip_filters(next);
-        AUTO_FREE char *there = block_node_resolve_backing(above, name);
-
         AUTO_FREE char *full = block_node_full_filename(image);
 
-        if (strcmp(block_node_filename(image), name) == 0 || (full && strcmp(full, name) == 0) ||
-            (there && is_same_file(block_node_filename(image), there))) {
+        if (strcmp(block_node_filename(image), name) == 0 || (full && strcmp(full, name) == 0)) {
             return image;
         }
-        above = image;
+        next = block_node_backing(image);
     }
     return NULL;
 }
 
+struct block_node *chain_co_find(struct block_node *top, const char *name)
+{
+    struct block_node *above = block_node_skip_filters(top), *next;
+    struct block_node *found = find_by_image_name(top, name);
+
+    while (!found && (next = block_node_backing(above))) {
+        struct block_node *image = block_node_skip_filters(next);
+        AUTO_FREE char *there = block_node_resolve_backing(above, name);
+
+        found = there && co_is_same_file(block_node_filename(image), there) ? image : NULL;
+        above = image;
+    }
+    return found;
+}
+
 /* `name` is relative to the working directory; the result to that of the overlay, or absolute. */
-static char *relative_to(const struct block_node *overlay, const char *name)
+static char *co_relative_to(const struct block_node *overlay, const char *name)
 {
     const char *slash = strrchr(block_node_filename(overlay), '/');
     size_t folder = slash ? (size_t)(slash - block_node_filename(overlay)) + 1 : 0;
     AUTO_FREE char *there = block_node_resolve_backing(overlay, name);
+    char *real;
 
-    if (there && is_same_file(there, name)) {
+    if (there && co_is_same_file(there, name)) {
         return strdup(name);
     }
     if (strncmp(block_node_filename(overlay), name, folder) == 0) {
         return strdup(name + folder);
     }
-    return realpath(name, NULL) ?: strdup(name);
+    (void)loop_co_real_paths_soon(&name, 1, &real);
+    return real ?: strdup(name);
 }
 
-char *chain_backing_name(const struct block_node *overlay, const struct block_node *base)
+char *chain_co_backing_name(const struct block_node *overlay, const struct block_node *base)
 {
-    AUTO_FREE char *name = block_node_filename_to_record(base);
+    AUTO_FREE char *name = block_node_co_filename_to_record(base);
 
-    return !name || !block_is_relative(name) ? TAKE_PTR(name) : relative_to(overlay, name);
+    return !name || !block_is_relative(name) ? TAKE_PTR(name) : co_relative_to(overlay, name);
 }
 
 const char *chain_backing_format(const struct block_node *base, bool mask_protocol)
@@ -220,7 +245,8 @@ static int co_record(struct block_node *overlay, void *arg, struct error *err)
     int r;
 
     if (to->base) {
-        name = to->backing_file ? strdup(to->backing_file) : chain_backing_name(overlay, to->base);
+        name =
+            to->backing_file ? strdup(to->backing_file) : chain_co_backing_name(overlay, to->base);
         if (!name) {
             return error_out_of_memory(err);
         }

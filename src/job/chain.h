@@ -43,15 +43,17 @@ struct block_node *chain_stop(struct block_node *top, struct block_node *base);
 
 /*
  * The image below `top` that `name` means: as it was opened, or as the image above it would record
- * it. Filters are passed. NULL: none.
+ * it. Filters are passed. NULL: none. The caller has the control lock. Yields where the name is no
+ * image's own: links of the file system are followed then, if that answers in time.
  */
-struct block_node *chain_find(struct block_node *top, const char *name);
+struct block_node *chain_co_find(struct block_node *top, const char *name);
 
 /*
  * The name by which `overlay` should record `base` (a node that is no filter) in its header: it
- * leads to the image from the directory of the overlay. The caller frees it. NULL: no memory.
+ * leads to the image from the directory of the overlay. The caller frees it. NULL: no memory. Both
+ * are referenced. Yields.
  */
-char *chain_backing_name(const struct block_node *overlay, const struct block_node *base);
+char *chain_co_backing_name(const struct block_node *overlay, const struct block_node *base);
 /*
  * The format to record with it. `mask_protocol`: "raw" where the node has no format of its own, but
  * is a file or a server's export.
@@ -68,14 +70,14 @@ int chain_co_ask(struct job *job, struct block_node *image);
 
 /*
  * Record `base` (NULL: none) as the backing file in the header of an image. `backing_file`: under
- * this name; NULL: as chain_backing_name() says. An image that is read-only is written all the
+ * this name; NULL: as chain_co_backing_name() says. An image that is read-only is written all the
  * same.
  */
 int chain_co_write_header(struct block_node *overlay, struct block_node *base,
                           const char *backing_file, bool mask_protocol, struct error *err);
 /*
  * Record `base` as the backing file in the headers of all images whose backing node is `node`, or a
- * filter on that. `backing_file`: under this name; NULL: as chain_backing_name() says.
+ * filter on that. `backing_file`: under this name; NULL: as chain_co_backing_name() says.
  */
 int chain_co_write_headers(struct block_node *node, struct block_node *base,
                            const char *backing_file, bool mask_protocol, struct error *err);

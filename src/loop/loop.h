@@ -299,6 +299,21 @@ struct stat;
 int loop_co_open(const char *path, int flags, mode_t mode);
 int loop_co_unlink(const char *path);
 int loop_co_stat(const char *path, struct stat *ret_stat);
+/* As realpath(3): the caller frees the path. NULL: there is no such file, or no memory. */
+char *loop_co_real_path(const char *path);
+
+/*
+ * Likewise, for who can do without an answer. The main reactor of a program that serves others
+ * waits for a second at most, and hardly at all while an earlier answer is late. The call goes on
+ * then, and its result is lost. Other callers wait for as long as it takes.
+ *
+ * ret_real[i] becomes the path `paths[i]` with links followed, which the caller frees; NULL: there
+ * is no such file, or that is not known. -ETIMEDOUT: there was no answer in time, and none of them
+ * is known; -ENOMEM: likewise.
+ */
+int loop_co_real_paths_soon(const char *const *paths, size_t count, char **ret_real);
+/* -ETIMEDOUT: the file goes when its file system lets it go; else 0 or -errno of unlink(2). */
+int loop_co_unlink_soon(const char *path);
 
 /*
  * Declare that the program may block in file I/O, because it has nothing else to do (off at first).

@@ -273,21 +273,26 @@ static int co_create_backup_target(struct json_object *data, const char *format,
                                    struct block_node *source, struct error *err)
 {
     struct block_node *backing = target_backing(data, source);
-    AUTO_FREE char *name = backing ? block_node_filename_to_record(backing) : NULL;
     const struct block_driver *driver = block_find_driver(format);
+    AUTO_FREE char *name = NULL;
     struct options *opts;
 
     if (backing && driver && !(block_driver_traits(driver) & BLOCK_DRIVER_BACKING)) {
         return error_set(err, EINVAL, "Backing file not supported for file format '%s'", format);
     }
+    if (backing) {
+        block_node_ref(backing);
+        name = block_node_co_filename_to_record(backing);
+    }
     opts = options_new();
+    if (opts && name) {
+        options_set_str(opts, "backing_file", name);
+        options_set_str(opts, "backing_fmt", block_node_format(block_node_skip_filters(backing)));
+    }
+    block_co_unref(backing);
     if (!opts || (backing && !name)) {
         options_free(opts);
         return error_out_of_memory(err);
-    }
-    if (backing) {
-        options_set_str(opts, "backing_file", name);
-        options_set_str(opts, "backing_fmt", block_node_format(block_node_skip_filters(backing)));
     }
     return block_co_create_image(format, qmp_get_str(data, "target"), block_node_size(source), opts,
                                  err);

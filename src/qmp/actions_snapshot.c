@@ -216,7 +216,7 @@ static int check_sync(struct json_object *data, const struct block_node *node, s
 static int co_make_overlay_file(struct json_object *data, struct block_node *node,
                                 const char *format, struct error *err)
 {
-    AUTO_FREE char *backing = block_node_filename_to_record(node);
+    AUTO_FREE char *backing = block_node_co_filename_to_record(node);
     struct options *opts = options_new();
     int r;
 

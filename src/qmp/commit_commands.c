@@ -47,6 +47,26 @@ static void co_start_clean(void *state)
     chain_co_end_writable(&s->writable);
 }
 
+/* --- both ------------------------------------------------------------------------------------- */
+
+/*
+ * Let the arguments name an image below `top` by its node where they do by its file: links are
+ * followed for that, which takes time, so it is done once, before anything is drained. Returns
+ * whether that is no image of the chain.
+ */
+static bool co_is_strange_file(struct json_object *args, const char *file_key, const char *node_key,
+                               struct block_node *top)
+{
+    const char *file = qmp_get_str(args, file_key);
+    const struct block_node *node = file ? chain_co_find(top, file) : NULL;
+
+    if (node) {
+        json_object_object_add(args, node_key, json_object_new_string(block_node_name(node)));
+        json_object_object_del(args, file_key);
+    }
+    return file && !node;
+}
+
 /* --- block-stream ----------------------------------------------------------------------------- */
 
 /* At most one of the three arguments that say where the streaming ends. */
@@ -67,14 +87,9 @@ static int check_stream_ends(struct json_object *args, struct error *err)
 static int find_stream_base(struct json_object *args, struct block_node *device,
                             struct block_node **ret_base, struct error *err)
 {
-    const char *base = qmp_get_str(args, "base");
     const char *name = qmp_get_str(args, "base-node");
 
     *ret_base = NULL;
-    if (base) {
-        *ret_base = chain_find(device, base);
-        return *ret_base ? 0 : error_set(err, ENOENT, "Can't find '%s' in the backing chain", base);
-    }
     if (!name) {
         return 0;
     }
@@ -193,11 +208,16 @@ static const struct qmp_action action_block_stream = {
 int qmp_co_block_stream(struct qmp_call *call, struct json_object *args,
                         struct json_object **ret_value, struct error *err)
 {
-    const struct block_node *device = block_node_lookup(qmp_get_str(args, "device"), err);
+    struct block_node *device = block_node_lookup(qmp_get_str(args, "device"), err);
     int r = device ? qmp_check_job_node_active(device, "file", args, err) : -ENOENT;
 
     if (r == -EPERM) {
         error_prepend(err, "Could not create node: ");
+    }
+    UNLESS_FAILED(r, check_stream_ends(args, err));
+    if (r == 0 && co_is_strange_file(args, "base", "base-node", device)) {
+        return error_set(err, ENOENT, "Can't find '%s' in the backing chain",
+                         qmp_get_str(args, "base"));
     }
     return r < 0 ? r : qmp_co_run_action(&action_block_stream, args, err);
 }
@@ -225,50 +245,32 @@ static int find_commit_root(struct json_object *args, struct block_node **ret_ro
     return 0;
 }
 
-/* "top" and "top-node", the device if there is neither; it is in the chain of the device. */
+/* "top-node", the device without it; it is in the chain of the device. */
 static int find_top(struct json_object *args, struct block_node *root, struct block_node **ret_top,
                     struct error *err)
 {
-    const char *node = qmp_get_str(args, "top-node"), *file = qmp_get_str(args, "top");
-    AUTO_FREE char *name = block_node_full_filename(root);
+    const char *node = qmp_get_str(args, "top-node");
 
     *ret_top = root;
-    if (node && file) {
-        return error_set(err, EINVAL, "'top-node' and 'top' are mutually exclusive");
-    }
     if (node) {
         *ret_top = lookup_by_name(node, err);
         if (*ret_top && *ret_top != root && !chain_above(root, *ret_top)) {
             return error_set(err, EINVAL, "'%s' is not in this backing file chain", node);
         }
-    } else if (file && strcmp(file, block_node_filename(root)) != 0 &&
-               (!name || strcmp(file, name) != 0)) {
-        *ret_top = chain_find(root, file);
-        if (!*ret_top) {
-            error_set(err, ENOENT, "Top image file %s not found", file);
-        }
     }
     return *ret_top ? 0 : -ENOENT;
 }
 
-/* "base" and "base-node", the last image if there is neither; it is below the top. */
+/* "base-node", the last image without it; it is below the top. */
 static int find_base(struct json_object *args, struct block_node *top, struct block_node **ret_base,
                      struct error *err)
 {
-    const char *node = qmp_get_str(args, "base-node"), *file = qmp_get_str(args, "base");
+    const char *node = qmp_get_str(args, "base-node");
 
-    if (node && file) {
-        return error_set(err, EINVAL, "'base-node' and 'base' are mutually exclusive");
-    }
     if (node) {
         *ret_base = lookup_by_name(node, err);
         if (*ret_base && *ret_base != top && !chain_above(top, *ret_base)) {
             return error_set(err, EINVAL, "'%s' is not in this backing file chain", node);
-        }
-    } else if (file) {
-        *ret_base = chain_find(top, file);
-        if (!*ret_base) {
-            error_set(err, ENOENT, "Can't find '%s' in the backing chain", file);
         }
     } else {
         *ret_base = block_node_skip_filters(top);
@@ -280,6 +282,48 @@ static int find_base(struct json_object *args, struct block_node *top, struct bl
         return error_set(err, EINVAL, "cannot commit an image into itself");
     }
     return *ret_base ? 0 : -ENOENT;
+}
+
+/* "top" becomes "top-node", or goes if it is the device's. */
+static int co_name_top(struct json_object *args, struct block_node *root, struct error *err)
+{
+    const char *file = qmp_get_str(args, "top");
+    AUTO_FREE char *name = block_node_full_filename(root);
+
+    if (file && qmp_get(args, "top-node")) {
+        return error_set(err, EINVAL, "'top-node' and 'top' are mutually exclusive");
+    }
+    if (file &&
+        (strcmp(file, block_node_filename(root)) == 0 || (name && strcmp(file, name) == 0))) {
+        json_object_object_del(args, "top");
+        return 0;
+    }
+    return co_is_strange_file(args, "top", "top-node", root)
+               ? error_set(err, ENOENT, "Top image file %s not found", file)
+               : 0;
+}
+
+static int co_name_base(struct json_object *args, struct block_node *top, struct error *err)
+{
+    const char *file = qmp_get_str(args, "base");
+
+    if (file && qmp_get(args, "base-node")) {
+        return error_set(err, EINVAL, "'base-node' and 'base' are mutually exclusive");
+    }
+    return co_is_strange_file(args, "base", "base-node", top)
+               ? error_set(err, ENOENT, "Can't find '%s' in the backing chain", file)
+               : 0;
+}
+
+/* Let the arguments have "top-node" and "base-node" only. */
+static int co_name_commit_nodes(struct json_object *args, struct error *err)
+{
+    struct block_node *root = NULL, *top = NULL;
+    int r = find_commit_root(args, &root, err);
+
+    UNLESS_FAILED(r, co_name_top(args, root, err));
+    UNLESS_FAILED(r, find_top(args, root, &top, err));
+    return UNLESS_FAILED(r, co_name_base(args, top, err));
 }
 
 /* *ret_active: guests write to the top, which is committed as it changes. */
@@ -377,8 +421,9 @@ int qmp_co_block_commit(struct qmp_call *call, struct json_object *args,
     struct commit_params params;
     struct job_config config;
     bool active = false;
-    int r = find_commit_nodes(args, &params, &active, err);
+    int r = co_name_commit_nodes(args, err);
 
+    UNLESS_FAILED(r, find_commit_nodes(args, &params, &active, err));
     if (r < 0) {
         return r;
     }

@@ -8,6 +8,7 @@
 #include "block/block.h"
 #include "block/control.h"
 #include "block/control_lock.h"
+#include "loop/loop.h"
 #include "qmp/command_lock.h"
 #include "qmp/commands.h"
 #include "qmp/jobs.h"
@@ -42,20 +43,23 @@ static bool creates_with_backing(const char *format)
 }
 
 /* The name of the backing file for an image that will be `target`; NULL: no memory. */
-static char *backing_name(const char *target, const struct block_node *backing)
+static char *co_backing_name(const char *target, const struct block_node *backing)
 {
     const char *name = block_node_filename(backing);
-    AUTO_FREE char *full = block_node_filename_to_record(backing);
     AUTO_FREE char *resolved = *name ? block_resolve_relative(target, name) : NULL;
+    bool leads_there = resolved && strcmp(resolved, name) == 0;
+    AUTO_FREE char *full = block_node_co_filename_to_record(backing);
+    const char *path = full;
+    char *real = NULL;
 
-    if (!full || (resolved && strcmp(resolved, name) == 0)) {
-        return TAKE_PTR(full);
+    if (full && !leads_there) {
+        (void)loop_co_real_paths_soon(&path, 1, &real);
     }
-    return realpath(full, NULL) ?: TAKE_PTR(full);
+    return real ?: TAKE_PTR(full);
 }
 
-static int note_source(struct drive_target *t, struct json_object *args,
-                       const struct mirror_params *p, struct error *err)
+static int co_note_source(struct drive_target *t, struct json_object *args,
+                          const struct mirror_params *p, struct error *err)
 {
     const char *mode = qmp_get_str(args, "mode");
     struct block_node *backing = p->sync == MIRROR_SYNC_TOP    ? p->base
@@ -89,7 +93,7 @@ static int note_source(struct drive_target *t, struct json_object *args,
         t->backing = block_node_ref(backing);
         t->backing_later = true;
         t->backing_format = block_node_format(block_node_skip_filters(backing));
-        t->backing_filename = backing_name(t->filename, block_node_skip_filters(backing));
+        t->backing_filename = co_backing_name(t->filename, block_node_skip_filters(backing));
     }
     return backing && !t->backing_filename ? error_out_of_memory(err) : 0;
 }
@@ -186,7 +190,7 @@ int qmp_co_drive_mirror(struct qmp_call *call, struct json_object *args,
 
     UNLESS_FAILED(r, qmp_get_job_config(args, &config, err));
     UNLESS_FAILED(r, qmp_get_mirror_params(args, source, &params, err));
-    UNLESS_FAILED(r, note_source(&t, args, &params, err));
+    UNLESS_FAILED(r, co_note_source(&t, args, &params, err));
     UNLESS_FAILED(r, params.bitmap ? qmp_co_fetch_mirror_bitmap(&params, err) : 0);
     if (r >= 0) {
         block_control_unlock();

@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/log.h"
@@ -58,28 +57,43 @@ static bool co_drop(struct block_node **node)
     return unused;
 }
 
-/* The regular file that an image lies in; NULL: none, or not known. The caller frees it. */
+/* The name of the file that an image lies in; NULL: none, or no memory. The caller frees it. */
 static char *file_of(struct block_node *node)
 {
     const char *name;
-    struct stat st;
 
     while (block_node_child(node, "file")) {
         node = block_node_child(node, "file");
     }
     name = block_node_filename(node);
-    return name && strcmp(block_driver_name(block_node_driver(node)), "file") == 0 &&
-                   stat(name, &st) == 0 && S_ISREG(st.st_mode)
-               ? strdup(name)
-               : NULL;
+    return name && strcmp(block_driver_name(block_node_driver(node)), "file") == 0 ? strdup(name)
+                                                                                   : NULL;
 }
 
+static int co_remove_regular(const char *file)
+{
+    struct stat st;
+    int r = loop_co_stat(file, &st);
+
+    if (r < 0) {
+        return r == -ENOENT ? 0 : r; /* such as one of a descriptor set */
+    }
+    return S_ISREG(st.st_mode) ? loop_co_unlink(file) : 0;
+}
+
+/* Nobody waits for the file system. */
 static void co_remove_target(struct view *v)
 {
     AUTO_FREE char *file = file_of(v->target);
+    int r;
 
-    if (co_drop(&v->target) && file && unlink(file) < 0) {
-        log_warning("file '%s' of a lease that has ended stays: %s", file, strerror(errno));
+    if (co_drop(&v->target) && file) {
+        block_control_unlock();
+        r = co_remove_regular(file);
+        if (r < 0) {
+            log_warning("file '%s' of a lease that has ended stays: %s", file, strerror(-r));
+        }
+        block_co_control_lock();
     }
 }
 

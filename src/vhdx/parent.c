@@ -147,7 +147,7 @@ int vhdx_co_open_parent(struct block_node *node, struct options *opts, enum othe
 
     if (!options_has(opts, "backing") && !(node->open_flags & BLOCK_OPEN_NO_BACKING)) {
         name = d->parent_path ? d->parent_path : "";
-        r = other_files_resolve(node, allowed, name, "parent", &path, err);
+        r = other_files_co_resolve(node, allowed, name, "parent", &path, err);
         UNLESS_FAILED(r, other_files_pass_on(opts, allowed, err));
     }
     UNLESS_FAILED(r, block_co_open_backing(node, opts, name, "vhdx", err));

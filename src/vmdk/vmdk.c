@@ -208,8 +208,8 @@ static int co_open_extent_file(struct block_node *node, struct options *opts, un
     char name[32];
     int r = child ? 0 : error_out_of_memory(err);
 
-    UNLESS_FAILED(r, other_files_resolve(node, allowed, d->descriptor.extents[index].filename,
-                                         "extent", &path, err));
+    UNLESS_FAILED(r, other_files_co_resolve(node, allowed, d->descriptor.extents[index].filename,
+                                            "extent", &path, err));
     if (r < 0) {
         return r;
     }
@@ -486,7 +486,7 @@ static int vmdk_co_open_parent(struct block_node *node, struct options *opts,
                          block_node_display_name(node), d->descriptor.parent_cid);
     }
     if (recorded) {
-        r = other_files_resolve(node, allowed, d->descriptor.parent_name, "parent", &path, err);
+        r = other_files_co_resolve(node, allowed, d->descriptor.parent_name, "parent", &path, err);
         UNLESS_FAILED(r, other_files_pass_on(opts, allowed, err));
     }
     UNLESS_FAILED(r, block_co_open_backing(node, opts, recorded ? d->descriptor.parent_name : NULL,

@@ -445,7 +445,7 @@ static int vpc_co_open_parent(struct block_node *node, struct options *opts,
 
     if (!options_has(opts, "backing") && !(node->open_flags & BLOCK_OPEN_NO_BACKING)) {
         r = co_parent_name(node, &name, err);
-        UNLESS_FAILED(r, other_files_resolve(node, allowed, name, "parent", &path, err));
+        UNLESS_FAILED(r, other_files_co_resolve(node, allowed, name, "parent", &path, err));
         UNLESS_FAILED(r, other_files_pass_on(opts, allowed, err));
     }
     UNLESS_FAILED(r, block_co_open_backing(node, opts, name, "vpc", err));

@@ -74,6 +74,35 @@ class HungPath(MountCase):
         daemon.stop(timeout=PATIENCE)
         img("check", "-q", "-f", "qcow2", good)
 
+    def test_links_are_followed_for_a_second(self):
+        """Names that a command compares: it goes on without an answer."""
+        base, top = self.create("base.qcow2", "1M"), self.path("top.qcow2")
+        img("create", "-q", "-f", "qcow2", "-u", "-b", self.hung, "-F", "qcow2", top, "1M")
+        daemon = self.daemon(name="own")
+        for name, path, backing in ("base", base, None), ("top", top, "base"):
+            daemon.qmp.command("blockdev-add", driver="qcow2", node_name=name, backing=backing,
+                               file={"driver": "file", "filename": path})  # fmt: skip
+        refused = {"error": {"class": "GenericError"}}
+        created = {"return": {}}
+        for name, arguments, answer in (
+            ("block-commit", {"job-id": "j", "device": "top", "top": self.hung}, refused),
+            ("block-stream", {"job-id": "j", "device": "top", "base": self.hung}, refused),
+            ("blockdev-snapshot-sync", {"node-name": "top", "snapshot-node-name": "snapshot",
+                                        "snapshot-file": self.path("snapshot.qcow2")}, created),
+            ("drive-backup", {"job-id": "j", "device": "top", "sync": "none",
+                              "target": self.path("copy.qcow2")}, created),
+        ):  # fmt: skip
+            with self.subTest(name), daemon.connect(timeout=PATIENCE) as other:
+                daemon.qmp.send_raw(json.dumps({"execute": name, "arguments": arguments}) + "\n")
+                other.command("query-named-block-nodes")
+                daemon.qmp.sock.settimeout(PATIENCE)
+                said = daemon.qmp.receive_answer()
+                said.get("error", {}).pop("desc", None)
+                self.assertEqual(said, answer)
+        info = json.loads(img("info", "--output=json", self.path("snapshot.qcow2")).stdout)
+        self.assertIn(top, info["backing-filename"])
+        daemon.stop(timeout=PATIENCE)
+
     def test_who_waited_is_answered_when_the_path_is(self):
         daemon = self.daemon("--blockdev", "driver=null-co,node-name=good", name="own")
         waiting = []
