@@ -77,11 +77,11 @@ void chardev_cut(struct chardev *c)
     c->ops->cut(c);
 }
 
-static void free_chardev(struct chardev *c)
+static void co_free_chardev(struct chardev *c)
 {
     list_remove(&c->link);
-    if (c->ops->free) {
-        c->ops->free(c);
+    if (c->ops->co_free) {
+        c->ops->co_free(c);
     }
     if (c->log_fd >= 0) {
         close(c->log_fd);
@@ -147,7 +147,7 @@ int chardev_co_new(const char *id, struct json_object *backend, struct chardev *
     r = ops->co_open(c, data, err);
     UNLESS_FAILED(r, co_open_chardev_log(c, data, err));
     if (r < 0) {
-        free_chardev(c);
+        co_free_chardev(c);
         return r;
     }
     c->opening = false;
@@ -155,23 +155,23 @@ int chardev_co_new(const char *id, struct json_object *backend, struct chardev *
     return 0;
 }
 
-static void stop_chardev(struct chardev *c)
+static void co_stop_chardev(struct chardev *c)
 {
     if (!c->stopped) {
         c->stopped = true;
-        if (c->ops->stop) {
-            c->ops->stop(c);
+        if (c->ops->co_stop) {
+            c->ops->co_stop(c);
         }
     }
 }
 
 void chardev_co_remove(struct chardev *c)
 {
-    stop_chardev(c);
+    co_stop_chardev(c);
     while (c->running > 0) {
         loop_co_sleep(NS_PER_MS);
     }
-    free_chardev(c);
+    co_free_chardev(c);
 }
 
 /* --- users ------------------------------------------------------------------------------------ */
@@ -203,12 +203,24 @@ bool chardev_has_user(const struct chardev *c)
 
 /* --- the end ---------------------------------------------------------------------------------- */
 
-void chardev_close_all(void)
+static struct chardev *find_unstopped(void)
 {
     struct chardev *c;
 
     LIST_FOREACH (c, &chardevs, link) {
-        stop_chardev(c);
+        if (!c->stopped) {
+            return c;
+        }
+    }
+    return NULL;
+}
+
+void chardev_co_close_all(void)
+{
+    struct chardev *c;
+
+    while ((c = find_unstopped())) {
+        co_stop_chardev(c);
     }
 }
 
@@ -233,7 +245,7 @@ void chardev_co_release_all(void)
     }
     LIST_FOREACH_SAFE (c, next, &chardevs, link) {
         if (!c->opening && c->running == 0 && c->clients == 0) {
-            free_chardev(c);
+            co_free_chardev(c);
         }
     }
     chardev_co_stdio_flush();

@@ -104,8 +104,8 @@ size_t chardev_ringbuf_read(struct chardev *c, char *buf, size_t size);
 
 /* --- the end ---------------------------------------------------------------------------------- */
 
-/* Let no more clients in, and remove socket files. Talks continue. Does not yield. */
-void chardev_close_all(void);
+/* Let no more clients in, and remove socket files. Talks continue. */
+void chardev_co_close_all(void);
 /*
  * After the talks have ended: wait, for at most a second, until everything that was sent has been
  * carried out, and release the chardevs.

@@ -13,18 +13,18 @@ struct tls_session;
 struct chardev_ops {
     const char *name; /* the type of the backend */
     size_t size;      /* of the state, which begins with a struct chardev */
-    /* Open what `data` (of the backend) says. On failure `free` is called. */
+    /* Open what `data` (of the backend) says. On failure `co_free` is called. */
     int (*co_open)(struct chardev *c, struct json_object *data, struct error *err);
     /* There is a user now: let clients in. */
     int (*start)(struct chardev *c, struct error *err);
     /* Let no more clients in, and end coroutines that wait for them. NULL: nothing to do. */
-    void (*stop)(struct chardev *c);
+    void (*co_stop)(struct chardev *c);
     /* A talk on `fd` has ended. NULL: nothing to do. */
     void (*left)(struct chardev *c, int fd);
     /* Cut the connections to clients. NULL: there are none. Does not yield. */
     void (*cut)(struct chardev *c);
-    /* Release the state, not the struct itself; after `stop`, when nothing runs. NULL: none. */
-    void (*free)(struct chardev *c);
+    /* Release the state, not the struct itself; after `co_stop`, when nothing runs. NULL: none. */
+    void (*co_free)(struct chardev *c);
     /* For query-chardev; NULL: the name of the type. */
     char *(*filename)(const struct chardev *c);
 };
@@ -110,7 +110,7 @@ struct socket_chardev {
 
 /* `start` and `stop` of sockets. */
 int chardev_socket_start(struct chardev *c, struct error *err);
-void chardev_socket_stop(struct chardev *c);
+void chardev_socket_co_stop(struct chardev *c);
 
 /*
  * Talk on a connected socket, which is consumed: by TLS and recorded as is wanted. Without either,

@@ -40,7 +40,7 @@ static int start_plain(struct chardev *c, struct error *err)
     return chardev_spawn(c, co_talk_plainly, err);
 }
 
-static void free_plain(struct chardev *c)
+static void co_free_plain(struct chardev *c)
 {
     struct chardev_ends *e = &plain(c)->ends;
 
@@ -124,7 +124,7 @@ const struct chardev_ops chardev_null_ops = {
     .size = sizeof(struct plain_chardev),
     .co_open = co_open_null,
     .start = start_plain,
-    .free = free_plain,
+    .co_free = co_free_plain,
 };
 
 const struct chardev_ops chardev_file_ops = {
@@ -132,7 +132,7 @@ const struct chardev_ops chardev_file_ops = {
     .size = sizeof(struct plain_chardev),
     .co_open = co_open_backend_file,
     .start = start_plain,
-    .free = free_plain,
+    .co_free = co_free_plain,
 };
 
 const struct chardev_ops chardev_pipe_ops = {
@@ -140,7 +140,7 @@ const struct chardev_ops chardev_pipe_ops = {
     .size = sizeof(struct plain_chardev),
     .co_open = co_open_pipe,
     .start = start_plain,
-    .free = free_plain,
+    .co_free = co_free_plain,
 };
 
 /* --- stdio ------------------------------------------------------------------------------------ */
@@ -178,5 +178,5 @@ const struct chardev_ops chardev_stdio_ops = {
     .size = sizeof(struct plain_chardev),
     .co_open = co_open_stdio,
     .start = start_stdio,
-    .free = free_plain,
+    .co_free = co_free_plain,
 };

@@ -12,6 +12,7 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "base/log.h"
 #include "chardev/internal.h"
 #include "loop/loop.h"
@@ -56,6 +57,14 @@ static int make_raw(const char *name)
     return r;
 }
 
+/* For the offload pool. */
+static int make_link(void *arg)
+{
+    const struct pty_chardev *p = arg;
+
+    return symlink(p->name, p->link) < 0 ? -errno : 0;
+}
+
 static int co_open_pty(struct chardev *c, struct json_object *data, struct error *err)
 {
     struct pty_chardev *p = pty(c);
@@ -71,12 +80,13 @@ static int co_open_pty(struct chardev *c, struct json_object *data, struct error
     if (r < 0) {
         return error_set_errno(err, -r, "Failed to open PTY");
     }
-    if (link && symlink(p->name, link) < 0) {
-        return error_set_errno(err, errno, "Failed to create PTY symlink");
-    }
     if (link && !(p->link = strdup(link))) {
-        unlink(link);
         return error_out_of_memory(err);
+    }
+    r = link ? loop_co_brief(make_link, p) : 0;
+    if (r < 0) {
+        free(TAKE_PTR(p->link)); /* it is another's */
+        return error_set_errno(err, -r, "Failed to create PTY symlink");
     }
     log_notice("char device redirected to %s (label %s)", p->name, c->id);
     return 0;
@@ -113,7 +123,7 @@ static int start_pty(struct chardev *c, struct error *err)
     return chardev_spawn(c, co_talk_by_pty, err);
 }
 
-static void free_pty(struct chardev *c)
+static void co_free_pty(struct chardev *c)
 {
     struct pty_chardev *p = pty(c);
 
@@ -121,7 +131,7 @@ static void free_pty(struct chardev *c)
         close(p->fd);
     }
     if (p->link) {
-        unlink(p->link);
+        (void)loop_co_unlink_soon(p->link);
     }
     free(p->link);
 }
@@ -138,6 +148,6 @@ const struct chardev_ops chardev_pty_ops = {
     .size = sizeof(struct pty_chardev),
     .co_open = co_open_pty,
     .start = start_pty,
-    .free = free_pty,
+    .co_free = co_free_pty,
     .filename = pty_filename,
 };

@@ -90,7 +90,7 @@ static int start_ringbuf(struct chardev *c, struct error *err)
     return chardev_spawn(c, co_fill_ringbuf, err);
 }
 
-static void free_ringbuf(struct chardev *c)
+static void co_free_ringbuf(struct chardev *c)
 {
     free(ringbuf(c)->bytes);
 }
@@ -100,5 +100,5 @@ const struct chardev_ops chardev_ringbuf_ops = {
     .size = sizeof(struct ringbuf_chardev),
     .co_open = co_open_ringbuf,
     .start = start_ringbuf,
-    .free = free_ringbuf,
+    .co_free = co_free_ringbuf,
 };

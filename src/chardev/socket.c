@@ -115,7 +115,7 @@ static int co_open_socket(struct chardev *c, struct json_object *data, struct er
                      : socket_address_co_connect(&s->address, 0, -1, &s->fd, err);
 }
 
-static void free_socket(struct chardev *c)
+static void co_free_socket(struct chardev *c)
 {
     struct socket_chardev *s = socket_of(c);
 
@@ -126,7 +126,7 @@ static void free_socket(struct chardev *c)
         close(s->fd);
     }
     if (s->makes_file && !c->stopped) {
-        unlink(s->address.path);
+        (void)loop_co_unlink_soon(s->address.path);
     }
     tls_creds_unref(s->creds);
     free(s->authz);
@@ -172,9 +172,9 @@ const struct chardev_ops chardev_socket_ops = {
     .size = sizeof(struct socket_chardev),
     .co_open = co_open_socket,
     .start = chardev_socket_start,
-    .stop = chardev_socket_stop,
+    .co_stop = chardev_socket_co_stop,
     .left = chardev_socket_forget,
     .cut = chardev_socket_cut,
-    .free = free_socket,
+    .co_free = co_free_socket,
     .filename = socket_filename,
 };

@@ -156,7 +156,7 @@ int chardev_socket_start(struct chardev *c, struct error *err)
                          err);
 }
 
-void chardev_socket_stop(struct chardev *c)
+void chardev_socket_co_stop(struct chardev *c)
 {
     struct socket_chardev *s = socket_of_clients(c);
 
@@ -164,6 +164,6 @@ void chardev_socket_stop(struct chardev *c)
         shutdown(s->fd, SHUT_RDWR);
     }
     if (s->makes_file) {
-        unlink(s->address.path);
+        (void)loop_co_unlink_soon(s->address.path);
     }
 }

@@ -120,7 +120,7 @@ static int co_start_nbd_server(const struct export_nbd_server_config *config, st
             close(fd);
         }
         if (path) {
-            unlink(path);
+            (void)loop_co_unlink_soon(path);
         }
         return r;
     }
@@ -187,12 +187,12 @@ int export_co_nbd_server_start(const struct export_nbd_server_config *config, st
     return r;
 }
 
-static void remove_socket(void)
+static void co_remove_socket(void)
 {
-    if (state.unix_path) {
-        unlink(state.unix_path);
-        free(state.unix_path);
-        state.unix_path = NULL;
+    AUTO_FREE char *path = TAKE_PTR(state.unix_path);
+
+    if (path) {
+        (void)loop_co_unlink_soon(path);
     }
 }
 
@@ -209,11 +209,22 @@ void export_nbd_server_let_in(void)
     }
 }
 
-void export_nbd_server_stop_accepting(void)
+void export_co_nbd_server_stop_accepting(void)
 {
     if (state.server) {
         nbd_server_stop_accepting(state.server);
-        remove_socket();
+        co_remove_socket();
+    }
+}
+
+void export_nbd_server_end_accepting(void)
+{
+    if (state.server) {
+        nbd_server_stop_accepting(state.server);
+        if (state.unix_path) {
+            unlink(state.unix_path);
+        }
+        export_nbd_server_keep_file();
     }
 }
 
@@ -228,7 +239,7 @@ static void co_stop_server(void)
     state.server = NULL;
     state.port = 0;
     drop_tls();
-    remove_socket();
+    co_remove_socket();
     state.busy = state.stopping = false;
     log_info("NBD server: stopped");
 }

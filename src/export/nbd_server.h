@@ -89,8 +89,12 @@ int export_co_nbd_server_stop(struct error *err);
  */
 int export_co_nbd_server_stop_within(int64_t timeout_ns, struct error *err);
 
-/* Let no new client in, and remove the socket. Those that are connected stay. */
-void export_nbd_server_stop_accepting(void);
+/*
+ * Let no new client in, and remove the socket. Those that are connected stay. The second function
+ * does not yield: it blocks while a file system hangs, and is for programs that end then.
+ */
+void export_co_nbd_server_stop_accepting(void);
+void export_nbd_server_end_accepting(void);
 
 /*
  * The server's socket file stays when the server stops: QEMU's system emulator leaves it, where its

@@ -114,7 +114,7 @@ int qmp_co_nbd_server_start(struct qmp_call *call, struct json_object *args,
     r = error_first(started, qmp_co_lock_again(err));
     if (started == 0 && r < 0) {
         /* The daemon ends, and may have looked for a server before there was one. */
-        export_nbd_server_stop_accepting();
+        export_co_nbd_server_stop_accepting();
     }
     return r;
 }

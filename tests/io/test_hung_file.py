@@ -71,6 +71,27 @@ class HungFile(HungFileCase):
         qmp.command("blockdev-add", **node)
         qmp.command("blockdev-del", **{"node-name": "again"})
 
+    def test_sockets_there_are_left(self):
+        """Nobody waits for the file of a socket to go."""
+        qmp = self.server.qmp
+        qmp.command("nbd-server-stop")
+        address = {"type": "unix", "data": {"path": os.path.join(self.mount, "socket")}}
+        chardev = {"type": "unix", "data": {"path": os.path.join(self.mount, "chardev")}}
+        qmp.command("nbd-server-start", addr=address)
+        backend = {"type": "socket", "data": {"addr": chardev, "server": True, "wait": False}}
+        qmp.command("chardev-add", id="c", backend=backend)
+        self.freeze()
+        for name, arguments in ("nbd-server-stop", {}), ("chardev-remove", {"id": "c"}):
+            with self.subTest(name), self.server.connect(timeout=PATIENCE) as other:
+                qmp.send_raw(json.dumps({"execute": name, "arguments": arguments}) + "\n")
+                other.command("query-named-block-nodes")
+                qmp.sock.settimeout(PATIENCE)
+                self.assertEqual(qmp.receive_answer(), {"return": {}})
+        self.thaw()
+        for name in "socket", "chardev":
+            path = os.path.join(self.mount, name)
+            tidemark.wait_until(lambda path=path: not os.path.exists(path), path)
+
     def test_the_time_limit_of_copy_before_write_holds(self):
         qmp = self.server.qmp
         cbw = {"driver": "copy-before-write", "node-name": "cbw", "file": "good", "target": "sick",

@@ -40,6 +40,7 @@ class HungPath(MountCase):
             ("file", {"out": self.hung}),
             ("null", {"logfile": self.hung}),
             ("pipe", {"device": self.hung}),
+            ("pty", {"path": self.hung}),
             ("socket", {"addr": unix, "server": True, "wait": False}),
             ("socket", {"addr": unix, "server": False}),
         ):

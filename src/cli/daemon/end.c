@@ -373,7 +373,7 @@ static void co_end_in_order(void *arg)
     co_wait_for_start();
     qmp_co_stop_commands();
     end.step = "monitors";
-    chardev_close_all();
+    chardev_co_close_all();
     end.step = "jobs";
     if (!job_co_cancel_all()) {
         end.stuck = true;

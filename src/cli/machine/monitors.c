@@ -118,6 +118,6 @@ int machine_co_add_talk(enum machine_talk talk, const char *text, struct error *
 
 void machine_monitors_co_end(void)
 {
-    chardev_close_all();
+    chardev_co_close_all();
     machine_lines_co_end();
 }

@@ -32,7 +32,7 @@ static void client_left(void *arg, size_t left)
     const struct nbd_command_line *cl = arg;
 
     if (left == 0 && !cl->persistent) {
-        export_nbd_server_stop_accepting();
+        export_nbd_server_end_accepting();
         kill(getpid(), SIGRTMIN);
     }
 }
