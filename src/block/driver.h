@@ -313,12 +313,14 @@ struct block_driver {
     bool uses_existing;
     /*
      * Of a leaf, or of what has a leaf from its beginning on: a name by which another such node
-     * finds the file later, also another process; the caller frees it. NULL: it has none. And read
-     * the first *size bytes of the file `name`, whoever uses it; *size becomes how many there are.
-     * `place` 0: by the last part of the name, next to the node's own file; 1: by the name;
-     * -EINVAL: those were all. -ENOENT: there is none in this one.
+     * finds the file later, also another process; the caller frees it. NULL: it has none. Another
+     * file may have got that name since, unless co_has_name() says that it is still the node's own
+     * (NULL: it always is). And read the first *size bytes of the file `name`, whoever uses it;
+     * *size becomes how many there are. `place` 0: by the last part of the name, next to the node's
+     * own file; 1: by the name; -EINVAL: those were all. -ENOENT: there is none in this one.
      */
     char *(*lasting_name)(const struct block_node *node);
+    bool (*co_has_name)(const struct block_node *node, const char *name);
     int (*co_read_other)(struct block_node *node, const char *name, unsigned place, void *buf,
                          size_t *size);
     /* A leaf: a file that grows reads as zeroes where it was never written. */

@@ -248,6 +248,7 @@ int posix_file_co_resize(int fd, const char *name, uint64_t size, enum block_pre
 
 /* Functions of struct block_driver. */
 char *posix_file_lasting_name(const struct block_node *node);
+bool posix_file_co_has_name(const struct block_node *node, const char *name);
 int posix_file_co_read_other(struct block_node *node, const char *name, unsigned place, void *buf,
                              size_t *size);
 

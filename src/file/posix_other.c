@@ -14,25 +14,40 @@
 #include "file/posix_file.h"
 #include "loop/loop.h"
 
-/* The path of the open file, however it was opened, unless another file has it now. */
+/* The path of the open file, however it was opened. Asks no file system. */
 char *posix_file_lasting_name(const struct block_node *node)
 {
-    const struct posix_file *f = node->opaque;
     char link[64], path[PATH_MAX];
-    struct stat opened, found;
     ssize_t length;
 
-    snprintf(link, sizeof(link), "/proc/self/fd/%d", f->fd);
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", ((const struct posix_file *)node->opaque)->fd);
     length = readlink(link, path, sizeof(path));
     if (length <= 0 || length == sizeof(path)) {
         return NULL;
     }
     path[length] = '\0';
-    if (path[0] != '/' || fstat(f->fd, &opened) < 0 || stat(path, &found) < 0 ||
-        opened.st_dev != found.st_dev || opened.st_ino != found.st_ino) {
-        return NULL;
-    }
-    return strdup(path);
+    return path[0] == '/' ? strdup(path) : NULL;
+}
+
+struct name_call {
+    int fd;
+    const char *name;
+};
+
+static int look_at_name(void *arg)
+{
+    const struct name_call *c = arg;
+    struct stat opened, found;
+
+    return fstat(c->fd, &opened) == 0 && stat(c->name, &found) == 0 &&
+           opened.st_dev == found.st_dev && opened.st_ino == found.st_ino;
+}
+
+bool posix_file_co_has_name(const struct block_node *node, const char *name)
+{
+    struct name_call c = {((const struct posix_file *)node->opaque)->fd, name};
+
+    return loop_co_brief(look_at_name, &c) > 0;
 }
 
 struct read_call {
@@ -77,10 +92,10 @@ static int read_blocking(void *arg)
 }
 
 /* A file of that name next to this one: they may have been moved together. */
-static char *name_beside(const struct block_node *node, const char *name)
+static char *co_name_beside(const struct block_node *node, const char *name)
 {
     AUTO_FREE char *own = posix_file_lasting_name(node);
-    char *slash = own ? strrchr(own, '/') : NULL, *path;
+    char *slash = own && posix_file_co_has_name(node, own) ? strrchr(own, '/') : NULL, *path;
     const char *base = strrchr(name, '/');
 
     if (!slash || !base) {
@@ -103,7 +118,7 @@ int posix_file_co_read_other(struct block_node *node, const char *name, unsigned
     if (name[0] != '/') {
         return -ENOENT;
     }
-    path = place == 0 ? name_beside(node, name) : strdup(name);
+    path = place == 0 ? co_name_beside(node, name) : strdup(name);
     if (!path) {
         return -ENOENT;
     }

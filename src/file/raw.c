@@ -317,6 +317,13 @@ static char *raw_lasting_name(const struct block_node *node)
     return file && file->driver->lasting_name ? file->driver->lasting_name(file) : NULL;
 }
 
+static bool raw_co_has_name(const struct block_node *node, const char *name)
+{
+    struct block_node *file = raw_whole_file(node);
+
+    return file && (!file->driver->co_has_name || file->driver->co_has_name(file, name));
+}
+
 static int raw_co_read_other(struct block_node *node, const char *name, unsigned place, void *buf,
                              size_t *size)
 {
@@ -507,6 +514,7 @@ const struct block_driver raw_driver = {
     .co_copy_from = raw_co_copy_from,
     .co_read_pages = raw_co_read_pages,
     .lasting_name = raw_lasting_name,
+    .co_has_name = raw_co_has_name,
     .co_read_other = raw_co_read_other,
     .co_discard = raw_co_discard,
     .co_status = raw_co_status,

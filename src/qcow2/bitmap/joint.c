@@ -46,7 +46,7 @@ char *qcow2_co_joint_name(struct block_node *node)
                     block_node_display_name(node));
         return NULL;
     }
-    return qcow2_joint_file_name(q);
+    return qcow2_co_joint_file_name(q);
 }
 
 /* --- prepare ---------------------------------------------------------------------------------- */

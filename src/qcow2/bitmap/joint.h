@@ -103,8 +103,14 @@ struct qcow2_joint *qcow2_joint_next_known(const struct qcow2 *q, const struct q
  * it has not. Does not yield.
  */
 int qcow2_joint_ask_known(struct qcow2 *q, uint32_t number, enum qcow2_joint_state *ret_state);
-/* The name of the image's file in a record; the caller frees it. NULL: none, or no memory. */
+/*
+ * The name of the image's file in a record; the caller frees it. NULL: none, or no memory. The
+ * first function does not yield, and does not look whether another file has the name now.
+ */
 char *qcow2_joint_file_name(const struct qcow2 *q);
+char *qcow2_co_joint_file_name(const struct qcow2 *q);
+/* The path of a file, if it has one that leads to it; the caller frees it. NULL: none. */
+char *qcow2_co_joint_path(const struct block_node *file);
 /* Whether a file of that name can be looked for by other processes: it is a path. */
 bool qcow2_joint_is_path(const char *name);
 

@@ -62,16 +62,36 @@ int qcow2_joint_ask_known(struct qcow2 *q, uint32_t number, enum qcow2_joint_sta
     return -ENOENT;
 }
 
+static char *other_name(const struct block_node *file)
+{
+    AUTO_FREE char *name = block_node_full_filename(file);
+
+    return name && name[0] != '\0' ? TAKE_PTR(name) : NULL;
+}
+
 char *qcow2_joint_file_name(const struct qcow2 *q)
 {
     struct block_node *file = block_node_skip_filters(q->node->file->node);
-    AUTO_FREE char *path = file->driver->lasting_name ? file->driver->lasting_name(file) : NULL;
-    AUTO_FREE char *name = path ? NULL : block_node_full_filename(file);
+    char *path = file->driver->lasting_name ? file->driver->lasting_name(file) : NULL;
 
-    if (path) {
-        return TAKE_PTR(path);
-    }
-    return name && name[0] != '\0' ? TAKE_PTR(name) : NULL;
+    return path ?: other_name(file);
+}
+
+char *qcow2_co_joint_path(const struct block_node *file)
+{
+    AUTO_FREE char *path = file->driver->lasting_name ? file->driver->lasting_name(file) : NULL;
+
+    return path && (!file->driver->co_has_name || file->driver->co_has_name(file, path))
+               ? TAKE_PTR(path)
+               : NULL;
+}
+
+char *qcow2_co_joint_file_name(const struct qcow2 *q)
+{
+    struct block_node *file = block_node_skip_filters(q->node->file->node);
+    char *path = qcow2_co_joint_path(file);
+
+    return path ?: other_name(file);
 }
 
 bool qcow2_joint_is_path(const char *name)

@@ -57,9 +57,9 @@ static bool is_ambiguous(const struct qcow2_joint *j, const char *name)
 }
 
 /* Whether the image is a file that can be found by its path, and finds others by theirs. */
-static bool has_path(const struct block_node *file)
+static bool co_has_path(const struct block_node *file)
 {
-    AUTO_FREE char *path = file->driver->lasting_name ? file->driver->lasting_name(file) : NULL;
+    AUTO_FREE char *path = qcow2_co_joint_path(file);
 
     return path && file->driver->co_read_other;
 }
@@ -119,7 +119,7 @@ int qcow2_co_joint_ask(struct qcow2 *q, uint32_t number, enum qcow2_joint_state 
     if (r != -ENOENT) {
         return r;
     }
-    if (qcow2_joint_is_path(name) && has_path(block_node_skip_filters(q->node->file->node))) {
+    if (qcow2_joint_is_path(name) && co_has_path(block_node_skip_filters(q->node->file->node))) {
         return co_ask_file(q, name, ret_state);
     }
     return has_open(q, name) ? -ENODATA : -ENOTCONN;
