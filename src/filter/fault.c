@@ -262,10 +262,10 @@ static void fault_child_perm(struct block_node *node, struct block_edge *edge,
     *ret_shared &= ~s->unshare;
 }
 
-static int open_fault_rules(struct fault *s, struct options *opts, const char *config,
-                            struct error *err)
+static int co_open_fault_rules(struct fault *s, struct options *opts, const char *config,
+                               struct error *err)
 {
-    int r = config ? fault_rules_load(&s->rules, config, err) : 0;
+    int r = config ? fault_rules_co_load(&s->rules, config, err) : 0;
 
     UNLESS_FAILED(r, take_rule_list(s, opts, "inject-error", err));
     UNLESS_FAILED(r, take_rule_list(s, opts, "set-state", err));
@@ -305,7 +305,7 @@ static int co_open_all(struct block_node *node, struct options *opts, struct err
     bool more = is_beyond_fault_filename(opts);
     int r = options_take_text(opts, "config", &config, err);
 
-    UNLESS_FAILED(r, open_fault_rules(s, opts, config, err));
+    UNLESS_FAILED(r, co_open_fault_rules(s, opts, config, err));
     UNLESS_FAILED(r, take_limits(&node->limits, opts, err));
     UNLESS_FAILED(r, take_permissions(opts, "take-child-perms", &s->take, err));
     UNLESS_FAILED(r, take_permissions(opts, "unshare-child-perms", &s->unshare, err));

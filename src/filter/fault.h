@@ -59,8 +59,11 @@ void fault_rules_destroy(struct fault_rules *r);
  */
 int fault_rules_add(struct fault_rules *r, const char *group, struct options *opts,
                     struct error *err);
-/* Add the rules of a file: `[group]` lines and `key = "value"` lines; '#' begins a comment. */
-int fault_rules_load(struct fault_rules *r, const char *filename, struct error *err);
+/*
+ * Add the rules of a file: `[group]` lines and `key = "value"` lines; '#' begins a comment. The
+ * rules belong to the caller alone. Yields.
+ */
+int fault_rules_co_load(struct fault_rules *r, const char *filename, struct error *err);
 
 /* An event occurs. In a coroutine; yields while a breakpoint holds it. */
 void fault_rules_co_event(struct fault_rules *r, int event);

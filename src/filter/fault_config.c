@@ -18,6 +18,7 @@
 
 #include "base/cleanup.h"
 #include "filter/fault.h"
+#include "loop/loop.h"
 
 #define LINE_MAX_LENGTH 1024
 #define NAME_MAX_LENGTH 63
@@ -133,7 +134,7 @@ static int parse_line(struct config_parser *p, char *text, struct fault_rules *r
     return add_rule_value(p, text, err);
 }
 
-int fault_rules_load(struct fault_rules *rules, const char *filename, struct error *err)
+static int load_rules(struct fault_rules *rules, const char *filename, struct error *err)
 {
     struct config_parser p = {.filename = filename};
     FILE *file CLEANUP(cleanup_file) = fopen(filename, "re");
@@ -159,4 +160,24 @@ int fault_rules_load(struct fault_rules *rules, const char *filename, struct err
     }
     options_free(p.opts);
     return r;
+}
+
+struct load_call {
+    struct fault_rules *rules;
+    const char *filename;
+    struct error *err;
+};
+
+static int run_load(void *arg)
+{
+    const struct load_call *c = arg;
+
+    return load_rules(c->rules, c->filename, c->err);
+}
+
+int fault_rules_co_load(struct fault_rules *rules, const char *filename, struct error *err)
+{
+    struct load_call c = {rules, filename, err};
+
+    return loop_co_brief(run_load, &c);
 }

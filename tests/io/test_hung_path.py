@@ -46,6 +46,8 @@ class HungPath(MountCase):
         ):
             name = f"{kind}{data.get('server', '')}"
             yield "chardev-add", {"id": name, "backend": {"type": kind, "data": data}}
+        yield "blockdev-add", {"node-name": "debug", "driver": "blkdebug", "config": self.hung,
+                               "image": {"driver": "null-co"}}  # fmt: skip
         yield "nbd-server-start", {"addr": unix}
         yield "block-export-add", {"type": "fuse", "id": "fuse", "node-name": "good",
                                    "mountpoint": self.hung}  # fmt: skip
