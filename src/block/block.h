@@ -146,6 +146,8 @@ int block_co_open_filename(const char *filename, const char *format, struct opti
 
 /* Take a reference. */
 struct block_node *block_node_ref(struct block_node *node);
+/* Whether the caller's reference is the only one: to give it back closes the node. */
+bool block_node_has_one_ref(const struct block_node *node);
 /*
  * Give a reference back; NULL is fine. The last one closes the node: at once no lookup finds it any
  * more, then it is flushed, completed and closed, and so are the nodes below it that nobody else

@@ -276,6 +276,11 @@ struct block_node *block_node_ref(struct block_node *node)
     return node;
 }
 
+bool block_node_has_one_ref(const struct block_node *node)
+{
+    return node->refcount == 1;
+}
+
 /* Nodes that were opened for `node` may live longer. */
 static void forget_heirs(struct block_node *node)
 {

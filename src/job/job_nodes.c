@@ -259,15 +259,32 @@ int job_freeze_chain(struct job *job, struct block_node *node, struct block_node
     return r;
 }
 
+/*
+ * Whether a reference is the last one is decided with the control lock held, so that no command has
+ * the node, which nobody finds from then on. Its storage may hang when it is closed: commands go on
+ * meanwhile.
+ */
+static void co_release_node(const struct job *job, struct block_node *node)
+{
+    bool held = !job->discarded && block_node_has_one_ref(node) && block_control_pause();
+
+    block_co_unref(node); /* the node loses its name before this yields */
+    block_co_control_resume(held);
+}
+
 void job_co_release_nodes(struct job *job)
 {
-    while (!list_is_empty(&job->nodes)) {
-        struct job_node *n = LIST_FIRST(&job->nodes, struct job_node, link);
+    struct list nodes = LIST_INIT(nodes);
+    struct job_node *n, *next;
 
-        list_remove(&n->link);
-        if (!(n->uses & JOB_NODE_FILTER)) {
-            block_co_unref(n->node);
-        }
+    /* Others that look must not meet a filter that is gone. */
+    list_splice(&nodes, &job->nodes);
+    LIST_FOREACH_SAFE (n, next, &nodes, link) {
+        struct block_node *node = n->uses & JOB_NODE_FILTER ? NULL : n->node;
+
         free(n);
+        if (node) {
+            co_release_node(job, node);
+        }
     }
 }

@@ -81,3 +81,22 @@ class HungQuery(tidemark.TestCase):
             self.storage.process.send_signal(signal.SIGCONT)
             self.assertEqual(server.qmp.receive_answer(), {"return": {}})
         server.stop()
+
+    def test_a_job_that_closes_its_target_delays_no_command(self):
+        image, path = self.create("target.raw", "1M", "raw"), self.path("mnt")
+        with open(path, "w", encoding="ascii"):
+            self.files.append(path)
+        self.storage.qmp.command("blockdev-add", driver="file", node_name="t", filename=image)
+        self.storage.qmp.command("block-export-add", type="fuse", id="t", node_name="t",
+                                 mountpoint=path, writable=True)  # fmt: skip
+        server = self.daemon("--blockdev", "null-co,node-name=disk,size=1M,read-zeroes=on")
+        server.qmp.command("drive-backup", job_id="j", device="disk", target=path, format="raw",
+                           mode="existing", sync="full", auto_finalize=False)  # fmt: skip
+        server.qmp.wait_event("BLOCK_JOB_PENDING")
+        tidemark.freeze(self.storage.process.pid)
+        server.qmp.command("job-finalize", id="j")
+        self.assertIn("disk", self.nodes(server.qmp))
+        self.assertEqual(len(server.qmp.command("query-jobs")), 1)
+        self.storage.process.send_signal(signal.SIGCONT)
+        server.qmp.wait_event("BLOCK_JOB_COMPLETED")
+        server.stop()
