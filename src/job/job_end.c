@@ -3,6 +3,7 @@
 #include <errno.h>
 
 #include "job/job_internal.h"
+#include "loop/loop.h"
 
 void job_co_conclude(struct job *job)
 {
@@ -39,6 +40,7 @@ void job_force_cancel(struct job *job)
 {
     if (!job->cancelled) {
         job->cancelled = true;
+        job->cancelled_ns = loop_now_ns();
         if (job->driver->cancelled) {
             job->driver->cancelled(job, job->state);
         }

@@ -41,10 +41,11 @@ struct job {
     bool running; /* co_run has begun, and has not returned */
 
     bool user_paused;
-    bool cancelled;      /* by force */
-    bool last_step;      /* job_begin_last_step() */
-    bool took_effect;    /* a co_prepare that is final has succeeded */
-    bool soft_cancelled; /* the job ends with success by itself; errors end it at once */
+    bool cancelled;       /* by force */
+    int64_t cancelled_ns; /* since when */
+    bool last_step;       /* job_begin_last_step() */
+    bool took_effect;     /* a co_prepare that is final has succeeded */
+    bool soft_cancelled;  /* the job ends with success by itself; errors end it at once */
 
     /* 0, or why the job failed; the sentence is in `err` */
     int result;
@@ -99,5 +100,12 @@ void job_force_cancel(struct job *job);
 void job_leave_pause(struct job *job);
 /* Begin to leave what holds up a job that was cancelled by force, if it does not end soon. */
 void job_begin_to_give_up(struct job *job);
+/*
+ * -EBUSY: it was cancelled by force a while ago, and requests hold it up that can't be taken back;
+ * the sentence names the node.
+ */
+int job_check_held_up(const struct job *job, struct error *err);
+/* The lowest of the job's nodes, and those below, that has requests in flight; NULL: none. */
+struct block_node *job_find_in_flight(const struct job *job);
 
 #endif

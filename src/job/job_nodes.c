@@ -9,6 +9,7 @@
 #include "block/control.h"
 #include "block/control_lock.h"
 #include "block/device.h"
+#include "block/stats.h"
 #include "job/job_internal.h"
 #include "loop/loop.h"
 
@@ -196,6 +197,29 @@ void job_forget_filter(struct job *job, const struct block_node *filter)
             free(n);
         }
     }
+}
+
+static void note_in_flight(struct block_node *node, void *arg)
+{
+    uint64_t values[BLOCK_STATS];
+
+    block_node_read_stats(node, values);
+    if (values[BLOCK_STAT_IN_FLIGHT] > 0) {
+        *(struct block_node **)arg = node;
+    }
+}
+
+struct block_node *job_find_in_flight(const struct job *job)
+{
+    struct block_node *node = NULL;
+    struct job_node *n;
+
+    LIST_FOREACH (n, &job->nodes, link) {
+        if (!node) {
+            block_node_foreach_below(n->node, note_in_flight, &node);
+        }
+    }
+    return node;
 }
 
 int job_check_node(const struct block_node *node, struct error *err)

@@ -280,6 +280,7 @@ int job_co_cancel_within(struct job *job, bool force, int64_t wait_ns, struct er
 {
     int r = check_verb(job, VERB_CANCEL, err);
 
+    UNLESS_FAILED(r, job_check_held_up(job, err));
     if (r < 0 || is_being_cancelled(job)) {
         return r;
     }

@@ -668,6 +668,37 @@ class Files(HungFileCase):
         self.qmp.command("blockdev-del", node_name="n")
         self.end(waiting, guest)
 
+    def test_a_cancel_that_can_do_no_more_says_why(self):
+        """A commit has a write in flight to a file that hangs, and nobody can take it back."""
+        overlay = self.create("overlay.qcow2", "16M")
+        tidemark.io(overlay, "write -P 7 0 8M", fmt="qcow2")
+        file = {"driver": "file", "filename": overlay}
+        self.qmp.command("blockdev-add", driver="qcow2", node_name="top", file=file, backing="sick")
+        self.freeze()
+        self.qmp.command("block-commit", job_id="j", device="top")
+        time.sleep(0.3)
+        began = time.monotonic()
+        self.qmp.command("job-cancel", id="j")
+        self.assertEqual(self.status(), "running")
+
+        def is_refused():
+            try:
+                self.qmp.command("job-cancel", id="j")
+            except QmpError as refusal:
+                self.assertIn("can't end yet", str(refusal))
+                self.assertIn(self.sick, str(refusal))
+                return True
+            return False
+
+        tidemark.wait_until(is_refused, "a refusal", 20)
+        self.assertGreater(time.monotonic() - began, 4)
+        tidemark.wait_until(lambda: "can't end yet" in self.server.log(), "the log", 10)
+        self.use(self.client("good"))
+        self.thaw()
+        self.other.wait_event("BLOCK_JOB_CANCELLED")
+        tidemark.wait_until(lambda: self.status() is None, "the end of the job")
+        self.qmp.command("blockdev-del", node_name="top")
+
 
 if __name__ == "__main__":
     unittest.main()
