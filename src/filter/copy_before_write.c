@@ -279,8 +279,8 @@ static void cbw_child_perm(struct block_node *node, struct block_edge *edge, uns
         return;
     }
     *ret_perm = parents_perm & ~BLOCK_PERM_RESIZE;
-    if (n->state.job.discard_source) {
-        *ret_perm |= BLOCK_PERM_WRITE;
+    if (n->state.job.discard_source && !list_is_empty(&node->parents)) {
+        *ret_perm |= BLOCK_PERM_WRITE; /* until the job and its users have left */
     }
     *ret_shared = BLOCK_PERM_ALL;
     if (parents_perm != 0) {

@@ -407,6 +407,20 @@ class ContentsTest(BackupTest):
         extents = json.loads(tidemark.qemu_img("map", "--output=json", path).stdout)
         self.assertEqual([e for e in extents if e["data"]], [])
 
+    def test_a_source_that_is_discarded_is_given_back_to_its_user(self):
+        """An image that lets nobody else write to its file."""
+        path, target = self.create("d.qcow2", MIB), self.path("target.raw")
+        size = -(-os.path.getsize(path) // 512) * 512
+        self.create(target, size, "raw")
+        for name, filename in ("f", path), ("o", target):
+            self.qmp.command("blockdev-add", driver="file", node_name=name, filename=filename,
+                             discard="unmap")  # fmt: skip
+        self.qmp.command("blockdev-add", driver="qcow2", node_name="d", file="f")
+        self.qmp.command("blockdev-backup", job_id="j", device="f", target="o", sync="full",
+                         discard_source=True)  # fmt: skip
+        self.finish()
+        self.assertNotIn("can't be taken back", self.server.log())
+
     def test_several_jobs_of_one_disk(self):
         """Each has its own moment, and ends when it likes."""
         path = self.raw()
