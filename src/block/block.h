@@ -329,10 +329,16 @@ struct block_drain {
     const struct block_root *but;
 };
 
-/* Begin and end such a drain; `but` is the root that goes on. */
-void block_co_drain_begin_but(struct block_drain *d, struct block_node *node,
-                              const struct block_root *but);
-/* The same, until `stop(arg)`: false, and nothing is drained any more. `stop` does not yield. */
+/*
+ * Begin such a drain for the one of `reader`, which only reads; reads that filters make go on, too.
+ * The graph stays as it is until the end.
+ */
+void block_co_drain_begin_writers(struct block_drain *d, struct block_node *node,
+                                  const struct block_root *reader);
+/*
+ * Begin one in which nothing but `but` goes on, unless `stop(arg)` before that: false, and nothing
+ * is drained any more. `stop` does not yield.
+ */
 bool block_co_drain_begin_but_unless(struct block_drain *d, struct block_node *node,
                                      const struct block_root *but, bool (*stop)(const void *arg),
                                      const void *arg);

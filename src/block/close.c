@@ -57,7 +57,7 @@ int block_co_inactivate_but(struct block_node *node, const struct block_root *re
     struct block_drain drain = {0};
     int r;
 
-    block_co_drain_begin_but(&drain, node, reader);
+    block_co_drain_begin_writers(&drain, node, reader);
     r = block_co_complete(node, err);
     block_drain_end_but(&drain);
     return r;

@@ -359,31 +359,40 @@ static struct block_root *find_busy_root(struct block_root *root, const struct b
     return root;
 }
 
-/* A node above that has work left; NULL: there is none. After collect_above(). */
-static struct block_node *find_busy_node(struct block_node *node)
+static bool only_reads(struct block_node *node, const struct block_node *drained)
+{
+    return node->driver->drain_only_reads && node->driver->drain_only_reads(node, drained);
+}
+
+/*
+ * A node above that has work left, other than reads of `node` if these are let go on; NULL: there
+ * is none. After collect_above().
+ */
+static struct block_node *find_busy_node(struct block_node *node, bool lets_read)
 {
     struct block_node *busy = node;
 
-    while (busy && !node_is_busy(busy, node)) {
+    while (busy && (!node_is_busy(busy, node) || (lets_read && only_reads(busy, node)))) {
         busy = busy->drain_next;
     }
     return busy;
 }
 
-static bool is_busy_above(struct block_node *node, const struct block_root *but)
+static bool is_busy_above(struct block_node *node, const struct block_root *but, bool lets_read)
 {
-    return find_busy_root(collect_above(node), but) || find_busy_node(node);
+    return find_busy_root(collect_above(node), but) || find_busy_node(node, lets_read);
 }
 
 /*
  * Wait until no work that reaches `node` is in flight; false: some was at `until_ns`. The graph may
- * change in each wait: then begin again.
+ * change in each wait: then begin again. `reader`: this root goes on, and so do reads.
  */
-static bool co_wait_above(struct block_node *node, const struct block_root *but, int64_t until_ns)
+static bool co_wait_above(struct block_node *node, const struct block_root *reader,
+                          int64_t until_ns)
 {
     for (;;) {
-        struct block_root *root = find_busy_root(collect_above(node), but);
-        struct block_node *busy = find_busy_node(node);
+        struct block_root *root = find_busy_root(collect_above(node), reader);
+        struct block_node *busy = find_busy_node(node, reader);
 
         if (!root && !busy) {
             return true;
@@ -421,7 +430,7 @@ static bool is_any_busy(struct block_node *const *nodes, size_t count)
     bool busy = false;
 
     for (size_t i = 0; i < count && !busy; i++) {
-        busy = is_busy_above(nodes[i], NULL);
+        busy = is_busy_above(nodes[i], NULL, false);
     }
     return busy;
 }
@@ -469,7 +478,7 @@ bool block_co_drain_begin_unless(struct block_node *const *nodes, size_t count,
     }
     block_drain_update();
     for (size_t i = 0; i < count; i++) {
-        while (is_busy_above(nodes[i], NULL)) {
+        while (is_busy_above(nodes[i], NULL, false)) {
             if (stop(arg)) {
                 for (size_t k = 0; k < count; k++) {
                     block_drain_end(nodes[k]);
@@ -514,19 +523,19 @@ void block_drain_end_but(struct block_drain *d)
     block_drain_update();
 }
 
-void block_co_drain_begin_but(struct block_drain *d, struct block_node *node,
-                              const struct block_root *but)
+void block_co_drain_begin_writers(struct block_drain *d, struct block_node *node,
+                                  const struct block_root *reader)
 {
     int64_t ns = ATTEMPT_FIRST_NS;
 
-    begin_partial(d, node, but);
-    while (!co_wait_above(node, but, loop_now_ns() + ns)) {
+    begin_partial(d, node, reader);
+    while (!co_wait_above(node, reader, loop_now_ns() + ns)) {
         block_drain_end_but(d);
-        for (unsigned i = 0; i < LOOKS_PER_PAUSE && is_busy_above(node, but); i++) {
+        for (unsigned i = 0; i < LOOKS_PER_PAUSE && is_busy_above(node, reader, true); i++) {
             loop_co_sleep(ns / LOOKS_PER_PAUSE);
         }
         ns = MIN(2 * ns, ATTEMPT_LAST_NS);
-        begin_partial(d, node, but);
+        begin_partial(d, node, reader);
     }
     trace_block_drain_ready(node->name);
 }
@@ -536,7 +545,7 @@ bool block_co_drain_begin_but_unless(struct block_drain *d, struct block_node *n
                                      const void *arg)
 {
     begin_partial(d, node, but);
-    while (is_busy_above(node, but)) {
+    while (is_busy_above(node, but, false)) {
         if (stop(arg)) {
             block_drain_end_but(d);
             return false;

@@ -436,6 +436,8 @@ struct block_driver {
      */
     void (*drain_begin)(struct block_node *node);
     bool (*drain_busy)(struct block_node *node, const struct block_node *drained);
+    /* Whether that work does nothing but read `drained`. NULL: it may do more. */
+    bool (*drain_only_reads)(struct block_node *node, const struct block_node *drained);
     void (*drain_end)(struct block_node *node);
     /*
      * block_co_give_up(): those requests may fail for which the driver waits in vain. NULL: it

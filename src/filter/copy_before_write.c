@@ -238,6 +238,14 @@ static bool cbw_drain_busy(struct block_node *node, const struct block_node *dra
     return cbw_is_busy(s, block_node_reaches(block_edge_node(s->target), drained));
 }
 
+static bool cbw_drain_only_reads(struct block_node *node, const struct block_node *drained)
+{
+    struct cbw_node *n = node->opaque;
+    struct cbw_state *s = &n->state;
+
+    return !s->job.discard_source && !block_node_reaches(block_edge_node(s->target), drained);
+}
+
 static void cbw_co_close(struct block_node *node)
 {
     struct cbw_node *n = node->opaque;
@@ -399,6 +407,7 @@ const struct block_driver copy_before_write_driver = {
     .co_close = cbw_co_close,
     .child_perm = cbw_child_perm,
     .drain_busy = cbw_drain_busy,
+    .drain_only_reads = cbw_drain_only_reads,
     .co_pwritev = cbw_co_pwritev,
     .co_write_zeroes = cbw_co_write_zeroes,
     .co_discard = cbw_co_discard,

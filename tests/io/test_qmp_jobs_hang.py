@@ -189,7 +189,8 @@ class HungSource(HangCase):
 
     def setUp(self):
         super().setUp()
-        overlay = self.create("overlay.qcow2", SIZE)
+        overlay = self.overlay = self.create("overlay.qcow2", SIZE)
+        tidemark.img("bitmap", "-f", "qcow2", "--add", overlay, "x")
         for node in (
             {
                 "driver": "qcow2",
@@ -216,6 +217,11 @@ class HungSource(HangCase):
         self.assertEqual(self.qmp.command("quit"), {})
         self.assert_ended_in_time(1, began)
         self.assert_complete(self.images)
+        # What the job read was not written to: its bitmap is stored.
+        self.assertNotIn("'overlay' is left", self.server.log())
+        out = tidemark.img("info", "-f", "qcow2", "--output=json", self.overlay).stdout
+        (bitmap,) = json.loads(out)["format-specific"]["data"]["bitmaps"]
+        self.assertEqual(bitmap["flags"], ["auto"])
 
 
 class TwoSignals(HangCase):
