@@ -35,27 +35,30 @@ static bool co_uses_locked(struct qcow2 *q, uint64_t clusters, uint64_t least)
     return used >= least;
 }
 
-static bool co_lacks_storage(struct qcow2 *q)
+/* UNKNOWN: the file system does not answer in time. */
+static enum sparse_answer co_look_for_storage(struct qcow2 *q)
 {
     uint64_t clusters = div_round_up(block_edge_size(q->node->file), q->cluster_size);
     uint64_t stored, least;
     bool lacks;
+    int r;
 
     if (q->has_data_file && block_edge_size(q->data) <= DATA_FILE_SMALL) {
-        return false; /* as in QEMU */
+        return DENSE; /* as in QEMU */
     }
-    if (block_co_allocated_size(block_edge_node(q->node->file), &stored) < 0) {
-        return false;
+    r = block_co_allocated_size(block_edge_node(q->node->file), &stored);
+    if (r < 0) {
+        return r == -ETIMEDOUT ? UNKNOWN : DENSE;
     }
     stored >>= q->cluster_bits;
     least = MAX(stored + stored / 9, stored + 2);
     if (clusters < least) {
-        return false;
+        return DENSE;
     }
     co_mutex_lock(&q->lock);
     lacks = co_uses_locked(q, clusters, least);
     co_mutex_unlock(&q->lock);
-    return lacks;
+    return lacks ? SPARSE : DENSE;
 }
 
 bool qcow2_co_is_sparse(struct qcow2 *q)
@@ -65,10 +68,10 @@ bool qcow2_co_is_sparse(struct qcow2 *q)
     /* Clusters that a resize added may be preallocated. */
     if (atomic_load_explicit(&q->sparse.answer, memory_order_acquire) == UNKNOWN ||
         atomic_load_explicit(&q->sparse.size, memory_order_relaxed) != size) {
-        bool sparse = co_lacks_storage(q);
+        enum sparse_answer answer = co_look_for_storage(q);
 
         atomic_store_explicit(&q->sparse.size, size, memory_order_relaxed);
-        atomic_store_explicit(&q->sparse.answer, sparse ? SPARSE : DENSE, memory_order_release);
+        atomic_store_explicit(&q->sparse.answer, answer, memory_order_release);
     }
     return atomic_load_explicit(&q->sparse.answer, memory_order_relaxed) == SPARSE;
 }
