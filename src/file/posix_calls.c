@@ -152,7 +152,7 @@ int posix_file_co_reopen_buffered(int fd)
 
 /* How long an answer is waited for: in general, and while another one is late. */
 #define PATIENCE_NS NS_PER_SECOND
-#define LATE_PATIENCE_NS (20 * NS_PER_MS)
+#define LATE_PATIENCE_NS (100 * NS_PER_MS)
 
 /*
  * A question to the file system, by a coroutine of its own, which goes on when that hangs. The
