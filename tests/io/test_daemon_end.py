@@ -10,10 +10,8 @@ import socket
 import time
 
 import tidemark
-from nbd_raw import RawClient
-from nbd_server import NbdServer
-
-WRITE = 1
+from nbd_raw import FLUSH, WRITE, RawClient
+from nbd_server import Nbdkit, NbdServer
 
 
 class DaemonEndTest(tidemark.TestCase):
@@ -197,6 +195,24 @@ class DaemonEndTest(tidemark.TestCase):
         time.sleep(0.2)
         self.assert_ends_soon(server, expect=1)
         self.assertEqual(self.stored_bitmaps(), [("b", ["auto"])])
+
+    def test_a_slow_disk_does_not_hang(self):
+        """Each of its writes takes a second, and a guest's flush needs several."""
+        os.truncate(self.image, 4 << 20)
+        slow = self.own(
+            Nbdkit(self.dir, "--filter=delay", "file", self.image, "wdelay=900ms")
+        )  # fmt: skip
+        options = (f"driver=qcow2,node-name=disk,file.driver=nbd,file.server.type=unix,"
+                   f"file.server.path={slow.socket}")  # fmt: skip
+        daemon = self.daemon("--blockdev", options, *self.disk_options()[2:])
+        client = self.client(b"disk")
+        client.request(WRITE, 0, 65536, payload=bytes(65536))
+        self.assertEqual(client.simple_reply()[1], 0)
+        client.request(FLUSH)
+        time.sleep(0.1)
+        os.kill(daemon.process.pid, signal.SIGTERM)
+        self.assertEqual(daemon.wait(20), 0, daemon.log())
+        self.assertNotIn("given up", daemon.log())
 
     def test_a_signal_after_quit_ends_it_though_storage_hangs(self):
         server = self.with_hanging_disk()

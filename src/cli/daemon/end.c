@@ -126,10 +126,11 @@ static struct end {
     bool done;                  /* the orderly end is complete, or has stopped */
     bool clean;                 /* nothing is left that could hang */
     int status;
-    size_t incomplete; /* nodes that are being completed */
-    size_t suspects;   /* of these, those of is_suspect() */
-    bool stuck;        /* jobs hang */
-    size_t exports;    /* that were left when there was news of exports */
+    size_t incomplete;  /* nodes that are being completed */
+    size_t suspects;    /* of these, those of is_suspect() */
+    bool stuck;         /* jobs hang */
+    size_t exports;     /* that were left when there was news of exports */
+    uint64_t export_io; /* by all nodes, when there was news of exports */
     long long exports_ns;
     uint64_t command_io; /* by the nodes of the command that runs, when there was news of them */
     long long command_ns;
@@ -517,13 +518,33 @@ static void co_end_in_haste(bool asked, long long began_ns)
     }
 }
 
-/* Whether exports have been ending for long, and none has ended. */
+/* Operations of the node that have ended, with success or not. *ret_waits: others have not. */
+static uint64_t count_ended_io(struct block_node *node, bool *ret_waits)
+{
+    uint64_t values[BLOCK_STATS];
+
+    block_node_read_stats(node, values);
+    *ret_waits = values[BLOCK_STAT_IN_FLIGHT] > 0;
+    return values[BLOCK_STAT_BEGUN] - values[BLOCK_STAT_IN_FLIGHT];
+}
+
+/*
+ * Whether exports have been ending for long, and neither has one ended, nor an operation: a slow
+ * disk may need many for a request. No job and no command runs any more.
+ */
 static bool exports_hang(void)
 {
     size_t count = count_exports();
+    struct block_node *node = NULL;
+    uint64_t io = 0;
+    bool waits;
 
-    if (end.step != step_exports || count == 0 || count != end.exports) {
+    while (end.step == step_exports && (node = block_node_next(node))) {
+        io += count_ended_io(node, &waits);
+    }
+    if (end.step != step_exports || count == 0 || count != end.exports || io != end.export_io) {
         end.exports = count;
+        end.export_io = io;
         end.exports_ns = loop_now_ns();
     }
     return loop_now_ns() - end.exports_ns >= DAEMON_STALL_MS * NS_PER_MS;
@@ -535,15 +556,15 @@ static bool exports_hang(void)
  */
 static uint64_t count_command_io(bool *ret_waits)
 {
-    uint64_t values[BLOCK_STATS], sum = 0;
     struct block_node *node = NULL;
+    uint64_t sum = 0;
+    bool waits;
 
     *ret_waits = false;
     while ((node = block_node_next(node))) {
         if (block_control_is_busy_with(node)) {
-            block_node_read_stats(node, values);
-            sum += values[BLOCK_STAT_BEGUN] - values[BLOCK_STAT_IN_FLIGHT];
-            *ret_waits = *ret_waits || values[BLOCK_STAT_IN_FLIGHT] > 0;
+            sum += count_ended_io(node, &waits);
+            *ret_waits = *ret_waits || waits;
         }
     }
     return sum;

@@ -4,8 +4,8 @@
  * The daemon ends all the same, and stores the bitmaps of healthy disks.
  *
  *   ORDERLY --all closed--> exit 0, or 1 if something could not be stored
- *      | another signal; jobs hang; exports, or the command that runs, hang for DAEMON_STALL_MS; or
- *      | DAEMON_END_SECONDS
+ *      | another signal; jobs hang; exports, or the command that runs, hang for DAEMON_STALL_MS (no
+ *      | operation of theirs ends); or DAEMON_END_SECONDS
  *      v
  *    HASTY: what hangs is reported; exports let their clients go; a coroutine per image completes
  *      |    those that are still open
