@@ -32,6 +32,7 @@ static bool is_of_use(const char *key)
         /* of qcow2 */
         "lazy-refcounts", "pass-discard-...", "discard-no-unref", "overlap-check...", "cache-size",
         "l2-cache-...", "refcount-cache-size", "cache-clean-interval", "durable-bitmaps...",
+        "encrypt.format",
         /* of nbd, http and filters */
         "reconnect-delay", "open-timeout", "readahead", "timeout", "bottom", "prealloc-...", NULL};
     const char *const *k = keys;
@@ -92,6 +93,9 @@ static void add_flat(struct json_object *to, const char *key, struct json_object
     bool is_list = json_object_is_type(value, json_type_array);
     size_t count = is_list ? json_object_array_length(value) : 0;
 
+    if (is_of_use(key)) {
+        return;
+    }
     if (depth == 0 || (!is_list && !json_object_is_type(value, json_type_object))) {
         json_object_object_add(to, key, json_object_get(value));
         return;
@@ -123,7 +127,7 @@ static void add_options(struct json_object *to, const struct block_node *node)
     }
     json_object_object_foreach(node->options, key, value)
     {
-        if (!is_of_use(key) && !is_child(node, key)) {
+        if (!is_child(node, key)) {
             add_flat(to, key, value, DEPTH_MAX);
         }
     }

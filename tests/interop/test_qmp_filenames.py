@@ -19,6 +19,7 @@ def throttled(child, **options):
 RAW = file("raw.img")
 NONE = {"driver": "null-co", "size": 1 << 20}
 MID = "mid.img"
+KEY = {"format": "luks", "key-secret": "s"}
 RULES = [{"event": "none", "errno": 5, "sector": 9999}]
 
 # Nodes "t"; "m" is a node below.
@@ -35,6 +36,12 @@ CASES = {
     "options that do not choose the image": qcow2(
         "top.img", backing=None, discard="unmap", **{"lazy-refcounts": True, "cache-size": 1 << 20}
     ),
+    "encrypted": qcow2("secret.img", encrypt=KEY),
+    "encrypted with aes": qcow2("aes.img", encrypt=KEY | {"format": "aes"}),
+    "an encrypted backing image": qcow2("alone.img", backing=qcow2("secret.img", encrypt=KEY)),
+    "luks": {"driver": "luks", "file": file("luks.img"), "key-secret": "s"},
+    "raw on luks": {"driver": "raw", "file": {
+        "driver": "luks", "file": file("luks.img"), "key-secret": "s", "node-name": "m"}},
     "raw on qcow2": {"driver": "raw", "file": qcow2("top.img", backing=None)},
     "raw on raw": {"driver": "raw", "file": {"driver": "raw", "node-name": "m", "file": RAW}},
     "a part of a file": {"driver": "raw", "file": RAW, "offset": 512},
@@ -71,6 +78,11 @@ class Filenames(tidemark.TestCase):
         make("-f", "qcow2", "-b", "base.img", "-F", "qcow2", "mid.img")
         make("-f", "qcow2", "-b", "mid.img", "-F", "qcow2", "top.img")
         make("-f", "qcow2", "alone.img", "1M")
+        secret = "--object", "secret,id=s,data=x"
+        for name, key in ("secret.img", "luks,encrypt.iter-time=10"), ("aes.img", "aes"):
+            options = "encrypt.key-secret=s,encrypt.format=" + key
+            make(*secret, "-f", "qcow2", "-o", options, name, "1M")
+        make(*secret, "-f", "luks", "-o", "key-secret=s,iter-time=10", "luks.img", "1M")
         for name in "raw.img", "log.img":
             make("-f", "raw", name, "1M")
 
@@ -83,8 +95,9 @@ class Filenames(tidemark.TestCase):
     def answers(self, name):
         program = [tidemark.qemu("qemu-storage-daemon")] if name == "qemu" else None
         server = self.own(
-            tidemark.Daemon(self.dir, "--object", "throttle-group,id=g", name=name,
-                            program=program, cwd=self.dir))  # fmt: skip
+            tidemark.Daemon(self.dir, "--object", "throttle-group,id=g",
+                            "--object", "secret,id=s,data=x", name=name, program=program,
+                            cwd=self.dir))  # fmt: skip
         result = {}
         for case, options in CASES.items():
             server.qmp.command("blockdev-add", **self.with_directory(options) | {"node-name": "t"})

@@ -136,7 +136,7 @@ int qcow2_co_crypt_open(struct qcow2 *q, struct options *opts, struct error *err
          (r = options_check_empty(group, "encrypt", err)) < 0)) {
         return r;
     }
-    q->node->beyond_filename |= format || secret_id;
+    q->node->beyond_filename |= secret_id != NULL;
     UNLESS_FAILED(r, check_format(q, format, err));
     if (r < 0 || q->crypt_method == CRYPT_NONE) {
         return r;
