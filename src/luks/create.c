@@ -39,6 +39,7 @@ static int take_luks_create(struct luks_create *c, struct options *opts, struct 
     int r;
 
     if ((r = luks_take_format(opts, "", &c->format, err)) < 0 ||
+        (r = luks_check_passphrase(&c->format, err)) < 0 ||
         (r = options_take_bool(opts, "detached-header", c->detached, &c->detached, err)) < 0 ||
         (r = options_take_enum(opts, "preallocation", prealloc_names, 0, &c->prealloc, err)) < 0) {
         return r;

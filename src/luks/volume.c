@@ -175,6 +175,13 @@ static int co_fill_volume(struct luks_volume *v, const struct luks_format *forma
     return r < 0 ? r : luks_co_store_slot(v, 0, p, key, iterations, err);
 }
 
+int luks_check_passphrase(const struct luks_format *format, struct error *err)
+{
+    CLEANUP(passphrase_release) struct passphrase p = {0};
+
+    return passphrase_get_new(format->secret_id, &p, err);
+}
+
 int luks_co_format(const struct luks_io *io, bool detached, const struct luks_format *format,
                    struct luks_volume **ret_volume, struct error *err)
 {

@@ -82,6 +82,12 @@ void luks_close(struct luks_volume *v);
 uint64_t luks_new_header_size(const struct luks_encryption *e);
 
 /*
+ * Whether there is a passphrase as a new volume needs one. To be asked before a file is changed:
+ * luks_co_format() finds out too late. 0 or -errno. Does not yield.
+ */
+int luks_check_passphrase(const struct luks_format *format, struct error *err);
+
+/*
  * Write the header of a new volume, with an active slot. The result is unlocked; the caller frees
  * it.
  */

@@ -85,7 +85,8 @@ int qcow2_take_new_encryption(struct options *opts, struct qcow2_new_encryption 
     case CRYPT_AES:
         return take_aes(opts, &ret_encryption->luks.secret_id, err);
     case CRYPT_LUKS:
-        return luks_take_format(opts, "encrypt.", &ret_encryption->luks, err);
+        r = luks_take_format(opts, "encrypt.", &ret_encryption->luks, err);
+        return r < 0 ? r : luks_check_passphrase(&ret_encryption->luks, err);
     case CRYPT_NONE:
         break;
     }

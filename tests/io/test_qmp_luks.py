@@ -162,6 +162,30 @@ class LuksTest(tidemark.TestCase):
             self.qmp.command("query-named-block-nodes")[0]["image"]["virtual-size"], 2 * MIB
         )
 
+    def test_a_file_is_kept_when_no_passphrase_can_be_had(self):
+        latin1 = {"qom-type": "secret", "id": "latin1", "format": "base64", "data": "/w=="}
+        self.qmp.command("object-add", **latin1)
+        path = self.path("disk")
+        old = b"old data" * 1000
+        with open(path, "wb") as file:
+            file.write(old)
+        options = {"file": {"driver": "file", "filename": path}, "size": MIB}
+        for name, error in (
+            ("z", "No secret with id 'z'"),
+            ("latin1", "Data from secret latin1 is not valid UTF-8"),
+        ):
+            key = {"key-secret": name}
+            for more in (
+                {"driver": "luks", **key},
+                {"driver": "qcow2", "encrypt": {"format": "luks", **key}},
+            ):
+                with self.subTest(**more):
+                    self.assertEqual(
+                        self.job("blockdev-create", options={**options, **more}), error
+                    )
+                    with open(path, "rb") as file:
+                        self.assertEqual(file.read(), old)
+
 
 if __name__ == "__main__":
     unittest.main()
