@@ -9,6 +9,8 @@
  *                              have reached only some children
  *                              -> vote -> the largest group, if it is large enough; others are bad
  *
+ * Writes that overlap are made one after the other: all children get the data of the same one.
+ *
  * With read-pattern=fifo a read returns the data of the first child that does not fail. Discards
  * have no effect: children could read different bytes afterwards.
  */
@@ -26,8 +28,9 @@ struct quorum {
     int count, threshold;
     int next_index; /* in the name of the next child that is added */
     bool verify, rewrite;
-    int pattern;              /* enum quorum_pattern */
-    struct range_lock writes; /* shared: writes in flight; exclusive: a read that votes */
+    int pattern; /* enum quorum_pattern */
+    /* Writes in flight, and reads that vote: all children get overlapping writes in one order. */
+    struct range_lock writes;
 };
 
 /* Requests, as struct block_driver has them. */

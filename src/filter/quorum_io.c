@@ -328,7 +328,7 @@ static int co_change_all(struct block_node *node, const struct part *what)
         parts[i] = *what;
         parts[i].edge = q->children[i];
     }
-    co_range_lock(&q->writes, &range, what->offset, what->length, false);
+    co_range_lock(&q->writes, &range, what->offset, what->length, true);
     co_do_all(parts, q->count);
     range_unlock(&q->writes, &range);
     if (is_request_refused(q, parts)) {

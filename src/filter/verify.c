@@ -4,6 +4,7 @@
  * docs/devel/blkverify). `raw` is the reference, an image in a form that is simple to trust, and
  * `test` is the one that is tested. What is read first disagrees with what was written there: the
  * owner of the program is called with a sentence (verify_set_watch()), to keep the state as it is.
+ * While a write is in flight the two may differ: reads of its range, and other writes, wait for it.
  *
  * Filename: blkverify:RAW:TEST; or, with the option `raw`, TEST alone. The format of TEST is
  * guessed.
@@ -26,6 +27,7 @@
 
 struct verify {
     struct block_edge *raw, *test;
+    struct range_lock ranges; /* shared: reads; exclusive: writes */
 };
 
 static verify_watch *watch;
@@ -179,7 +181,15 @@ static int verify_co_open(struct block_node *node, struct options *opts, struct 
         return error_out_of_memory(err);
     }
     node->beyond_filename = raw->beyond_filename || test->beyond_filename;
+    range_lock_init(&v->ranges);
     return 0;
+}
+
+static void verify_co_close(struct block_node *node)
+{
+    struct verify *v = node->opaque;
+
+    range_lock_destroy(&v->ranges);
 }
 
 /* --- requests --------------------------------------------------------------------------------- */
@@ -214,8 +224,9 @@ static int check_results(const char *what, uint64_t offset, uint64_t length, int
 static int verify_co_preadv(struct block_node *node, uint64_t offset, struct iov iov,
                             unsigned flags)
 {
-    const struct verify *v = node->opaque;
+    struct verify *v = node->opaque;
     AUTO_FREE uint8_t *other = NULL;
+    struct range_entry range;
     size_t difference;
     int raw, test;
 
@@ -226,8 +237,10 @@ static int verify_co_preadv(struct block_node *node, uint64_t offset, struct iov
     if (!other) {
         return -ENOMEM;
     }
+    co_range_lock(&v->ranges, &range, offset, iov.size, false);
     test = block_co_preadv(v->test, offset, iov, flags);
     raw = block_co_pread(v->raw, offset, other, iov.size);
+    range_unlock(&v->ranges, &range);
     test = check_results("read", offset, iov.size, raw, test);
     difference = test < 0 ? iov.size : first_unequal_byte(iov, other);
     if (difference < iov.size) {
@@ -241,11 +254,15 @@ static int verify_co_preadv(struct block_node *node, uint64_t offset, struct iov
 static int verify_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov,
                              unsigned flags)
 {
-    const struct verify *v = node->opaque;
-    int test = block_co_pwritev(v->test, offset, iov, flags);
+    struct verify *v = node->opaque;
+    struct range_entry range;
+    int test, raw;
 
-    return check_results("write", offset, iov.size, block_co_pwritev(v->raw, offset, iov, flags),
-                         test);
+    co_range_lock(&v->ranges, &range, offset, iov.size, true);
+    test = block_co_pwritev(v->test, offset, iov, flags);
+    raw = block_co_pwritev(v->raw, offset, iov, flags);
+    range_unlock(&v->ranges, &range);
+    return check_results("write", offset, iov.size, raw, test);
 }
 
 /* The reference is a means to compare; nobody needs it after a power cut. */
@@ -266,6 +283,7 @@ const struct block_driver verify_driver = {
     .schemes = verify_schemes,
     .parse_filename = verify_parse_filename,
     .co_open = verify_co_open,
+    .co_close = verify_co_close,
     .co_preadv = verify_co_preadv,
     .co_pwritev = verify_co_pwritev,
     .co_flush = verify_co_flush,

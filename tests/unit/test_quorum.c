@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Children that join and leave a quorum in use. */
+/* Children that join and leave a quorum in use; requests that overlap, also of blkverify. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -169,6 +169,89 @@ static void a_quorum_is_not_its_own_child(void *arg)
     close_quorum(&g);
 }
 
+/* --- requests that overlap -------------------------------------------------------------------- */
+
+struct byte_request {
+    struct block_edge *edge;
+    uint8_t byte;
+};
+
+static void co_write_one(void *arg)
+{
+    const struct byte_request *w = arg;
+
+    assert_int_equal(block_co_pwrite(w->edge, 0, &w->byte, 1, 0), 0);
+}
+
+static void co_read_one(void *arg)
+{
+    struct byte_request *w = arg;
+
+    assert_int_equal(block_co_pread(w->edge, 0, &w->byte, 1), 0);
+}
+
+/* The first write reaches the first disk late. */
+static void children_have_the_data_of_one_write(void *arg)
+{
+    struct quorum_graph g;
+    struct byte_request first, second;
+    struct background b1, b2;
+    struct memory_disk *late;
+    uint8_t byte = 0;
+
+    open_quorum(&g, "\"vote-threshold\":2");
+    late = memory_disk_of(g.disks[0]);
+    first = (struct byte_request){g.edge, 1};
+    second = (struct byte_request){g.edge, 2};
+    memory_disk_hold(late, MEMORY_DISK_WRITE, 1);
+    background_start(&b1, co_write_one, &first);
+    let_others_run();
+    assert_int_equal(memory_disk_held(late), 1);
+    background_start(&b2, co_write_one, &second);
+    let_others_run();
+    memory_disk_release(late);
+    background_finish(&b1);
+    background_finish(&b2);
+    assert_int_equal(block_co_pread(g.edge, 0, &byte, 1), 0);
+    assert_int_equal(byte, byte_of(&g, 0));
+    assert_int_equal(byte, byte_of(&g, 1));
+    close_quorum(&g);
+}
+
+/* A job, say, reads what a guest writes. */
+static void blkverify_compares_nothing_that_a_write_is_about_to_change(void *arg)
+{
+    struct quorum_graph g;
+    struct block_node *node;
+    struct block_root *root;
+    struct byte_request write = {.byte = 5}, read = {.byte = 0};
+    struct background b1, b2;
+    struct memory_disk *late;
+
+    open_quorum(&g, "\"vote-threshold\":2");
+    node = fixture_open(
+        "{\"driver\":\"blkverify\",\"node-name\":\"v\",\"raw\":\"d2\",\"test\":\"d3\"}");
+    assert_int_equal(block_co_root_new(node, "user", BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE,
+                                       BLOCK_PERM_ALL, &root, NULL),
+                     0);
+    write.edge = read.edge = block_root_edge(root);
+    late = memory_disk_of(g.disks[2]);
+    memory_disk_hold(late, MEMORY_DISK_WRITE, 1);
+    background_start(&b1, co_write_one, &write);
+    let_others_run();
+    assert_int_equal(memory_disk_held(late), 1);
+    assert_int_equal(byte_of(&g, 3), 5);
+    background_start(&b2, co_read_one, &read);
+    let_others_run();
+    memory_disk_release(late);
+    background_finish(&b1);
+    background_finish(&b2);
+    assert_int_equal(read.byte, 5);
+    block_co_root_release(root);
+    block_co_unref(node);
+    close_quorum(&g);
+}
+
 static int setup(void **state)
 {
     block_register_driver(&memory_disk_driver);
@@ -184,6 +267,8 @@ int main(void)
         CO_TEST(names_count_up),
         CO_TEST(what_can_not_be_is_refused),
         CO_TEST(a_quorum_is_not_its_own_child),
+        CO_TEST(children_have_the_data_of_one_write),
+        CO_TEST(blkverify_compares_nothing_that_a_write_is_about_to_change),
     };
 
     return cmocka_run_group_tests(tests, setup, co_test_teardown);
