@@ -675,7 +675,7 @@ struct block_driver {
 /*
  * Whether something was written to the node, or to what lies below it, but for backing nodes: a
  * filter, or another node, may have been put in above what others had written to before, so a flush
- * has to reach it. Does not yield.
+ * has to reach it. Of an overlay also whether it flushes its backing node next. Does not yield.
  */
 bool block_node_was_written(const struct block_node *node);
 

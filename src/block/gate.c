@@ -755,7 +755,8 @@ int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)
 bool block_node_was_written(const struct block_node *node)
 {
     const struct block_edge *edge;
-    bool written = atomic_load(&node->write_generation) > BLOCK_NOTHING_WRITTEN;
+    bool written = atomic_load(&node->write_generation) > BLOCK_NOTHING_WRITTEN ||
+                   atomic_load(&node->backing_unflushed);
 
     LIST_FOREACH (edge, &node->children, sibling) {
         written = written || (edge != node->backing && block_node_was_written(edge->node));
