@@ -22,6 +22,7 @@
 #define BACKGROUND_MOST 4u /* times the requests of a session, while a job runs */
 #define BATCH 8u           /* requests after which the guest looks whether it is to stop */
 #define LIVE_CHANGES 6u
+#define FILTER_NODE "guest-filter"
 
 /* --- nodes ------------------------------------------------------------------------------------ */
 
@@ -36,6 +37,11 @@ static struct node_name node_name(unsigned disk)
 
     snprintf(name.text, sizeof(name.text), NODE_PREFIX "%s", image_disk_name(disk));
     return name;
+}
+
+static struct node_name guest_device(const struct chain *c)
+{
+    return c->filtered ? (struct node_name){FILTER_NODE} : node_name(c->top);
 }
 
 static struct block_node *find_node(unsigned disk)
@@ -87,6 +93,45 @@ static int co_add_node(struct chain *c, unsigned disk, unsigned below, const cha
                           options, node_name(disk).text, backing, more);
 }
 
+/* A filter that the user has put above the image on top, in some sessions. */
+static int co_add_filter(struct chain *c)
+{
+    static const char *const filters[] = {
+        "\"driver\":\"throttle\",\"throttle-group\":\"" FILTER_NODE "-limits\"",
+        "\"driver\":\"copy-on-read\"",
+    };
+    uint64_t random = random_mix(c->w->seed + 31 * c->w->model.session_count);
+    uint64_t which = random_below(&random, 2 * ARRAY_SIZE(filters));
+    int r = 0;
+
+    c->filtered = which < ARRAY_SIZE(filters);
+    c->limited = which == 0;
+    if (!c->filtered) {
+        return 0;
+    }
+    if (c->limited) {
+        r = monitor_co_run(c->err, "object-add",
+                           "\"qom-type\":\"throttle-group\",\"id\":\"" FILTER_NODE "-limits\"");
+    }
+    return r < 0 ? r
+                 : monitor_co_run(c->err, "blockdev-add",
+                                  "%s,\"node-name\":\"" FILTER_NODE "\",\"file\":\"%s\"",
+                                  filters[which], node_name(c->top).text);
+}
+
+static int co_delete_filter(struct chain *c)
+{
+    int r = 0;
+
+    if (c->filtered) {
+        r = monitor_co_run(c->err, "blockdev-del", "\"node-name\":\"" FILTER_NODE "\"");
+    }
+    if (r == 0 && c->limited) {
+        r = monitor_co_run(c->err, "object-del", "\"id\":\"" FILTER_NODE "-limits\"");
+    }
+    return r;
+}
+
 int chain_co_open(struct chain *c, struct block_node **ret_node)
 {
     struct links links;
@@ -96,7 +141,8 @@ int chain_co_open(struct chain *c, struct block_node **ret_node)
         r = co_add_node(c, links.disks[i - 1], i < links.count ? links.disks[i] : RECORD_DISKS,
                         i > 1 ? ",\"read-only\":true" : "");
     }
-    *ret_node = find_node(c->top);
+    r = r < 0 ? r : co_add_filter(c);
+    *ret_node = c->filtered ? block_node_find(FILTER_NODE) : find_node(c->top);
     return r;
 }
 
@@ -123,8 +169,9 @@ static int co_delete_nodes(struct chain *c)
 
 int chain_co_close(struct chain *c)
 {
-    int r = block_co_inactivate(find_node(c->top), c->err);
+    int r = co_delete_filter(c);
 
+    r = r < 0 ? r : block_co_inactivate(find_node(c->top), c->err);
     return r < 0 ? r : co_delete_nodes(c);
 }
 
@@ -307,7 +354,7 @@ static int co_commit_middle(struct chain *c, const struct links *links)
     r = monitor_co_run(c->err, "block-commit",
                        "\"job-id\":\"" MONITOR_JOB "\",\"device\":\"%s\",\"top-node\":\"%s\","
                        "\"base-node\":\"%s\",\"backing-file\":\"%s\"",
-                       node_name(c->top).text, node_name(links->disks[top]).text,
+                       guest_device(c).text, node_name(links->disks[top]).text,
                        node_name(links->disks[base]).text, image_disk_name(links->disks[base]));
     return r < 0 ? r : co_await_job(c, false);
 }
@@ -364,7 +411,7 @@ static int co_mirror(struct chain *c, struct guest *g, const struct links *links
               : monitor_co_run(c->err, "blockdev-mirror",
                                "\"job-id\":\"" MONITOR_JOB "\",\"device\":\"%s\",\"target\":\"%s\","
                                "\"sync\":\"%s\",\"copy-mode\":\"%s\"",
-                               node_name(c->top).text, node_name(target).text, top ? "top" : "full",
+                               guest_device(c).text, node_name(target).text, top ? "top" : "full",
                                modes[random_below(&c->random, 2)]);
     r = r < 0 ? r : co_await_job(c, true);
     if (r == 0 && disk_of(block_edge_node(g->edge)) == target) {

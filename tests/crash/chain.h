@@ -10,9 +10,10 @@
  *   live-snapshot        blockdev-snapshot: the guest moves to an overlay
  *   live-changes         block_resize up and down, blockdev-reopen
  *
- * Where the chain is too short for that, there is a snapshot instead. Some jobs are cancelled. What
- * the guest has after a crash is what the header of the image on top leads to; model_set_top() says
- * which one that is at any time.
+ * Where the chain is too short for that, there is a snapshot instead. Some jobs are cancelled. In
+ * some sessions the guest uses the image on top through a filter of its own, which jobs find there.
+ * What the guest has after a crash is what the header of the image on top leads to; model_set_top()
+ * says which one that is at any time.
  */
 #ifndef TIDEMARK_TESTS_CHAIN_H
 #define TIDEMARK_TESTS_CHAIN_H
@@ -29,11 +30,13 @@ struct chain {
     uint64_t random;
     unsigned top;  /* the disk of the image that the guest has */
     unsigned next; /* the first disk whose image was not used yet; RECORD_DISKS: none is left */
+    bool filtered; /* the guest has a filter above the image on top */
+    bool limited;  /* which is throttle, and has a group */
 };
 
 /* Main reactor, in a coroutine; all yield. Contents of all images, before anything is logged. */
 int chain_co_fill(struct chain *c);
-/* Open the images; *ret_node is that on top. */
+/* Open the images; *ret_node is what the guest gets. */
 int chain_co_open(struct chain *c, struct block_node **ret_node);
 /* Let the guest work, some requests before, some while, and some after something is done. */
 int chain_co_work(struct chain *c, struct guest *g, unsigned requests);

@@ -29,6 +29,7 @@
 #include "explore.h"
 #include "file/drivers.h"
 #include "filter/filter.h"
+#include "filter/throttle_group.h"
 #include "keys.h"
 #include "loop/loop.h"
 #include "luks/luks.h"
@@ -270,6 +271,7 @@ int main(int argc, char **argv)
     block_register_driver(&record_disk_driver);
     block_register_driver(&file_driver);
     filter_register_drivers();
+    throttle_group_register_type();
     monitor_init();
     qcow2_register_driver();
     vmdk_register_driver();
