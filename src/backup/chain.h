@@ -123,7 +123,7 @@ void chain_extent_at(const struct chain *c, uint64_t cluster, uint64_t most,
 int chain_read_digests(const struct chain_extent *e, uint64_t from, uint64_t count,
                        uint8_t *ret_digests);
 /* Clusters that are compared at once. */
-#define CHAIN_PIECE 8u
+#define CHAIN_PIECE 16u
 /*
  * Read an extent of data, at most CHAIN_PIECE clusters, and compare it with its checksums. `buf`
  * gets whole clusters. -EBADMSG: they differ; errors name file and offset. Any reactor; yields.

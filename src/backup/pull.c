@@ -22,7 +22,7 @@
 #include "co/sync.h"
 #include "loop/loop.h"
 
-#define WORKERS 24
+#define WORKERS 12
 #define STOPPED "The backup was stopped"
 #define WATCH_NS (NS_PER_SECOND / 5)
 

@@ -12,7 +12,7 @@
 #include "backup/pull.h"
 #include "backup/sums.h"
 
-#define PULL_CHUNK_CLUSTERS 8u
+#define PULL_CHUNK_CLUSTERS 16u
 
 enum pull_kind {
     PULL_SKIP,     /* zero on the disk, and not part of the backup */

@@ -16,6 +16,7 @@
 #define VERSION 1
 #define RUN_SIZE 16
 #define RUN_BATCH 4096
+#define DIGESTS_AT_ONCE 16u
 
 static const char magic[8] = "TIDESUMS";
 
@@ -243,16 +244,12 @@ int sums_read_digests(const struct sums *s, uint64_t index, uint8_t *ret_digests
 int sums_digest_clusters(const uint8_t *data, size_t size, uint8_t *ret_digests)
 {
     size_t count = size / BACKUP_CLUSTER_SIZE, n;
-    uint8_t digests[2][SHA256_SIZE];
+    uint8_t digests[DIGESTS_AT_ONCE][SHA256_SIZE];
     int r = 0;
 
     for (size_t i = 0; r == 0 && i < count; i += n) {
-        const uint8_t *cluster = data + i * BACKUP_CLUSTER_SIZE;
-
-        n = MIN(count - i, 2ul);
-        r = n == 2 ? sha256_of_pair(cluster, cluster + BACKUP_CLUSTER_SIZE, BACKUP_CLUSTER_SIZE,
-                                    digests[0], digests[1])
-                   : sha256_of_buffer(cluster, BACKUP_CLUSTER_SIZE, digests[0]);
+        n = MIN(count - i, (size_t)DIGESTS_AT_ONCE);
+        r = sha256_of_each(data + i * BACKUP_CLUSTER_SIZE, BACKUP_CLUSTER_SIZE, n, digests);
         for (size_t k = 0; r == 0 && k < n; k++) {
             memcpy(ret_digests + (i + k) * SUMS_DIGEST_SIZE, digests[k], SUMS_DIGEST_SIZE);
         }

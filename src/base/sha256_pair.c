@@ -4,11 +4,8 @@
  * needs the result of the one before, so one digest leaves the processor idle half of the time;
  * libcrypto has no function for several. Elsewhere libcrypto makes one digest after the other.
  */
-#include <string.h>
-
-#include "base/byteorder.h"
 #include "base/checked.h"
-#include "base/sha256.h"
+#include "base/sha256_internal.h"
 
 #if defined(__x86_64__)
 
@@ -16,25 +13,12 @@
 #include <immintrin.h>
 #include <pthread.h>
 
-#define BLOCK 64u
 /* Vectors of four words. */
 #define BLOCK_VECTORS 4u
 #define ROUND_VECTORS 16u
 /* The words of the rounds from 16 on are made in these. */
 #define SCHEDULE_VECTORS 12u
 #define SHA_TARGET __attribute__((target("sha,sse4.1")))
-
-/* FIPS 180-4, 4.2.2: fractions of the cube roots of the first 64 primes. */
-static const uint32_t round_constants[BLOCK] = {
-    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
-    0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
-    0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
-    0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
-    0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
-    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
-    0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
-    0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
-};
 
 /* The eight words of the hash value as the instructions want them, the last named word lowest. */
 struct hash_value {
@@ -71,8 +55,8 @@ SHA_TARGET static inline __attribute__((always_inline)) void
 four_rounds(unsigned i, struct hash_value *h, __m128i words[BLOCK_VECTORS])
 {
     __m128i *now = &words[i % 4], last = words[(i + 3) % 4];
-    const __m128i sum =
-        _mm_add_epi32(*now, _mm_loadu_si128((const __m128i *)(const void *)round_constants + i));
+    const __m128i sum = _mm_add_epi32(
+        *now, _mm_loadu_si128((const __m128i *)(const void *)sha256_round_constants + i));
 
     h->cdgh = _mm_sha256rnds2_epu32(h->cdgh, h->abef, sum);
     h->abef = _mm_sha256rnds2_epu32(h->abef, h->cdgh, _mm_shuffle_epi32(sum, 0x0e));
@@ -93,8 +77,8 @@ SHA_TARGET static void hash_blocks(struct hash_value *a, struct hash_value *b,
         const struct hash_value x_before = x, y_before = y;
         __m128i x_words[BLOCK_VECTORS], y_words[BLOCK_VECTORS];
 
-        load_block(data_a + n * BLOCK, x_words);
-        load_block(data_b + n * BLOCK, y_words);
+        load_block(data_a + n * SHA256_BLOCK, x_words);
+        load_block(data_b + n * SHA256_BLOCK, y_words);
 #pragma GCC unroll 16
         for (unsigned i = 0; i < ROUND_VECTORS; i++) {
             four_rounds(i, &x, x_words);
@@ -123,32 +107,20 @@ static void take_digest(const struct hash_value *h, uint8_t ret_digest[static SH
     }
 }
 
-/* What is left of a message, with its end (5.1.1): one block or two. Returns how many. */
-static size_t pad(const uint8_t *data, size_t size, uint8_t ret_blocks[static 2 * BLOCK])
-{
-    size_t rest = size % BLOCK, count = rest + 1 + 8 > BLOCK ? 2 : 1;
-
-    memset(ret_blocks, 0, 2ul * BLOCK);
-    memcpy(ret_blocks, data + size - rest, rest);
-    ret_blocks[rest] = 0x80;
-    store_be64(ret_blocks + count * BLOCK - 8, (uint64_t)size * 8);
-    return count;
-}
-
 static void hash_pair(const uint8_t *a, const uint8_t *b, size_t size, uint8_t *ret_a,
                       uint8_t *ret_b)
 {
-    /* 5.3.3: fractions of the square roots of the first eight primes. */
+    const uint32_t *w = sha256_first_value;
     const struct hash_value first = {
-        .abef = _mm_set_epi32(0x6a09e667, (int)0xbb67ae85, 0x510e527f, (int)0x9b05688c),
-        .cdgh = _mm_set_epi32(0x3c6ef372, (int)0xa54ff53a, 0x1f83d9ab, 0x5be0cd19),
+        .abef = _mm_set_epi32((int)w[0], (int)w[1], (int)w[4], (int)w[5]),
+        .cdgh = _mm_set_epi32((int)w[2], (int)w[3], (int)w[6], (int)w[7]),
     };
     struct hash_value x = first, y = first;
-    uint8_t end_a[2 * BLOCK], end_b[2 * BLOCK];
+    uint8_t end_a[2 * SHA256_BLOCK], end_b[2 * SHA256_BLOCK];
 
-    hash_blocks(&x, &y, a, b, size / BLOCK);
-    pad(b, size, end_b);
-    hash_blocks(&x, &y, end_a, end_b, pad(a, size, end_a));
+    hash_blocks(&x, &y, a, b, size / SHA256_BLOCK);
+    sha256_pad(b, size, end_b);
+    hash_blocks(&x, &y, end_a, end_b, sha256_pad(a, size, end_a));
     take_digest(&x, ret_a);
     take_digest(&y, ret_b);
 }
@@ -184,4 +156,24 @@ int sha256_of_pair(const void *a, const void *b, size_t size, uint8_t ret_a[stat
     }
     r = sha256_of_buffer(a, size, ret_a);
     return r < 0 ? r : sha256_of_buffer(b, size, ret_b);
+}
+
+int sha256_of_each(const void *data, size_t size, size_t count, uint8_t (*ret_digests)[SHA256_SIZE])
+{
+    const uint8_t *buf = data;
+    int r = 0;
+
+    for (size_t i = 0, n; r == 0 && i < count; i += n) {
+        const uint8_t *at = buf + i * size;
+
+        if (count - i >= SHA256_LANES && sha256_has_lanes()) {
+            n = SHA256_LANES;
+            sha256_lanes(at, size, ret_digests + i);
+        } else {
+            n = MIN(count - i, 2ul);
+            r = n == 2 ? sha256_of_pair(at, at + size, size, ret_digests[i], ret_digests[i + 1])
+                       : sha256_of_buffer(at, size, ret_digests[i]);
+        }
+    }
+    return r;
 }

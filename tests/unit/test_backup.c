@@ -75,6 +75,28 @@ static void digests_of_two_are_those_of_each(void **state)
     free(b);
 }
 
+/* More than are made at once, and a remainder of each kind; at an odd address. */
+static void digests_of_many_are_those_of_each(void **state)
+{
+    enum { COUNT = 35, MOST = 260 };
+    uint8_t *data = malloc((size_t)COUNT * BACKUP_CLUSTER_SIZE + 1);
+
+    for (size_t i = 0; i < (size_t)COUNT * BACKUP_CLUSTER_SIZE; i++) {
+        data[i + 1] = (uint8_t)(i * 7 + i / 251 + i / BACKUP_CLUSTER_SIZE);
+    }
+    for (size_t size = 0; size <= MOST; size++) {
+        const size_t n = size < MOST ? size : BACKUP_CLUSTER_SIZE;
+        uint8_t all[COUNT][SHA256_SIZE], one[SHA256_SIZE];
+
+        assert_int_equal(sha256_of_each(data + 1, n, COUNT, all), 0);
+        for (size_t i = 0; i < COUNT; i++) {
+            assert_int_equal(sha256_of_buffer(data + 1 + i * n, n, one), 0);
+            assert_memory_equal(all[i], one, SHA256_SIZE);
+        }
+    }
+    free(data);
+}
+
 /* --- manifests --- */
 
 static struct manifest sample(const char *id, const char *parent, uint64_t sequence)
@@ -503,30 +525,31 @@ static void map_is_what_the_layers_say(void **state)
 
 static void plan_is_walked_in_chunks_of_one_kind(void **state)
 {
+    const uint64_t n = PULL_CHUNK_CLUSTERS;
     struct pull_plan plan = {.data_clusters = 0};
     struct pull_cursor cursor = {0};
     struct pull_chunk c;
     struct sums_runs sums = {0};
 
-    sums_runs_add(&plan.runs, 10, 20, SUMS_DATA);
-    sums_runs_add(&plan.runs, 40, 3, SUMS_DATA);
-    assert_int_equal(kind_map_init(&plan.kinds, 23), 0);
-    kind_map_set(&plan.kinds, 0, 9, PULL_DATA);
-    kind_map_set(&plan.kinds, 9, 6, PULL_ZERO);
-    kind_map_set(&plan.kinds, 20, 3, PULL_DATA); /* between them: PULL_SKIP */
+    sums_runs_add(&plan.runs, 10, n + 11, SUMS_DATA);
+    sums_runs_add(&plan.runs, 100, 3, SUMS_DATA);
+    assert_int_equal(kind_map_init(&plan.kinds, n + 14), 0);
+    kind_map_set(&plan.kinds, 0, n + 1, PULL_DATA);
+    kind_map_set(&plan.kinds, n + 1, 6, PULL_ZERO);
+    kind_map_set(&plan.kinds, n + 11, 3, PULL_DATA); /* between them: PULL_SKIP */
     assert_true(pull_plan_next(&plan, &cursor, &c));
-    assert_true(c.first == 10 && c.count == PULL_CHUNK_CLUSTERS && c.slot == 0);
+    assert_true(c.first == 10 && c.count == n && c.slot == 0);
     assert_true(pull_plan_next(&plan, &cursor, &c));
-    assert_true(c.first == 18 && c.count == 1 && c.slot == 8 && c.kind == PULL_DATA);
+    assert_true(c.first == 10 + n && c.count == 1 && c.slot == n && c.kind == PULL_DATA);
     assert_true(pull_plan_next(&plan, &cursor, &c));
-    assert_true(c.first == 19 && c.count == 6 && c.slot == 9 && c.kind == PULL_ZERO);
+    assert_true(c.first == 11 + n && c.count == 6 && c.slot == n + 1 && c.kind == PULL_ZERO);
     assert_true(pull_plan_next(&plan, &cursor, &c));
-    assert_true(c.first == 40 && c.count == 3 && c.slot == 15 && c.kind_index == 20);
+    assert_true(c.first == 100 && c.count == 3 && c.slot == n + 7 && c.kind_index == n + 11);
     assert_false(pull_plan_next(&plan, &cursor, &c));
     assert_int_equal(pull_plan_to_sums(&plan, &sums), 0);
     assert_int_equal(sums.count, 3);
-    assert_int_equal(sums.digests, 18);
-    assert_true(sums.list[2].first == 40 && sums.list[2].digest == 15);
+    assert_int_equal(sums.digests, n + 10);
+    assert_true(sums.list[2].first == 100 && sums.list[2].digest == n + 7);
     sums_runs_clear(&sums);
     pull_plan_clear(&plan);
 }
@@ -732,6 +755,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(codes_are_those_of_the_standard),
         cmocka_unit_test(digests_of_two_are_those_of_each),
+        cmocka_unit_test(digests_of_many_are_those_of_each),
         cmocka_unit_test(manifest_is_read_back),
         cmocka_unit_test(every_changed_byte_of_a_manifest_is_noticed),
         cmocka_unit_test(every_cut_manifest_is_refused),
