@@ -331,10 +331,13 @@ int audit_co_run(const struct backup_options *options, struct audit_result *ret_
                  struct error *err)
 {
     struct audit_result result = {0};
+    struct giving_up giving_up;
     struct run *run;
     struct group g;
-    int r = group_co_open(options, &g, err);
+    int r;
 
+    giving_up_begin(&giving_up, options->stop, group_co_give_up_attempts, NULL);
+    r = group_co_open(options, &g, err);
     run = g.runs;
     UNLESS_FAILED(r, run_co_prepare(run, err));
     UNLESS_FAILED(r, check_audited_base(run, err));
@@ -347,5 +350,5 @@ int audit_co_run(const struct backup_options *options, struct audit_result *ret_
         *ret_result = result;
     }
     group_co_clear(&g);
-    return r;
+    return giving_up_co_end(&giving_up, r, "Stopped", err);
 }

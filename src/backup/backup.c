@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "backup/backup_internal.h"
+#include "backup/giving_up.h"
 #include "backup/guard.h"
 #include "backup/pull.h"
 #include "base/checked.h"
@@ -286,21 +287,34 @@ void backup_result_clear(struct backup_result *r)
     *r = (struct backup_result){0};
 }
 
+/* All that comes before the sources are changed. A stop ends connections that are being made. */
+static int co_prepare_group(const struct backup_options *options, struct group *ret_group,
+                            struct error *err)
+{
+    struct group *g = ret_group;
+    struct giving_up giving_up;
+    int r;
+
+    giving_up_begin(&giving_up, options->stop, group_co_give_up_attempts, NULL);
+    r = group_co_open(options, g, err);
+    for (size_t i = 0; r == 0 && i < g->count; i++) {
+        r = run_co_prepare(&g->runs[i], err);
+    }
+    UNLESS_FAILED(r, share_bitmap(g, err));
+    return giving_up_co_end(&giving_up, r, "The backup was stopped", err);
+}
+
 int backup_co_take(const struct backup_options *options, struct backup_result *ret_result,
                    struct error *unsettled, struct error *err)
 {
     struct backup_result result = {0};
     struct group g;
-    int r = group_co_open(options, &g, err);
+    int r = co_prepare_group(options, &g, err);
 
     if (r == 0) {
         result.manifests = calloc(g.count, sizeof(*result.manifests));
         r = result.manifests ? 0 : error_out_of_memory(err);
     }
-    for (size_t i = 0; r == 0 && i < g.count; i++) {
-        r = run_co_prepare(&g.runs[i], err);
-    }
-    UNLESS_FAILED(r, share_bitmap(&g, err));
     UNLESS_FAILED(r, co_take_backups(&g, unsettled, err));
     if (r == 0) {
         result.count = g.count;

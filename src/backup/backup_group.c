@@ -164,6 +164,11 @@ int group_co_open(const struct backup_options *options, struct group *ret_group,
     return r;
 }
 
+void group_co_give_up_attempts(void *none)
+{
+    nbd_client_give_up_attempts();
+}
+
 void group_co_clear(struct group *g)
 {
     for (size_t i = 0; i < g->count; i++) {

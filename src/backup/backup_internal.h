@@ -45,6 +45,8 @@ struct group {
 int group_co_open(const struct backup_options *options, struct group *ret_group, struct error *err);
 /* Release everything. Yields. */
 void group_co_clear(struct group *g);
+/* For giving_up_begin(): ends connections to sources that are being made; no argument. */
+void group_co_give_up_attempts(void *none);
 
 /* The bitmap of the newest complete backup; NULL: there is none. */
 static inline const char *run_last_bitmap(const struct run *run)

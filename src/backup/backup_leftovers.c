@@ -51,7 +51,7 @@ int backup_co_forget(const struct source_options *options, const char *node, con
     struct qmp_client *qmp AUTO_QMP = NULL;
     struct source_leftovers all = {0};
     bool found = false;
-    int r = qmp_client_co_connect(options->qmp_socket, options->qmp_tls, &qmp, err);
+    int r = qmp_client_co_connect(options->qmp_socket, options->qmp_tls, options->stop, &qmp, err);
 
     UNLESS_FAILED(r, source_co_leftovers(qmp, node, &all, err));
     for (size_t i = 0; r == 0 && i < all.count; i++) {
@@ -78,7 +78,7 @@ int backup_co_leftovers(const struct source_options *options, const char *node,
                         struct source_leftovers *ret_leftovers, struct error *err)
 {
     struct qmp_client *qmp AUTO_QMP = NULL;
-    int r = qmp_client_co_connect(options->qmp_socket, options->qmp_tls, &qmp, err);
+    int r = qmp_client_co_connect(options->qmp_socket, options->qmp_tls, options->stop, &qmp, err);
 
     return r < 0 ? r : source_co_leftovers(qmp, node, ret_leftovers, err);
 }

@@ -219,6 +219,7 @@ static void co_give_up_nbd(struct pull_input *input)
 {
     struct pull_nbd *p = nbd_of(input);
 
+    nbd_client_give_up_attempts();
     if (p->asked) {
         nbd_client_give_up(p->asked);
     }

@@ -31,6 +31,9 @@
  * disk.
  */
 #define ANSWER_TIMEOUT_NS (120 * NS_PER_SECOND)
+/* Limit for what is awaited when the user stops, and how often that is looked for. */
+#define STOPPED_TIMEOUT_NS (5 * NS_PER_SECOND)
+#define LOOK_FOR_STOP_NS (NS_PER_SECOND / 2)
 #define MESSAGE_MAX (64ul * 1024 * 1024)
 #define BUFFER_SIZE 16384
 
@@ -38,8 +41,9 @@ struct qmp_client {
     int fd;
     struct tls_session *tls; /* NULL: in the clear */
     char *path;
-    char *host;            /* NULL: this machine */
-    struct ssh_target ssh; /* host NULL: not by SSH */
+    char *host;                  /* NULL: this machine */
+    struct ssh_target ssh;       /* host NULL: not by SSH */
+    volatile sig_atomic_t *stop; /* NULL: nobody stops */
     uint64_t next_id;
     bool broken; /* the stream cannot be used any more */
     struct json_tokener *tok;
@@ -103,6 +107,34 @@ static int broken(struct qmp_client *c, int errnum, struct error *err, const cha
     return error_set(err, errnum, "The daemon at QMP socket '%s' %s", c->path, what);
 }
 
+static bool user_has_stopped(const struct qmp_client *c)
+{
+    return c->stop && *c->stop;
+}
+
+/* Wait until there is something to receive. -ETIMEDOUT; -EINTR: the user does not wait longer. */
+static int co_await_qmp_bytes(const struct qmp_client *c, int64_t deadline)
+{
+    int64_t stopped_ns = 0;
+
+    for (;;) {
+        int64_t now = loop_now_ns(), left = deadline - now;
+        int r;
+
+        if (user_has_stopped(c)) {
+            stopped_ns = stopped_ns ?: now;
+            if (now - stopped_ns >= STOPPED_TIMEOUT_NS) {
+                return -EINTR;
+            }
+        }
+        r = left > 0 ? loop_co_poll(c->fd, POLLIN, c->stop ? MIN(left, LOOK_FOR_STOP_NS) : left)
+                     : -ETIMEDOUT;
+        if (r != -ETIMEDOUT || left <= LOOK_FOR_STOP_NS || !c->stop) {
+            return r;
+        }
+    }
+}
+
 /* Receive what comes until then. Bytes, or -errno. */
 static ssize_t co_receive_qmp_bytes(struct qmp_client *c, int64_t deadline)
 {
@@ -110,8 +142,7 @@ static ssize_t co_receive_qmp_bytes(struct qmp_client *c, int64_t deadline)
     ssize_t n = c->tls ? tls_session_recv(c->tls, c->buf, sizeof(c->buf)) : -EAGAIN;
 
     while (n == -EAGAIN) {
-        int64_t left = deadline - loop_now_ns();
-        int r = left > 0 ? loop_co_poll(c->fd, POLLIN, left) : -ETIMEDOUT;
+        int r = co_await_qmp_bytes(c, deadline);
 
         if (r < 0) {
             return r;
@@ -129,6 +160,9 @@ static int co_receive_more(struct qmp_client *c, int64_t deadline, struct error 
 
     if (n == -ETIMEDOUT) {
         return broken(c, ETIMEDOUT, err, "does not answer");
+    }
+    if (n == -EINTR) {
+        return broken(c, EINTR, err, "did not answer before the stop");
     }
     if (n == 0 || n == -ECONNRESET) {
         return broken(c, ECONNRESET, err, "closed the connection");
@@ -477,7 +511,8 @@ static int co_start_tls(struct qmp_client *c, const struct nbd_client_tls *tls, 
 }
 
 int qmp_client_co_connect(const char *address, const struct nbd_client_tls *tls,
-                          struct qmp_client **ret_client, struct error *err)
+                          volatile sig_atomic_t *stop, struct qmp_client **ret_client,
+                          struct error *err)
 {
     struct qmp_client *c AUTO_QMP = calloc(1, sizeof(*c));
     int r;
@@ -486,6 +521,7 @@ int qmp_client_co_connect(const char *address, const struct nbd_client_tls *tls,
         return error_out_of_memory(err);
     }
     c->fd = -1;
+    c->stop = stop;
     c->path = strdup(address);
     c->tok = json_tokener_new();
     if (!c->path || !c->tok) {

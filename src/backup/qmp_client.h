@@ -7,6 +7,7 @@
 #define TIDEMARK_BACKUP_QMP_CLIENT_H
 
 #include <json-c/json.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/socket.h>
@@ -19,11 +20,13 @@ struct qmp_client;
 /*
  * Connect, read the greeting, negotiate capabilities. `address`: the path of a unix socket;
  * tcp:HOST:PORT; or, for a unix socket of another machine, ssh://[USER@]HOST[:PORT]/PATH. tls NULL:
- * in the clear; what it refers to outlives the client. 0 or -errno; errors name the address.
- * *ret_client is to be closed by the caller.
+ * in the clear; what it refers to outlives the client. `stop` (may be NULL) becomes true when the
+ * user wants to stop: from then on an answer is awaited for 5 s at most. 0 or -errno; errors name
+ * the address. *ret_client is to be closed by the caller.
  */
 int qmp_client_co_connect(const char *address, const struct nbd_client_tls *tls,
-                          struct qmp_client **ret_client, struct error *err);
+                          volatile sig_atomic_t *stop, struct qmp_client **ret_client,
+                          struct error *err);
 /* Disconnect and release. NULL is ignored. */
 void qmp_client_close(struct qmp_client *c);
 static inline void qmp_client_cleanup(struct qmp_client **c)
@@ -50,8 +53,8 @@ int qmp_client_co_tunnel(const struct qmp_client *c, const char *path, int *ret_
 /*
  * Run a command. `arguments` (consumed; NULL: none) is an object. *ret_object (may be NULL) gets
  * the returned value, a new reference. An error of the daemon is -EIO (-ENOSYS: no such command)
- * with the daemon's sentence. -ETIMEDOUT and -ECONNRESET: there was no answer, and every later
- * command fails too.
+ * with the daemon's sentence. -ETIMEDOUT, -ECONNRESET and -EINTR (the user has stopped): there was
+ * no answer, and every later command fails too.
  */
 int qmp_client_co_execute(struct qmp_client *c, const char *command, struct json_object *arguments,
                           struct json_object **ret_object, struct error *err);

@@ -110,7 +110,12 @@ static int co_open_restore_target(struct restore *restore, struct error *err)
 
 static void co_give_up_target(void *arg)
 {
-    block_co_give_up(((struct restore *)arg)->node);
+    const struct restore *r = arg;
+
+    nbd_client_give_up_attempts();
+    if (r->root) {
+        block_co_give_up(r->node);
+    }
 }
 
 static int co_restore_to_target(struct restore *restore, struct error *err)
@@ -121,10 +126,11 @@ static int co_restore_to_target(struct restore *restore, struct error *err)
                                   .arg = restore,
                                   .progress = &restore->progress,
                                   .stop = restore->options->stop};
-    int r = co_open_restore_target(restore, err);
+    int r;
 
+    giving_up_begin(&giving_up, reader.stop, co_give_up_target, restore);
+    r = co_open_restore_target(restore, err);
     if (r == 0) {
-        giving_up_begin(&giving_up, reader.stop, co_give_up_target, restore);
         progress_begin(&restore->progress, stderr, restore->options->progress, "restore",
                        chain_data_bytes(&restore->chain));
         r = chain_co_read(&reader, err);
@@ -136,8 +142,8 @@ static int co_restore_to_target(struct restore *restore, struct error *err)
             UNLESS_FAILED(r, block_co_inactivate(restore->node, err));
         }
         progress_end(&restore->progress, r == 0);
-        r = giving_up_co_end(&giving_up, r, "The restore was stopped", err);
     }
+    r = giving_up_co_end(&giving_up, r, "The restore was stopped", err);
     block_co_root_release(restore->root);
     block_co_unref(restore->node);
     return r < 0 ? r : target_finish(&restore->target, err);
@@ -175,7 +181,7 @@ static int co_prepare_target(const struct repository *repository, struct restore
     UNLESS_FAILED(r, target_open(o->target, o->format, o->force, &restore->target, err));
     UNLESS_FAILED(r, check_apart(repository, &restore->target, err));
     if (r == 0 && o->node) {
-        r = restore_co_check_node(o->qmp_socket, o->node, &restore->target, err);
+        r = restore_co_check_node(o, &restore->target, err);
     }
     return r;
 }

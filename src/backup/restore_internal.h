@@ -28,7 +28,7 @@ int restore_co_stream(const struct restore_options *options, struct chain *chain
 /* --- into a daemon (restore_node.c) --- */
 
 /* Whether the daemon answers and can have such a node. -EEXIST, -EINVAL. */
-int restore_co_check_node(const char *qmp_socket, const char *node, const struct target *target,
+int restore_co_check_node(const struct restore_options *o, const struct target *target,
                           struct error *err);
 /*
  * Add the restored disk as a node. A new file is given to the user of the daemon, if this process

@@ -28,7 +28,7 @@ static int co_refuse_taken_name(struct qmp_client *qmp, const char *node, struct
     return r;
 }
 
-int restore_co_check_node(const char *qmp_socket, const char *node, const struct target *target,
+int restore_co_check_node(const struct restore_options *o, const struct target *target,
                           struct error *err)
 {
     AUTO_QMP struct qmp_client *qmp = NULL;
@@ -38,12 +38,12 @@ int restore_co_check_node(const char *qmp_socket, const char *node, const struct
         return error_set(err, EINVAL,
                          "What is restored to an NBD export does not become a node of a daemon");
     }
-    r = qmp_client_co_connect(qmp_socket, NULL, &qmp, err);
+    r = qmp_client_co_connect(o->qmp_socket, NULL, o->stop, &qmp, err);
     if (r == 0 && qmp_client_host(qmp)) {
         r = error_set(err, EINVAL, "'%s' is on another machine, which does not have the target",
-                      qmp_socket);
+                      o->qmp_socket);
     }
-    UNLESS_FAILED(r, co_refuse_taken_name(qmp, node, err));
+    UNLESS_FAILED(r, co_refuse_taken_name(qmp, o->node, err));
     return r;
 }
 
@@ -69,7 +69,7 @@ int restore_co_add_node(const struct restore_options *o, const struct target *ta
     AUTO_QMP struct qmp_client *qmp = NULL;
     char *path AUTO_FREE = realpath(o->target, NULL);
     struct ucred peer;
-    int r = path ? qmp_client_co_connect(o->qmp_socket, NULL, &qmp, err)
+    int r = path ? qmp_client_co_connect(o->qmp_socket, NULL, o->stop, &qmp, err)
                  : error_set_errno(err, errno, "Could not find '%s'", o->target);
 
     if (r == 0) {

@@ -22,6 +22,7 @@
 #ifndef TIDEMARK_BACKUP_SOURCE_H
 #define TIDEMARK_BACKUP_SOURCE_H
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -52,7 +53,8 @@ struct source_options {
     const struct nbd_client_tls *tls; /* to reach it; NULL: in the clear */
     /* Limit of the time that a guest's write waits for the temporary image; 0: none. */
     unsigned cbw_timeout_s;
-    bool asks_cbw_timeout; /* the user has given it: refused where it has no effect */
+    bool asks_cbw_timeout;       /* the user has given it: refused where it has no effect */
+    volatile sig_atomic_t *stop; /* becomes true when the user wants to stop; may be NULL */
 };
 
 struct source_bitmap {

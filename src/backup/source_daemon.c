@@ -576,7 +576,7 @@ int source_daemon_co_open(const struct source_options *options, struct source_li
         return error_out_of_memory(err);
     }
     c->users = 1;
-    r = qmp_client_co_connect(options->qmp_socket, options->qmp_tls, &c->qmp, err);
+    r = qmp_client_co_connect(options->qmp_socket, options->qmp_tls, options->stop, &c->qmp, err);
     UNLESS_FAILED(r, daemon_co_choose_method(c->qmp, options->asks_cbw_timeout, &c->method, err));
     if (r == 0 && qmp_client_host(c->qmp) && c->method != &tidemark_method) {
         r = error_set(err, ENOTSUP, "'%s' is QEMU, which has to be on this machine",

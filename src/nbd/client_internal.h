@@ -129,12 +129,16 @@ int nbd_wire_co_read(const struct nbd_wire *w, void *buf, size_t size, const cha
 int nbd_wire_co_write(const struct nbd_wire *w, const void *buf, size_t size, const char *what,
                       struct error *err);
 
-/* Ends what takes too long, by shutting down a socket. */
+/*
+ * Ends what takes too long, or what nbd_client_give_up_attempts() is called for, by shutting down a
+ * socket.
+ */
 struct nbd_deadline {
     struct loop_timer timer;
-    /* The socket as it is when the time has passed; -1: none. */
+    struct list link;
+    /* The socket as it is when the time has passed; -1: none. It stays open until the end. */
     const int *fd;
-    bool passed;
+    atomic_bool passed;
 };
 /* timeout_ns < 0: no limit. */
 void nbd_deadline_begin(struct nbd_deadline *d, const int *fd, int64_t timeout_ns);

@@ -87,17 +87,38 @@ int nbd_wire_co_write(const struct nbd_wire *w, const void *buf, size_t size, co
 
 /* --- time ----------------------------------------------------------------------------------- */
 
+/* Of struct nbd_deadline: those that have begun, of all reactors. */
+static struct list deadlines = LIST_INIT(deadlines);
+static pthread_mutex_t deadlines_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void end_by_deadline(struct nbd_deadline *d)
+{
+    atomic_store(&d->passed, true);
+    shutdown(*d->fd, SHUT_RDWR);
+}
+
 static void deadline_passed(struct loop_timer *timer)
 {
-    struct nbd_deadline *d = container_of(timer, struct nbd_deadline, timer);
+    end_by_deadline(container_of(timer, struct nbd_deadline, timer));
+}
 
-    d->passed = true;
-    shutdown(*d->fd, SHUT_RDWR);
+void nbd_client_give_up_attempts(void)
+{
+    struct nbd_deadline *d;
+
+    pthread_mutex_lock(&deadlines_lock);
+    LIST_FOREACH (d, &deadlines, link) {
+        end_by_deadline(d);
+    }
+    pthread_mutex_unlock(&deadlines_lock);
 }
 
 void nbd_deadline_begin(struct nbd_deadline *d, const int *fd, int64_t timeout_ns)
 {
     *d = (struct nbd_deadline){.fd = fd};
+    pthread_mutex_lock(&deadlines_lock);
+    list_append(&deadlines, &d->link);
+    pthread_mutex_unlock(&deadlines_lock);
     loop_timer_init(&d->timer, deadline_passed);
     if (timeout_ns >= 0) {
         loop_timer_arm(&d->timer, loop_now_ns() + timeout_ns);
@@ -107,7 +128,10 @@ void nbd_deadline_begin(struct nbd_deadline *d, const int *fd, int64_t timeout_n
 int nbd_deadline_end(struct nbd_deadline *d, int r, struct error *err)
 {
     loop_timer_disarm(&d->timer);
-    if (!d->passed) {
+    pthread_mutex_lock(&deadlines_lock);
+    list_remove(&d->link);
+    pthread_mutex_unlock(&deadlines_lock);
+    if (!atomic_load(&d->passed)) {
         return r;
     }
     if (err) {

@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import time
 import unittest
 
 from made_repository import CLUSTER, MadeRepository, change_manifest
@@ -60,6 +62,18 @@ class StopCase(TestCase):
         if said:
             self.assertEqual(json.loads(out)["error"]["kind"], "stopped", err)
 
+    def stops_with(self, what, *words):
+        process = subprocess.Popen(
+            [*tool(words[0]), *words[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        self.addCleanup(process.kill)
+        with self.assertRaises(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 1, err)
+        self.assertIn(what, err)
+
 
 class Stop(StopCase):
     def test_hashing_of_checksums(self):
@@ -105,18 +119,6 @@ class NoAnswer(StopCase):
         wait_until(lambda: can_connect(socket), "the server")
         return socket
 
-    def stops_with(self, what, *words):
-        process = subprocess.Popen(
-            [*tool(words[0]), *words[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        self.addCleanup(process.kill)
-        with self.assertRaises(subprocess.TimeoutExpired):
-            process.wait(1)
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
-        self.assertEqual(process.returncode, 1, err)
-        self.assertIn(what, err)
-
     def test_a_disk_that_is_read(self):
         socket, to = self.serve_nothing(1 << 20, "-r"), self.path("new")
         self.stops_with(
@@ -129,6 +131,52 @@ class NoAnswer(StopCase):
         self.stops_with(
             b"The restore was stopped", "restore", self.made.path, "--force", nbd_uri(socket)
         )
+
+
+class Silent(StopCase):
+    """Servers that say nothing at all."""
+
+    def listen(self):
+        path = self.path("silent.sock")
+        server = socket.socket(socket.AF_UNIX)
+        self.addCleanup(server.close)
+        server.bind(path)
+        server.listen()
+        return path
+
+    def stops_in_time(self, what, *words):
+        begin = time.monotonic()
+        self.stops_with(what, *words)
+        # All limits without a stop are 30 s and more, but for the greeting of a daemon.
+        self.assertLess(time.monotonic() - begin, 25)
+
+    def test_an_image_that_is_opened(self):
+        self.stops_in_time(
+            b"The backup was stopped",
+            "backup", "--image", nbd_uri(self.listen()), "--to", self.path("new"),
+        )  # fmt: skip
+
+    def test_a_target_that_is_opened(self):
+        self.stops_in_time(
+            b"The restore was stopped",
+            "restore", self.made.path, "--force", nbd_uri(self.listen()),
+        )  # fmt: skip
+
+    def test_a_daemon_that_hangs(self):
+        image, qmp = self.path("disk.qcow2"), self.path("qmp.sock")
+        run(*tool("img"), "create", "-q", "-f", "qcow2", image, "1M")
+        daemon = Process([*tool("daemon"), "--blockdev",
+                          f"qcow2,node-name=d,file.driver=file,file.filename={image}",
+                          "--chardev", f"socket,id=q,path={qmp},server=on,wait=off",
+                          "--monitor", "q"], self.path("daemon.log"))  # fmt: skip
+        self.own(daemon)
+        wait_until(lambda: can_connect(qmp), "the daemon")
+        os.kill(daemon.pid, signal.SIGSTOP)
+        self.addCleanup(os.kill, daemon.pid, signal.SIGCONT)
+        self.stops_in_time(
+            b"did not answer before the stop",
+            "backup", "--qmp", qmp, "--node", "d", "--to", self.path("new"),
+        )  # fmt: skip
 
 
 class Leftovers(StopCase):

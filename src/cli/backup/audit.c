@@ -161,7 +161,9 @@ static void audit_words_clear(struct audit_words *w)
 static int audit_co_main(int argc, char **argv, struct error *err)
 {
     __attribute__((cleanup(audit_words_clear))) struct audit_words w = {
-        .options = {.source.cbw_timeout_s = CBW_TIMEOUT_S, .stop = &backup_stop}};
+        .options = {.source.cbw_timeout_s = CBW_TIMEOUT_S,
+                    .source.stop = &backup_stop,
+                    .stop = &backup_stop}};
     int r = parse_audit_words(argc, argv, &w, err), status;
     struct audit_result result;
     struct json_object *o;
