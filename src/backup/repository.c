@@ -15,6 +15,7 @@
 #include "backup/stored.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/shell_word.h"
 
 /* Reading a list that a prune changes meanwhile. */
 #define ATTEMPTS 20
@@ -507,8 +508,10 @@ static int judge_description(struct repository *repository, int r, struct error 
         return r;
     }
     if (need_description) {
+        char *word AUTO_FREE = shell_word(repository->path);
+
         error_move(err, why);
-        error_hint(err, "'tidemark repair %s' writes it again.", repository->path);
+        error_hint(err, "'tidemark repair %s' writes it again.", word ?: repository->path);
         return -EINVAL;
     }
     take_id_of_manifests(repository);

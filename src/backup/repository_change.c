@@ -12,14 +12,18 @@
 #include "backup/files.h"
 #include "backup/repository.h"
 #include "base/cleanup.h"
+#include "base/shell_word.h"
 
 int repository_may_change(const struct repository *r, const char *what, struct error *err)
 {
+    char *word AUTO_FREE = NULL;
+
     if (!r->append_only) {
         return 0;
     }
+    word = shell_word(r->path);
     error_set(err, EPERM, "Repository '%s' only grows: %s", r->path, what);
-    error_hint(err, "'tidemark repair --append-only=off %s' ends that.", r->path);
+    error_hint(err, "'tidemark repair --append-only=off %s' ends that.", word ?: r->path);
     return -EPERM;
 }
 

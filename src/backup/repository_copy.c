@@ -12,6 +12,7 @@
 #include "backup/upload.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/shell_word.h"
 
 #define ATTEMPTS 5
 
@@ -280,9 +281,11 @@ static int check_copy_target(struct repository_copy *c, struct error *err)
     size_t length = strlen(from->path);
 
     if (strcmp(from->id, to->id) == 0) {
+        char *word AUTO_FREE = shell_word(to->path);
+
         error_set(err, EINVAL, "'%s' and '%s' have the same id, %s", from->path, to->path, to->id);
         error_hint(err, "'tidemark repair --new-id %s' makes it a repository of its own.",
-                   to->path);
+                   word ?: to->path);
         return -EINVAL;
     }
     if (strncmp(to->path, from->path, length) == 0 && to->path[length] == '/') {

@@ -6,6 +6,7 @@
 
 #include "backup/repository.h"
 #include "base/cleanup.h"
+#include "base/shell_word.h"
 
 const struct repository_entry *repository_last(const struct repository *r)
 {
@@ -77,6 +78,7 @@ const struct repository_entry *repository_find(const struct repository *r, const
                                                struct error *err)
 {
     const struct repository_entry *found = id ? repository_get(r, id) : find_newest(r, err);
+    char *word AUTO_FREE = NULL;
     size_t matches = 0;
 
     if (found || !id) {
@@ -91,9 +93,10 @@ const struct repository_entry *repository_find(const struct repository *r, const
     if (matches == 1) {
         return found;
     }
+    word = shell_word(r->path);
     error_set(err, ENOENT, "%s backup '%s' in '%s'",
               matches ? "There is more than one" : "There is no", id, r->path);
-    error_hint(err, "'tidemark backups %s' lists them.", r->path);
+    error_hint(err, "'tidemark backups %s' lists them.", word ?: r->path);
     return NULL;
 }
 

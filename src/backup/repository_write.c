@@ -22,6 +22,7 @@
 #include "backup/stored.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/shell_word.h"
 
 #define LOCK_FILE ".tidemark-lock"
 /* Backups that may begin in one second. */
@@ -302,10 +303,12 @@ static int check_place(struct repository *repository, struct error *err)
     }
     if (place && place[0] == '/' && repository_load(place, false, &other, NULL) == 0 &&
         strcmp(other.id, repository->id) == 0 && !is_same_repository(repository, &other)) {
+        char *word AUTO_FREE = shell_word(repository->path);
+
         error_set(err, EINVAL, "'%s' is a copy of '%s', and both have the id %s", repository->path,
                   other.path, repository->id);
         error_hint(err, "'tidemark repair --new-id %s' makes it a repository of its own.",
-                   repository->path);
+                   word ?: repository->path);
         return -EINVAL;
     }
     /* The description of a repository that only grows stays as it is. */
@@ -374,9 +377,11 @@ static int check_choices(const struct repository *r, const struct repository *li
                          struct error *err)
 {
     if (repository_new_append_only && !r->append_only) {
+        char *word AUTO_FREE = shell_word(r->path);
+
         error_set(err, EINVAL, "'%s' is a repository that can be changed", r->path);
         error_hint(err, "'tidemark repair --append-only=on %s' makes it one that only grows.",
-                   r->path);
+                   word ?: r->path);
         return -EINVAL;
     }
     if (r->encrypted || (!backup_key_encrypts && !(like && like->encrypted))) {

@@ -17,6 +17,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/list.h"
+#include "base/shell_word.h"
 #include "base/time_units.h"
 #include "loop/loop.h"
 
@@ -93,11 +94,14 @@ static int co_end_other(struct daemon_source *s, const char *repository, struct 
         return refuse_busy(s, repository, err);
     }
     if (owner == FLEECE_UNKNOWN) {
+        char *socket AUTO_FREE = shell_word(s->options->qmp_socket);
+        char *root AUTO_FREE = shell_word(repository);
+
         refuse_busy(s, repository, err);
         error_hint(err,
                    "If it was killed, 'tidemark backup --qmp %s --forget %s' removes what it has "
                    "left.",
-                   s->options->qmp_socket, repository);
+                   socket ?: s->options->qmp_socket, root ?: repository);
         return -EBUSY;
     }
     r = s->method->co_take_down(&other, err);

@@ -21,6 +21,7 @@
 #include "base/inet.h"
 #include "base/iov.h"
 #include "base/percent.h"
+#include "base/shell_word.h"
 #include "base/size.h"
 
 /* --- vectors ---------------------------------------------------------------------------------- */
@@ -316,6 +317,28 @@ static void test_a_write_goes_on_after_a_part(void **state)
     close(fd);
 }
 
+/* --- shells ----------------------------------------------------------------------------------- */
+
+static void shells_take_words_as_they_were_meant(void **state)
+{
+    static const char *const cases[][2] = {
+        {"", "\"\""},
+        {"/backups/disk-1_2.x", "/backups/disk-1_2.x"},
+        {"/my backups/\"1\"", "/my\\ backups/\\\"1\\\""},
+        {"a'b\\c", "a\\'b\\\\c"},
+        {"$HOME`x`~*?[{(#;&|<!", "\\$HOME\\`x\\`\\~\\*\\?\\[\\{\\(\\#\\;\\&\\|\\<\\!"},
+        {"a\nb\t", "a\"\n\"b\\\t"},
+        {"M\xc3\xbcller", "M\xc3\xbcller"},
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        char *word = shell_word(cases[i][0]);
+
+        assert_string_equal(word, cases[i][1]);
+        free(word);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -330,6 +353,7 @@ int main(void)
         cmocka_unit_test(test_sizes_with_fractions),
         cmocka_unit_test(test_sizes_that_are_too_large),
         cmocka_unit_test(test_words_that_are_no_sizes),
+        cmocka_unit_test(shells_take_words_as_they_were_meant),
         cmocka_unit_test(test_percent_decoding),
         cmocka_unit_test(test_a_zero_byte_would_cut_a_name_short),
         cmocka_unit_test(test_percent_signs_that_stand_for_nothing),

@@ -6,6 +6,8 @@
 
 #include "backup/catalogue.h"
 #include "base/checked.h"
+#include "base/cleanup.h"
+#include "base/shell_word.h"
 #include "cli/args.h"
 #include "cli/backup/faces.h"
 #include "cli/cli.h"
@@ -30,7 +32,9 @@ static const struct cli_usage backups_usage = {
 static void warn_about_description(const struct repository *r)
 {
     if (r->problem) {
-        cli_warn("%s; 'tidemark repair %s' makes it again", r->problem, r->path);
+        char *word AUTO_FREE = shell_word(r->path);
+
+        cli_warn("%s; 'tidemark repair %s' makes it again", r->problem, word ?: r->path);
     }
 }
 

@@ -6,6 +6,8 @@
 
 #include "backup/repository_copy.h"
 #include "backup/set_root.h"
+#include "base/cleanup.h"
+#include "base/shell_word.h"
 #include "cli/args.h"
 #include "cli/backup/faces.h"
 #include "cli/cli.h"
@@ -60,8 +62,10 @@ static void print_copy(const struct repository_copy_options *o,
                result->merged);
     }
     if (result->damaged) {
+        char *word AUTO_FREE = shell_word(o->from);
+
         printf("  %zu damaged, and left out: 'tidemark verify %s' says why\n", result->damaged,
-               o->from);
+               word ?: o->from);
     }
 }
 

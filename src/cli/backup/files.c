@@ -19,6 +19,7 @@
 #include "backup/volumes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/shell_word.h"
 #include "block/block.h"
 #include "cli/args.h"
 #include "cli/backup/faces.h"
@@ -128,12 +129,14 @@ static int find_reader(struct files_face *f, const struct volume *v,
     const struct guest_driver *d = find_guest_driver(v->type);
 
     if (!d) {
+        char *word AUTO_FREE = shell_word(f->dir);
+
         error_set(err, ENOTSUP, "Partition %u (%s) can't be read here", v->number,
                   v->type[0] ? v->type : "unknown");
         error_hint(err,
                    "Install libguestfs-tools, and run 'tidemark serve %s -k SOCKET --fork', then "
                    "'guestfish --ro --format=raw -a nbd://?socket=SOCKET'.",
-                   f->dir);
+                   word ?: f->dir);
         return -ENOTSUP;
     }
     f->program = program_find(d->program);

@@ -11,6 +11,7 @@
 #include "backup/set_root.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/shell_word.h"
 #include "base/time_units.h"
 #include "cli/args.h"
 #include "cli/backup/faces.h"
@@ -228,9 +229,11 @@ static void print_report(const struct verify_report *report, void *arg)
 static int report_damage(const struct verify_result *result, const char *dir)
 {
     if (result->description) {
+        char *word AUTO_FREE = shell_word(dir);
+
         cli_fail("The backups can be restored, but no new one can be made before 'tidemark repair "
                  "%s'",
-                 dir);
+                 word ?: dir);
     }
     if (result->damaged) {
         cli_fail("%zu %s can't be restored. Bring the named files back from a copy, or remove "
