@@ -105,6 +105,12 @@ int daemon_co_find_node(struct qmp_client *qmp, const char *name, char **ret_nod
  */
 const char *daemon_skip_own_filter(struct json_object *nodes, const char *name);
 
+/*
+ * Warn of nodes that can be written and that nothing uses: a backup of all disks leaves them out.
+ * Yields.
+ */
+void daemon_co_warn_of_unused(struct qmp_client *qmp);
+
 /* The bitmap of this name; NULL: there is none. */
 const struct source_bitmap *daemon_find_bitmap(const struct daemon_state *state, const char *name);
 

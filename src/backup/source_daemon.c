@@ -565,6 +565,9 @@ static int co_add_disks(const struct source_options *options, struct daemon_conn
     if (r == 0 && list->count == 0) {
         r = co_add_exported(options, c, list, err);
     }
+    if (r == 0) {
+        daemon_co_warn_of_unused(c->qmp);
+    }
     return r == 0 && list->count == 0
                ? error_set(err, ENOENT, "The machine at '%s' has no disks", options->qmp_socket)
                : r;

@@ -188,6 +188,20 @@ class TestSets(SetCase):
             self.assertEqual(f.read(), "<domain/>\n")
         self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
 
+    def test_a_disk_that_nothing_uses_is_named(self):
+        """A node with an export, a file below a node, and what is read-only are no such disks."""
+        self.assertEqual(run(*self.backup_words()).stderr, "")
+        for node, more in ("spare", {}), ("medium", {"read-only": True}):
+            self.create(node + ".qcow2", str(self.size))
+            file = {"driver": "file", "filename": self.path(node + ".qcow2"), "node-name": node + "-f"}
+            self.server.qmp.command(
+                "blockdev-add", **{"driver": "qcow2", "node-name": node, "file": file, **more}
+            )
+        err = run(*self.backup_words()).stderr
+        self.assertEqual(err.count("left out"), 1, err)
+        self.assertIn("Node 'spare' is left out: no device and no export has it", err)
+        run(*self.backup_words("--node", "spare", "--node", "a"))
+
     def test_nothing_is_complete_when_one_disk_fails(self):
         self.write_to("a", 0, MIB)
         self.write_to("b", 0, MIB)
