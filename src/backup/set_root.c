@@ -438,6 +438,17 @@ static int copy_sets(const struct repository_copy_options *options, const struct
     return r;
 }
 
+/* A copy in the root itself would be taken for further disks of it. */
+static int check_copy_of_root(const char *from, const char *to, struct error *err)
+{
+    char *root AUTO_FREE = realpath(from, NULL), *place AUTO_FREE = realpath(to, NULL);
+    size_t size = root ? strlen(root) : 0;
+
+    return root && place && strncmp(place, root, size) == 0 && (place[size] == '/' || !place[size])
+               ? error_set(err, EINVAL, "'%s' is in '%s'", to, from)
+               : 0;
+}
+
 int copy_root_co_run(const struct repository_copy_options *options, const char *machine,
                      struct repository_copy_result *ret_result, size_t *ret_sets, struct error *err)
 {
@@ -455,6 +466,7 @@ int copy_root_co_run(const struct repository_copy_options *options, const char *
     }
     UNLESS_FAILED(r, select_sets(options, machine, &root, selected, err));
     UNLESS_FAILED(r, set_make_root(options->to, &made, err));
+    UNLESS_FAILED(r, check_copy_of_root(options->from, options->to, err));
     UNLESS_FAILED(r, co_copy_disks(options, &root, true, done, selected, ret_result, err));
     UNLESS_FAILED(r, join_copies(options->to, &root, err));
     UNLESS_FAILED(r, co_copy_disks(options, &root, false, done, selected, ret_result, err));

@@ -100,6 +100,9 @@ int cli_add_objects(const struct cli_items *objects, struct error *err);
  */
 void cli_hide_secret(const char *object);
 
+/* Let the process open as many files as its hard limit permits. */
+void cli_raise_file_limit(void);
+
 /* Register all drivers and types of objects of the layers below, once. */
 void cli_register_drivers(void);
 

@@ -3,9 +3,11 @@
 
 import json
 import os
+import resource
 import shutil
 import socket
 import struct
+import subprocess
 import threading
 import time
 
@@ -316,6 +318,18 @@ class TestSets(SetCase):
         run(*words)
 
 
+class TestManyDisks(SetCase):
+    disks = tuple(f"d{i}" for i in range(12))
+
+    def test_few_files_may_be_open_at_first(self):
+        def limit():
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard))
+
+        subprocess.run(self.backup_words(), preexec_fn=limit, check=True, capture_output=True)
+        self.assertEqual([len(s["disks"]) for s in self.sets()], [12])
+
+
 class TestSetsThatLoseBackups(SetCase):
     """What other commands do to the backups of a set, and what becomes of the set."""
 
@@ -405,6 +419,11 @@ class TestSetsThatLoseBackups(SetCase):
 
     def test_copies(self):
         taken = self.take(2)
+        for place in self.repository, os.path.join(self.repository, "inside"):
+            result = run(*tool("copy"), self.repository, place, check=False)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn("' is in '", result.stderr)
+        self.assertEqual(sorted(os.listdir(self.repository)), ["a", "b", "sets"])
         copy = self.path("copy")
         os.mkdir(copy)
         for d in self.disks:

@@ -435,6 +435,7 @@ static int backup_co_main(int argc, char **argv, struct error *err)
         return status;
     }
     backup_catch_signals();
+    cli_raise_file_limit(); /* each disk of a set takes several */
     if (!words.no_guard && !options.source.image) {
         r = make_guard(argc, argv, &options, &words, err);
         if (r < 0) {

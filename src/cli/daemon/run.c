@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -200,17 +199,6 @@ static int co_daemon_main(void *arg, struct error *err)
     return status;
 }
 
-/* A connection takes a descriptor, and an image with its backing files several. */
-static void raise_fd_limit(void)
-{
-    struct rlimit limit;
-
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
-        limit.rlim_cur = limit.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &limit);
-    }
-}
-
 int daemon_run(struct daemon_run *d)
 {
     ERROR_AUTO(err);
@@ -221,7 +209,8 @@ int daemon_run(struct daemon_run *d)
     if (d->daemonize && fork_daemon(d, &err) < 0) {
         return cli_report(&err);
     }
-    raise_fd_limit();
+    /* A connection takes a descriptor, and an image with its backing files several. */
+    cli_raise_file_limit();
     /*
      * Before there are threads, which inherit that the signals are blocked: a descriptor gets them.
      */
