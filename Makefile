@@ -87,7 +87,7 @@ bitmap-model: need-build need-test
 backup-model: need-build need-test
 	@$(call build,,release,programs)
 	@cd tests/io && TIDEMARK_BUILD=../../build TIDEMARK_MODEL_SECONDS=$(MODEL_SECONDS) TIDEMARK_MODEL_DAYS=40 \
-		PYTHONPATH=../lib nice python3 -B -m unittest -v test_backup_model
+		PYTHONPATH=../lib nice python3 -B -m unittest -v test_backup_model test_backup_model_machine
 
 luks-matrix: all need-guest
 	@tools/luks-matrix --build build
