@@ -17,6 +17,7 @@
 #include "qcow2/header/mark_corrupt.h"
 #include "qcow2/open.h"
 #include "qcow2/options.h"
+#include "qcow2/table/commit.h"
 #include "qcow2/table/verdict.h"
 
 const char *const qcow2_reopen_options[] = {
@@ -80,9 +81,6 @@ static int take_new_options(struct qcow2 *q, struct options *opts, struct error 
     struct qcow2_reopen *was = q->reopen;
     int r = qcow2_take_options(q, opts, &was->cache, err);
 
-    if (r == 0 && was->cache.slice != q->caches.l2.entry_size) {
-        r = error_set(err, EINVAL, "Cannot change the option 'l2-cache-entry-size'");
-    }
     was->has_options = true;
     return r;
 }
@@ -148,6 +146,11 @@ static int co_raise_durability(struct qcow2 *q, struct error *err)
                : 0;
 }
 
+static bool has_new_slices(const struct qcow2 *q)
+{
+    return q->reopen->has_options && q->reopen->cache.slice != q->caches.l2.entry_size;
+}
+
 int qcow2_co_reopen_finish(struct block_node *node, struct error *err)
 {
     struct qcow2 *q = qcow2_state(node);
@@ -165,6 +168,9 @@ int qcow2_co_reopen_finish(struct block_node *node, struct error *err)
         UNLESS_FAILED(r, qcow2_co_activity_open(q, err));
         UNLESS_FAILED(r, co_raise_durability(q, err));
     }
+    if (r >= 0 && !q->read_only && has_new_slices(q) && (r = qcow2_co_commit(q)) < 0) {
+        error_set_errno(err, -r, "Could not write metadata to '%s'", block_node_display_name(node));
+    }
     return qcow2_co_conclude(q, r);
 }
 
@@ -177,10 +183,13 @@ void qcow2_co_reopen_commit(struct block_node *node)
         set_bitmaps_read_only(node, false);
     }
     if (q->reopen->has_options) {
+        qcow2_cache_cleaner_stop(q);
+        if (has_new_slices(q)) {
+            (void)cache_set_entry_size(&q->caches.l2, q->reopen->cache.slice);
+        }
         /* Without memory the caches stay as they were, and work. */
         (void)qcow2_fit_l2_cache(q, block_node_size(q->node));
         (void)cache_set_limit(&q->caches.refcounts, q->reopen->cache.ref_bytes);
-        qcow2_cache_cleaner_stop(q);
         qcow2_cache_cleaner_start(q);
     }
     free(q->reopen);

@@ -193,6 +193,8 @@ class ReopenTest(tidemark.TestCase):
         for more in (
             {"lazy-refcounts": True},
             {"l2-cache-size": 65536},
+            {"l2-cache-entry-size": 512},
+            {"l2-cache-entry-size": 65536, "l2-cache-size": 131072},
             {"overlap-check": "all"},
             {"discard": "unmap", "detect-zeroes": "unmap"},
             {"cache": {"no-flush": True}},
@@ -550,6 +552,23 @@ class FailureTest(tidemark.TestCase):
         self.assertEqual(self.qmp.bitmaps("disk")["b"]["count"], 23 * 65536)
         server.quit()
         tidemark.qemu_img("check", image)
+
+    def test_tables_that_cannot_be_written_stay_in_memory(self):
+        """They are in slices of the old size, which are dropped for those of another."""
+        image = self.create("disk.qcow2")
+        self.start(image, {"event": "none", "iotype": "flush", "errno": 5})
+        tidemark.io(self.export(), "write -P 7 0 64k", fmt="raw", check=False)
+        for size in 512, 4096, 65536:
+            options = {**self.disk, "l2-cache-entry-size": size}
+            answer = self.qmp.execute("blockdev-reopen", {"options": [options]})
+            if size == 4096:
+                self.assertEqual(answer, {"return": {}})
+            else:
+                self.assertEqual(
+                    answer["error"]["desc"],
+                    f"Could not write metadata to '{image}': Input/output error",
+                )
+            tidemark.io(f"nbd+unix:///disk?socket={self.nbd}", "read -P 7 0 64k", fmt="raw")
 
     def test_a_flush_of_the_overlay_reports_that_the_image_below_was_not_flushed(self):
         """What was acknowledged before the snapshot is not on storage."""

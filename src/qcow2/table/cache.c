@@ -235,6 +235,54 @@ int cache_set_limit(struct table_cache *c, uint64_t bytes)
     return 0;
 }
 
+/* Whether no slice of the shard is in use, or has contents that are not in the file. */
+static bool is_idle_locked(struct cache_shard *s)
+{
+    struct cache_entry *e;
+
+    MUTEX_ASSERT_HELD(&s->lock);
+    LIST_FOREACH (e, &s->entries, in_shard) {
+        if (!is_reusable(e)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void drop_entries_locked(struct cache_shard *s)
+{
+    struct cache_entry *e, *next;
+
+    MUTEX_ASSERT_HELD(&s->lock);
+    memset(s->buckets, 0, s->bucket_count * sizeof(struct cache_entry *));
+    LIST_FOREACH_SAFE (e, next, &s->entries, in_shard) {
+        list_remove(&e->in_shard);
+        entry_free(e);
+    }
+    s->count = 0;
+}
+
+int cache_set_entry_size(struct table_cache *c, size_t entry_size)
+{
+    bool idle = true;
+
+    for (int i = 0; i < CACHE_SHARDS; i++) {
+        pthread_mutex_lock(&c->shards[i].lock);
+        idle = idle && is_idle_locked(&c->shards[i]);
+    }
+    for (int i = 0; i < CACHE_SHARDS && idle; i++) {
+        drop_entries_locked(&c->shards[i]);
+    }
+    if (idle) {
+        c->entry_size = entry_size;
+        c->entry_bits = (unsigned)__builtin_ctzll(entry_size);
+    }
+    for (int i = 0; i < CACHE_SHARDS; i++) {
+        pthread_mutex_unlock(&c->shards[i].lock);
+    }
+    return idle ? 0 : -EBUSY;
+}
+
 void cache_read_stats(struct table_cache *c, uint64_t *ret_hits, uint64_t *ret_misses)
 {
     *ret_hits = *ret_misses = 0;

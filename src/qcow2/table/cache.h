@@ -80,6 +80,12 @@ int cache_init(struct table_cache *c, struct block_edge *file, size_t entry_size
 /* Change the limit for later look-ups. Any reactor. 0 or -ENOMEM. */
 int cache_set_limit(struct table_cache *c, uint64_t bytes);
 
+/*
+ * Change the size of slices, bytes, a power of two. All are dropped, so no request is in flight. 0;
+ * -EBUSY: one is pinned or dirty, and nothing has changed. cache_set_limit() is due afterwards.
+ */
+int cache_set_entry_size(struct table_cache *c, size_t entry_size);
+
 /* Look-ups so far that found the slice in memory, and that read it. Any thread. */
 void cache_read_stats(struct table_cache *c, uint64_t *ret_hits, uint64_t *ret_misses);
 
