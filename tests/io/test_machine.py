@@ -87,6 +87,19 @@ class MonitorTest(MachineCase):
             "qemu-system-x86_64: -drive file=disk.qcow2,cache=wrong: invalid cache option\n",
         )
 
+    def test_a_device_that_cannot_be_made_ends_it_between_greeting_and_prompt(self):
+        for options, says in (
+            (("-drive", "if=ide"), "Device needs media, but drive is empty"),
+            (("-device", "virtio-scsi", "-device", "scsi-hd"), "drive property not set"),
+        ):
+            with self.subTest(options=options):
+                status, output = self.monitor(["info block"], *options)
+                lines = output.splitlines()
+                self.assertEqual(status, 1)
+                self.assertRegex(lines[0], "^QEMU .* monitor - type 'help'")
+                self.assertIn(says, lines[1])
+                self.assertEqual(lines[2:], [])
+
     def test_options_of_drives_that_exclude_each_other(self):
         for options, complaint in (
             (

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -190,18 +191,16 @@ static void co_send_text(struct machine_lines *lines, const char *text)
     machine_lines_co_send(lines, text, strlen(text));
 }
 
-/* The greeting comes at once, the prompt when the machine takes commands. */
-static void co_greet(struct machine_lines *lines)
+/* The prompt comes when the machine takes commands; one that could not be made takes none. */
+static void co_prompt_first(struct machine_lines *lines)
 {
-    char text[128];
     ERROR_AUTO(err);
+    bool takes_commands = qmp_co_lock_command(&err) >= 0;
 
-    snprintf(text, sizeof(text), "QEMU %d.%d.%d monitor - type 'help' for more information\r\n",
-             QMP_QEMU_MAJOR, QMP_QEMU_MINOR, QMP_QEMU_MICRO);
-    co_send_text(lines, text);
-    (void)qmp_co_lock_command(&err);
     block_control_unlock();
-    co_send_text(lines, PROMPT);
+    if (takes_commands) {
+        co_send_text(lines, PROMPT);
+    }
 }
 
 /* A terminal would show what is typed; scripts expect that, too. */
@@ -209,13 +208,17 @@ static void co_hmp_line(struct machine_lines *lines, const char *line)
 {
     struct hmp hmp = {0};
     ERROR_AUTO(err);
+    bool takes_commands = qmp_co_lock_command(&err) >= 0;
 
-    co_send_text(lines, line);
-    co_send_text(lines, "\r\n");
-    if (qmp_co_lock_command(&err) >= 0) {
+    if (takes_commands) {
+        co_send_text(lines, line);
+        co_send_text(lines, "\r\n");
         hmp_co_run(&hmp, line);
     }
     block_control_unlock();
+    if (!takes_commands) {
+        return;
+    }
     machine_lines_co_send(lines, strbuf_str(&hmp.out), hmp.out.len);
     strbuf_clear(&hmp.out);
     if (hmp.quit) {
@@ -225,10 +228,22 @@ static void co_hmp_line(struct machine_lines *lines, const char *line)
     }
 }
 
+/* It stands before what the rest of the start prints. A new socket has room for it. */
+static void send_greeting(int fd)
+{
+    char text[128];
+    int length =
+        snprintf(text, sizeof(text), "QEMU %d.%d.%d monitor - type 'help' for more information\r\n",
+                 QMP_QEMU_MAJOR, QMP_QEMU_MINOR, QMP_QEMU_MICRO);
+
+    (void)!send(fd, text, (size_t)length, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
 int hmp_start(int fd, struct chardev *chardev, void (*on_quit)(void), struct error *err)
 {
-    static const struct machine_lines_ops ops = {co_greet, co_hmp_line};
+    static const struct machine_lines_ops ops = {co_prompt_first, co_hmp_line};
 
     quit_fn = on_quit;
+    send_greeting(fd);
     return machine_lines_start(fd, &ops, chardev, err);
 }
