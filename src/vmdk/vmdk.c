@@ -453,15 +453,20 @@ static int co_load_vmdk(struct block_node *node, struct options *opts, enum othe
 
 /* --- the parent ------------------------------------------------------------------------------- */
 
+/* Also of a parent that an option gives; one of another format has nothing to compare. */
 static int check_parent_cid(const struct block_node *node, struct error *err)
 {
     const struct vmdk *d = node->opaque;
-    const struct block_node *parent = node->backing->node;
+    const struct block_node *parent = block_node_skip_filters(node->backing->node);
     const struct vmdk *p = parent->opaque;
 
     if (strcmp(parent->driver->name, "vmdk") != 0 ||
         p->descriptor.cid == d->descriptor.parent_cid) {
         return 0;
+    }
+    if (d->descriptor.parent_cid == VMDK_NO_PARENT) {
+        return error_set(err, EINVAL, "Image '%s' has no parent, so '%s' can't be its parent",
+                         block_node_display_name(node), block_node_display_name(parent));
     }
     return error_set(err, EINVAL,
                      "The parent '%s' of '%s' was changed after the image was made: its CID is "
@@ -491,7 +496,7 @@ static int vmdk_co_open_parent(struct block_node *node, struct options *opts,
     }
     UNLESS_FAILED(r, block_co_open_backing(node, opts, recorded ? d->descriptor.parent_name : NULL,
                                            "vmdk", err));
-    return r == 0 && recorded && node->backing ? check_parent_cid(node, err) : r;
+    return r == 0 && node->backing ? check_parent_cid(node, err) : r;
 }
 
 /* --- the driver ------------------------------------------------------------------------------- */

@@ -206,5 +206,11 @@ int vpc_co_format(struct block_node *file, struct block_node *data_file, uint64_
     struct vpc_create c = {0};
     int r = take_vpc_create(&c, size, opts, err);
 
+    /* A command that gives a size in bytes gets that or an error; img create rounds up. */
+    if (r >= 0 && c.disk_size != size) {
+        r = error_set(err, EINVAL,
+                      "The requested image size cannot be represented in CHS geometry");
+        error_hint(err, "The size can be any multiple of 512 bytes with force-size=true.");
+    }
     return r < 0 ? r : blockmap_co_format(file, co_write_vpc, &c, err);
 }

@@ -4,6 +4,7 @@ open, parents of VHD images, logs of VHDX images, and damage.
 """
 
 import hashlib
+import json
 import os
 import random
 import struct
@@ -144,6 +145,23 @@ class OtherFiles(FormatCase):
         self.refused(["-f", "vmdk", top], "which it may not open")
         self.assertEqual(self.converted(*self.options("vmdk", top, "directory")), bytes(MIB))
         self.assertIn("base.vmdk", img("info", top).stdout)
+
+    def test_another_image_given_as_the_parent(self):
+        base, other, top = (self.path(name) for name in ("base.vmdk", "other.vmdk", "top.vmdk"))
+        img("create", "-q", "-f", "vmdk", base, "1M")
+        img("create", "-q", "-f", "vmdk", other, "1M")
+        img("create", "-q", "-f", "vmdk", "-b", "base.vmdk", "-F", "vmdk", top)
+
+        def given(image, driver, parent):
+            node = {"driver": driver, "file": {"driver": "file", "filename": parent}}
+            image = {"driver": "file", "filename": image}
+            return ["json:" + json.dumps({"driver": "vmdk", "file": image, "backing": node})]
+
+        self.assertEqual(self.converted(*given(top, "vmdk", base)), bytes(MIB))
+        self.assertEqual(self.converted(*given(top, "raw", other)), self.read("other.vmdk").ljust(MIB, b"\0")[:MIB])
+        os.remove(self.path("out.raw"))
+        self.refused(given(top, "vmdk", other), "was changed after the image was made")
+        self.refused(given(other, "vmdk", base), "has no parent")
 
     def test_a_parent_without_a_name(self):
         img("create", "-q", "-f", "vmdk", self.path("top.vmdk"), "1M")

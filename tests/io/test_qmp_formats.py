@@ -23,6 +23,8 @@ class Formats(tidemark.TestCase):
     def create(self, fmt, **options):
         """An image of 4 MiB by blockdev-create; its path."""
         qmp, path = self.server.qmp, self.path("disk." + fmt)
+        if fmt == "vpc":
+            options.setdefault("force-size", True)
         with open(path, "wb"):
             pass
         qmp.command("blockdev-add", driver="file", node_name="new", filename=path)
@@ -62,6 +64,29 @@ class Formats(tidemark.TestCase):
                 self.assertIn("streamOptimized", found)
         with self.assertRaisesRegex(AssertionError, "extents in other files"):
             self.create("vmdk", subformat="monolithicFlat")
+
+    def test_a_size_that_no_geometry_has(self):
+        """A disk that is larger than what was asked for would be no target of a copy."""
+        with self.assertRaisesRegex(AssertionError, "cannot be represented in CHS geometry"):
+            self.create("vpc", **{"force-size": False})
+
+    def test_a_filter_does_not_hide_another_parent(self):
+        qmp, base, top = self.server.qmp, self.path("base.vmdk"), self.path("top.vmdk")
+        tidemark.img("create", "-q", "-f", "vmdk", base, "1M")
+        tidemark.img("create", "-q", "-f", "vmdk", "-b", base, "-F", "vmdk", top)
+        limits = {"driver": "throttle", "throttle-group": "g"}
+        disk = {"driver": "vmdk", "node-name": "disk", "file": {"driver": "file", "filename": top}}
+        qmp.command("object-add", qom_type="throttle-group", id="g")
+        for changed in False, True:
+            if changed:
+                tidemark.io(base, "write 0 64k", fmt="vmdk")
+            parent = {"driver": "vmdk", "file": {"driver": "file", "filename": base}}
+            answer = qmp.execute("blockdev-add", {**disk, "backing": {**limits, "file": parent}})
+            if changed:
+                self.assertIn("was changed after the image was made", answer["error"]["desc"])
+            else:
+                self.assertEqual(answer, {"return": {}})
+                qmp.command("blockdev-del", node_name="disk")
 
     def test_handed_over_and_back(self):
         for fmt in FORMATS:
