@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "block/hand_over.h"
 #include "cli/image.h"
 
 /*
@@ -57,6 +58,14 @@ static struct options *overlay_options(const char *path, struct block_node *belo
     return opts;
 }
 
+/* A node above one that another process has to hand over first waits for that, too. */
+static void follow_hand_over(struct options *opts, const struct block_node *below)
+{
+    if (block_node_is_handed_over(below)) {
+        options_set_bool(opts, "active", false);
+    }
+}
+
 int cli_co_add_overlay(struct block_node **node, bool read_only, struct error *err)
 {
     AUTO_FREE char *path = make_overlay_file(err);
@@ -69,6 +78,9 @@ int cli_co_add_overlay(struct block_node **node, bool read_only, struct error *e
     }
     r = block_co_create_image("qcow2", path, block_node_size(*node), options_new(), err);
     opts = r == 0 ? overlay_options(path, *node, read_only) : NULL;
+    if (opts) {
+        follow_hand_over(opts, *node);
+    }
     if (r == 0) {
         r = opts ? block_co_open(opts, BLOCK_OPEN_RDWR, &overlay, err) : error_out_of_memory(err);
     }
@@ -95,6 +107,7 @@ int cli_co_add_copy_on_read(struct block_node **node, struct error *err)
         return error_set(err, EINVAL, "Can't use copy-on-read on read-only device");
     }
     options_set_str(opts, "driver", "copy-on-read");
+    follow_hand_over(opts, *node);
     options_set_str(opts, "file", block_node_name(*node));
     options_set_bool(opts, "read-only", false);
     r = block_co_open(opts, BLOCK_OPEN_RDWR, &filter, err);

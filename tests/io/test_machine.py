@@ -487,6 +487,21 @@ class MigrationTest(MachineCase):
             target.hmp('qemu-io d "read -P 7 0 4k"')
             self.assertNotIn("verification failed", target.end())
 
+    def test_what_is_on_a_disk_waits_for_it(self):
+        self.create("base.qcow2", "1M")
+        io(self.path("base.qcow2"), "write -P 5 0 64k", fmt="qcow2")
+        self.create("top.qcow2", "1M", options=("-b", self.path("base.qcow2"), "-F", "qcow2"))
+        for name, option, kept in (("disk.qcow2", "snapshot=on", 0), ("top.qcow2", "copy-on-read=on", 9)):
+            drive = f"if=none,id=d,file={name},{option}"
+            with self.machine("-drive", drive, "-incoming", f"unix:{self.path('s')}") as target:
+                with self.machine() as source:
+                    self.migrate(source, f"unix:{self.path('s')}")
+                    wait_until(lambda: target.qmp.command("query-status")["running"], "the machine")
+                target.hmp('qemu-io d "write -P 9 64k 64k"')
+                target.hmp('qemu-io d "read -P 9 64k 64k"')
+                self.assertNotIn("rror", target.end())
+            io(self.path(name), f"read -P {kept} 64k 64k", fmt="qcow2")
+
     def test_a_machine_that_waits_in_vain_ends(self):
         os.mkfifo(self.path("fifo"))
         for uri in (f"unix:{self.path('s')}", "exec:cat fifo"):
