@@ -487,6 +487,87 @@ class MigrationTest(MachineCase):
             target.hmp('qemu-io d "read -P 7 0 4k"')
             self.assertNotIn("verification failed", target.end())
 
+    def logging(self, *options):
+        with open(self.path("log"), "w", encoding="utf-8") as log:
+            return Machine(self.dir, *options, log=log)
+
+    def logged(self):
+        with open(self.path("log"), encoding="utf-8") as log:
+            return log.read()
+
+    def bitmaps_after(self, source_mapping, target_mapping, names=("a", "b")):
+        """Names and persistence on the target's node of another name, and what it has logged."""
+        uri = f"unix:{self.path('s')}"
+        options = ["-drive", "if=none,id=e,file=disk.qcow2,node-name=m", "-incoming", uri]
+        with self.machine(*self.DISK) as source, self.logging(*options) as target:
+            for machine, mapping in ((source, source_mapping), (target, target_mapping)):
+                on = [{"capability": name, "state": True} for name in ("events", "dirty-bitmaps")]
+                machine.qmp.command("migrate-set-capabilities", capabilities=on)
+                if mapping is not None:
+                    machine.qmp.command("migrate-set-parameters", block_bitmap_mapping=mapping)
+            for name in names:
+                source.qmp.command("block-dirty-bitmap-add", node="n", name=name)
+            source.qmp.command("migrate", uri=uri)
+            wait_until(lambda: target.qmp.command("query-status")["running"], "the machine")
+            nodes = target.qmp.command("query-named-block-nodes")
+            [found] = (node.get("dirty-bitmaps", []) for node in nodes if node["node-name"] == "m")
+            target.end()
+        return {b["name"]: b["persistent"] for b in found}, self.logged()
+
+    def node_alias(self, node, alias, *bitmaps):
+        keys = ("name", "alias", "transform")
+        bitmaps = [dict(zip(keys, bitmap)) for bitmap in bitmaps]
+        return {"node-name": node, "alias": alias, "bitmaps": bitmaps}
+
+    def test_bitmaps_go_over_under_other_names(self):
+        out = [self.node_alias("n", "way", ("a", "1"), ("b", "2", {"persistent": True}))]
+        into = [self.node_alias("m", "way", ("x", "1", {"persistent": True}), ("y", "2"))]
+        self.assertEqual(self.bitmaps_after(out, into)[0], {"x": True, "y": True})
+        for mapping, expected, says in (
+            ((None, None), {}, "Cannot find device='d' nor node-name='d'"),
+            ((out, []), {}, "Unknown node alias 'way'"),
+            ((out, [self.node_alias("m", "way")]), {}, "Unknown bitmap alias '2' on node 'm' (alias 'way')"),
+            (([], into), {}, ""),
+            (([self.node_alias("n", "way", ("b", "1"))], into), {"x": True}, ""),
+        ):
+            self.create("disk.qcow2", "1M")
+            found, log = self.bitmaps_after(*mapping)
+            self.assertEqual(found, expected)
+            self.assertIn(says, log)
+
+    def test_mappings_that_are_refused(self):
+        one, long = self.node_alias("n", "one"), "a" * 256
+        for mapping, says in (
+            ([one, self.node_alias("n", "two")], "The node name 'n' is mapped twice"),
+            ([one, self.node_alias("m", "one")], "The node alias 'one' is used twice"),
+            ([self.node_alias("n", "1-n")], "The node alias '1-n' is not well-formed"),
+            ([self.node_alias("n", long)], f"The node alias '{long}' is longer than 255 bytes"),
+            ([self.node_alias(long, "n")], f"The node name '{long}' is longer than 31 bytes"),
+            ([self.node_alias("n", "one", ("a", "b"), ("a", "c"))], "The bitmap 'n'/'a' is mapped twice"),
+            ([self.node_alias("n", "one", ("a", "c"), ("b", "c"))], "The bitmap alias 'one'/'c' is used twice"),
+            ([self.node_alias("n", "one", ("a", long))], f"The bitmap alias '{long}' is longer than 255 bytes"),
+            ([self.node_alias("n", "one", (4 * long, "a"))],
+             f"The bitmap name '{4 * long}' is longer than 1023 bytes"),
+        ):  # fmt: skip
+            with self.machine(*self.DISK) as machine:
+                machine.qmp.command("migrate-set-parameters", block_bitmap_mapping=[one])
+                self.assertEqual(
+                    self.refusal(machine, "migrate-set-parameters", block_bitmap_mapping=mapping),
+                    "Invalid mapping given for block-bitmap-mapping: " + says,
+                )
+                shown = machine.hmp("info migrate_parameters")
+                self.assertEqual(shown, "block-bitmap-mapping:\r\n  'n' -> 'one'\r\n")
+
+    def test_a_name_that_is_too_long_to_go_over(self):
+        """The machine that waits for it ends."""
+        uri, name = f"unix:{self.path('s')}", "a" * 256
+        with self.logging(*self.DISK) as source, self.machine(*self.DISK, "-incoming", uri) as target:
+            source.qmp.command("block-dirty-bitmap-add", node="n", name=name)
+            self.migrate(source, uri, "dirty-bitmaps")
+            self.assertEqual(target.process.wait(TIMEOUT), 1)
+            wait_until(lambda: source.qmp.command("query-status")["running"], "the machine")
+        self.assertIn(f"Cannot migrate bitmap '{name}' on node 'd': Name is longer than 255", self.logged())
+
     def test_what_is_on_a_disk_waits_for_it(self):
         self.create("base.qcow2", "1M")
         io(self.path("base.qcow2"), "write -P 5 0 64k", fmt="qcow2")

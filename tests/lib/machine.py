@@ -12,9 +12,9 @@ QUIET = ["-nodefaults", "-display", "none", "-accel", "qtest"]
 
 
 class Machine:
-    """A machine with QMP and qtest on sockets that it inherits."""
+    """A machine with QMP and qtest on sockets that it inherits; `log` takes what it logs."""
 
-    def __init__(self, folder, *options):
+    def __init__(self, folder, *options, log=None):
         ours, its = socket.socketpair()
         self.qtest, its_qtest = socket.socketpair()
         command = [
@@ -37,6 +37,7 @@ class Machine:
                 pass_fds=(its.fileno(), its_qtest.fileno()),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
+                stderr=log,
                 text=True,
             )
         self.qmp = Qmp(ours)

@@ -8,6 +8,7 @@
 #include "cli/machine/call.h"
 #include "cli/machine/hmp.h"
 #include "cli/machine/migrate.h"
+#include "cli/machine/migrate_mapping.h"
 #include "cli/machine/vm_snapshot.h"
 
 /* --- info block ------------------------------------------------------------------------------- */
@@ -247,6 +248,15 @@ static int co_info_migrate(struct hmp *hmp, int argc, char **argv, struct error 
     return 0;
 }
 
+static int co_info_migrate_parameters(struct hmp *hmp, int argc, char **argv, struct error *err)
+{
+    STRBUF_AUTO(text);
+
+    migrate_print_mapping(&text);
+    hmp_printf(hmp, "%s", strbuf_str(&text));
+    return 0;
+}
+
 static int co_info_snapshots(struct hmp *hmp, int argc, char **argv, struct error *err)
 {
     STRBUF_AUTO(text);
@@ -266,6 +276,8 @@ const struct hmp_command hmp_info_commands[] = {
      co_info_block_jobs},
     {"blockstats", NULL, 0, 0, "", "show block device statistics", co_info_blockstats},
     {"migrate", NULL, 0, 0, "", "show migration status", co_info_migrate},
+    {"migrate_parameters", NULL, 0, 0, "", "show current migration parameters",
+     co_info_migrate_parameters},
     {"snapshots", NULL, 0, 0, "", "show the currently saved VM snapshots", co_info_snapshots},
     {"status", NULL, 0, 0, "", "show the current VM status", co_info_status},
     {"version", NULL, 0, 0, "", "show the version of QEMU", co_info_version},

@@ -559,6 +559,7 @@ int cli_machine_main(int argc, char **argv)
         qmp_answer_quit_late();
         cli_observe_server();
         status = daemon_run(&m.run);
+        status = machine_migration_is_lost() ? 1 : status;
     } else {
         status = verdict == DONE ? 0 : 1;
     }

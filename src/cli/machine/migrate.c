@@ -8,9 +8,11 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "block/control_lock.h"
+#include "cli/daemon/run.h"
 #include "cli/machine/disk.h"
 #include "cli/machine/migrate_bitmaps.h"
 #include "cli/machine/migrate_channel.h"
+#include "cli/machine/migrate_mapping.h"
 #include "cli/machine/run_state.h"
 #include "loop/loop.h"
 #include "qmp/answer.h"
@@ -53,6 +55,7 @@ static struct {
     bool under_way;     /* a coroutine is at work */
     bool may_switch;    /* migrate-continue has come */
     bool ending;
+    bool lost; /* nothing came, so there is nothing to go on with */
     int64_t began_ns, took_ns;
     const char *incoming; /* -incoming, until it has come; NULL: the machine runs by itself */
     struct migrate_channel channel;
@@ -186,6 +189,7 @@ static void co_migrate(void *arg)
     }
     co_finish(r);
     if (r < 0) {
+        log_error("%s", error_message(&migration.err));
         co_stay(was_running);
         return;
     }
@@ -244,8 +248,8 @@ static int co_take_disks(struct json_object *state, struct error *err)
 
     block_co_control_lock();
     r = qmp_co_set_active(NULL, true, err);
-    if (bitmaps) {
-        UNLESS_FAILED(r, migrate_co_load_bitmaps(bitmaps, err));
+    if (bitmaps && r >= 0) {
+        migrate_co_load_bitmaps(bitmaps);
     }
     UNLESS_FAILED(r, machine_disks_co_start(err));
     block_control_unlock();
@@ -280,7 +284,14 @@ static void co_come(void *arg)
         set_status("completed");
     } else if (!migration.ending) {
         log_error("%s", error_message(&migration.err));
+        migration.lost = true;
+        daemon_quit();
     }
+}
+
+bool machine_migration_is_lost(void)
+{
+    return migration.lost;
 }
 
 static int co_begin_to_receive(const char *uri, struct error *err)
@@ -311,6 +322,7 @@ void machine_migration_co_end(void)
         loop_co_sleep(LOOK_NS);
     }
     error_clear(&migration.err);
+    migrate_free_mapping();
 }
 
 /* --- commands --------------------------------------------------------------------------------- */
@@ -387,11 +399,13 @@ int machine_co_migrate_set_capabilities(struct qmp_call *call, struct json_objec
     return r;
 }
 
-/* Rates and times of the copy of a guest's memory. */
+/* The others are rates and times of the copy of a guest's memory. */
 int machine_co_migrate_set_parameters(struct qmp_call *call, struct json_object *args,
                                       struct json_object **ret_value, struct error *err)
 {
-    return 0;
+    struct json_object *mapping = qmp_get(args, "block-bitmap-mapping");
+
+    return mapping ? migrate_set_mapping(mapping, err) : 0;
 }
 
 int machine_co_query_migrate(struct qmp_call *call, struct json_object *args,
@@ -446,7 +460,8 @@ const struct schema_type machine_migrate_capabilities_type = OBJECT_INIT(
 const struct schema_type machine_migrate_parameters_type = {
     .kind = SCHEMA_OBJECT,
     .name = "MigrateSetParameters",
-    .members = MEMBERS(OPT("max-bandwidth", schema_int), OPT("downtime-limit", schema_int)),
+    .members = MEMBERS(OPT("max-bandwidth", schema_int), OPT("downtime-limit", schema_int),
+                       OPT("block-bitmap-mapping", migrate_mapping_type)),
     .open = true,
 };
 const struct schema_type machine_migrate_info_type =

@@ -20,6 +20,8 @@ void machine_wait_for_migration(const char *uri);
 bool machine_waits_for_migration(void);
 /* The machine has been made: begin to receive. Yields. */
 int machine_migration_co_start(struct error *err);
+/* Whether the machine ends because what it waited for did not come. Does not yield. */
+bool machine_migration_is_lost(void);
 /* End what is under way, and wait for that. Yields. */
 void machine_migration_co_end(void);
 
