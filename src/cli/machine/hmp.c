@@ -2,10 +2,12 @@
 #include "cli/machine/hmp.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -191,18 +193,6 @@ static void co_send_text(struct machine_lines *lines, const char *text)
     machine_lines_co_send(lines, text, strlen(text));
 }
 
-/* The prompt comes when the machine takes commands; one that could not be made takes none. */
-static void co_prompt_first(struct machine_lines *lines)
-{
-    ERROR_AUTO(err);
-    bool takes_commands = qmp_co_lock_command(&err) >= 0;
-
-    block_control_unlock();
-    if (takes_commands) {
-        co_send_text(lines, PROMPT);
-    }
-}
-
 /* A terminal would show what is typed; scripts expect that, too. */
 static void co_hmp_line(struct machine_lines *lines, const char *line)
 {
@@ -228,22 +218,50 @@ static void co_hmp_line(struct machine_lines *lines, const char *line)
     }
 }
 
-/* It stands before what the rest of the start prints. A new socket has room for it. */
-static void send_greeting(int fd)
+/* Conversations that have no prompt yet, as the machine is being made; duplicates. */
+static int unprompted[8];
+static size_t unprompted_count;
+static bool is_made;
+
+/* A new socket has room for what is sent first. */
+static void send_first(int fd, const char *text)
+{
+    (void)!send(fd, text, strlen(text), MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+void hmp_prompt(void)
+{
+    is_made = true;
+    while (unprompted_count > 0) {
+        int fd = unprompted[--unprompted_count];
+
+        send_first(fd, PROMPT);
+        close(fd);
+    }
+}
+
+/* The greeting stands before what the rest of the start prints, the prompt after that. */
+static void greet(int fd)
 {
     char text[128];
-    int length =
-        snprintf(text, sizeof(text), "QEMU %d.%d.%d monitor - type 'help' for more information\r\n",
-                 QMP_QEMU_MAJOR, QMP_QEMU_MINOR, QMP_QEMU_MICRO);
+    int copy;
 
-    (void)!send(fd, text, (size_t)length, MSG_NOSIGNAL | MSG_DONTWAIT);
+    snprintf(text, sizeof(text), "QEMU %d.%d.%d monitor - type 'help' for more information\r\n",
+             QMP_QEMU_MAJOR, QMP_QEMU_MINOR, QMP_QEMU_MICRO);
+    send_first(fd, text);
+    if (is_made) {
+        send_first(fd, PROMPT);
+    } else if (unprompted_count < ARRAY_SIZE(unprompted) &&
+               (copy = fcntl(fd, F_DUPFD_CLOEXEC, 0)) >= 0) {
+        unprompted[unprompted_count++] = copy;
+    }
 }
 
 int hmp_start(int fd, struct chardev *chardev, void (*on_quit)(void), struct error *err)
 {
-    static const struct machine_lines_ops ops = {co_prompt_first, co_hmp_line};
+    static const struct machine_lines_ops ops = {co_hmp_line};
 
     quit_fn = on_quit;
-    send_greeting(fd);
+    greet(fd);
     return machine_lines_start(fd, &ops, chardev, err);
 }

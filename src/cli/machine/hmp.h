@@ -58,9 +58,12 @@ void hmp_printf(struct hmp *hmp, const char *fmt, ...) __attribute__((format(pri
 void hmp_co_run(struct hmp *hmp, const char *line);
 /*
  * Serve the human monitor on a connected, non-blocking socket `fd`, which is consumed also on
- * failure. `on_quit` is called when a line ends the machine. Does not yield.
+ * failure. `on_quit` is called when a line ends the machine. The greeting comes at once, the first
+ * prompt with hmp_prompt(). Does not yield.
  */
 int hmp_start(int fd, struct chardev *chardev, void (*on_quit)(void), struct error *err);
+/* The machine has been made: who was greeted before gets a prompt. Does not yield. */
+void hmp_prompt(void);
 
 /* Of QMP: runs a line, and returns what it prints. */
 qmp_co_command machine_co_human_monitor_command;

@@ -68,9 +68,6 @@ static void co_converse(void *arg)
     char *buf = malloc(READ_SIZE);
     ssize_t n;
 
-    if (lines->ops->co_begin) {
-        lines->ops->co_begin(lines);
-    }
     while (buf && !ending && !lines->pending.failed && lines->pending.len < LINE_MAX_SIZE &&
            (n = loop_co_recv(lines->fd, buf, READ_SIZE)) > 0) {
         strbuf_append(&lines->pending, buf, (size_t)n);

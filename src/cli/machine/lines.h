@@ -11,8 +11,6 @@ struct chardev;
 struct machine_lines;
 
 struct machine_lines_ops {
-    /* The conversation begins; NULL: nothing to do. Yields. */
-    void (*co_begin)(struct machine_lines *lines);
     /* A line, without its end. Yields. */
     void (*co_line)(struct machine_lines *lines, const char *line);
 };

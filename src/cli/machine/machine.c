@@ -32,6 +32,7 @@
 #include "cli/machine/device.h"
 #include "cli/machine/disk.h"
 #include "cli/machine/drive.h"
+#include "cli/machine/hmp.h"
 #include "cli/machine/lines.h"
 #include "cli/machine/migrate.h"
 #include "cli/machine/monitors.h"
@@ -51,7 +52,7 @@ struct machine {
     char **texts;           /* owned, and each of them: values of `items` that -set has changed */
     size_t text_count;
     const char *loadvm; /* a snapshot of the machine to begin with; NULL: none */
-    bool is_incoming;
+    bool is_incoming, is_preconfig;
 };
 
 /* --- makers ----------------------------------------------------------------------------------- */
@@ -326,6 +327,9 @@ static int co_make_machine(struct daemon_run *run, struct error *err)
             UNLESS_FAILED(r, co_connect_drives(err));
         }
     }
+    if (r >= 0) {
+        hmp_prompt();
+    }
     if (m->loadvm) {
         UNLESS_FAILED(r, machine_co_load_vm(m->loadvm, err));
     }
@@ -470,6 +474,10 @@ static enum verdict take_plain_option(struct machine *m, const char *name, const
         machine_drives_get_overlays();
         return NEXT;
     }
+    if (strcmp(name, "preconfig") == 0) {
+        m->is_preconfig = true;
+        return NEXT;
+    }
     if (strcmp(name, "daemonize") == 0) {
         m->run.daemonize = true;
         return NEXT;
@@ -538,6 +546,23 @@ static enum verdict parse_machine_options(struct machine *m, int argc, char **ar
     return verdict;
 }
 
+static bool options_fit(const struct machine *m)
+{
+    if (m->loadvm && m->is_incoming) {
+        cli_fail("'incoming' and 'loadvm' options are mutually exclusive");
+        return false;
+    }
+    if (m->loadvm && m->is_preconfig) {
+        cli_fail("'preconfig' and 'loadvm' options are mutually exclusive");
+        return false;
+    }
+    if (m->is_preconfig) {
+        cli_fail("-preconfig: there is nothing to configure without a guest");
+        return false;
+    }
+    return true;
+}
+
 int cli_machine_main(int argc, char **argv)
 {
     struct machine m = {.run = {.co_make = co_make_machine,
@@ -548,8 +573,7 @@ int cli_machine_main(int argc, char **argv)
 
     cli_set_program("qemu-system-x86_64", true);
     verdict = parse_machine_options(&m, argc, argv);
-    if (verdict == NEXT && m.loadvm && m.is_incoming) {
-        cli_fail("'incoming' and 'loadvm' options are mutually exclusive");
+    if (verdict == NEXT && !options_fit(&m)) {
         verdict = WRONG;
     }
     if (verdict == NEXT) {

@@ -182,7 +182,7 @@ static int find_mapped_place(const char *node, const char *name, struct place *p
                                    qmp_get_str(node_entry, "node-name"));
 }
 
-static int find_place(struct json_object *o, struct place *place, struct error *err)
+static int find_bitmap_place(struct json_object *o, struct place *place, struct error *err)
 {
     const char *node = qmp_get_str(o, "node") ?: "", *name = qmp_get_str(o, "name") ?: "";
 
@@ -200,7 +200,7 @@ static int co_make_bitmap(struct json_object *o, struct error *err)
 {
     struct place place;
     struct block_bitmap *b;
-    int r = find_place(o, &place, err);
+    int r = find_bitmap_place(o, &place, err);
 
     if (r < 0 || block_bitmap_find(place.node, place.name)) {
         return r;

@@ -17,8 +17,8 @@ static struct json_object *mapping; /* NULL: none */
 /* --- looking up ------------------------------------------------------------------------------- */
 
 /* The first of `count` entries of a list whose member `key` is `value`. */
-static struct json_object *find_entry(struct json_object *list, size_t count, const char *key,
-                                      const char *value)
+static struct json_object *find_alias_entry(struct json_object *list, size_t count, const char *key,
+                                            const char *value)
 {
     for (size_t i = 0; i < count; i++) {
         struct json_object *o = json_object_array_get_idx(list, i);
@@ -37,15 +37,16 @@ bool migrate_has_mapping(void)
 
 struct json_object *migrate_find_node(const char *name, bool by_alias)
 {
-    return find_entry(mapping, json_object_array_length(mapping), by_alias ? "alias" : "node-name",
-                      name);
+    return find_alias_entry(mapping, json_object_array_length(mapping),
+                            by_alias ? "alias" : "node-name", name);
 }
 
 struct json_object *migrate_find_bitmap(struct json_object *node, const char *name, bool by_alias)
 {
     struct json_object *list = qmp_get(node, "bitmaps");
 
-    return find_entry(list, json_object_array_length(list), by_alias ? "alias" : "name", name);
+    return find_alias_entry(list, json_object_array_length(list), by_alias ? "alias" : "name",
+                            name);
 }
 
 bool migrate_bitmap_persistent(struct json_object *bitmap, bool before)
@@ -77,26 +78,26 @@ static bool is_wellformed(const char *id)
     return true;
 }
 
-static int check_bitmap(struct json_object *node, struct json_object *list, size_t index,
-                        struct error *err)
+static int check_bitmap_alias(struct json_object *node, struct json_object *list, size_t index,
+                              struct error *err)
 {
     struct json_object *o = json_object_array_get_idx(list, index);
     const char *name = qmp_get_str(o, "name"), *alias = qmp_get_str(o, "alias");
     int r = check_length("bitmap alias", alias, MIGRATE_ALIAS_MAX, err);
 
     UNLESS_FAILED(r, check_length("bitmap name", name, BLOCK_BITMAP_NAME_MAX, err));
-    if (r >= 0 && find_entry(list, index, "name", name)) {
+    if (r >= 0 && find_alias_entry(list, index, "name", name)) {
         r = error_set(err, EINVAL, "The bitmap '%s'/'%s' is mapped twice",
                       qmp_get_str(node, "node-name"), name);
     }
-    if (r >= 0 && find_entry(list, index, "alias", alias)) {
+    if (r >= 0 && find_alias_entry(list, index, "alias", alias)) {
         r = error_set(err, EINVAL, "The bitmap alias '%s'/'%s' is used twice",
                       qmp_get_str(node, "alias"), alias);
     }
     return r;
 }
 
-static int check_node(struct json_object *list, size_t index, struct error *err)
+static int check_node_alias(struct json_object *list, size_t index, struct error *err)
 {
     struct json_object *o = json_object_array_get_idx(list, index);
     struct json_object *bitmaps = qmp_get(o, "bitmaps");
@@ -107,14 +108,14 @@ static int check_node(struct json_object *list, size_t index, struct error *err)
 
     UNLESS_FAILED(r, check_length("node alias", alias, MIGRATE_ALIAS_MAX, err));
     UNLESS_FAILED(r, check_length("node name", name, NODE_NAME_MAX, err));
-    if (r >= 0 && find_entry(list, index, "node-name", name)) {
+    if (r >= 0 && find_alias_entry(list, index, "node-name", name)) {
         r = error_set(err, EINVAL, "The node name '%s' is mapped twice", name);
     }
-    if (r >= 0 && find_entry(list, index, "alias", alias)) {
+    if (r >= 0 && find_alias_entry(list, index, "alias", alias)) {
         r = error_set(err, EINVAL, "The node alias '%s' is used twice", alias);
     }
     for (size_t i = 0; i < json_object_array_length(bitmaps) && r >= 0; i++) {
-        r = check_bitmap(o, bitmaps, i, err);
+        r = check_bitmap_alias(o, bitmaps, i, err);
     }
     return r;
 }
@@ -124,7 +125,7 @@ int migrate_set_mapping(struct json_object *new, struct error *err)
     int r = 0;
 
     for (size_t i = 0; i < json_object_array_length(new) && r >= 0; i++) {
-        r = check_node(new, i, err);
+        r = check_node_alias(new, i, err);
     }
     if (r < 0) {
         error_prepend(err, "Invalid mapping given for block-bitmap-mapping: ");
