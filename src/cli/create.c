@@ -158,6 +158,10 @@ static int co_look_at_backing(const struct cli_new_image *image, const char *bac
         return error_out_of_memory(err);
     }
     r = cli_co_open_disk_plainly(&source, BLOCK_OPEN_NO_IO, &disk, err);
+    if (r < 0 && image->converts) {
+        error_prepend(err, "Could not open '%s': Could not open backing file: ", image->filename);
+        return r;
+    }
     if (r < 0) {
         error_hint(err, "Could not open backing image.");
         return r;

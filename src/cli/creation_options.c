@@ -257,7 +257,10 @@ static void collect_descs(struct desc_list *list, const struct block_driver *for
     static const struct block_option_desc size = {"size", "size", "Virtual disk size"};
     const struct block_driver *protocol = filename ? protocol_of(filename) : NULL;
 
-    add_descs(list, block_driver_create_options(format));
+    /* raw has what its file has, so nothing of its own without one. */
+    if (filename || strcmp(block_driver_name(format), "raw") != 0) {
+        add_descs(list, block_driver_create_options(format));
+    }
     if (protocol) {
         add_descs(list, block_driver_create_options(protocol));
     }

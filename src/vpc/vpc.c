@@ -328,8 +328,13 @@ static int co_load_vpc_footer(struct block_node *node, struct error *err)
     const char *name = block_node_display_name(node);
     uint64_t file = block_edge_size(node->file);
     bool at_end = false;
-    int r = blockmap_co_read_exactly(node, node->file, 0, d->footer_bytes, VPC_FOOTER_SIZE,
-                                     "footer", err);
+    int r;
+
+    if (file < VPC_FOOTER_SIZE) {
+        return error_set(err, EINVAL, "File too small for a VHD header");
+    }
+    r = blockmap_co_read_exactly(node, node->file, 0, d->footer_bytes, VPC_FOOTER_SIZE, "footer",
+                                 err);
 
     if (r == 0 && !vpc_is_footer(d->footer_bytes)) {
         at_end = true;

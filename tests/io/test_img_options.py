@@ -336,6 +336,30 @@ class Refused(TestCase):
         full = run("sh", "-c", '"$0" info "$1" >/dev/full', compat("qemu-img"), disk, check=False)
         self.assertEqual((full.returncode, full.stderr), (1, "qemu-img: Could not write to standard output\n"))
 
+    def test_words_of_qemus_tools(self):
+        program, raw = [compat("qemu-img")], self.create("a.raw", "1M", fmt="raw")
+        top, base = self.path("top.qcow2"), self.path("base.qcow2")
+        backing = f"backing_fmt=qcow2,backing_file={base}"
+        for words, says in (
+            (["amend", "-o", "help"], "qemu-img: Expecting one image file name\n"),
+            (
+                ["convert", "-f", "raw", "-O", "qcow2", "-o", backing, raw, top],
+                f"qemu-img: Could not open '{top}': Could not open backing file: "
+                f"Could not open '{base}': No such file or directory\n",
+            ),
+            (
+                ["info", "-f", "vpc", os.devnull],
+                "qemu-img: Could not open '/dev/null': File too small for a VHD header\n",
+            ),
+        ):
+            result = run(*program, *words, check=False)
+            self.assertEqual((result.returncode, result.stderr), (1, says))
+        listed = run(*program, "create", "-f", "raw", "-o", "help").stdout.split("\n\n")[0]
+        self.assertEqual(
+            listed, "Supported raw options:\n  size=<size>            - Virtual disk size"
+        )
+        self.assertIn("preallocation", run(*program, "create", "-f", "raw", "-o", "help", raw).stdout)
+
     def test_a_backing_file_and_its_format_come_together(self):
         target = self.path("target")
         self.refused("Backing format cannot be used without backing file",

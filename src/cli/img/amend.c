@@ -113,7 +113,7 @@ int img_co_amend(int argc, char **argv, struct error *err)
                       : error_set(err, ENOENT, "Unknown file format '%s'", image.format);
     }
     if (first != argc - 1) {
-        return cli_usage_error(err, &usage, "Expecting one image file name");
+        return error_set(err, EINVAL, "Expecting one image file name");
     }
     image.name = argv[first];
     r = img_prepare(&image, "cache", &objects, err);
