@@ -5,6 +5,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "base/error.h"
+
 static void erase_string(struct json_object *string, void *arg)
 {
     (void)arg;
@@ -54,7 +56,7 @@ static int copy_members(struct json_object *to, struct json_object *value)
 
     json_object_object_foreach(value, key, member)
     {
-        r = r < 0 ? r : copy_member(to, key, member);
+        UNLESS_FAILED(r, copy_member(to, key, member));
     }
     return r;
 }
