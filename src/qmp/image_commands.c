@@ -104,24 +104,29 @@ int qmp_co_block_resize(struct qmp_call *call, struct json_object *args,
 
 /* --- change-backing-file ---------------------------------------------------------------------- */
 
-/* An image that is read-only is writable for the time of the change. */
+/*
+ * An image that is read-only is writable for the time of the change. The change itself may take
+ * long, and touches no edge: commands that change others' edges go on meanwhile.
+ */
 static int co_record_backing(struct block_node *node, const char *name, const char *format,
                              struct error *err)
 {
     bool read_only = block_node_is_read_only(node);
     struct block_control_work work;
-    int r;
+    int r, r2 = 0;
 
     block_node_ref(node);
-    block_control_begin_work(&work, &node, 1, true);
-    r = block_co_set_read_only(node, false, err);
-    if (r >= 0) {
-        int r2;
-
-        r = block_co_change_backing(node, name, format, err);
-        r2 = block_co_set_read_only(node, read_only, r < 0 ? NULL : err);
-        r = error_first(r, r2);
+    block_control_begin_work(&work, &node, 1, read_only);
+    r = read_only ? block_co_set_read_only(node, false, err) : 0;
+    read_only = read_only && r >= 0;
+    block_control_keep_graph(&work);
+    UNLESS_FAILED(r, block_co_change_backing(node, name, format, err));
+    if (read_only) {
+        block_co_control_end_work(&work);
+        block_control_begin_work(&work, &node, 1, true);
+        r2 = block_co_set_read_only(node, true, r < 0 ? NULL : err);
     }
+    r = error_first(r, r2);
     block_co_control_end_work(&work);
     block_co_unref(node);
     return r;

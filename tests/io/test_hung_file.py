@@ -71,6 +71,27 @@ class HungFile(HungFileCase):
         qmp.command("blockdev-add", **node)
         qmp.command("blockdev-del", **{"node-name": "again"})
 
+    def test_a_new_name_of_a_backing_file_delays_no_other_disk(self):
+        qmp = self.server.qmp
+        path = os.path.join(self.mount, "top.qcow2")
+        tidemark.img("create", "-q", "-f", "qcow2", "-u", "-b", "a", "-F", "raw", path, "16M")
+        for read_only in False, True:
+            name = f"top{read_only}"
+            qmp.command("blockdev-add", driver="qcow2", node_name=name, read_only=read_only,
+                        file={"driver": "file", "filename": path}, backing="good")  # fmt: skip
+            self.freeze()
+            arguments = {"device": name, "image-node-name": name, "backing-file": f"b{read_only}"}
+            qmp.send_raw(json.dumps({"execute": "change-backing-file", "arguments": arguments}))
+            with self.server.connect(timeout=PATIENCE) as other:
+                other.command("query-jobs")
+                other.command("blockdev-add", driver="null-co", node_name="other", size=MIB)
+                other.command("blockdev-del", node_name="other")
+            self.thaw()
+            self.assertEqual(qmp.receive_answer(), {"return": {}})
+            qmp.command("blockdev-del", node_name=name)
+            out = tidemark.img("info", "-f", "qcow2", "--output=json", path).stdout
+            self.assertEqual(json.loads(out)["backing-filename"], f"b{read_only}")
+
     def test_sockets_there_are_left(self):
         """Nobody waits for the file of a socket to go."""
         qmp = self.server.qmp
