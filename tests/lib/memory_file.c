@@ -306,6 +306,14 @@ static int memory_co_truncate(struct block_node *node, uint64_t size, enum block
     return r;
 }
 
+static int memory_co_allocated_size(struct block_node *node, uint64_t *ret_size)
+{
+    const struct memory_file *f = file_of(node);
+
+    *ret_size = f->stored;
+    return f->tells_stored ? f->stored_result : -ENOTSUP;
+}
+
 const struct block_driver memory_file_driver = {
     .name = "memory-file",
     .instance_size = sizeof(struct memory_file *),
@@ -321,4 +329,5 @@ const struct block_driver memory_file_driver = {
     .co_discard = memory_co_discard,
     .co_flush = memory_co_flush,
     .co_truncate = memory_co_truncate,
+    .co_allocated_size = memory_co_allocated_size,
 };

@@ -34,6 +34,10 @@ struct memory_file {
     unsigned fail_kinds; /* fail with fail_errno... */
     unsigned fail_after; /* ...after this number of requests of these kinds */
     int fail_errno;
+    /* What the file says of its storage if it tells: `stored` bytes, or -errno. */
+    bool tells_stored;
+    int stored_result;
+    uint64_t stored;
     /* Flushes to come, by number from 0: the result; 1: they wait until it is another one. */
     bool scripted;
     unsigned flushes;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* qcow2: files that can't grow any more. What was given back is used before anything is refused. */
+#include <errno.h>
 #include <string.h>
 
 #include "co_test.h"
@@ -8,6 +9,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "qcow2/bitmap/bitmap.h"
+#include "qcow2/data/sparse.h"
 #include "qcow2/table/refcount.h"
 #include "qcow2_fixture.h"
 
@@ -63,6 +65,22 @@ static void what_was_discarded_is_written_to_without_a_flush(void *arg)
     image_expect(&i, SIZE / 2, PIECE, 2);
     image_expect(&i, 0, 2 * PIECE, 0);
     image_expect(&i, 2 * PIECE, SIZE / 4 - 2 * PIECE, 1);
+    close_full(&i);
+}
+
+static void storage_that_is_late_is_asked_for_again(void *arg)
+{
+    struct image i;
+
+    make_full(&i, "cluster_size=4k");
+    i.file->tells_stored = true;
+    i.file->stored_result = -ETIMEDOUT;
+    assert_false(qcow2_co_is_sparse(i.q));
+    i.file->stored_result = 0;
+    assert_true(qcow2_co_is_sparse(i.q));
+    i.file->stored_result = -EIO;
+    assert_true(qcow2_co_is_sparse(i.q)); /* it is not asked again */
+    i.file->tells_stored = false;
     close_full(&i);
 }
 
@@ -671,6 +689,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         CO_TEST(what_was_discarded_is_written_to_without_a_flush),
+        CO_TEST(storage_that_is_late_is_asked_for_again),
         CO_TEST(nothing_is_committed_where_nothing_waits),
         CO_TEST(nothing_is_committed_where_there_is_room),
         CO_TEST(tables_take_what_was_discarded),
