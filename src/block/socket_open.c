@@ -297,8 +297,12 @@ static int co_listen_inet(const struct socket_address *a, int backlog, int *ret_
         return r;
     }
     first = tcp_port(q.result->ai_addr);
-    for (unsigned port = first; fd == -EADDRINUSE && port <= (a->to > first ? a->to : first);
-         port++) {
+    if (a->to && a->to < first) {
+        freeaddrinfo(q.result);
+        return error_set(err, EINVAL, "The last port (to=%u) is below the first one (port=%u)",
+                         a->to, first);
+    }
+    for (unsigned port = first; fd == -EADDRINUSE && port <= (a->to ? a->to : first); port++) {
         fd = bind_port(a, q.result, port, backlog);
     }
     freeaddrinfo(q.result);

@@ -44,10 +44,13 @@ int chardev_co_new(const char *id, struct json_object *backend, struct chardev *
 /*
  * Likewise from the options of --chardev, which are consumed: `backend`, `id`, and what the type
  * has. With wait=on, which is the default there, a listening socket waits for its first client.
+ * `ret_chardev` may be NULL.
  */
-int chardev_co_add(struct options *opts, struct error *err);
+int chardev_co_add(struct options *opts, struct chardev **ret_chardev, struct error *err);
 /* A chardev_co_add() that waits for its first client fails with -ECANCELED. */
 void chardev_stop_waiting(void);
+/* Chardevs `stdio` are refused from now on, since the process gives its standard files up. */
+void chardev_refuse_stdio(void);
 
 /* The chardev of this id; NULL: there is none. */
 struct chardev *chardev_find(const char *id);

@@ -236,7 +236,7 @@ void chardev_stop_waiting(void)
     }
 }
 
-int chardev_co_add(struct options *opts_, struct error *err)
+int chardev_co_add(struct options *opts_, struct chardev **ret_chardev, struct error *err)
 {
     AUTO_OPTIONS struct options *opts = opts_;
     AUTO_FREE char *type = NULL, *id = NULL;
@@ -260,5 +260,8 @@ int chardev_co_add(struct options *opts_, struct error *err)
         }
     }
     json_object_put(backend);
+    if (r >= 0 && ret_chardev) {
+        *ret_chardev = c;
+    }
     return r;
 }

@@ -145,12 +145,22 @@ const struct chardev_ops chardev_pipe_ops = {
 
 /* --- stdio ------------------------------------------------------------------------------------ */
 
+static bool refuses_stdio;
+
+void chardev_refuse_stdio(void)
+{
+    refuses_stdio = true;
+}
+
 static int co_open_stdio(struct chardev *c, struct json_object *data, struct error *err)
 {
     struct chardev_ends *e = &plain(c)->ends;
     int fd;
 
     init_ends(c);
+    if (refuses_stdio) {
+        return error_set(err, EINVAL, "cannot use stdio with -daemonize");
+    }
     fd = chardev_stdio_open(err);
     if (fd < 0) {
         return fd;

@@ -203,6 +203,13 @@ static const struct user_object_type iothread_type = {
 static int main_loop_create(const char *id, struct options *opts, void **ret_data,
                             struct error *err)
 {
+    struct iothread *t;
+
+    LIST_FOREACH (t, &iothreads, link) {
+        if (!t->reactor) {
+            return error_set(err, EINVAL, "only one main-loop instance allowed");
+        }
+    }
     return add_iothread(NULL, opts, ret_data, err);
 }
 

@@ -73,6 +73,8 @@ class InetTest(AddressTest):
         taken = "Failed to find an available port: Address already in use"
         self.refused(taken, "inet", host="127.0.0.1", port=str(port))
         self.refused(taken, "inet", host="127.0.0.1", port=str(port), to=port)
+        backwards = f"The last port (to={port - 1}) is below the first one (port={port})"
+        self.refused(backwards, "inet", host="127.0.0.1", port=str(port), to=port - 1)
         address = self.start("inet", host="127.0.0.1", port=str(port), to=min(port + 50, 65535))
         self.assertGreater(int(address["port"]), port)
         self.reads(type="inet", host="127.0.0.1", port=address["port"])

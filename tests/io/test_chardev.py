@@ -313,6 +313,8 @@ class OtherTypesTest(ChardevTest):
         link = self.path("tty")
         server = self.start_with(f"pty,id=c,path={link}")
         self.assertEqual(self.filenames()["c"], "pty:" + os.readlink(link))
+        said = f"char device redirected to {os.readlink(link)} (label c)"
+        self.assertIn(said, server.log().splitlines())
         for _ in range(2):
             fd = os.open(link, os.O_RDWR | os.O_NOCTTY)
             with open(fd, "r+b", buffering=0) as tty:

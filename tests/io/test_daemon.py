@@ -278,6 +278,12 @@ class DaemonTest(tidemark.TestCase):
             "driver=file,node-name=n,filename=/nonexistent",
         )
 
+    def test_daemonize_leaves_no_standard_files_for_a_chardev(self):
+        self.refused(
+            "--chardev stdio,id=c: cannot use stdio with -daemonize",
+            "--daemonize", "--chardev", "stdio,id=c", "--monitor", "c",
+        )  # fmt: skip
+
     def test_a_socket_left_by_a_crash_is_replaced(self):
         server = self.daemon()
         server.kill()

@@ -25,6 +25,13 @@ class ObjectsTest(tidemark.TestCase):
         self.add("main-loop")
         self.add("main-loop", **pool)
 
+    def test_one_main_loop(self):
+        self.qmp.command("object-add", **{"qom-type": "main-loop", "id": "m"})
+        with self.assertRaisesRegex(QmpError, "only one main-loop instance allowed"):
+            self.qmp.command("object-add", **{"qom-type": "main-loop", "id": "n"})
+        self.qmp.command("object-del", id="m")
+        self.add("main-loop")
+
     def test_settings_that_make_no_sense_are_refused(self):
         cases = [
             ({"poll-max-ns": -1}, r"poll-max-ns value must be in range \[0, 9223372036854775807\]"),

@@ -7,6 +7,7 @@
  * run.h has what happens before and after that.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/checked.h"
@@ -83,6 +84,19 @@ static int co_make_export(struct options *opts, struct error *err)
     return co_run_option(&qmp_action_export_add, &export_options_type, opts, err);
 }
 
+/* The name of a pseudo terminal is needed to reach it. */
+static int co_make_named_chardev(struct options *opts, struct error *err)
+{
+    struct chardev *c;
+    int r = chardev_co_add(opts, &c, err);
+
+    if (r >= 0 && chardev_pty(c)) {
+        printf("char device redirected to %s (label %s)\n", chardev_pty(c), chardev_id(c));
+        fflush(stdout);
+    }
+    return r;
+}
+
 static int co_make_nbd_server(struct options *opts_, struct error *err)
 {
     AUTO_OPTIONS struct options *opts = opts_;
@@ -102,7 +116,7 @@ static const struct maker {
     const char *implied_key;
     co_maker *co_make;
 } makers[] = {
-    {"blockdev", "driver", co_make_blockdev}, {"chardev", "backend", chardev_co_add},
+    {"blockdev", "driver", co_make_blockdev}, {"chardev", "backend", co_make_named_chardev},
     {"export", "type", co_make_export},       {"monitor", "chardev", qmp_monitor_add},
     {"nbd-server", NULL, co_make_nbd_server}, {"object", "qom-type", user_object_co_add},
 };

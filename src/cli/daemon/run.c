@@ -206,8 +206,11 @@ int daemon_run(struct daemon_run *d)
 
     d->ready_fd = -1;
     d->pid_fd = -1;
-    if (d->daemonize && fork_daemon(d, &err) < 0) {
-        return cli_report(&err);
+    if (d->daemonize) {
+        chardev_refuse_stdio();
+        if (fork_daemon(d, &err) < 0) {
+            return cli_report(&err);
+        }
     }
     /* A connection takes a descriptor, and an image with its backing files several. */
     cli_raise_file_limit();

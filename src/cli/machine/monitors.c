@@ -20,7 +20,7 @@ int machine_co_add_chardev(const char *text, struct error *err)
     struct options *opts;
     int r = options_parse(text, "backend", &opts, err);
 
-    return r < 0 ? r : chardev_co_add(opts, err);
+    return r < 0 ? r : chardev_co_add(opts, NULL, err);
 }
 
 /* --- conversations ---------------------------------------------------------------------------- */
@@ -110,7 +110,7 @@ int machine_co_add_talk(enum machine_talk talk, const char *text, struct error *
     }
     snprintf(id, sizeof(id), "compat_monitor%u", serial++);
     r = short_form(text, id, &opts, err);
-    UNLESS_FAILED(r, chardev_co_add(opts, err));
+    UNLESS_FAILED(r, chardev_co_add(opts, NULL, err));
     return r < 0 ? r : start_talk(id, talk, err);
 }
 
