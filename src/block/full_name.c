@@ -301,14 +301,6 @@ static bool has_other_backing(const struct chain_names *c, size_t i, struct real
            (!record || name || !is_recorded(record, node, c->images[i + 1]));
 }
 
-/* Whether a node has the filename of the node below. */
-static bool shows_filename(const struct block_node *node)
-{
-    const struct block_driver *d = node->driver;
-
-    return d->is_internal || d->is_frozen_view || strcmp(d->name, "copy-before-write") == 0;
-}
-
 static bool child_needs_options(const struct block_node *node, struct naming *naming)
 {
     struct chain_names c;
@@ -337,12 +329,12 @@ static bool needs_options(const struct block_node *node, struct naming *naming)
     }
     LIST_FOREACH (edge, &node->children, sibling) {
         if ((!node->backing || edge != node->backing) &&
-            (!shows_filename(node) || (node->file && edge == node->file)) &&
+            (!block_node_shows_filename(node) || (node->file && edge == node->file)) &&
             child_needs_options(skip_implicit(edge->node), naming)) {
             return true;
         }
     }
-    if (shows_filename(node)) {
+    if (block_node_shows_filename(node)) {
         return false;
     }
     if (d->parse_filename || d->is_filter) {

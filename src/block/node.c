@@ -39,8 +39,19 @@ const char *block_node_name(const struct block_node *node)
     return node->name;
 }
 
+bool block_node_shows_filename(const struct block_node *node)
+{
+    const struct block_driver *d = node->driver;
+
+    return d->is_internal || d->is_frozen_view || strcmp(d->name, "copy-before-write") == 0;
+}
+
 const char *block_node_filename(const struct block_node *node)
 {
+    /* An overlay may have come in between since the node was opened. */
+    while (node->file && block_node_shows_filename(node)) {
+        node = node->file->node;
+    }
     return node->filename ? node->filename : "";
 }
 

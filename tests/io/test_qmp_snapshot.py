@@ -146,6 +146,19 @@ class SnapshotTest(tidemark.TestCase):
         self.assertIn("readonly", caught.exception.desc)
         self.finish(guests, {"a": ["o.qcow2", "a.qcow2"]})
 
+    def test_the_filter_of_a_job_has_the_filename_of_the_overlay(self):
+        """Which comes in between the filter and the disk."""
+        self.create("target.raw", fmt="raw")
+        self.qmp.command("blockdev-add", driver="file", node_name="t", filename=self.path("target.raw"))
+        self.qmp.command(
+            "blockdev-backup", job_id="j", device="a", target="t", sync="none", filter_node_name="f"
+        )
+        self.assertEqual(self.qmp.node("f")["file"], self.path("a.qcow2"))
+        path = self.overlay("o", "a.qcow2")
+        self.qmp.transaction(snapshot("a", "o"))
+        node = self.qmp.node("f")
+        self.assertEqual((node["file"], node["image"]["filename"]), (path, path))
+
     def test_several_disks_at_one_instant(self):
         """What one guest writes to b only after a has it is in the images in this order."""
         guests = self.guests("a", "b")
