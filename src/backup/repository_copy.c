@@ -8,13 +8,19 @@
 
 #include "backup/file_copy.h"
 #include "backup/files.h"
+#include "backup/giving_up.h"
 #include "backup/merge.h"
 #include "backup/upload.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/shell_word.h"
+#include "base/time_units.h"
+#include "loop/loop.h"
+#include "ssh/remote_file.h"
 
 #define ATTEMPTS 5
+/* How long a server may take to end a copy in order. */
+#define STOPPED_TIMEOUT_NS (5 * NS_PER_SECOND)
 
 struct repository_copy {
     const struct repository_copy_options *options;
@@ -23,6 +29,7 @@ struct repository_copy {
     bool *selected;             /* by index of the entry of `from` */
     struct progress progress;
     struct repository_copy_result *result;
+    int64_t stopped_ns; /* when the stop was seen; 0: not yet */
 };
 
 /* --- what to copy --- */
@@ -376,6 +383,16 @@ static int co_open_copy_target(struct repository_copy *c, struct error *err)
     return r;
 }
 
+static void co_give_up_server(void *arg)
+{
+    struct repository_copy *c = arg;
+
+    c->stopped_ns = c->stopped_ns ?: loop_now_ns();
+    if (loop_now_ns() - c->stopped_ns >= STOPPED_TIMEOUT_NS) {
+        remote_give_up_all();
+    }
+}
+
 /* One attempt. *ret_again: the source changed meanwhile. */
 static int co_copy_repository(struct repository_copy *c, bool *ret_again, struct error *err)
 {
@@ -419,8 +436,12 @@ int repository_copy_co_run(const struct repository_copy_options *options,
     int r;
 
     for (int i = 0; i < ATTEMPTS; i++) {
+        struct giving_up giving_up;
+
         again = false;
+        giving_up_begin(&giving_up, options->stop, co_give_up_server, &c);
         r = co_copy_repository(&c, &again, err);
+        r = giving_up_co_end(&giving_up, r, "The copy was stopped", err);
         if (!again) {
             return r;
         }

@@ -116,10 +116,7 @@ void remote_dir_close(struct remote_dir *d)
     if (d->connection.sftp) {
         sftp_free(d->connection.sftp);
     }
-    if (d->connection.session) {
-        ssh_disconnect(d->connection.session);
-        ssh_free(d->connection.session);
-    }
+    remote_file_end_session(&d->connection);
     free(d->path);
     free(d);
 }

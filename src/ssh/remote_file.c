@@ -9,10 +9,12 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <unistd.h>
 
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -146,6 +148,53 @@ static int check_server(struct remote_file *f, const struct ssh_target *t, struc
     }
 }
 
+/* --- giving up ------------------------------------------------------------------------------ */
+
+static struct list cuts = LIST_INIT(cuts);
+static pthread_mutex_t cuts_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void list_cut(struct remote_cut *cut, int fd)
+{
+    cut->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    cut->listed = cut->fd >= 0;
+    if (cut->listed) {
+        pthread_mutex_lock(&cuts_lock);
+        list_append(&cuts, &cut->link);
+        pthread_mutex_unlock(&cuts_lock);
+    }
+}
+
+static void unlist_cut(struct remote_cut *cut)
+{
+    if (cut->listed) {
+        pthread_mutex_lock(&cuts_lock);
+        list_remove(&cut->link);
+        pthread_mutex_unlock(&cuts_lock);
+        close(cut->fd);
+        cut->listed = false;
+    }
+}
+
+void remote_give_up_all(void)
+{
+    struct remote_cut *cut;
+
+    pthread_mutex_lock(&cuts_lock);
+    LIST_FOREACH (cut, &cuts, link) {
+        shutdown(cut->fd, SHUT_RDWR);
+    }
+    pthread_mutex_unlock(&cuts_lock);
+}
+
+void remote_file_end_session(struct remote_file *f)
+{
+    if (f->session) {
+        ssh_disconnect(f->session);
+        ssh_free(f->session);
+    }
+    unlist_cut(&f->cut);
+}
+
 /* --- opening -------------------------------------------------------------------------------- */
 
 static int start_ssh_session(struct remote_file *f, const struct ssh_target *t, struct error *err)
@@ -167,6 +216,7 @@ static int start_ssh_session(struct remote_file *f, const struct ssh_target *t, 
                          t->port, f->session ? ssh_get_error(f->session) : "out of memory");
     }
     /* From here on the session owns the descriptor. */
+    list_cut(&f->cut, fd);
     if (ssh_connect(f->session) != SSH_OK) {
         return error_set(err, EIO, "failed to establish SSH session with '%s:%s': %s", t->host,
                          t->port, ssh_get_error(f->session));
@@ -251,9 +301,8 @@ void remote_file_close(struct remote_file *f)
     if (f->sftp && !f->shares) {
         sftp_free(f->sftp);
     }
-    if (f->session && !f->shares) {
-        ssh_disconnect(f->session);
-        ssh_free(f->session);
+    if (!f->shares) {
+        remote_file_end_session(f);
     }
     free(f->path);
     free(f);

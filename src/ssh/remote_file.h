@@ -60,6 +60,12 @@ char *ssh_target_filename(const struct ssh_target *t);
 /* --- remote_file.c -------------------------------------------------------------------------- */
 
 /*
+ * The user does not wait any longer for servers that do not answer: cut all connections of this
+ * process, so that what waits for them fails. Any thread; does not yield.
+ */
+void remote_give_up_all(void);
+
+/*
  * All of these block, and run on the offload pool; for each file on one thread at a time, since a
  * session of libssh cannot be shared by threads. Offsets and sizes are bytes.
  */

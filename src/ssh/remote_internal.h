@@ -3,11 +3,20 @@
 #ifndef TIDEMARK_SSH_REMOTE_INTERNAL_H
 #define TIDEMARK_SSH_REMOTE_INTERNAL_H
 
+#include "base/list.h"
 #include "ssh/libssh_lazy.h"
 #include "ssh/remote_file.h"
 
+/* A connection that remote_give_up_all() cuts. */
+struct remote_cut {
+    struct list link;
+    int fd; /* a duplicate of the session's, which libssh may close at any time */
+    bool listed;
+};
+
 struct remote_file {
     ssh_session session;
+    struct remote_cut cut;
     sftp_session sftp;
     sftp_file file;
     char *path;
@@ -16,6 +25,8 @@ struct remote_file {
 
 /* Load the library, connect and authenticate. The session is released with `f` in any case. */
 int remote_file_start_session(struct remote_file *f, const struct ssh_target *t, struct error *err);
+/* Disconnect and free the session, if there is one. */
+void remote_file_end_session(struct remote_file *f);
 /* Connect, authenticate and start SFTP. What it has made is closed by remote_file_close(). */
 int remote_file_connect(struct remote_file *f, const struct ssh_target *t, struct error *err);
 /* Open a file over the connection that `f` has. `mode`: of a new file. */

@@ -45,10 +45,7 @@ static void hang_up(struct tunnel *t)
     if (t->channel) {
         ssh_channel_free(t->channel);
     }
-    if (t->connection.session) {
-        ssh_disconnect(t->connection.session);
-        ssh_free(t->connection.session);
-    }
+    remote_file_end_session(&t->connection);
 }
 
 /* Nobody uses it, and it was hung up. */

@@ -60,6 +60,22 @@ class UploadCase(Ssh):
         self.assertEqual(left, [])
 
 
+class NoAnswer(UploadCase):
+    def sftp(self):
+        return f"{shutil.which('sleep')} 100"
+
+    def test_a_stop_is_heard(self):
+        uri = self.uri("copy").replace("ssh://", "sftp://", 1)
+        process = subprocess.Popen([*tool("copy"), self.made.path, uri], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, env=self.environment)  # fmt: skip
+        self.addCleanup(process.kill)
+        wait_until(lambda: "Accepted" in self.server.log(), "the session")
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 1, err)
+        self.assertIn(b"The copy was stopped", err)
+
+
 class Uploads(UploadCase):
     def test_all_then_what_is_new(self):
         result = self.copy()
