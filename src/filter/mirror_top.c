@@ -255,38 +255,63 @@ static bool is_all_dirty(const struct dirty_bitmap *b, uint64_t offset, uint64_t
     return dirty_bitmap_status(b, offset, offset + length, &same) && same >= length;
 }
 
-/* Whether the target reads as zeroes in the range as it is, for good. */
-static bool co_mirror_target_is_zero(struct mirror_top *s, uint64_t offset, uint64_t length)
+/*
+ * Whether the target reads as zeroes at `offset` as it is, for good; *length becomes the length to
+ * which that applies. Without an answer it does not.
+ */
+static bool co_target_zero_run(struct mirror_top *s, uint64_t offset, uint64_t *length)
 {
-    const unsigned own = BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_ZERO;
+    bool own_layer = s->whole || s->params.backing_unknown;
+    unsigned need = own_layer ? BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_ZERO : BLOCK_STATUS_ZERO;
     struct block_status status;
-    uint64_t end = offset + length;
+    uint64_t same;
+    int r;
 
-    if (s->untouched && is_all_dirty(s->untouched, offset, length)) {
+    if (s->untouched && dirty_bitmap_status(s->untouched, offset, offset + *length, &same)) {
+        *length = same;
         return true;
     }
-    for (; offset < end; offset += status.length) {
-        bool own_layer = s->whole || s->params.backing_unknown;
-        unsigned need = own_layer ? own : BLOCK_STATUS_ZERO;
-        int r = own_layer
-                    ? block_co_status(s->target, offset, end - offset, &status)
-                    : block_co_status_above(s->target, NULL, offset, end - offset, &status, NULL);
+    r = own_layer ? block_co_status(s->target, offset, *length, &status)
+                  : block_co_status_above(s->target, NULL, offset, *length, &status, NULL);
+    if (r < 0 || status.length == 0) {
+        return false;
+    }
+    *length = MIN(*length, status.length);
+    return (status.flags & need) == need;
+}
 
-        if (r < 0 || status.length == 0 || (status.flags & need) != need) {
+static bool co_mirror_target_is_zero(struct mirror_top *s, uint64_t offset, uint64_t length)
+{
+    uint64_t end = offset + length, n;
+
+    for (; offset < end; offset += n) {
+        n = end - offset;
+        if (!co_target_zero_run(s, offset, &n)) {
             return false;
         }
     }
     return true;
 }
 
+/*
+ * What reads as zeroes stays, so that a target that is nearly empty does not become allocated
+ * because of its first block.
+ */
 static int co_mirror_zeroes(struct mirror_top *s, uint64_t offset, uint64_t length)
 {
-    if (co_mirror_target_is_zero(s, offset, length)) {
-        return 0;
+    uint64_t end = offset + length, n;
+    int r = 0;
+
+    for (; r == 0 && offset < end; offset += n) {
+        n = end - offset;
+        if (co_target_zero_run(s, offset, &n)) {
+            continue;
+        }
+        n = MIN(round_up(offset + n, s->params.granularity), end) - offset;
+        touch(s, offset, n);
+        r = block_co_write_zeroes(s->target, offset, n, s->params.unmap ? BLOCK_REQ_MAY_UNMAP : 0);
     }
-    touch(s, offset, length);
-    return block_co_write_zeroes(s->target, offset, length,
-                                 s->params.unmap ? BLOCK_REQ_MAY_UNMAP : 0);
+    return r;
 }
 
 /*

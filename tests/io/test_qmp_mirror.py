@@ -60,6 +60,17 @@ class Contents(MirrorCase):
         self.assert_target_is(bytes(SIZE))
         self.assertEqual(os.stat(self.target).st_size, before)
 
+    def test_a_first_block_does_not_fill_a_sparse_target(self):
+        """Other programs write it when they create a file, to find out how it is aligned."""
+        target = self.make("first", "raw")
+        tidemark.io(target, "write -P 0 0 4k", fmt="raw")
+        self.start("--blockdev", f"driver=raw,node-name=u,file.driver=file,file.filename={target}", fill=False)
+        self.mirror(target="u")
+        self.wait_ready()
+        self.complete()
+        self.assert_target_is(bytes(SIZE), target, "raw")
+        self.assertLess(os.stat(target).st_blocks * 512, MIB)
+
     def test_target_is_zero_is_believed(self):
         """Zeroes are not written to a target that cannot tell what it has."""
         self.target_format = "raw"
