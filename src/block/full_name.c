@@ -24,7 +24,7 @@ static bool is_of_use(const char *key)
 {
     static const char *const keys[] = {
         "node-name", "read-only", "auto-read-only", "force-share", "cache", "discard",
-        "detect-zeroes", "driver", "backing",
+        "detect-zeroes", "driver", "backing", "active",
         /* of files */
         "locking", "aio", "aio-max-batch", "drop-cache", "x-check-cache-dropped",
         /* of null-co */
@@ -34,7 +34,8 @@ static bool is_of_use(const char *key)
         "l2-cache-...", "refcount-cache-size", "cache-clean-interval", "durable-bitmaps...",
         "encrypt.format",
         /* of nbd, http and filters */
-        "reconnect-delay", "open-timeout", "readahead", "timeout", "bottom", "prealloc-...", NULL};
+        "reconnect-delay", "open-timeout", "x-connections", "readahead", "timeout", "bottom",
+        "prealloc-...", NULL};
     const char *const *k = keys;
 
     for (; *k; k++) {

@@ -65,6 +65,15 @@ class ActiveCase(tidemark.TestCase):
 
 
 class Turns(ActiveCase):
+    def test_a_filename_does_not_say_who_is_active(self):
+        path = self.path("disk.raw")
+        with open(path, "wb") as image:
+            image.truncate(MIB)
+        self.disk(self.here, path, "raw", offset=512, active=False)
+        file = self.here.qmp.node("disk")["file"]
+        self.assertIn('"offset": 512', file)
+        self.assertNotIn("active", file)
+
     def test_an_image_goes_there_and_back_with_its_bitmap(self):
         image = self.create("disk.qcow2", "16M")
         self.disk(self.here, image)
