@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* x-debug-block-dirty-bitmap-sha256: the digest of a bitmap, by which tests compare bitmaps. */
 #include <errno.h>
+#include <inttypes.h>
 
 #include "base/checked.h"
 #include "base/sha256.h"
@@ -13,6 +14,16 @@
 
 #define PIECE_SIZE UINT64_C(65536)
 #define WORD_BITS 64
+/* Of the bits that are summed up: more would take longer than anybody waits. */
+#define SUMMED_MAX (1 * GiB)
+
+/* Bytes of the bits, in whole words. */
+static uint64_t size_of_bits(const struct dirty_bitmap *bits)
+{
+    uint64_t granules = MAX(dirty_bitmap_granules(bits), UINT64_C(1));
+
+    return (granules + WORD_BITS - 1) / WORD_BITS * (WORD_BITS / 8);
+}
 
 struct sum {
     const struct dirty_bitmap *bits;
@@ -27,8 +38,7 @@ static int sum_bits(void *arg)
 {
     static const uint64_t piece_bits = PIECE_SIZE * 8;
     struct sum *s = arg;
-    uint64_t granules = MAX(dirty_bitmap_granules(s->bits), UINT64_C(1));
-    uint64_t size = (granules + WORD_BITS - 1) / WORD_BITS * (WORD_BITS / 8);
+    uint64_t size = size_of_bits(s->bits);
     struct sha256 *sha = sha256_new();
     uint8_t buf[PIECE_SIZE];
     int r = sha ? 0 : -EIO;
@@ -90,6 +100,12 @@ int qmp_co_x_debug_bitmap_sha256(struct qmp_call *call, struct json_object *args
 
     if (!copy) {
         return -EINVAL;
+    }
+    if (size_of_bits(copy) > SUMMED_MAX) {
+        error_set(err, EFBIG, "Bitmap '%s' has %" PRIu64 " granules; a digest takes at most %llu",
+                  qmp_get_str(args, "name"), dirty_bitmap_granules(copy), SUMMED_MAX * 8);
+        dirty_bitmap_free(copy);
+        return -EFBIG;
     }
     r = loop_co_offload(sum_bits, &sum);
     dirty_bitmap_free(copy);

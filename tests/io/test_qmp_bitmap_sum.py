@@ -45,6 +45,19 @@ class BitmapSum(SameAnswersCase):
                 self.add_bitmap(f"n{i}", f"b{granularity}", granularity)
                 self.sum(f"n{i}", f"b{granularity}")
 
+    def test_a_bitmap_that_would_take_days_is_refused(self):
+        """QEMU has no such bitmaps."""
+        size = 1 << 62
+        node = {"driver": "null-co", "node-name": "n", "size": size}
+        self.assertEqual(self.alone("blockdev-add", node), {"return": {}})
+        bitmap = {"node": "n", "name": "b", "granularity": 65536}
+        self.assertEqual(self.alone("block-dirty-bitmap-add", bitmap), {"return": {}})
+        answer = self.alone(SUM, {"node": "n", "name": "b"})
+        self.assertEqual(
+            answer["error"]["desc"],
+            f"Bitmap 'b' has {size >> 16} granules; a digest takes at most {1 << 33}",
+        )
+
     def test_dirty_bitmaps(self):
         size = (200 << 20) + 512 * 3
         self.add("n", size)
