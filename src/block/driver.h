@@ -252,6 +252,11 @@ struct block_node {
     /* Writes on nodes with request_alignment > 1; unaligned ones are exclusive. */
     struct range_lock rmw;
     /*
+     * Held while the size changes. A command holds the control lock meanwhile, but a job that makes
+     * an image in the node does not.
+     */
+    struct co_mutex resizing;
+    /*
      * Reads of a range exclude changes of it, by `serial`, while the node reaches `serial_disk`
      * (NULL: none): block_node_set_serialising(). Changes only while the node is drained.
      */

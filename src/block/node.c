@@ -316,6 +316,7 @@ void block_node_free(struct block_node *node)
     forget_heirs(node);
     name_index_remove(&block_node_names, &node->by_name);
     range_lock_destroy(&node->rmw);
+    co_mutex_destroy(&node->resizing);
     block_detour_release(node);
     counters_release(&node->counters);
     latency_set_destroy(&node->latencies);

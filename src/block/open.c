@@ -144,6 +144,7 @@ static struct block_node *node_new(const struct block_driver *driver, unsigned f
     list_init(&node->over_set);
     list_init(&node->quiet);
     range_lock_init(&node->rmw);
+    co_mutex_init(&node->resizing);
     range_lock_let_pass(&node->rmw, RMW_PASSES);
     list_append(&block_hidden_nodes, &node->link);
     return node;

@@ -141,6 +141,7 @@ int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_preallo
         return r;
     }
     trace_block_truncate_begin(node->name, size);
+    co_mutex_lock(&node->resizing);
     block_co_drain_begin(node);
     r = node->driver->co_truncate(node, size, prealloc, err);
     if (r == 0 && !list_is_empty(&node->bitmaps)) {
@@ -149,6 +150,7 @@ int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_preallo
     atomic_fetch_add(&node->write_generation, 1);
     block_report_size(node);
     block_drain_end(node);
+    co_mutex_unlock(&node->resizing);
     trace_block_truncate_end(node->name, size, r);
     return r;
 }

@@ -207,6 +207,61 @@ static void a_shrink_that_fails(void *arg)
     memory_file_free_all();
 }
 
+static void co_wait_for_flushes(struct memory_file *f, unsigned count)
+{
+    while (memory_file_flushes(f) < count) {
+        loop_co_sleep(NS_PER_MS);
+    }
+}
+
+struct resizer {
+    struct image *i;
+    struct co_group *group;
+    uint64_t size;
+    int result;
+};
+
+static void co_resizer(void *arg)
+{
+    struct resizer *s = arg;
+
+    s->result = block_co_truncate(s->i->edge, s->size, BLOCK_PREALLOC_OFF, NULL);
+    co_group_done(s->group);
+}
+
+/* One that begins meanwhile waits: each replaces the log. */
+static void two_resizes_at_a_time(void *arg)
+{
+    struct resizer s[2];
+    struct co_group group;
+    struct image i;
+
+    (void)arg;
+    make_image();
+    memory_file_copy(memory_file("a"), memory_file("good"));
+    image_open(&i, "a", ",durable-bitmaps=power");
+    co_group_init(&group);
+    memory_file_script(i.file, true);
+    for (unsigned k = 0; k < ARRAY_SIZE(s); k++) {
+        s[k] = (struct resizer){.i = &i, .group = &group, .size = DISK + (k + 1) * MiB};
+        co_group_add(&group);
+        assert_int_equal(reactor_spawn(reactor_main(), co_resizer, &s[k]), 0);
+        co_wait_for_flushes(i.file, 1);
+        loop_co_sleep(20 * NS_PER_MS);
+    }
+    assert_int_equal(memory_file_flushes(i.file), 1);
+    memory_file_script(i.file, false);
+    co_group_wait(&group);
+    co_group_destroy(&group);
+    assert_int_equal(s[0].result, 0);
+    assert_int_equal(s[1].result, 0);
+    assert_int_equal(block_edge_size(i.edge), DISK + 2 * MiB);
+    assert_int_equal(write_region(&i, 0), 0);
+    image_kill(&i);
+    expect_dirty("a", 1);
+    memory_file_free_all();
+}
+
 /* A write to a region, in a coroutine of its own. */
 struct writer {
     struct image *i;
@@ -230,13 +285,6 @@ static void start_writer(struct image *i, struct co_group *group, struct writer 
     *w = (struct writer){.i = i, .group = group, .region = region};
     co_group_add(group);
     assert_int_equal(reactor_spawn(reactor_main(), co_writer, w), 0);
-}
-
-static void co_wait_for_flushes(struct memory_file *f, unsigned count)
-{
-    while (memory_file_flushes(f) < count) {
-        loop_co_sleep(NS_PER_MS);
-    }
 }
 
 /* What becomes of batches whose syncs overlap: the first one's ends last, with `result`. */
@@ -374,6 +422,7 @@ int main(void)
         CO_TEST(what_is_taken_over_is_synced_first),
         CO_TEST(a_region_stays_hot_under_a_long_write),
         CO_TEST(a_shrink_that_fails),
+        CO_TEST(two_resizes_at_a_time),
         CO_TEST(batches_that_fly_together),
         CO_TEST(a_region_stays_hot_until_its_bits_are_stable),
         CO_TEST(the_log_is_small_on_small_disks),
