@@ -370,8 +370,10 @@ static int co_commit_active(struct chain *c, const struct links *links)
     base = 1 + (unsigned)random_below(&c->random, links->count - 1);
     spoil(c, links, 0, base);
     r = monitor_co_run(c->err, "block-commit",
-                       "\"job-id\":\"" MONITOR_JOB "\",\"device\":\"%s\",\"base-node\":\"%s\"",
-                       node_name(c->top).text, node_name(links->disks[base]).text);
+                       "\"job-id\":\"" MONITOR_JOB "\",\"device\":\"%s\",\"top-node\":\"%s\","
+                       "\"base-node\":\"%s\"",
+                       guest_device(c).text, node_name(c->top).text,
+                       node_name(links->disks[base]).text);
     return r < 0 ? r : co_await_job(c, true);
 }
 

@@ -3,7 +3,7 @@
 
 import json
 import os
-import time
+import resource
 import unittest
 
 from qcow2_build import AUTO, IN_USE, ONES, Bitmap, build
@@ -13,6 +13,12 @@ from tidemark import TestCase, img, io, qemu_img, qemu_io
 EXTRA_COMPATIBLE = 4
 M = 1 << 20
 MOST = 65535
+
+
+def processor_seconds():
+    """What the programs that were run have used; a busy machine takes longer for it."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def bits(cluster, *numbers):
@@ -210,7 +216,7 @@ class Bitmaps(TestCase):
 
     def test_the_greatest_number(self):
         build(self.image, 65536, 9, [Bitmap(f"b{n:05}", flags=0, kind=1 if n else 7) for n in range(MOST)])
-        begun = time.monotonic()
+        begun = processor_seconds()
         self.assertEqual(len(self.listed(img)), MOST)
         img("check", "-q", "-f", "qcow2", self.image)
         message = self.refused("bitmap", "--add", "-f", "qcow2", self.image, "one-more")
@@ -221,7 +227,7 @@ class Bitmaps(TestCase):
         names = [b["name"] for b in self.listed(img)]
         self.assertEqual((len(names), names[-1]), (MOST, "one-more"))
         self.assertNotIn("b00007", names)
-        self.assertLess(time.monotonic() - begun, 60)
+        self.assertLess(processor_seconds() - begun, 60)
         img("check", "-q", "-f", "qcow2", self.image)
 
 

@@ -239,7 +239,7 @@ static void co_test_overlay(void *arg)
     co_open(f, "base", "", &d);
     assert_int_equal(co_write(&d, 0, 1 * MiB, 0x77), 0);
     co_close(&d);
-    co_create(f, "top", "");
+    co_create(f, "top", ",backing_file=memory:base,backing_fmt=vmdk");
     co_open(f, "top", ",backing.driver=vmdk,backing.file.driver=memory-file,backing.file.name=base",
             &d);
     top->log_count = 0;
