@@ -272,38 +272,6 @@ static void co_wait_for_copies(struct backup *b)
     }
 }
 
-/*
- * A flush that fails may have lost what guests have overwritten in the source since: to try again
- * is of use only where there was no room. (A file whose sync has failed never succeeds again.)
- */
-static enum job_on_error flush_policy(const struct backup *b, int r)
-{
-    return r == -ENOSPC ? b->loop.on_target_error : JOB_ON_ERROR_REPORT;
-}
-
-static int co_flush_target(struct backup *b)
-{
-    int r = flush_behind_co_flush(&b->flushes);
-
-    while (r < 0) {
-        switch (job_handle_error(b->job, flush_policy(b, r), false, r)) {
-        case JOB_ERROR_FAIL:
-            return r;
-        case JOB_ERROR_RETRY:
-            job_co_sleep(b->job, LOOK_NS);
-            break;
-        case JOB_ERROR_PAUSE:
-            break;
-        }
-        r = job_co_pause_point(b->job);
-        UNLESS_FAILED(r, flush_behind_co_flush(&b->flushes));
-        if (r == -ECANCELED) {
-            return r;
-        }
-    }
-    return r;
-}
-
 void backup_co_note_left(struct backup *b)
 {
     struct dirty_bitmap *left;
@@ -337,7 +305,8 @@ int backup_co_run(struct job *job, void *state, struct error *err)
     b->target_alone = b->sync == BACKUP_FULL && block_co_stands_alone(b->target);
     r = b->sync == BACKUP_NONE ? co_watch_guests(b) : co_copy_all(b);
     UNLESS_FAILED(r, cbw_error(b->cbw, &reading));
-    UNLESS_FAILED(r, co_flush_target(b));
+    /* What guests have overwritten in the source since cannot be copied again. */
+    UNLESS_FAILED(r, flush_behind_co_flush_or_fail(&b->flushes, job, b->loop.on_target_error));
     if (r < 0) {
         cbw_stop(b->cbw);
         if (b->bitmap_mode == BACKUP_ALWAYS && b->bitmap) {

@@ -307,7 +307,7 @@ static int commit_co_run(struct job *job, void *state, struct error *err)
         job_progress_set_total(job, s->end);
         r = copy_loop_co_run(&params);
     }
-    UNLESS_FAILED(r, flush_behind_co_flush(&s->flushes));
+    UNLESS_FAILED(r, flush_behind_co_flush_or_fail(&s->flushes, job, s->on_error));
     flush_behind_co_wait(&s->flushes);
     if (r < 0 && r != -ECANCELED && !error_is_set(err)) {
         error_set(err, -r, "%s", strerror(-r));

@@ -1,12 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "job/flush_behind.h"
 
+#include <errno.h>
+
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/time_units.h"
 #include "co/co.h"
 
 /* Bytes that are written between two flushes. */
 #define FLUSH_DISTANCE (64 * MiB)
+/* Before a flush is tried again. */
+#define RETRY_NS (100 * NS_PER_MS)
 
 void flush_behind_init(struct flush_behind *f, int (*co_flush)(void *arg), void *arg)
 {
@@ -26,7 +31,8 @@ static void co_flush_behind(void *arg)
     struct flush_behind *f = arg;
     int r = f->co_flush(f->arg);
 
-    f->r = error_first(f->r, r);
+    /* What may have lost data counts for more than a full disk, which has lost nothing. */
+    f->r = f->r == -ENOSPC && r < 0 ? r : error_first(f->r, r);
     f->flushing = false;
     co_group_done(&f->flushes);
 }
@@ -59,5 +65,29 @@ int flush_behind_co_flush(struct flush_behind *f)
     r = f->r;
     f->r = 0;
     UNLESS_FAILED(r, f->co_flush(f->arg));
+    return r;
+}
+
+int flush_behind_co_flush_or_fail(struct flush_behind *f, struct job *job, enum job_on_error policy)
+{
+    int r = flush_behind_co_flush(f);
+
+    while (r < 0) {
+        policy = r == -ENOSPC ? policy : JOB_ON_ERROR_REPORT;
+        switch (job_handle_error(job, policy, false, r)) {
+        case JOB_ERROR_FAIL:
+            return r;
+        case JOB_ERROR_RETRY:
+            job_co_sleep(job, RETRY_NS);
+            break;
+        case JOB_ERROR_PAUSE:
+            break;
+        }
+        r = job_co_pause_point(job);
+        UNLESS_FAILED(r, flush_behind_co_flush(f));
+        if (r == -ECANCELED) {
+            return r;
+        }
+    }
     return r;
 }

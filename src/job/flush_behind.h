@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "co/sync.h"
+#include "job/job.h"
 
 struct flush_behind {
     /* Flush the target: 0 or -errno. Yields. */
@@ -43,5 +44,14 @@ void flush_behind_co_wait(struct flush_behind *f);
  * any, flush: 0 or -errno. Yields.
  */
 int flush_behind_co_flush(struct flush_behind *f);
+
+/*
+ * The same for a job that cannot write again what a flush that fails may have lost: a full disk,
+ * which has lost nothing, is what `policy` says; other errors fail the job. A file whose fdatasync
+ * has failed fails all later flushes, whatever the error was. 0, -errno, or -ECANCELED: the job
+ * is cancelled. In the job's coroutine. Yields.
+ */
+int flush_behind_co_flush_or_fail(struct flush_behind *f, struct job *job,
+                                  enum job_on_error policy);
 
 #endif

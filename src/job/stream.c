@@ -263,7 +263,10 @@ static int stream_co_run(struct job *job, void *state, struct error *err)
     flush_behind_init(&s->flushes, co_flush_stream, s);
     r = co_begin_bitmaps(s, err);
     UNLESS_FAILED(r, copy_loop_co_run(&params));
-    UNLESS_FAILED(r, flush_behind_co_flush(&s->flushes));
+    /* What is ignored is not tried again. */
+    UNLESS_FAILED(r, flush_behind_co_flush_or_fail(
+                         &s->flushes, job,
+                         s->on_error == JOB_ON_ERROR_IGNORE ? JOB_ON_ERROR_REPORT : s->on_error));
     flush_behind_co_wait(&s->flushes);
     if (r < 0 && r != -ECANCELED && !error_is_set(err)) {
         error_set(err, -r, "%s", strerror(-r));

@@ -190,9 +190,13 @@ class MiddleTest(CommitCase):
         self.assert_disk()
 
     def test_an_error_stops_until_it_is_resumed(self):
-        for policy, errno, status in ("stop", 5, "failed"), ("enospc", 28, "nospace"):
-            with self.subTest(policy=policy):
-                self.start_broken("write_aio", "a", once=True, errno=errno)
+        for event, policy, errno, status in (
+            ("write_aio", "stop", 5, "failed"),
+            ("write_aio", "enospc", 28, "nospace"),
+            ("flush_to_disk", "enospc", 28, "nospace"),
+        ):
+            with self.subTest(event=event, policy=policy):
+                self.start_broken(event, "a", once=True, errno=errno)
                 self.commit(top_node="c", base_node="a", on_error=policy)
                 self.assertEqual(self.events("job", "paused"), STARTED + ["ERROR", "paused"])
                 self.assertEqual(self.job()["io-status"], status)
@@ -202,6 +206,18 @@ class MiddleTest(CommitCase):
                 self.server.stop()
                 self.empty("c", "b")
                 self.assert_disk()
+
+    def test_a_flush_that_may_have_lost_data_fails_the_job(self):
+        self.start_broken("flush_to_disk", "a", once=True)
+        self.commit(top_node="c", base_node="a", on_error="stop")
+        self.assertEqual(
+            self.events("job"),
+            STARTED + ["ERROR", "aborting", "COMPLETED", "concluded", "null"],
+        )
+        self.assertEqual(self.last["error"], "Input/output error")
+        self.server.stop()
+        self.assertEqual(self.backing("d"), ("c.qcow2", "qcow2"))
+        self.assert_disk()
 
     def test_a_header_that_cannot_be_written_leaves_the_graph(self):
         self.make_chain(*((4, 65536),) * 4)

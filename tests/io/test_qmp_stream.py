@@ -220,9 +220,13 @@ class StreamTest(ChainCase):
         self.assert_disk()
 
     def test_an_error_stops_until_it_is_resumed(self):
-        for policy, errno, status in ("stop", 5, "failed"), ("enospc", 28, "nospace"):
-            with self.subTest(policy=policy):
-                self.start_broken("write_aio", errno=errno)
+        for event, policy, errno, status in (
+            ("write_aio", "stop", 5, "failed"),
+            ("write_aio", "enospc", 28, "nospace"),
+            ("flush_to_disk", "enospc", 28, "nospace"),
+        ):
+            with self.subTest(event=event, policy=policy):
+                self.start_broken(event, errno=errno)
                 self.stream(on_error=policy)
                 self.assertEqual(
                     self.events("job", "paused"), STARTED + ["ERROR", "paused"]
@@ -243,6 +247,18 @@ class StreamTest(ChainCase):
         self.qmp.command("job-cancel", id="job")
         self.events("job")
         self.server.stop(expect=None)
+
+    def test_a_flush_that_may_have_lost_data_fails_the_job(self):
+        self.start_broken("flush_to_disk")
+        self.stream(on_error="stop")
+        self.assertEqual(
+            self.events("job"),
+            STARTED + ["ERROR", "aborting", "COMPLETED", "concluded", "null"],
+        )
+        self.assertEqual(self.last["error"], "Input/output error")
+        self.server.stop()
+        self.assertEqual(self.backing("d"), ("c.qcow2", "qcow2"))
+        self.assert_disk()
 
     def test_a_header_that_cannot_be_written_leaves_the_graph(self):
         self.make_chain(*((4, 65536),) * 4)
