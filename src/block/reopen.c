@@ -327,6 +327,23 @@ int block_co_reopen_carry_out(struct block_reopen *plan, struct error *err)
     return r;
 }
 
+/* Most of the work for a node that becomes read-only, while others read: they wait for little. */
+static int co_complete_for_readers(struct block_node *node, struct error *err)
+{
+    return has_writer(node) ? 0 : block_co_complete(node, err);
+}
+
+int block_co_await_read_only(struct block_node *node, struct error *err)
+{
+    int r = node->read_only ? 0 : co_complete_for_readers(node, err);
+
+    if (r == 0 && !node->read_only) {
+        block_co_drain_begin(node);
+        block_drain_end(node);
+    }
+    return r;
+}
+
 int block_co_set_read_only(struct block_node *node, bool read_only, struct error *err)
 {
     struct block_reopen *plan;
@@ -335,8 +352,7 @@ int block_co_set_read_only(struct block_node *node, bool read_only, struct error
     if (node->read_only == read_only) {
         return 0;
     }
-    /* Most of the work, while others read: then they wait for little. */
-    r = read_only && !has_writer(node) ? block_co_complete(node, err) : 0;
+    r = read_only ? co_complete_for_readers(node, err) : 0;
     if (r < 0) {
         return r;
     }

@@ -74,5 +74,11 @@ void block_co_reopen_abort(struct block_reopen *plan);
  * nothing has changed.
  */
 int block_co_set_read_only(struct block_node *node, bool read_only, struct error *err);
+/*
+ * The part of block_co_set_read_only(node, true) that waits for the disk: completes an image that
+ * has no writers, and waits for requests in flight. For a caller who works apart
+ * (block/control_lock.h): without a graph change here. Errors are those of I/O. Yields.
+ */
+int block_co_await_read_only(struct block_node *node, struct error *err);
 
 #endif

@@ -15,7 +15,11 @@ static int co_abort_prepare(void *state, struct json_object *data, struct error 
     return error_set(err, EINVAL, "Transaction aborted using Abort action");
 }
 
-static const struct qmp_action abort_action = {.name = "abort", .co_prepare = co_abort_prepare};
+static const struct qmp_action abort_action = {
+    .name = "abort",
+    .keeps_graph = true,
+    .co_prepare = co_abort_prepare,
+};
 
 static const struct qmp_action *const actions[] = {
     &abort_action,

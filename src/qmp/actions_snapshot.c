@@ -17,9 +17,9 @@
 #include "block/control.h"
 #include "block/control_lock.h"
 #include "block/hand_over.h"
-#include "block/reopen.h"
 #include "job/job.h"
 #include "loop/loop.h"
+#include "qmp/command_lock.h"
 #include "qmp/commands.h"
 #include "qmp/lookup.h"
 #include "qmp/transaction.h"
@@ -130,16 +130,13 @@ static void co_snapshot_abort(void *state)
 static void co_snapshot_clean(void *state)
 {
     struct snapshot_state *s = state;
-    struct block_control_work work;
     ERROR_AUTO(err);
 
-    block_control_begin_work(&work, &s->node, s->node ? 1 : 0, true);
     if (s->committed && !block_node_is_handed_over(s->node) &&
-        block_co_set_read_only(s->node, true, &err) < 0) {
+        qmp_co_make_read_only(s->node, &err) < 0) {
         log_notice("node '%s' stays writable below its overlay: %s", block_node_name(s->node),
                    error_message(&err));
     }
-    block_co_control_end_work(&work);
     block_control_unlock();
     block_co_hand_over_free(s->hand_over);
     block_co_unref(s->overlay);

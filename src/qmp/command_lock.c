@@ -11,6 +11,7 @@
 #include "base/time_units.h"
 #include "block/block.h"
 #include "block/control_lock.h"
+#include "block/reopen.h"
 #include "co/co.h"
 #include "co/sync.h"
 #include "loop/loop.h"
@@ -184,6 +185,22 @@ int qmp_co_change_image(struct block_node *node, const char *user, unsigned perm
     block_control_begin_work(&work, &node, 1, true);
     block_co_root_release(root);
     block_co_control_end_work(&work);
+    return r;
+}
+
+int qmp_co_make_read_only(struct block_node *node, struct error *err)
+{
+    struct block_control_work work;
+    int r;
+
+    block_control_begin_work(&work, &node, 1, false);
+    r = block_co_await_read_only(node, err);
+    block_co_control_end_work(&work);
+    if (r == 0) {
+        block_control_begin_work(&work, &node, 1, true);
+        r = block_co_set_read_only(node, true, err);
+        block_co_control_end_work(&work);
+    }
     return r;
 }
 

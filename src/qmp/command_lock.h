@@ -69,6 +69,13 @@ int qmp_co_change_image(struct block_node *node, const char *user, unsigned perm
                         qmp_co_image_change *fn, void *arg, struct error *err);
 
 /*
+ * Make a node, which the caller references, read-only: block_co_set_read_only(). The control lock
+ * is held, and released meanwhile, as works apart: one that waits for the disk, and changes no
+ * edge, then the graph change. Yields.
+ */
+int qmp_co_make_read_only(struct block_node *node, struct error *err);
+
+/*
  * Let no command begin from now on, and wait for the running one. A command that has released the
  * control lock, because its work takes long, gives up when it takes the lock again. Yields.
  */

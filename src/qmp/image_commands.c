@@ -121,15 +121,12 @@ static int co_record_backing(struct block_node *node, const char *name, const ch
     read_only = read_only && r >= 0;
     block_control_keep_graph(&work);
     UNLESS_FAILED(r, block_co_change_backing(node, name, format, err));
-    if (read_only) {
-        block_co_control_end_work(&work);
-        block_control_begin_work(&work, &node, 1, true);
-        r2 = block_co_set_read_only(node, true, r < 0 ? NULL : err);
-    }
-    r = error_first(r, r2);
     block_co_control_end_work(&work);
+    if (read_only) {
+        r2 = qmp_co_make_read_only(node, r < 0 ? NULL : err);
+    }
     block_co_unref(node);
-    return r;
+    return error_first(r, r2);
 }
 
 int qmp_co_change_backing_file(struct qmp_call *call, struct json_object *args,

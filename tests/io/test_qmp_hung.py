@@ -217,6 +217,31 @@ class HungDiskTest(tidemark.TestCase):
                 waiting, "blockdev-reopen", {"options": [reopened]}, self.look_and_mark
             )
 
+    def test_transactions_that_wait_for_a_disk_delay_no_graph_change(self):
+        """One that an action fails whose bitmap is stored, and one that ends with a flush."""
+        self.add_spare()
+        bitmap = {"node": "disk", "name": "b", "persistent": True}
+        overlay = {"node-name": "disk", "snapshot-file": self.path("overlay.qcow2")}
+        overlay["snapshot-node-name"] = "overlay"
+        failing = [
+            {"type": "block-dirty-bitmap-add", "data": bitmap},
+            {"type": "abort", "data": {}},
+        ]
+        snapshot = [{"type": "blockdev-snapshot-sync", "data": overlay}]
+        with self.server.connect() as waiting:
+            for actions, answer in (failing, "error"), (snapshot, "return"):
+                with self.subTest(answer):
+                    self.storage.process.send_signal(signal.SIGCONT)  # after a failure
+                    subprocess.run(self.guest_command, check=True, stdout=subprocess.DEVNULL)
+                    tidemark.freeze(self.storage.process.pid)
+                    message = {"execute": "transaction", "arguments": {"actions": actions}}
+                    waiting.send_raw(json.dumps(message))
+                    time.sleep(0.1)
+                    self.change_another_graph()
+                    self.assert_unanswered(waiting)
+                    self.storage.process.send_signal(signal.SIGCONT)
+                    self.assertIn(answer, waiting.receive_answer())
+
     def test_a_guest_goes_on_while_the_size_of_its_disk_is_changed(self):
         """By a FUSE client, next to a graph change that hangs: before, and during that."""
         rule = {"event": "none", "iotype": "write", "sector": 0, "errno": 0, "delay-ns": 10**9}
