@@ -82,6 +82,17 @@ class HungQuery(tidemark.TestCase):
             self.assertEqual(server.qmp.receive_answer(), {"return": {}})
         server.stop()
 
+    def test_a_file_whose_closing_hangs_does_not_delay_the_end(self):
+        server = self.daemon()
+        server.qmp.command("blockdev-add", driver="file", node_name="f", filename=self.files[0])
+        tidemark.freeze(self.storage.process.pid)
+        server.qmp.command("quit")
+        server.wait_for(lambda: "cannot be closed" in server.log(), "the end")  # 20 s, not 30
+        self.assertIn("at: closing nodes\n", server.log())
+        self.assertIn("node 'f' cannot be closed", server.log())
+        self.storage.process.send_signal(signal.SIGCONT)
+        self.assertEqual(server.wait(), 1)
+
     def test_a_job_that_closes_its_target_delays_no_command(self):
         image, path = self.create("target.raw", "1M", "raw"), self.path("mnt")
         with open(path, "w", encoding="ascii"):

@@ -35,7 +35,8 @@
 #define LOOK_NS (50 * NS_PER_MS)
 
 /* Steps of the orderly end, for messages. */
-static const char step_command[] = "the command that runs", step_exports[] = "exports";
+static const char step_command[] = "the command that runs", step_exports[] = "exports",
+                  step_nodes[] = "nodes", step_close[] = "closing nodes";
 
 /* --- waiting ---------------------------------------------------------------------------------- */
 
@@ -121,7 +122,8 @@ static struct end {
     const bool *starting;
     void (*co_end_users)(void); /* NULL: none */
     const char *step;           /* of the orderly end, for messages */
-    struct block_node *node;    /* the node that it is closing; NULL: none */
+    struct block_node *node;    /* the node that it is closing, which may be freed; NULL: none */
+    const char *node_name;      /* of that node */
     bool hasty;                 /* the orderly end has to stop */
     bool done;                  /* the orderly end is complete, or has stopped */
     bool clean;                 /* nothing is left that could hang */
@@ -132,6 +134,9 @@ static struct end {
     size_t exports;     /* that were left when there was news of exports */
     uint64_t export_io; /* by all nodes, when there was news of exports */
     long long exports_ns;
+    size_t nodes; /* that were left when there was news of their closing, and I/O likewise */
+    uint64_t close_io;
+    long long close_ns;
     uint64_t command_io; /* by the nodes of the command that runs, when there was news of them */
     long long command_ns;
 } end;
@@ -274,10 +279,13 @@ static void co_close_node(struct block_node *node)
     bool reported = block_node_failure_reported(node);
     ERROR_AUTO(err);
 
+    end.node = node;
+    end.node_name = name ?: "";
     block_node_set_monitor_owned(node, false);
     if (block_co_close(node, &err) < 0 && !reported) {
         report_unclosed(name ?: "", &err);
     }
+    end.node = NULL;
 }
 
 /*
@@ -302,13 +310,6 @@ static struct block_node **list_owned_nodes(size_t *ret_count)
     return list;
 }
 
-static void co_close_node_of_end(struct block_node *node)
-{
-    end.node = node;
-    co_close_node(node);
-    end.node = NULL;
-}
-
 /* Close the nodes that nothing uses, newest first. Returns false if the monitor has no node. */
 static bool co_close_unused_nodes(void)
 {
@@ -321,12 +322,12 @@ static bool co_close_unused_nodes(void)
     }
     for (size_t i = count; i-- > 0 && !end.hasty;) {
         if (!block_node_in_use(nodes[i])) {
-            co_close_node_of_end(nodes[i]);
+            co_close_node(nodes[i]);
             closed++;
         }
     }
     if (closed == 0 && count > 0 && !end.hasty) {
-        co_close_node_of_end(nodes[count - 1]);
+        co_close_node(nodes[count - 1]);
     }
     return count > 0;
 }
@@ -351,6 +352,7 @@ static void co_complete_kept(void)
     while (node) {
         if (!end.hasty && !block_node_is_read_only(node)) {
             end.node = node;
+            end.node_name = block_node_name(node);
             co_complete_node(node, NULL);
             end.node = NULL;
         }
@@ -392,11 +394,13 @@ static void co_end_in_order(void *arg)
     if (!end.hasty) {
         export_co_del_all(NULL);
     }
-    end.step = "nodes";
+    end.step = step_nodes;
     if (!end.hasty) {
         co_complete_all_images();
     }
+    end.step = step_close;
     co_close_nodes();
+    end.step = step_nodes;
     co_complete_kept();
     if (!end.hasty) {
         end.step = "monitors";
@@ -429,7 +433,7 @@ static void report_hanging(bool asked, long long began_ns)
                   (double)(loop_now_ns() - began_ns) / NS_PER_SECOND, end.step);
     }
     if (end.node) {
-        log_error("node '%s' cannot be closed: its storage hangs", block_node_name(end.node));
+        log_error("node '%s' cannot be closed: its storage hangs", end.node_name);
     }
     for (struct job *job = job_next(NULL); job; job = job_next(job)) {
         if (job_get_info(job).status < JOB_CONCLUDED) {
@@ -464,10 +468,11 @@ static void co_let_clients_go(void)
     }
 }
 
-/* How long to wait for the next node to be complete. */
+/* How long to wait for the next node to be complete; one that is closed was complete before. */
 static long long haste_ns(bool asked, long long began_ns)
 {
-    bool healthy = end.incomplete > end.suspects || (end.node && !end.done);
+    bool healthy =
+        end.incomplete > end.suspects || (end.node && !end.done && end.step != step_close);
 
     if (!healthy) {
         return DAEMON_SUSPECT_MS * NS_PER_MS;
@@ -551,6 +556,29 @@ static bool exports_hang(void)
 }
 
 /*
+ * Whether nodes have been closing for long, all of which are complete, and neither is one closed,
+ * nor has an operation ended.
+ */
+static bool close_hangs(void)
+{
+    struct block_node *node = NULL;
+    size_t count = 0;
+    uint64_t io = 0;
+    bool waits;
+
+    while (end.step == step_close && (node = block_node_next(node))) {
+        count++;
+        io += count_ended_io(node, &waits);
+    }
+    if (end.step != step_close || !end.node || count != end.nodes || io != end.close_io) {
+        end.nodes = count;
+        end.close_io = io;
+        end.close_ns = loop_now_ns();
+    }
+    return loop_now_ns() - end.close_ns >= DAEMON_STALL_MS * NS_PER_MS;
+}
+
+/*
  * Operations that have ended, with success or not, on nodes that the command may touch. *ret_waits:
  * others have not.
  */
@@ -594,13 +622,14 @@ int daemon_co_end(struct daemon_signals *s, const bool *starting, void (*co_end_
         .starting = starting,
         .co_end_users = co_end_users,
         .exports_ns = began,
+        .close_ns = began,
         .command_ns = began,
     };
     if (reactor_spawn(reactor_main(), co_end_in_order, NULL) < 0) {
         co_end_in_order(NULL);
     }
     while (!end.done && !end.stuck && wake != DAEMON_WAKE_SIGNAL && loop_now_ns() < deadline &&
-           !exports_hang() && !command_hangs()) {
+           !exports_hang() && !close_hangs() && !command_hangs()) {
         wake = daemon_co_wait(s, LOOK_NS);
     }
     if (!end.done) {
