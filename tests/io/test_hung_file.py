@@ -136,6 +136,24 @@ class HungFile(HungFileCase):
         self.freeze()
         self.server.stop(timeout=PATIENCE)
 
+    def test_it_ends_with_its_pid_file_there(self):
+        server = self.daemon(
+            "--pidfile", os.path.join(self.mount, "pid"),
+            *self.disk("other", self.create("other.raw", "1M", "raw")),
+            name="other",
+        )  # fmt: skip
+        self.freeze()
+        server.process.send_signal(signal.SIGTERM)
+        # The process itself is gone as soon as the system lets go of its thread.
+        tidemark.wait_until(lambda: self.state(server.pid) == "Z", "the end", PATIENCE)
+        self.thaw()
+        self.assertEqual(server.wait(PATIENCE), 0)
+
+    @staticmethod
+    def state(pid):
+        with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0]
+
     def test_it_ends_once_requests_that_hung_can(self):
         self.let_hang(8)
         self.thaw()

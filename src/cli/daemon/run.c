@@ -187,8 +187,8 @@ static int co_daemon_main(void *arg, struct error *err)
     if (daemon_co_end(&d->signals, &d->starting, d->co_end_users, &clean) != 0) {
         status = 1;
     }
-    if (d->pid_fd >= 0) {
-        unlink(d->pidfile);
+    if (d->pid_fd >= 0 && loop_co_unlink_soon(d->pidfile) == -ETIMEDOUT) {
+        clean = false;
     }
     if (d->serving) {
         cli_serving_co_stop();
