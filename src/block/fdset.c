@@ -136,36 +136,60 @@ int fdset_add(int fd, const int64_t *id, const char *opaque, int64_t *ret_id, st
     return 0;
 }
 
-/* The number of descriptors that were closed. */
-static unsigned remove_members(struct fdset *set, const int64_t *fd)
+/* Take descriptors out of the set, into an array that has room for all; returns their number. */
+static int take_from_set(struct fdset *set, const int64_t *fd, int *fds)
 {
     struct member *m, *next;
-    unsigned count = 0;
+    int count = 0;
 
     LIST_FOREACH_SAFE (m, next, &set->members, link) {
         if (!fd || *fd == m->fd) {
-            close(m->fd);
+            fds[count++] = m->fd;
             free_member(m);
-            count++;
         }
     }
     return count;
 }
 
-int fdset_remove(int64_t id, const int64_t *fd, struct error *err)
+static size_t count_members(const struct fdset *set)
 {
-    struct fdset *set;
-    bool found = false;
+    const struct member *m;
+    size_t count = 0;
+
+    LIST_FOREACH (m, &set->members, link) {
+        count++;
+    }
+    return count;
+}
+
+/* As fdset_take(), without a message. */
+static int take_locked(int64_t id, const int64_t *fd, int **ret_fds)
+{
+    struct fdset *set = find_fdset(id);
+    int count;
+
+    *ret_fds = set ? calloc(count_members(set) + 1, sizeof(int)) : NULL;
+    if (!*ret_fds) {
+        return set ? -ENOMEM : -ENOENT;
+    }
+    count = take_from_set(set, fd, *ret_fds);
+    free_if_empty(set);
+    if (count == 0 && fd) {
+        free(*ret_fds);
+        return -ENOENT;
+    }
+    return count;
+}
+
+int fdset_take(int64_t id, const int64_t *fd, int **ret_fds, struct error *err)
+{
+    int r;
 
     pthread_mutex_lock(&guard);
-    set = find_fdset(id);
-    if (set) {
-        found = remove_members(set, fd) > 0 || !fd;
-        free_if_empty(set);
-    }
+    r = take_locked(id, fd, ret_fds);
     pthread_mutex_unlock(&guard);
-    if (found) {
-        return 0;
+    if (r != -ENOENT) {
+        return r < 0 ? error_out_of_memory(err) : r;
     }
     return fd ? error_set(err, ENOENT,
                           "File descriptor named 'fdset-id:%" PRId64 ", fd:%" PRId64 "' not found",

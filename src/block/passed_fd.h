@@ -30,8 +30,11 @@
  */
 int fdset_add(int fd, const int64_t *id, const char *opaque, int64_t *ret_id, struct error *err);
 
-/* Close a descriptor of a set, or all of them if `fd` is NULL. -ENOENT: there is none. */
-int fdset_remove(int64_t id, const int64_t *fd, struct error *err);
+/*
+ * Take a descriptor out of a set, or all of them if `fd` is NULL: their number, and an array of
+ * them. The caller closes them, and frees the array. -ENOENT: there is none; -ENOMEM.
+ */
+int fdset_take(int64_t id, const int64_t *fd, int **ret_fds, struct error *err);
 
 /* What query-fdsets shows: `set` is called for each set, and `fd` for each descriptor in it. */
 struct fdset_visitor {

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Descriptors that clients pass with a message (SCM_RIGHTS): names and sets for them. */
 #include <errno.h>
+#include <stdlib.h>
 #include <unistd.h>
 
+#include "block/control_lock.h"
 #include "block/passed_fd.h"
+#include "loop/loop.h"
 #include "qmp/commands.h"
 #include "qmp/define.h"
 #include "qmp/types.h"
@@ -31,13 +34,38 @@ static int take_passed(struct qmp_call *call, struct error *err)
     return fd < 0 ? error_set(err, EINVAL, "No file descriptor supplied via SCM_RIGHTS") : fd;
 }
 
+struct closing {
+    const int *fds;
+    int count;
+};
+
+static int close_passed(void *arg)
+{
+    const struct closing *c = arg;
+
+    for (int i = 0; i < c->count; i++) {
+        close(c->fds[i]);
+    }
+    return 0;
+}
+
+/* What nobody uses any more; its file system may hang: other commands go on meanwhile. */
+static void co_close_passed(const int *fds, int count)
+{
+    struct closing c = {fds, count};
+    bool held = block_control_pause();
+
+    loop_co_offload(close_passed, &c);
+    block_co_control_resume(held);
+}
+
 /* --- names ------------------------------------------------------------------------------------ */
 
 int qmp_co_getfd(struct qmp_call *call, struct json_object *args, struct json_object **ret_value,
                  struct error *err)
 {
     const char *name = qmp_get_str(args, "fdname");
-    int fd = take_passed(call, err), r;
+    int fd = take_passed(call, err), old = -ENOENT, r;
 
     if (fd < 0) {
         return fd;
@@ -45,11 +73,15 @@ int qmp_co_getfd(struct qmp_call *call, struct json_object *args, struct json_ob
     if (name[0] >= '0' && name[0] <= '9') {
         r = error_set(err, EINVAL, "Parameter 'fdname' expects a name not starting with a digit");
     } else {
+        old = call->fd_names ? fd_names_take(call->fd_names, name) : -ENOENT;
         r = call->fd_names ? fd_names_put(call->fd_names, name, fd, err)
                            : error_set(err, ENOTSUP, "This monitor keeps no descriptors");
     }
     if (r < 0) {
-        close(fd);
+        co_close_passed(&fd, 1);
+    }
+    if (old >= 0) {
+        co_close_passed(&old, 1);
     }
     return r;
 }
@@ -63,7 +95,7 @@ int qmp_co_closefd(struct qmp_call *call, struct json_object *args, struct json_
     if (fd < 0) {
         return error_set(err, ENOENT, "File descriptor named '%s' not found", name);
     }
-    close(fd);
+    co_close_passed(&fd, 1);
     return 0;
 }
 
@@ -81,7 +113,7 @@ int qmp_co_add_fd(struct qmp_call *call, struct json_object *args, struct json_o
     }
     r = fdset_add(fd, id_json ? &id : NULL, qmp_get_str(args, "opaque"), &id, err);
     if (r < 0) {
-        close(fd);
+        co_close_passed(&fd, 1);
         return r;
     }
     *ret_value = json_object_new_object();
@@ -96,8 +128,16 @@ int qmp_co_remove_fd(struct qmp_call *call, struct json_object *args,
     struct json_object *fd_json = qmp_get(args, "fd");
     int64_t fd = fd_json ? json_object_get_int64(fd_json) : 0;
 
-    return fdset_remove(json_object_get_int64(qmp_get(args, "fdset-id")), fd_json ? &fd : NULL,
-                        err);
+    int *fds;
+    int count = fdset_take(json_object_get_int64(qmp_get(args, "fdset-id")), fd_json ? &fd : NULL,
+                           &fds, err);
+
+    if (count < 0) {
+        return count;
+    }
+    co_close_passed(fds, count);
+    free(fds);
+    return 0;
 }
 
 static void add_set(int64_t id, void *list)

@@ -4,6 +4,7 @@
 import json
 import os
 import signal
+import socket
 import time
 
 import tidemark
@@ -80,6 +81,28 @@ class HungQuery(tidemark.TestCase):
                 {"execute": "blockdev-del", "arguments": {"node-name": "f"}}))  # fmt: skip
             self.storage.process.send_signal(signal.SIGCONT)
             self.assertEqual(server.qmp.receive_answer(), {"return": {}})
+        server.stop()
+
+    def test_the_closing_of_passed_descriptors_delays_nobody(self):
+        server = self.daemon()
+        for number, (put, name, away) in enumerate((
+            ("getfd", {"fdname": "n"}, "closefd"),
+            ("add-fd", {"fdset-id": 1}, "remove-fd"),
+        )):  # fmt: skip
+            with self.subTest(away), server.connect() as waiting:
+                fd = os.open(self.files[number], os.O_RDWR)
+                message = {"execute": put, "arguments": name}
+                socket.send_fds(waiting.sock, [json.dumps(message).encode()], [fd])
+                os.close(fd)
+                self.assertIn("return", waiting.receive_answer())
+                tidemark.freeze(self.storage.process.pid)
+                waiting.send_raw(json.dumps({"execute": away, "arguments": name}))
+                time.sleep(0.1)
+                server.qmp.command("blockdev-add", driver="null-co", node_name="n", size=512)
+                self.assertEqual(server.qmp.command("query-fdsets"), [])
+                server.qmp.command("blockdev-del", node_name="n")
+                self.storage.process.send_signal(signal.SIGCONT)
+                self.assertEqual(waiting.receive_answer(), {"return": {}})
         server.stop()
 
     def test_a_file_whose_closing_hangs_does_not_delay_the_end(self):
