@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/percent.h"
@@ -45,6 +46,17 @@ char *block_resolve_relative(const char *base_filename, const char *name)
         return NULL;
     }
     return joined;
+}
+
+char *block_absolute_name(const char *name)
+{
+    AUTO_FREE char *here = *name && block_is_relative(name) ? getcwd(NULL, 0) : NULL;
+    char *joined;
+
+    if (!here) {
+        return strdup(name);
+    }
+    return asprintf(&joined, "%s/%s", here, name) < 0 ? NULL : joined;
 }
 
 bool block_relative_needs_directory(const char *base_filename, const char *name)

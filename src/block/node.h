@@ -135,6 +135,11 @@ bool block_is_relative(const char *name);
  * frees the string. NULL: no memory.
  */
 char *block_resolve_relative(const char *base_filename, const char *name);
+/*
+ * Absolute path of a relative `name` in the working directory, or `name` as it is. Asks no file
+ * system. The caller frees the string. NULL: no memory.
+ */
+char *block_absolute_name(const char *name);
 
 /* --- properties ------------------------------------------------------------------------------- */
 

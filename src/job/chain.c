@@ -144,7 +144,7 @@ static char *co_relative_to(const struct block_node *overlay, const char *name)
         return strdup(name + folder);
     }
     (void)loop_co_real_paths_soon(&name, 1, &real);
-    return real ?: strdup(name);
+    return real ?: block_absolute_name(name);
 }
 
 char *chain_co_backing_name(const struct block_node *overlay, const struct block_node *base)

@@ -50,12 +50,13 @@ static char *co_backing_name(const char *target, const struct block_node *backin
     bool leads_there = resolved && strcmp(resolved, name) == 0;
     AUTO_FREE char *full = block_node_co_filename_to_record(backing);
     const char *path = full;
-    char *real = NULL;
+    char *real;
 
-    if (full && !leads_there) {
-        (void)loop_co_real_paths_soon(&path, 1, &real);
+    if (!full || leads_there) {
+        return TAKE_PTR(full);
     }
-    return real ?: TAKE_PTR(full);
+    (void)loop_co_real_paths_soon(&path, 1, &real);
+    return real ?: block_absolute_name(full);
 }
 
 static int co_note_source(struct drive_target *t, struct json_object *args,

@@ -108,6 +108,35 @@ class HungPath(MountCase):
         self.mounted.process.send_signal(signal.SIGCONT)
         daemon.stop(timeout=PATIENCE)
 
+    def test_a_relative_name_is_recorded_so_that_it_leads_there(self):
+        """An overlay elsewhere needs another name of the base than the daemon, which was started in
+        its directory, and can't see where the name leads now."""
+        self.create("base.raw", "1M", "raw")
+        os.mkdir(self.path("sub"))
+        link, top = self.path("link.raw"), self.create("sub/top.qcow2", "1M")
+        mid = self.create("sub/mid.qcow2", "1M")
+        os.symlink("base.raw", link)
+        daemon = self.daemon(name="own", cwd=self.dir)
+        for name, driver, path, more in (
+            ("base", "raw", "link.raw", {}),
+            ("mid", "qcow2", mid, {"backing": "base"}),
+            ("top", "qcow2", top, {"backing": "mid"}),
+        ):
+            daemon.qmp.command("blockdev-add", driver=driver, node_name=name, **more,
+                               file={"driver": "file", "filename": path})  # fmt: skip
+        os.unlink(link)
+        os.symlink(self.hung, link)
+        daemon.qmp.command("block-stream", job_id="j", device="top", base_node="base")
+        daemon.qmp.wait_event("BLOCK_JOB_COMPLETED")
+        copy = self.path("sub/copy.qcow2")
+        daemon.qmp.command("drive-mirror", job_id="j", device="top", sync="top", target=copy,
+                           format="qcow2")  # fmt: skip
+        self.mounted.process.send_signal(signal.SIGCONT)
+        daemon.stop(timeout=PATIENCE)
+        for path in (copy, top):
+            info = json.loads(img("info", "--output=json", path).stdout)
+            self.assertEqual(info["full-backing-filename"], link)
+
     def test_who_waited_is_answered_when_the_path_is(self):
         daemon = self.daemon("--blockdev", "driver=null-co,node-name=good", name="own")
         waiting = []
