@@ -119,6 +119,12 @@ static int co_complete_manifest(struct run *run, struct error *err)
 
 /* --- all disks --- */
 
+/* Whether the daemon may have made a checkpoint without being able to say so. */
+static bool has_no_answer(int r)
+{
+    return r == -EINTR || r == -ETIMEDOUT || r == -ECONNRESET;
+}
+
 /*
  * The moment of all disks, in which the guest may be frozen. `later` gets what goes wrong
  * afterwards, which does not concern the backup.
@@ -134,6 +140,9 @@ static int co_make_checkpoint(struct group *g, struct error *later, struct error
         return r;
     }
     r = g->sources[0]->ops->co_checkpoint(g->sources, g->count, &g->set.begin, &g->set.end, err);
+    if (has_no_answer(r) && !err->hint) {
+        error_hint(err, "If it was made all the same, the next backup or --abort removes it.");
+    }
     if (quiesce_co_end(&quiesce, r, r < 0 ? NULL : later) == 0) {
         guard_say(g->guard, GUARD_THAWED);
     }
@@ -226,7 +235,9 @@ static int co_take_backups(struct group *g, struct error *unsettled, struct erro
     r = co_make_checkpoint(g, unsettled, err);
     if (r < 0) {
         co_end_without_checkpoint(g);
-        guard_say(g->guard, GUARD_DONE);
+        if (!has_no_answer(r)) {
+            guard_say(g->guard, GUARD_DONE);
+        }
         return r;
     }
     for (size_t i = 0; r == 0 && i < g->count; i++) {

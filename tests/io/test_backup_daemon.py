@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -135,6 +136,44 @@ class TestGuard(SmallCase):
             self.assertIsNone(manifest["reason"])
         self.assert_restores(manifest, self.model)
         self.assert_settled()
+
+    def pass_on(self, client, cut):
+        """All that is said, `cut`: up to the answer to the one that makes the filter."""
+        with client, socket.socket(socket.AF_UNIX) as daemon:
+            daemon.connect(self.server.qmp_path)
+            other, asked = {client: daemon, daemon: client}, False
+            while True:
+                for source in select.select([client, daemon], [], [])[0]:
+                    data = source.recv(65536)
+                    if not data or (cut and asked and source is daemon and b'"return"' in data):
+                        return
+                    asked = asked or b'"copy-before-write"' in data
+                    other[source].sendall(data)
+
+    def test_a_checkpoint_without_an_answer_is_removed(self):
+        """The daemon has made it, and the connection ends before the answer comes."""
+        self.write_random(0, MIB)
+        self.backup()
+        path = self.path("between.sock")
+
+        def serve():
+            for cut in True, False:
+                self.pass_on(listener.accept()[0], cut)
+
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen()
+            thread = threading.Thread(target=serve, daemon=True)
+            thread.start()
+            words = [w if w != self.server.qmp_path else path for w in self.backup_words()]
+            result = run(*words, check=False)
+            self.assertEqual(result.returncode, 1, result.stdout)
+            self.assertIn("made all the same", result.stderr)
+            wait_until(lambda: not self.own_nodes(), "the guard")
+            wait_until(lambda: len(self.own_bitmaps()) == 1, "the bitmaps in order")
+            thread.join(30)
+        self.assertEqual(self.fleeces(), [])
+        self.assertIsNone(self.backup()["reason"])
 
     def test_it_ends_with_the_run(self):
         def guards():
