@@ -44,6 +44,7 @@ struct qmp_client {
     char *host;                  /* NULL: this machine */
     struct ssh_target ssh;       /* host NULL: not by SSH */
     volatile sig_atomic_t *stop; /* NULL: nobody stops */
+    int64_t stopped_ns;          /* when the wait for this answer saw the stop; 0: not yet */
     uint64_t next_id;
     bool broken; /* the stream cannot be used any more */
     struct json_tokener *tok;
@@ -113,17 +114,15 @@ static bool user_has_stopped(const struct qmp_client *c)
 }
 
 /* Wait until there is something to receive. -ETIMEDOUT; -EINTR: the user does not wait longer. */
-static int co_await_qmp_bytes(const struct qmp_client *c, int64_t deadline)
+static int co_await_qmp_bytes(struct qmp_client *c, int64_t deadline)
 {
-    int64_t stopped_ns = 0;
-
     for (;;) {
         int64_t now = loop_now_ns(), left = deadline - now;
         int r;
 
         if (user_has_stopped(c)) {
-            stopped_ns = stopped_ns ?: now;
-            if (now - stopped_ns >= STOPPED_TIMEOUT_NS) {
+            c->stopped_ns = c->stopped_ns ?: now;
+            if (now - c->stopped_ns >= STOPPED_TIMEOUT_NS) {
                 return -EINTR;
             }
         }
@@ -269,6 +268,7 @@ static int co_await_answer(struct qmp_client *c, uint64_t id, const char *comman
 {
     int64_t deadline = loop_now_ns() + ANSWER_TIMEOUT_NS;
 
+    c->stopped_ns = 0;
     for (;;) {
         struct json_object *o = NULL, *v, *value;
         int r = co_receive_message(c, deadline, &o, err);

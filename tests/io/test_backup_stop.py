@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands end soon after a signal, also while they read a file that never seems to end."""
 
+import contextlib
 import datetime
 import glob
 import json
@@ -9,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 import unittest
 
@@ -177,6 +179,29 @@ class Silent(StopCase):
             b"did not answer before the stop",
             "backup", "--qmp", qmp, "--node", "d", "--to", self.path("new"),
         )  # fmt: skip
+
+    def test_a_daemon_that_sends_events_and_no_answer(self):
+        path = self.path("talk.sock")
+
+        def talk():
+            with contextlib.suppress(OSError), server.accept()[0] as client:
+                version = {"qemu": {"major": 10, "minor": 0, "micro": 0}, "package": ""}
+                for words in {"QMP": {"version": version, "capabilities": []}}, {"return": {}, "id": 0}:
+                    client.sendall(json.dumps(words).encode() + b"\n")
+                while True:
+                    client.sendall(b'{"event": "SHUTDOWN", "data": {}}\n')
+                    time.sleep(1)
+
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path)
+            server.listen()
+            thread = threading.Thread(target=talk)
+            thread.start()
+            self.stops_in_time(
+                b"did not answer before the stop",
+                "backup", "--qmp", path, "--node", "d", "--to", self.path("new"),
+            )  # fmt: skip
+            thread.join()
 
 
 class Leftovers(StopCase):
