@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -13,6 +14,22 @@
 
 /* The guard has its end as this descriptor. */
 #define GUARD_FD 3
+
+/*
+ * A service manager that stops a backup sends SIGTERM to the guard, too, which has its work when
+ * the backup could not put everything in order. The guard ends with the backup in any case.
+ */
+static void block_end_signals(posix_spawnattr_t *attributes)
+{
+    sigset_t signals;
+
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGHUP);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGTERM);
+    posix_spawnattr_setsigmask(attributes, &signals);
+    posix_spawnattr_setflags(attributes, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK);
+}
 
 static int spawn_guard(char **argv, int fd)
 {
@@ -26,7 +43,7 @@ static int spawn_guard(char **argv, int fd)
     }
     r = posix_spawnattr_init(&attributes);
     if (r == 0) {
-        posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSID);
+        block_end_signals(&attributes);
         for (int i = 0; r == 0 && i < GUARD_FD; i++) {
             r = posix_spawn_file_actions_addopen(&files, i, "/dev/null", O_RDWR, 0);
         }

@@ -175,15 +175,24 @@ class TestGuard(SmallCase):
         self.assertEqual(self.fleeces(), [])
         self.assertIsNone(self.backup()["reason"])
 
-    def test_it_ends_with_the_run(self):
-        def guards():
-            out = run("ps", "-eo", "args").stdout
-            return [c for c in out.splitlines() if self.dir in c and "--abort-after" in c]
+    def guards(self):
+        lines = run("ps", "-eo", "pid,args").stdout.splitlines()
+        return [int(c.split()[0]) for c in lines if self.dir in c and "--abort-after" in c]
 
+    def test_a_service_manager_stops_the_run_before_the_guard(self):
+        """All processes get SIGTERM."""
         held = self.hold_backup(guard=True)
-        self.assertEqual(len(guards()), 1)
+        (guard,) = self.guards()
+        os.kill(guard, signal.SIGTERM)
+        held.kill()
+        wait_until(lambda: not self.own_nodes() and not self.fleeces(), "the guard")
+        wait_until(lambda: not self.guards(), "the end of the guard")
+
+    def test_it_ends_with_the_run(self):
+        held = self.hold_backup(guard=True)
+        self.assertEqual(len(self.guards()), 1)
         self.assertEqual(held.release()[0], 0)
-        wait_until(lambda: not guards(), "the end of the guard")
+        wait_until(lambda: not self.guards(), "the end of the guard")
         self.assertEqual(len(self.own_bitmaps()), 1)
 
 
