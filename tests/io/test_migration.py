@@ -144,6 +144,23 @@ class MigrationTest(TestCase):
             self.assertEqual(found, expected)
             self.assertIn(says, log)
 
+    def test_a_bitmap_of_a_larger_disk_is_lost(self):
+        """One without all of its bits would make incomplete backups."""
+        self.create("small.qcow2", "64k")
+        uri = f"unix:{self.path('s')}"
+        small = ["-drive", "if=none,id=d,file=small.qcow2,node-name=n", "-incoming", uri]
+        with self.machine(*self.DISK) as source, self.logging(*small) as target:
+            on = [{"capability": "dirty-bitmaps", "state": True}]
+            target.qmp.command("migrate-set-capabilities", capabilities=on)
+            source.qmp.command("block-dirty-bitmap-add", node="n", name="a")
+            source.hmp('qemu-io d "write 512k 64k"')
+            self.migrate(source, uri, "dirty-bitmaps")
+            wait_until(lambda: target.qmp.command("query-status")["running"], "the machine")
+            [node] = (n for n in target.qmp.command("query-named-block-nodes") if n["node-name"] == "n")
+            self.assertEqual(node.get("dirty-bitmaps", []), [])
+            target.end()
+        self.assertIn("Bitmap 'a' is of a disk of another size", self.logged())
+
     def test_mappings_that_are_refused(self):
         one, long = self.node_alias("n", "one"), "a" * 256
         for mapping, says in (

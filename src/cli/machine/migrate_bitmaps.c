@@ -212,9 +212,16 @@ static int co_make_bitmap(struct json_object *o, struct error *err)
     }
     r = block_co_bitmap_add(place.node, place.name, (uint32_t)qmp_get_uint(o, "granularity", 0),
                             place.persistent, true, &b, err);
-    UNLESS_FAILED(r, co_set_ranges(b, qmp_get(o, "ranges"), err));
+    if (r < 0) {
+        return r;
+    }
+    r = co_set_ranges(b, qmp_get(o, "ranges"), err);
     if (r >= 0 && qmp_get_bool(o, "enabled", true)) {
         r = block_co_bitmap_set_enabled(b, true, err);
+    }
+    /* A backup by a bitmap without all of its bits would lack data. */
+    if (r < 0) {
+        (void)block_co_bitmap_remove(b, NULL);
     }
     return r;
 }
