@@ -7,6 +7,7 @@
 #include <string.h>
 
 #define NEWLINE "\"\n\""
+#define HERE "./" /* before a path that would be taken for an option */
 
 /* Bytes from 0x80 on are parts of letters. */
 static bool is_no_sign(unsigned char c)
@@ -17,10 +18,13 @@ static bool is_no_sign(unsigned char c)
 char *shell_word(const char *text)
 {
     /* Each byte becomes three at most. */
-    char *word = malloc(3 * strlen(text) + 3), *p = word;
+    char *word = malloc(3 * strlen(text) + sizeof(HERE)), *p = word;
 
     if (!word) {
         return NULL;
+    }
+    if (text[0] == '-') {
+        p = stpcpy(p, HERE);
     }
     for (const char *c = text; *c; c++) {
         if (*c == '\n') {

@@ -324,6 +324,7 @@ static void shells_take_words_as_they_were_meant(void **state)
     static const char *const cases[][2] = {
         {"", "\"\""},
         {"/backups/disk-1_2.x", "/backups/disk-1_2.x"},
+        {"-x", "./-x"},
         {"/my backups/\"1\"", "/my\\ backups/\\\"1\\\""},
         {"a'b\\c", "a\\'b\\\\c"},
         {"$HOME`x`~*?[{(#;&|<!", "\\$HOME\\`x\\`\\~\\*\\?\\[\\{\\(\\#\\;\\&\\|\\<\\!"},
