@@ -489,7 +489,9 @@ class TestQuiesce(SetCase):
         result = run(*self.backup_words(), check=False)
         self.assertEqual(result.returncode, 1)
         self.assertIn("does not answer within 1 seconds", result.stderr)
-        self.assertEqual(agent.names(), ["fsfreeze-freeze", "fsfreeze-thaw"])
+        # The guard may thaw, too, when the command ends: on a busy machine it has been seen.
+        self.assertEqual(agent.names()[0], "fsfreeze-freeze")
+        self.assertEqual(set(agent.names()[1:]), {"fsfreeze-thaw"})
 
     def test_a_freeze_that_is_refused(self):
         agent = self.agent(refuse=("guest-fsfreeze-freeze",))

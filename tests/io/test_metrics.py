@@ -139,7 +139,11 @@ class Endpoint(tidemark.TestCase):
             with open(f"{tasks}/{task}/{name}", encoding="ascii") as f:
                 return f.read()
 
-        (thread,) = (t for t in os.listdir(tasks) if read(t, "comm") == "metrics\n")
+        def named():
+            return [t for t in os.listdir(tasks) if read(t, "comm") == "metrics\n"]
+
+        tidemark.wait_until(named, "the thread, which names itself")
+        (thread,) = named()
 
         def sleeps():
             return int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", read(thread, "status"), re.M)[1])
