@@ -252,8 +252,8 @@ struct block_node {
     /* Writes on nodes with request_alignment > 1; unaligned ones are exclusive. */
     struct range_lock rmw;
     /*
-     * Held while the size changes. A command holds the control lock meanwhile, but a job that makes
-     * an image in the node does not.
+     * Held while the size changes. Commands for one node exclude each other by the control lock;
+     * a job that makes an image in the node does not have it.
      */
     struct co_mutex resizing;
     /*

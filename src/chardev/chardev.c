@@ -236,17 +236,28 @@ static bool anything_runs(void)
     return false;
 }
 
+static struct chardev *find_idle(void)
+{
+    struct chardev *c;
+
+    LIST_FOREACH (c, &chardevs, link) {
+        if (!c->opening && c->running == 0 && c->clients == 0) {
+            return c;
+        }
+    }
+    return NULL;
+}
+
 void chardev_co_release_all(void)
 {
-    struct chardev *c, *next;
+    struct chardev *c;
 
     for (int ms = 0; ms < RELEASE_WAIT_MS && anything_runs(); ms++) {
         loop_co_sleep(NS_PER_MS);
     }
-    LIST_FOREACH_SAFE (c, next, &chardevs, link) {
-        if (!c->opening && c->running == 0 && c->clients == 0) {
-            co_free_chardev(c);
-        }
+    /* The list may change while one is freed. */
+    while ((c = find_idle())) {
+        co_free_chardev(c);
     }
     chardev_co_stdio_flush();
 }
