@@ -233,7 +233,8 @@ static int co_walk_chain(struct chain_walk *w, struct nbd_job *job)
         r = block_co_status_runs(job->conn->export->edge, w->wants_contents, offset, end - offset,
                                  runs, (unsigned)MIN(w->max + 1, WALK_RUNS), &count);
         if (r == 0 && count == 0) {
-            r = -EIO;
+            /* The disk has become shorter since the request was checked. */
+            r = w->count > 0 ? 1 : -EINVAL;
         }
         for (unsigned i = 0; i < count && r == 0; i++) {
             r = runs[i].length <= end - offset ? add_run(w, &job->conn->worker->pool, runs[i])

@@ -79,13 +79,14 @@ class ClientTest(ChardevTest):
             with self.subTest(option):
                 server = self.start_with(f"socket,id=c,path={path},{option}", name=name)
                 self.assertEqual(self.filenames()["c"], f"disconnected:unix:{path}")
+                message = "Unable to connect character device c: "
+                tidemark.wait_until(lambda: message in server.log(), "the first attempt")
                 for _ in range(2):
                     listener = self.listen(path)
                     with self.accept(listener) as client:
                         self.assertIn("qemu", client.command("query-version"))
                     listener.close()
                     os.unlink(path)
-                self.assertIn("Unable to connect character device c: ", server.log())
                 server.stop()
 
     def test_it_ends_while_it_waits_to_connect(self):

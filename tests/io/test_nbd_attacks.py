@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """NBD clients and servers that end, change or ask for things at the worst of moments."""
 
+import fcntl
 import os
 import random
 import socket
 import ssl
 import struct
+import termios
 import threading
 import unittest
 
@@ -26,6 +28,11 @@ MAX64 = (1 << 64) - 1
 ESHUTDOWN, EOVERFLOW = 108, 75
 KEY = "00112233445566778899aabbccddeeff"
 NOBODY_READS = struct.pack("ii", 1, 0)  # SO_LINGER: close() resets the connection
+
+
+def unread(sock):
+    """How much of what was sent the peer has not taken yet (bytes of memory; 0: took all)."""
+    return struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]
 
 
 class TlsTeardown(TestCase):
@@ -344,6 +351,7 @@ class Changes(TestCase):
                 for cookie in range(8):
                     client.request(kind, 0, length, cookie=cookie,
                                    payload=bytes(4096) if kind == WRITE else b"")  # fmt: skip
+                wait_until(lambda: unread(client.sock) == 0, "the server to take the requests")
                 with self.assertRaisesRegex(QmpError, "still in use"):
                     self.d.qmp.command("block-export-del", id="e", mode="safe")
                 self.d.qmp.command("block-export-del", id="e", mode="hard")
