@@ -14,8 +14,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/checked.h"
 #include "base/list.h"
-#include "base/time_units.h"
 #include "block/passed_fd.h"
 #include "file/posix_file.h"
 #include "loop/loop.h"
@@ -150,15 +150,9 @@ int posix_file_co_reopen_buffered(int fd)
 
 /* --- questions that queries ask */
 
-/* How long an answer is waited for: in general, and while another one is late. */
-#define PATIENCE_NS NS_PER_SECOND
-#define LATE_PATIENCE_NS (100 * NS_PER_MS)
-
-/*
- * A question to the file system, by a coroutine of its own, which goes on when that hangs. The
- * coroutine and who asks are on the same reactor.
- */
+/* A question to the file system, on the main reactor. */
 struct file_question {
+    struct loop_call call;
     /* In `late`, when nobody waits any more. */
     struct list link;
     /* NULL: the node has been closed since. */
@@ -166,48 +160,22 @@ struct file_question {
     int fd;
     posix_file_ask *ask;
     uint64_t value;
-    int result;
-    bool answered, is_late;
-    /* Suspended, until there is an answer or the time is over; else NULL. */
-    struct co *waiter;
-    struct loop_timer timer;
 };
 
 static pthread_mutex_t late_guard = PTHREAD_MUTEX_INITIALIZER;
 static struct list late = LIST_INIT(late);
 
-static int ask_blocking(void *arg)
+static int ask_blocking(struct loop_call *call)
 {
-    struct file_question *q = arg;
+    struct file_question *q = container_of(call, struct file_question, call);
 
     return q->ask(q->fd, &q->value);
 }
 
-static void end_wait(struct file_question *q)
+static void answered_late(struct loop_call *call)
 {
-    struct co *co = q->waiter;
+    struct file_question *q = container_of(call, struct file_question, call);
 
-    q->waiter = NULL;
-    if (co) {
-        co_wake(co);
-    }
-}
-
-static void stop_waiting(struct loop_timer *timer)
-{
-    end_wait(container_of(timer, struct file_question, timer));
-}
-
-static void co_ask_apart(void *arg)
-{
-    struct file_question *q = arg;
-
-    q->result = loop_co_brief(ask_blocking, q);
-    q->answered = true;
-    if (!q->is_late) {
-        end_wait(q);
-        return;
-    }
     pthread_mutex_lock(&late_guard);
     list_remove(&q->link);
     pthread_mutex_unlock(&late_guard);
@@ -221,37 +189,12 @@ static int64_t patience_with(const struct posix_file *f)
     int64_t patience;
 
     pthread_mutex_lock(&late_guard);
-    patience = list_is_empty(&late) ? PATIENCE_NS : LATE_PATIENCE_NS;
+    patience = list_is_empty(&late) ? LOOP_PATIENCE_NS : LOOP_LATE_PATIENCE_NS;
     LIST_FOREACH (q, &late, link) {
         patience = q->file == f ? 0 : patience;
     }
     pthread_mutex_unlock(&late_guard);
     return patience;
-}
-
-/* Wait for the answer; frees the question, or leaves it to its coroutine. */
-static int co_wait_for_answer(struct file_question *q, int64_t patience_ns, uint64_t *ret_value)
-{
-    int r;
-
-    q->waiter = co_self();
-    loop_timer_init(&q->timer, stop_waiting);
-    loop_timer_arm(&q->timer, loop_now_ns() + patience_ns);
-    co_suspend();
-    loop_timer_disarm(&q->timer);
-    if (!q->answered) {
-        q->is_late = true;
-        pthread_mutex_lock(&late_guard);
-        list_append(&late, &q->link);
-        pthread_mutex_unlock(&late_guard);
-        return -ETIMEDOUT;
-    }
-    r = q->result;
-    if (r == 0) {
-        *ret_value = q->value;
-    }
-    free(q);
-    return r;
 }
 
 /*
@@ -260,13 +203,13 @@ static int co_wait_for_answer(struct file_question *q, int64_t patience_ns, uint
  */
 static int co_ask_here(const struct posix_file *f, posix_file_ask *ask, uint64_t *ret_value)
 {
-    struct file_question q = {.fd = f->fd, .ask = ask};
-    int r = loop_co_brief(ask_blocking, &q);
+    struct file_question q = {.call.fn = ask_blocking, .fd = f->fd, .ask = ask};
 
-    if (r == 0) {
+    loop_co_call_within(&q.call, INT64_MAX);
+    if (q.call.result == 0) {
         *ret_value = q.value;
     }
-    return r;
+    return q.call.result;
 }
 
 int posix_file_co_ask(const struct posix_file *f, posix_file_ask *ask, uint64_t *ret_value)
@@ -286,14 +229,23 @@ int posix_file_co_ask(const struct posix_file *f, posix_file_ask *ask, uint64_t 
     if (!q) {
         return -ENOMEM;
     }
-    *q = (struct file_question){.file = f, .fd = f->fd, .ask = ask};
+    *q = (struct file_question){.call = {.fn = ask_blocking, .end_late = answered_late},
+                                .file = f,
+                                .fd = f->fd,
+                                .ask = ask};
     list_init(&q->link);
-    r = reactor_spawn(reactor_current(), co_ask_apart, q);
-    if (r < 0) {
-        free(q);
-        return r;
+    if (!loop_co_call_within(&q->call, patience_ns)) {
+        pthread_mutex_lock(&late_guard);
+        list_append(&late, &q->link);
+        pthread_mutex_unlock(&late_guard);
+        return -ETIMEDOUT;
     }
-    return co_wait_for_answer(q, patience_ns, ret_value);
+    r = q->call.result;
+    if (r == 0) {
+        *ret_value = q->value;
+    }
+    free(q);
+    return r;
 }
 
 void posix_file_forget_questions(const struct posix_file *f)

@@ -24,6 +24,7 @@
 #define TIDEMARK_LOOP_LOOP_H
 
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/socket.h>
@@ -302,17 +303,65 @@ int loop_co_stat(const char *path, struct stat *ret_stat);
 /* As realpath(3): the caller frees the path. NULL: there is no such file, or no memory. */
 char *loop_co_real_path(const char *path);
 
+/* --- waiting with a limit of time: for who can do without an answer */
+
+/* How long such an answer is waited for: in general, and while an earlier one is late. */
+#define LOOP_PATIENCE_NS NS_PER_SECOND
+#define LOOP_LATE_PATIENCE_NS (100 * NS_PER_MS)
+
 /*
- * Likewise, for who can do without an answer. The main reactor of a program that serves others
- * waits for a second at most, and hardly at all while an earlier answer is late. The call goes on
- * then, and its result is lost. Other callers wait for as long as it takes.
+ * An answer that one coroutine waits for and another one gives, both on the same reactor. Memory of
+ * the caller, until the wait has ended and the answer has been given. The members are private.
+ */
+struct loop_answer {
+    struct co *waiter; /* suspended, until there is an answer or the time is over; else NULL */
+    bool given;
+    struct loop_timer timer;
+};
+
+/* Nothing has to be freed afterwards. */
+void loop_answer_init(struct loop_answer *a);
+/* Wait for the answer, for at most `patience_ns`. Whether it has been given. Yields. */
+bool loop_co_answer_wait(struct loop_answer *a, int64_t patience_ns);
+/* Does not yield. */
+void loop_answer_give(struct loop_answer *a);
+
+/* A call that blocks, and that goes on when nobody waits for it any more. */
+struct loop_call {
+    /* As the argument of loop_co_offload(); on a thread of the pool. */
+    int (*fn)(struct loop_call *self);
+    /* The call has ended that was late: frees it. On the reactor of the caller. */
+    void (*end_late)(struct loop_call *self);
+    /* What `fn` has returned. */
+    int result;
+    /* Nobody waits any more. Any thread. */
+    atomic_bool is_late;
+    /* private */
+    struct loop_answer answer;
+};
+
+/*
+ * Make the call as loop_co_brief() does, and wait for at most `patience_ns`. `fn` and `end_late`
+ * are set, the other members are not. True: `result` is set. False: the call goes on, and its
+ * memory belongs to it from now on, until `end_late`. Without memory for another coroutine it waits
+ * for as long as it takes. Yields.
+ */
+bool loop_co_call_within(struct loop_call *c, int64_t patience_ns);
+
+/*
+ * Calls about paths, by loop_co_call_within(). The main reactor of a program that serves others
+ * waits for LOOP_PATIENCE_NS at most, and LOOP_LATE_PATIENCE_NS while an earlier answer is late.
+ * Other callers wait for as long as it takes.
  *
  * ret_real[i] becomes the path `paths[i]` with links followed, which the caller frees; NULL: there
  * is no such file, or that is not known. -ETIMEDOUT: there was no answer in time, and none of them
  * is known; -ENOMEM: likewise.
  */
 int loop_co_real_paths_soon(const char *const *paths, size_t count, char **ret_real);
-/* -ETIMEDOUT: the file goes when its file system lets it go; else 0 or -errno of unlink(2). */
+/*
+ * -ETIMEDOUT: the file system has not answered in time; the file stays, unless it is being removed
+ * already: one that gets the same name meanwhile is never removed. Else 0 or -errno of unlink(2).
+ */
 int loop_co_unlink_soon(const char *path);
 
 /*

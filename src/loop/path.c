@@ -9,12 +9,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "base/time_units.h"
 #include "loop/loop.h"
-
-/* How long an answer is waited for that can be done without: in general, and while one is late. */
-#define PATIENCE_NS NS_PER_SECOND
-#define LATE_PATIENCE_NS (100 * NS_PER_MS)
 
 struct path_open {
     const char *path;
@@ -87,24 +82,22 @@ char *loop_co_real_path(const char *path)
     return p.real;
 }
 
-/* --- what is not waited for any longer -------------------------------------------------------- */
+/* --- what is waited for with a limit ---------------------------------------------------------- */
 
-/*
- * A call about paths, by a coroutine of its own, which goes on when the call hangs. All of this but
- * the call itself is on the main reactor.
- */
+/* A call about paths. All of this but the call itself is on the main reactor. */
 struct path_call {
-    int (*fn)(void *arg); /* its argument is this struct */
+    struct loop_call call;
     size_t count;
     char **paths, **real;
-    int result;
-    bool ended, is_late;
-    struct co *waiter; /* suspended, until the call has ended or the time is over; else NULL */
-    struct loop_timer timer;
 };
 
 /* How many calls nobody waits for any more. Main reactor. */
 static unsigned late_calls;
+
+static struct path_call *path_call_of(struct loop_call *call)
+{
+    return container_of(call, struct path_call, call);
+}
 
 static void path_call_free(struct path_call *c)
 {
@@ -119,14 +112,23 @@ static void path_call_free(struct path_call *c)
     }
 }
 
-static struct path_call *path_call_new(int (*fn)(void *arg), const char *const *paths, size_t count)
+static void path_call_end_late(struct loop_call *call)
+{
+    late_calls--;
+    path_call_free(path_call_of(call));
+}
+
+static struct path_call *path_call_new(int (*fn)(struct loop_call *call), const char *const *paths,
+                                       size_t count)
 {
     struct path_call *c = calloc(1, sizeof(*c));
 
     if (!c) {
         return NULL;
     }
-    *c = (struct path_call){.fn = fn, .count = count};
+    c->call.fn = fn;
+    c->call.end_late = path_call_end_late;
+    c->count = count;
     c->paths = calloc(MAX(count, 1u), sizeof(char *));
     c->real = calloc(MAX(count, 1u), sizeof(char *));
     for (size_t i = 0; c->paths && i < count; i++) {
@@ -143,60 +145,20 @@ static struct path_call *path_call_new(int (*fn)(void *arg), const char *const *
     return c;
 }
 
-static void path_call_wake(struct path_call *c)
-{
-    struct co *co = c->waiter;
-
-    c->waiter = NULL;
-    if (co) {
-        co_wake(co);
-    }
-}
-
-static void path_call_over(struct loop_timer *timer)
-{
-    path_call_wake(container_of(timer, struct path_call, timer));
-}
-
-static void co_run_path_call(void *arg)
-{
-    struct path_call *c = arg;
-
-    c->result = loop_co_brief(c->fn, c);
-    c->ended = true;
-    if (c->is_late) {
-        late_calls--;
-        path_call_free(c);
-    } else {
-        path_call_wake(c);
-    }
-}
-
-/* Whether the call has ended; if not it belongs to its coroutine from now on. */
+/* Whether the call has ended; if not it is not the caller's any more. */
 static bool path_call_co_wait(struct path_call *c)
 {
-    int64_t patience_ns = late_calls > 0 ? LATE_PATIENCE_NS : PATIENCE_NS;
+    bool is_bounded = loop_is_serving() && reactor_current() == reactor_main();
+    int64_t patience_ns = late_calls > 0 ? LOOP_LATE_PATIENCE_NS : LOOP_PATIENCE_NS;
+    bool ended = loop_co_call_within(&c->call, is_bounded ? patience_ns : INT64_MAX);
 
-    if (!loop_is_serving() || reactor_current() != reactor_main() ||
-        reactor_spawn(reactor_main(), co_run_path_call, c) < 0) {
-        c->result = loop_co_brief(c->fn, c);
-        return true;
-    }
-    c->waiter = co_self();
-    loop_timer_init(&c->timer, path_call_over);
-    loop_timer_arm(&c->timer, loop_now_ns() + patience_ns);
-    co_suspend();
-    loop_timer_disarm(&c->timer);
-    if (!c->ended) {
-        c->is_late = true;
-        late_calls++;
-    }
-    return c->ended;
+    late_calls += !ended;
+    return ended;
 }
 
-static int follow_paths(void *arg)
+static int follow_paths(struct loop_call *call)
 {
-    struct path_call *c = arg;
+    struct path_call *c = path_call_of(call);
 
     for (size_t i = 0; i < c->count; i++) {
         c->real[i] = realpath(c->paths[i], NULL);
@@ -224,9 +186,19 @@ int loop_co_real_paths_soon(const char *const *paths, size_t count, char **ret_r
     return 0;
 }
 
-static int unlink_first(void *arg)
+/*
+ * A file system that hangs does so when the path is looked up. When it answers late, another file
+ * may have the name: one of this process, that it needs, or of another one.
+ */
+static int unlink_first(struct loop_call *call)
 {
-    return unlink_path(((struct path_call *)arg)->paths[0]);
+    struct path_call *c = path_call_of(call);
+    struct stat st;
+
+    if (lstat(c->paths[0], &st) < 0) {
+        return -errno;
+    }
+    return atomic_load(&call->is_late) ? -ETIMEDOUT : unlink_path(c->paths[0]);
 }
 
 int loop_co_unlink_soon(const char *path)
@@ -240,7 +212,7 @@ int loop_co_unlink_soon(const char *path)
     if (!path_call_co_wait(c)) {
         return -ETIMEDOUT;
     }
-    r = c->result;
+    r = c->call.result;
     path_call_free(c);
     return r;
 }

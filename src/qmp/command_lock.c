@@ -8,16 +8,12 @@
 
 #include "base/checked.h"
 #include "base/list.h"
-#include "base/time_units.h"
 #include "block/block.h"
 #include "block/control_lock.h"
 #include "block/reopen.h"
 #include "co/co.h"
 #include "co/sync.h"
 #include "loop/loop.h"
-
-/* How long a command that only looks waits for the control lock. */
-#define LOOK_PATIENCE_NS NS_PER_SECOND
 
 static bool stopping;
 
@@ -51,29 +47,13 @@ int qmp_co_lock_command(struct error *err)
  * All of this is on the main reactor.
  */
 struct qmp_look {
-    struct co *waiter; /* suspended, until the lock is there or the time is over; else NULL */
-    struct co *holder; /* suspended, with the lock; NULL: it waits for the lock */
+    struct loop_answer locked; /* by the other coroutine */
+    struct co *holder;         /* suspended, with the lock; NULL: it waits for the lock */
     bool ended;
-    struct loop_timer timer; /* of the waiter */
 };
 
 /* A command has waited for the lock in vain, and its other coroutine still does. */
 static bool lock_hangs;
-
-static void wake_look(struct qmp_look *look)
-{
-    struct co *co = look->waiter;
-
-    look->waiter = NULL;
-    if (co) {
-        co_wake(co);
-    }
-}
-
-static void on_look_timer(struct loop_timer *timer)
-{
-    wake_look(container_of(timer, struct qmp_look, timer));
-}
 
 static void co_hold_for_look(void *arg)
 {
@@ -85,7 +65,7 @@ static void co_hold_for_look(void *arg)
     lock_hangs = false;
     if (!look->ended) {
         look->holder = co_self();
-        wake_look(look);
+        loop_answer_give(&look->locked);
         co_suspend();
     }
     block_control_unlock();
@@ -105,18 +85,16 @@ int qmp_co_begin_look(struct qmp_look **ret_look, struct error *err)
         return check_running(err);
     }
     look = calloc(1, sizeof(*look));
+    if (look) {
+        loop_answer_init(&look->locked);
+    }
     r = look ? reactor_spawn(reactor_main(), co_hold_for_look, look) : -ENOMEM;
     *ret_look = r < 0 ? NULL : look;
     if (r < 0) {
         free(look);
         return error_out_of_memory(err);
     }
-    look->waiter = co_self();
-    loop_timer_init(&look->timer, on_look_timer);
-    loop_timer_arm(&look->timer, loop_now_ns() + LOOK_PATIENCE_NS);
-    co_suspend();
-    loop_timer_disarm(&look->timer);
-    lock_hangs = lock_hangs || !look->holder;
+    lock_hangs = !loop_co_answer_wait(&look->locked, LOOP_PATIENCE_NS) || lock_hangs;
     return check_running(err);
 }
 
