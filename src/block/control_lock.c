@@ -2,10 +2,18 @@
 #include "block/control_lock.h"
 
 #include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
 
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "base/strbuf.h"
 #include "block/node.h"
+#include "block/stats.h"
 #include "co/co.h"
 #include "co/sync.h"
+#include "co/wait.h"
+#include "loop/loop.h"
 
 /* Main reactor. */
 static struct {
@@ -34,12 +42,9 @@ static struct block_control_scope *scope_of(const struct co *owner)
     return NULL;
 }
 
-static bool scope_meets(const struct block_control_scope *scope,
-                        const struct block_control_work *work)
+static bool scope_has_node_of(const struct block_control_scope *scope,
+                              const struct block_control_work *work)
 {
-    if (!scope || (work->changes_graph && !scope->keeps_graph)) {
-        return true;
-    }
     for (size_t i = 0; scope->meets && i < work->count; i++) {
         if (scope->meets(scope, work->nodes[i])) {
             return true;
@@ -48,25 +53,31 @@ static bool scope_meets(const struct block_control_scope *scope,
     return false;
 }
 
-/* Whether the running coroutine could touch what another one works on apart. */
-static bool meets_work(void)
+static bool scope_meets(const struct block_control_scope *scope,
+                        const struct block_control_work *work)
+{
+    return !scope || (work->changes_graph && !scope->keeps_graph) || scope_has_node_of(scope, work);
+}
+
+/* What another coroutine works on apart, and the running one could touch; NULL: nothing. */
+static struct block_control_work *met_work(void)
 {
     struct block_control_scope *scope;
     struct block_control_work *work;
 
     if (list_is_empty(&works)) {
-        return false;
+        return NULL;
     }
     scope = scope_of(co_task());
     LIST_FOREACH (work, &works, link) {
         if (work->owner != co_task() && scope_meets(scope, work)) {
-            return true;
+            return work;
         }
     }
-    return false;
+    return NULL;
 }
 
-void block_co_control_lock(void)
+static void make_ready(void)
 {
     if (!control.ready) {
         co_mutex_init(&control.mutex);
@@ -74,11 +85,160 @@ void block_co_control_lock(void)
         control.ready = true;
     }
     assert(control.owner != co_task());
+}
+
+void block_co_control_lock(void)
+{
+    make_ready();
     co_mutex_lock(&control.mutex);
-    while (meets_work()) {
+    while (met_work()) {
         co_cond_wait(&control.ended, &control.mutex);
     }
     control.owner = co_task();
+}
+
+/* --- with a limit of time --- */
+
+static void note_activity(struct block_node *node, void *arg)
+{
+    uint64_t values[BLOCK_STATS];
+
+    block_node_read_stats(node, values);
+    *(bool *)arg = *(bool *)arg || values[BLOCK_STAT_IN_FLIGHT] > 0;
+}
+
+/* The first node whose storage has requests in flight, or else the first one; NULL: no node. */
+static const struct block_node *find_in_flight(const struct block_control_work *work)
+{
+    for (size_t i = 0; i < work->count; i++) {
+        bool in_flight = false;
+
+        block_node_foreach_below(work->nodes[i], note_activity, &in_flight);
+        if (in_flight) {
+            return work->nodes[i];
+        }
+    }
+    return work->count > 0 ? work->nodes[0] : NULL;
+}
+
+/* `work`: what `owner` works on apart; NULL: it has the lock. */
+static int set_busy(const struct co *owner, const struct block_control_work *work,
+                    struct error *err)
+{
+    const struct block_control_scope *scope = scope_of(owner);
+    const struct block_node *node = work ? find_in_flight(work) : NULL;
+    AUTO_FREE char *line = NULL;
+    STRBUF_AUTO(text);
+
+    if (scope && scope->command) {
+        strbuf_printf(&text, "The command '%s'", scope->command);
+    } else {
+        strbuf_puts(&text, "A job or another user of the block nodes");
+    }
+    strbuf_puts(&text, work ? " keeps others from changing the graph of the block nodes"
+                            : " keeps all other commands waiting");
+    if (node) {
+        strbuf_printf(&text, ", while it waits for node '%s'", block_node_name(node));
+    }
+    strbuf_puts(&text, ": it waits for ");
+    if (!owner || !co_wait_describe(owner, &text)) {
+        strbuf_puts(&text, "storage that has not answered");
+    }
+    line = strbuf_take(&text);
+    return line ? error_set(err, EBUSY, "%s", line) : error_out_of_memory(err);
+}
+
+/* The mutex is taken by another coroutine, which may have to wait for it for longer. */
+struct mutex_wait {
+    struct loop_answer locked;
+    bool given_up;
+};
+
+static void co_lock_for_another(void *arg)
+{
+    struct mutex_wait *w = arg;
+
+    co_mutex_lock(&control.mutex);
+    if (w->given_up) {
+        co_mutex_unlock(&control.mutex);
+        free(w);
+    } else {
+        loop_answer_give(&w->locked);
+    }
+}
+
+static bool co_lock_mutex_within(int64_t patience_ns)
+{
+    struct mutex_wait *w;
+
+    if (co_mutex_trylock(&control.mutex)) {
+        return true;
+    }
+    w = calloc(1, sizeof(*w));
+    if (w) {
+        loop_answer_init(&w->locked);
+    }
+    if (!w || reactor_spawn(reactor_current(), co_lock_for_another, w) < 0) {
+        free(w);
+        co_mutex_lock(&control.mutex);
+        return true;
+    }
+    if (!loop_co_answer_wait(&w->locked, patience_ns)) {
+        w->given_up = true;
+        return false;
+    }
+    co_mutex_take_over(&control.mutex);
+    free(w);
+    return true;
+}
+
+static void look_again(struct loop_timer *timer)
+{
+    co_cond_broadcast(&control.ended);
+}
+
+/* The work that has kept the graph for too long; NULL: nothing is met any more. */
+static struct block_control_work *co_await_works_within(int64_t patience_ns)
+{
+    const struct block_control_scope *scope = scope_of(co_task());
+    struct block_control_work *work;
+    struct loop_timer timer;
+    uint64_t number = 0;
+
+    loop_timer_init(&timer, look_again);
+    while ((work = met_work())) {
+        if (!scope || scope_has_node_of(scope, work)) {
+            loop_timer_disarm(&timer);
+            number = 0;
+        } else if (work->number != number) {
+            loop_timer_arm(&timer, loop_now_ns() + patience_ns);
+            number = work->number;
+        } else if (loop_now_ns() >= timer.deadline_ns) {
+            break;
+        }
+        co_cond_wait(&control.ended, &control.mutex);
+    }
+    loop_timer_disarm(&timer);
+    return work;
+}
+
+int block_co_control_lock_within(int64_t patience_ns, struct error *err)
+{
+    struct block_control_work *work;
+    int r = 0;
+
+    make_ready();
+    if (!co_lock_mutex_within(patience_ns)) {
+        return set_busy(control.owner, NULL, err);
+    }
+    work = co_await_works_within(patience_ns);
+    if (work) {
+        r = set_busy(work->owner, work, err);
+        co_mutex_unlock(&control.mutex);
+        return r;
+    }
+    control.owner = co_task();
+    return 0;
 }
 
 void block_control_unlock(void)
@@ -168,8 +328,13 @@ void block_co_control_resume(bool held)
 void block_control_begin_work(struct block_control_work *work, struct block_node *const *nodes,
                               size_t count, bool changes_graph)
 {
-    *work = (struct block_control_work){
-        .owner = co_task(), .nodes = nodes, .count = count, .changes_graph = changes_graph};
+    static uint64_t number;
+
+    *work = (struct block_control_work){.owner = co_task(),
+                                        .nodes = nodes,
+                                        .count = count,
+                                        .changes_graph = changes_graph,
+                                        .number = ++number};
     list_append(&works, &work->link);
     block_control_unlock();
 }

@@ -24,6 +24,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/error.h"
 #include "base/list.h"
 #include "co/co.h"
 
@@ -31,6 +32,13 @@ struct block_node;
 
 /* Take the lock. Not recursive. Yields. */
 void block_co_control_lock(void);
+/*
+ * Likewise, for whoever has a scope and can do without: -EBUSY, and the lock is not taken, after
+ * `patience_ns` in which the same step elsewhere has kept the graph, or in which the lock has not
+ * become free. The error names the command, the node and the storage that it waits for. A step that
+ * works on what the scope touches is waited for without a limit: the caller needs the same storage.
+ */
+int block_co_control_lock_within(int64_t patience_ns, struct error *err);
 /* Does not yield. */
 void block_control_unlock(void);
 
@@ -61,6 +69,7 @@ struct block_control_work {
     struct block_node *const *nodes;
     size_t count;
     bool changes_graph;
+    uint64_t number; /* no two have the same */
 };
 
 /*
@@ -93,6 +102,8 @@ bool block_control_is_busy_with(struct block_node *node);
 struct block_control_scope {
     struct list link;
     struct co *owner;
+    /* The command, for messages to others; lives until the end. NULL: it has no name. */
+    const char *command;
     /* It begins no graph change. */
     bool keeps_graph;
     /* Whether it touches something that is joined with the node; NULL: nothing. Does not yield. */

@@ -296,6 +296,16 @@ static void node_replace_concerns(void *state, struct json_object *data,
     qmp_concern_add(concern, block_node_find(qmp_get_str(data, "node-name")));
 }
 
+static void node_replace_ahead(void *state, struct json_object *data, struct qmp_concern *flushed,
+                               struct qmp_concern *completed)
+{
+    struct export_info info;
+
+    if (export_find(qmp_get_str(data, "export"), &info)) {
+        qmp_concern_add(flushed, info.node);
+    }
+}
+
 static int co_node_replace_prepare(void *state, struct json_object *data, struct error *err)
 {
     struct replace_state *s = state;
@@ -344,6 +354,7 @@ static void co_node_replace_clean(void *state)
 const struct qmp_action qmp_action_blockdev_replace = {
     .name = "blockdev-replace",
     .state_size = sizeof(struct replace_state),
+    .ahead = node_replace_ahead,
     .concerns = node_replace_concerns,
     .co_prepare = co_node_replace_prepare,
     .co_abort = co_node_replace_abort,

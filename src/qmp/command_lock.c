@@ -8,12 +8,19 @@
 
 #include "base/checked.h"
 #include "base/list.h"
+#include "base/time_units.h"
 #include "block/block.h"
 #include "block/control_lock.h"
 #include "block/reopen.h"
 #include "co/co.h"
 #include "co/sync.h"
 #include "loop/loop.h"
+
+/*
+ * How long a command waits for a step of another one that concerns other storage: as long as
+ * requests of clients take before they are reported.
+ */
+#define BUSY_PATIENCE_NS (10 * NS_PER_SECOND)
 
 static bool stopping;
 
@@ -40,6 +47,22 @@ int qmp_co_lock_command(struct error *err)
     co_mutex_lock(get_start_lock());
     co_mutex_unlock(get_start_lock());
     return qmp_co_lock_again(err);
+}
+
+int qmp_co_begin_command(struct error *err)
+{
+    int r;
+
+    co_mutex_lock(get_start_lock());
+    co_mutex_unlock(get_start_lock());
+    r = block_co_control_lock_within(BUSY_PATIENCE_NS, err);
+    if (r == 0) {
+        r = check_running(err);
+        if (r < 0) {
+            block_control_unlock();
+        }
+    }
+    return r;
 }
 
 /*

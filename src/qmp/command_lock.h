@@ -18,6 +18,12 @@ struct block_root;
  * -ESHUTDOWN: the daemon has begun to end. Yields.
  */
 int qmp_co_lock_command(struct error *err);
+/*
+ * Likewise, for a command of a monitor: on failure the lock is not held. -EBUSY: for 10 s others
+ * have kept the lock, or a change of the graph of block nodes has been under way, whose storage
+ * does not answer.
+ */
+int qmp_co_begin_command(struct error *err);
 
 /*
  * Likewise for a command that only looks at what exists, without yielding. Another command may hold

@@ -43,6 +43,17 @@ struct json_object *qmp_error_answer(const struct error *err)
     return answer;
 }
 
+struct json_object *qmp_refusal(struct json_object *request, const struct error *err)
+{
+    struct json_object *answer = json_object_new_object(), *id;
+
+    if (json_object_object_get_ex(request, "id", &id)) {
+        json_object_object_add(answer, "id", json_object_get(id));
+    }
+    add_error(answer, err);
+    return answer;
+}
+
 struct json_object *qmp_greeting(void)
 {
     struct json_object *greeting = json_object_new_object(), *o = json_object_new_object();
@@ -161,24 +172,20 @@ static int co_run(struct qmp_call *call, struct json_object *request,
 
 struct json_object *qmp_co_dispatch(struct qmp_call *call, struct json_object *request)
 {
-    struct json_object *answer = json_object_new_object(), *result = NULL, *id;
-    bool has_id = json_object_object_get_ex(request, "id", &id);
+    struct json_object *result = NULL, *answer, *id;
     ERROR_AUTO(err);
     int r = co_run(call, request, &result, &err);
 
     if (r < 0) {
-        if (has_id) {
-            json_object_object_add(answer, "id", json_object_get(id));
-        }
         if (!error_is_set(&err)) {
             error_set_errno(&err, -r, "The command failed");
         }
-        add_error(answer, &err);
         json_object_put(result);
-        return answer;
+        return qmp_refusal(request, &err);
     }
+    answer = json_object_new_object();
     json_object_object_add(answer, "return", result ?: json_object_new_object());
-    if (has_id) {
+    if (json_object_object_get_ex(request, "id", &id)) {
         json_object_object_add(answer, "id", json_object_get(id));
     }
     return answer;

@@ -16,6 +16,9 @@ struct json_object *qmp_co_dispatch(struct qmp_call *call, struct json_object *r
 /* The answer to a message that is no request: a new reference. Does not yield. */
 struct json_object *qmp_error_answer(const struct error *err);
 
+/* The answer to a request that is not executed, with its id: likewise. */
+struct json_object *qmp_refusal(struct json_object *request, const struct error *err);
+
 /* {"QMP": {...}}, with which a session begins: a new reference. Does not yield. */
 struct json_object *qmp_greeting(void);
 

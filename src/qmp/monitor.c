@@ -204,7 +204,7 @@ static struct json_object *co_answer_look(struct session *s, struct json_object 
     ERROR_AUTO(err);
 
     if (qmp_co_begin_look(&look, &err) < 0) {
-        answer = qmp_error_answer(&err);
+        answer = qmp_refusal(request, &err);
     } else {
         answer = qmp_co_dispatch(&s->call, request);
     }
@@ -220,11 +220,10 @@ static struct json_object *co_answer_in_scope(struct session *s, struct json_obj
     if (block_control_is_locked() && qmp_only_looks(request)) {
         return co_answer_look(s, request);
     }
-    if (qmp_co_lock_command(&err) < 0) {
-        answer = qmp_error_answer(&err);
-    } else {
-        answer = qmp_co_dispatch(&s->call, request);
+    if (qmp_co_begin_command(&err) < 0) {
+        return qmp_refusal(request, &err);
     }
+    answer = qmp_co_dispatch(&s->call, request);
     block_control_unlock();
     return answer;
 }

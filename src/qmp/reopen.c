@@ -46,6 +46,22 @@ static void reopen_concerns(void *state, struct json_object *data, struct qmp_co
     }
 }
 
+/* A node may leave children, which it flushes; one that becomes read-only is completed. */
+static void reopen_ahead(void *state, struct json_object *data, struct qmp_concern *flushed,
+                         struct qmp_concern *completed)
+{
+    struct json_object *list = qmp_get(data, "options");
+
+    for (size_t i = 0; i < json_object_array_length(list); i++) {
+        struct json_object *element = json_object_array_get_idx(list, i);
+        const char *name = qmp_get_str(element, "node-name");
+        struct block_node *node = name ? block_node_find(name) : NULL;
+
+        qmp_concern_add(
+            json_object_get_boolean(qmp_get(element, "read-only")) ? completed : flushed, node);
+    }
+}
+
 static int co_add_node(struct block_reopen *plan, const struct options *all, size_t index,
                        struct json_object *element, struct error *err)
 {
@@ -125,6 +141,7 @@ static void co_reopen_clean(void *state)
 static const struct qmp_action reopen_action = {
     .name = "blockdev-reopen",
     .state_size = sizeof(struct reopen_state),
+    .ahead = reopen_ahead,
     .concerns = reopen_concerns,
     .co_prepare = co_reopen_prepare,
     .co_finish = co_reopen_finish,

@@ -155,6 +155,7 @@ void qmp_begin_scope(struct qmp_scope *s, struct json_object *request)
     if (!name || !is_known_command(name) || touches_anything(name, s->args)) {
         return;
     }
+    s->scope.command = name;
     s->scope.keeps_graph = command_keeps_graph(name, s->args);
     s->scope.meets = strncmp(name, "query-", 6) == 0 ? NULL : args_meet;
     if (is_verb_for_work(name)) {

@@ -10,7 +10,9 @@
 #include "base/time_units.h"
 #include "block/bitmaps.h"
 #include "block/block.h"
+#include "block/control.h"
 #include "block/control_lock.h"
+#include "block/reopen.h"
 #include "loop/loop.h"
 #include "qmp/command_lock.h"
 #include "qmp/concern.h"
@@ -99,6 +101,32 @@ static int co_open_steps(struct qmp_step *steps, size_t count, struct error *err
     }
     r2 = qmp_co_lock_again(r < 0 ? &ending : err);
     return error_first(r, r2);
+}
+
+/*
+ * Errors are those of the change itself, which repeats what has failed here. A disk that hangs
+ * keeps nobody waiting but this command.
+ */
+static void co_work_ahead(struct qmp_step *steps, size_t count)
+{
+    struct qmp_concern flushed = {0}, completed = {0};
+    struct block_control_work work;
+
+    for (size_t i = 0; i < count; i++) {
+        if (steps[i].action->ahead) {
+            steps[i].action->ahead(steps[i].state, steps[i].data, &flushed, &completed);
+        }
+    }
+    block_control_begin_work(&work, completed.nodes, completed.count, false);
+    for (size_t i = 0; i < completed.count; i++) {
+        (void)block_co_await_read_only(completed.nodes[i], NULL);
+    }
+    for (size_t i = 0; i < flushed.count; i++) {
+        (void)block_co_flush_node(flushed.nodes[i]);
+    }
+    block_co_control_end_work(&work);
+    qmp_co_concern_clear(&completed);
+    qmp_co_concern_clear(&flushed);
 }
 
 /* -EBUSY: another command has added a node meanwhile, which is not worked on: it may vanish. */
@@ -306,6 +334,9 @@ int qmp_co_run_steps(struct qmp_step *steps, size_t count, struct job_txn *jobs,
     struct qmp_concern concern = {0};
     int r = co_open_steps(steps, count, err);
 
+    if (r >= 0) {
+        co_work_ahead(steps, count);
+    }
     UNLESS_FAILED(r, co_drain_concern(steps, count, &concern, err));
     if (r >= 0) {
         r = co_change_apart(steps, count, jobs, &concern, err);

@@ -5,6 +5,8 @@
  *
  *   open 1..n       slow work: images are opened. Nothing is locked or drained, so guests and
  *                   other monitors continue even if a server is silent
+ *   ahead           storage that the changes need is written to first, while guests and other
+ *                   monitors continue: as a rule nothing is left to wait for in the change
  *   drain           the nodes that the actions concern, all at one instant, and no others
  *   prepare 1..n    each action makes its change so that abort can undo it without failing.
  *                   Permissions are not checked yet: the graph changes as a whole
@@ -52,6 +54,12 @@ struct qmp_action {
     /* It attaches, moves and detaches no edges: others may change the graph meanwhile. */
     bool keeps_graph;
     int (*co_open)(void *state, struct json_object *data, struct error *err);
+    /*
+     * Add the nodes that prepare or settle will flush, and those that it will complete, unless they
+     * have writers then.
+     */
+    void (*ahead)(void *state, struct json_object *data, struct qmp_concern *flushed,
+                  struct qmp_concern *completed);
     /*
      * Add the nodes whose users must not see the action half done. Called again if the graph may
      * have changed while some of them were drained.
