@@ -689,9 +689,13 @@ static int co_discard_rest(struct block_node *node, uint64_t from, uint64_t to)
     return r == -ENOTSUP ? 0 : r;
 }
 
+/*
+ * The alignment of reads and writes is none of discards: a file whose requests are direct can have
+ * holes of any length.
+ */
 static int co_discard_node(struct block_node *node, uint64_t offset, uint64_t length)
 {
-    uint64_t unit = MAX(MAX(node->limits.discard_alignment, node->limits.request_alignment), 1);
+    uint64_t unit = MAX(node->limits.discard_alignment, 1);
     uint64_t max = node->limits.max_discard ? node->limits.max_discard : length;
     uint64_t end = offset + length;
     uint64_t first = MIN(multiple_up(offset, unit), end);

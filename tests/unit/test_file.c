@@ -403,6 +403,29 @@ static void discard_punches_only_where_it_is_wanted(void *arg)
     detach(&d);
 }
 
+/* Blocks are the unit of direct reads and writes, and not of holes. */
+static void direct_io_punches_holes_of_any_length(void *arg)
+{
+    const char *options = "driver=file,filename=" IMAGE ",cache.direct=on,discard=unmap";
+    struct block_node *node = NULL;
+    struct disk d;
+
+    make_file(IMAGE, 64 * KiB, 'x');
+    if (open_node(options, &node, NULL) == -EINVAL) {
+        print_message("# no O_DIRECT on this file system\n");
+        return;
+    }
+    block_co_unref(node);
+    d = attach(options, RW);
+    assert_int_equal(block_co_discard(d.edge, 100, 100), 0);
+    assert_int_equal(block_co_discard(d.edge, 12000, 9000), 0);
+    assert_bytes(d.edge, 100, 100, 0);
+    assert_bytes(d.edge, 200, 11800, 'x');
+    assert_bytes(d.edge, 12000, 9000, 0);
+    assert_bytes(d.edge, 21000, 64 * KiB - 21000, 'x');
+    detach(&d);
+}
+
 struct punch_job {
     struct block_edge *edge;
     struct co_group *group;
@@ -952,6 +975,7 @@ int main(void)
         CO_TEST(zeroes_keep_or_give_back_space_as_asked),
         CO_TEST(file_systems_that_lack_calls_are_not_asked_twice),
         CO_TEST(discard_punches_only_where_it_is_wanted),
+        CO_TEST(direct_io_punches_holes_of_any_length),
         CO_TEST(holes_punched_together_are_the_right_ones),
         CO_TEST(status_follows_what_is_written_and_punched),
         CO_TEST(status_is_remembered_for_several_readers),
