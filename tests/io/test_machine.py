@@ -3,6 +3,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import unittest
 
@@ -78,6 +79,22 @@ class MonitorTest(MachineCase):
             "(qemu) quit\n",
         )
         self.assertRegex(output, r"^QEMU \d+\.\d+\.\d+ monitor - type 'help' for more info")
+
+    def test_each_of_many_monitors_gets_its_prompt(self):
+        """They are connected before the machine is made."""
+        path = os.path.join(self.dir, "hmp")
+        options = ["-monitor", "unix:" + path] * 12
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen(12)
+            listener.settimeout(TIMEOUT)
+            with self.machine(*options):
+                for _ in range(12):
+                    monitor, _ = listener.accept()
+                    monitor.settimeout(TIMEOUT)
+                    with monitor, monitor.makefile("rb") as lines:
+                        self.assertRegex(lines.readline(), b"^QEMU ")
+                        self.assertEqual(lines.read(7), b"(qemu) ")
 
     def test_a_wrong_drive_ends_it_before_the_greeting(self):
         status, output = self.monitor([], "-drive", "file=disk.qcow2,cache=wrong")

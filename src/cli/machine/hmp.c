@@ -11,6 +11,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/list.h"
 #include "block/control_lock.h"
 #include "cli/machine/call.h"
 #include "cli/machine/lines.h"
@@ -218,9 +219,13 @@ static void co_hmp_line(struct machine_lines *lines, const char *line)
     }
 }
 
-/* Conversations that have no prompt yet, as the machine is being made; duplicates. */
-static int unprompted[8];
-static size_t unprompted_count;
+/* A conversation that has no prompt yet, as the machine is being made. */
+struct unprompted {
+    struct list link;
+    int fd; /* a duplicate */
+};
+
+static struct list unprompted = LIST_INIT(unprompted);
 static bool is_made;
 
 /* A new socket has room for what is sent first. */
@@ -232,36 +237,59 @@ static void send_first(int fd, const char *text)
 void hmp_prompt(void)
 {
     is_made = true;
-    while (unprompted_count > 0) {
-        int fd = unprompted[--unprompted_count];
+    while (!list_is_empty(&unprompted)) {
+        struct unprompted *first = LIST_FIRST(&unprompted, struct unprompted, link);
 
-        send_first(fd, PROMPT);
-        close(fd);
+        list_remove(&first->link);
+        send_first(first->fd, PROMPT);
+        close(first->fd);
+        free(first);
     }
 }
 
+static int prompt_later(int fd, struct error *err)
+{
+    struct unprompted *u = malloc(sizeof(*u));
+
+    if (!u) {
+        return error_out_of_memory(err);
+    }
+    u->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (u->fd < 0) {
+        int r = error_set_errno(err, errno, "Could not duplicate the socket of a monitor");
+
+        free(u);
+        return r;
+    }
+    list_append(&unprompted, &u->link);
+    return 0;
+}
+
 /* The greeting stands before what the rest of the start prints, the prompt after that. */
-static void greet(int fd)
+static int greet(int fd, struct error *err)
 {
     char text[128];
-    int copy;
 
     snprintf(text, sizeof(text), "QEMU %d.%d.%d monitor - type 'help' for more information\r\n",
              QMP_QEMU_MAJOR, QMP_QEMU_MINOR, QMP_QEMU_MICRO);
     send_first(fd, text);
-    if (is_made) {
-        send_first(fd, PROMPT);
-    } else if (unprompted_count < ARRAY_SIZE(unprompted) &&
-               (copy = fcntl(fd, F_DUPFD_CLOEXEC, 0)) >= 0) {
-        unprompted[unprompted_count++] = copy;
+    if (!is_made) {
+        return prompt_later(fd, err);
     }
+    send_first(fd, PROMPT);
+    return 0;
 }
 
 int hmp_start(int fd, struct chardev *chardev, void (*on_quit)(void), struct error *err)
 {
     static const struct machine_lines_ops ops = {co_hmp_line};
 
+    int r = greet(fd, err);
+
     quit_fn = on_quit;
-    greet(fd);
+    if (r < 0) {
+        close(fd);
+        return r;
+    }
     return machine_lines_start(fd, &ops, chardev, err);
 }
