@@ -20,6 +20,7 @@ static struct {
     struct co_mutex mutex;
     bool ready;
     struct co *owner; /* NULL: nobody */
+    uint64_t turns;   /* how many times there was a new owner */
     /* A work has ended, or touches less. */
     struct co_cond ended;
 } control;
@@ -77,6 +78,12 @@ static struct block_control_work *met_work(void)
     return NULL;
 }
 
+static void own_control(void)
+{
+    control.owner = co_task();
+    control.turns++;
+}
+
 static void make_ready(void)
 {
     if (!control.ready) {
@@ -94,7 +101,7 @@ void block_co_control_lock(void)
     while (met_work()) {
         co_cond_wait(&control.ended, &control.mutex);
     }
-    control.owner = co_task();
+    own_control();
 }
 
 /* --- with a limit of time --- */
@@ -148,18 +155,25 @@ static int set_busy(const struct co *owner, const struct block_control_work *wor
     return line ? error_set(err, EBUSY, "%s", line) : error_out_of_memory(err);
 }
 
-/* The mutex is taken by another coroutine, which may have to wait for it for longer. */
+/*
+ * The mutex is taken by another coroutine, which may have to wait for it for longer. One that
+ * nobody waits for any more is `abandoned`, and whoever waits next takes it over: however long
+ * the mutex is held, there are no more coroutines than have waited at once.
+ */
 struct mutex_wait {
+    struct list link; /* in `abandoned` */
     struct loop_answer locked;
-    bool given_up;
 };
+
+static struct list abandoned = LIST_INIT(abandoned);
 
 static void co_lock_for_another(void *arg)
 {
     struct mutex_wait *w = arg;
 
     co_mutex_lock(&control.mutex);
-    if (w->given_up) {
+    if (!list_is_empty(&w->link)) {
+        list_remove(&w->link);
         co_mutex_unlock(&control.mutex);
         free(w);
     } else {
@@ -167,29 +181,54 @@ static void co_lock_for_another(void *arg)
     }
 }
 
+/* NULL: there is no memory. */
+static struct mutex_wait *begin_mutex_wait(void)
+{
+    struct mutex_wait *w;
+
+    if (!list_is_empty(&abandoned)) {
+        w = LIST_FIRST(&abandoned, struct mutex_wait, link);
+        list_remove(&w->link);
+        loop_answer_init(&w->locked);
+        return w;
+    }
+    w = calloc(1, sizeof(*w));
+    if (!w) {
+        return NULL;
+    }
+    list_init(&w->link);
+    loop_answer_init(&w->locked);
+    if (reactor_spawn(reactor_current(), co_lock_for_another, w) < 0) {
+        free(w);
+        return NULL;
+    }
+    return w;
+}
+
+/* False: one holder has kept the mutex for so long. */
 static bool co_lock_mutex_within(int64_t patience_ns)
 {
     struct mutex_wait *w;
+    uint64_t turns;
 
     if (co_mutex_trylock(&control.mutex)) {
         return true;
     }
-    w = calloc(1, sizeof(*w));
-    if (w) {
-        loop_answer_init(&w->locked);
-    }
-    if (!w || reactor_spawn(reactor_current(), co_lock_for_another, w) < 0) {
-        free(w);
+    w = begin_mutex_wait();
+    if (!w) {
         co_mutex_lock(&control.mutex);
         return true;
     }
-    if (!loop_co_answer_wait(&w->locked, patience_ns)) {
-        w->given_up = true;
-        return false;
-    }
-    co_mutex_take_over(&control.mutex);
-    free(w);
-    return true;
+    do {
+        turns = control.turns;
+        if (loop_co_answer_wait(&w->locked, patience_ns)) {
+            co_mutex_take_over(&control.mutex);
+            free(w);
+            return true;
+        }
+    } while (control.turns != turns);
+    list_append(&abandoned, &w->link);
+    return false;
 }
 
 static void look_again(struct loop_timer *timer)
@@ -237,7 +276,7 @@ int block_co_control_lock_within(int64_t patience_ns, struct error *err)
         co_mutex_unlock(&control.mutex);
         return r;
     }
-    control.owner = co_task();
+    own_control();
     return 0;
 }
 
@@ -290,7 +329,7 @@ static void co_take_over(void *arg)
     struct handover h = *(const struct handover *)arg;
 
     co_mutex_take_over(&control.mutex);
-    control.owner = co_task();
+    own_control();
     h.entry(h.arg);
     block_control_unlock();
 }
@@ -304,7 +343,7 @@ int block_control_hand_over(co_entry *entry, void *arg)
     control.owner = NULL;
     r = co_run(co_get_home(co_self()), co_take_over, &h);
     if (r < 0) {
-        control.owner = co_task();
+        own_control();
     }
     return r;
 }

@@ -34,9 +34,9 @@ struct block_node;
 void block_co_control_lock(void);
 /*
  * Likewise, for whoever has a scope and can do without: -EBUSY, and the lock is not taken, after
- * `patience_ns` in which the same step elsewhere has kept the graph, or in which the lock has not
- * become free. The error names the command, the node and the storage that it waits for. A step that
- * works on what the scope touches is waited for without a limit: the caller needs the same storage.
+ * `patience_ns` in which the same step elsewhere has kept the graph, or the lock had the same
+ * owner. The error names the command, the node and the storage that it waits for. A step that works
+ * on what the scope touches is waited for without a limit: the caller needs the same storage.
  */
 int block_co_control_lock_within(int64_t patience_ns, struct error *err);
 /* Does not yield. */
