@@ -434,3 +434,13 @@ void block_control_keep_graph_from_now(void)
         scope->keeps_graph = true;
     }
 }
+
+void block_control_meet_nothing_from_now(void)
+{
+    struct block_control_scope *scope = scope_of(co_task());
+
+    if (scope) {
+        scope->keeps_graph = true;
+        scope->meets = NULL;
+    }
+}

@@ -115,5 +115,7 @@ void block_control_begin_scope(struct block_control_scope *scope);
 void block_control_end_scope(struct block_control_scope *scope);
 /* The running coroutine begins no graph change any more. It need not have a scope. */
 void block_control_keep_graph_from_now(void);
+/* The same, and it touches no node. */
+void block_control_meet_nothing_from_now(void);
 
 #endif

@@ -37,6 +37,7 @@ qmp_co_command qmp_co_query_block;
 qmp_co_command qmp_co_query_blockstats;
 qmp_co_command qmp_co_query_stats;
 qmp_co_command qmp_co_query_stats_schemas;
+qmp_co_command qmp_co_x_blockdev_checksums; /* of our own */
 qmp_co_command qmp_co_x_debug_query_block_graph;
 qmp_co_command qmp_co_x_debug_bitmap_sha256;
 qmp_co_command qmp_co_x_tidemark_query_stats; /* of our own: all figures there are */

@@ -120,6 +120,8 @@ static const struct qmp_reference commands[] = {
      .help = "a node joins the children of `parent`, a quorum, or the child of the name `child` "
              "leaves it",
      FEATURES("unstable")},
+    {"x-blockdev-checksums", .help = "the SHA-256 of blocks of a node: see below",
+     FEATURES("unstable")},
     {"x-blockdev-set-iothread",
      .help =
          "the thread that serves exports of a node, and of nodes above, which are made from now "

@@ -385,6 +385,8 @@ const struct qmp_command qmp_commands[] = {
     {"transaction", &transaction, &schema_empty, qmp_co_transaction},
     {"x-blockdev-amend", &qmp_type_blockdev_amend, &schema_empty, qmp_co_x_blockdev_amend},
     {"x-blockdev-change", &qmp_type_change_children, &schema_empty, qmp_co_x_blockdev_change},
+    {"x-blockdev-checksums", &qmp_type_checksums_args, &qmp_type_checksums,
+     qmp_co_x_blockdev_checksums},
     {"x-blockdev-set-iothread", &qmp_type_set_iothread, &schema_empty,
      qmp_co_x_blockdev_set_iothread},
     {"x-debug-block-dirty-bitmap-sha256", &block_bitmap_ref_type, &qmp_type_bitmap_sha256,

@@ -44,6 +44,9 @@ extern const struct schema_type qmp_type_blockdev_create, qmp_type_blockdev_amen
 /* commit_types.c: arguments of the jobs that shorten backing chains. */
 extern const struct schema_type qmp_type_block_commit, qmp_type_block_stream;
 
+/* checksums.c */
+extern const struct schema_type qmp_type_checksums_args, qmp_type_checksums;
+
 /* graph_types.c: arguments and results of the commands that change images and the graph. */
 extern const struct schema_type qmp_type_block_resize, qmp_type_change_backing, qmp_type_set_active;
 extern const struct schema_type qmp_type_set_write_threshold, qmp_type_write_threshold;
