@@ -209,6 +209,12 @@ int daemon_co_transact(struct qmp_client *qmp, struct json_object *actions, stru
 /* Export the view, with the bitmap `frozen` of the disk (NULL: none): see struct daemon_method. */
 int daemon_co_export_view(struct daemon_disk *s, const char *frozen, struct error *err);
 /*
+ * The digests of clusters of the view, computed by the daemon: see co_digests of struct
+ * pull_input_ops. -ENOSYS: this daemon has no command for that.
+ */
+int daemon_co_digests(struct daemon_disk *s, uint64_t offset, uint64_t length, uint8_t *ret_digests,
+                      uint64_t *ret_count);
+/*
  * Delete the export, and wait until it is gone: its clients have to leave and its requests to end.
  */
 int daemon_co_delete_export(struct daemon_disk *s, struct error *err);

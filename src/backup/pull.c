@@ -26,24 +26,6 @@
 #define STOPPED "The backup was stopped"
 #define WATCH_NS (NS_PER_SECOND / 5)
 
-struct pull {
-    const struct pull_config *config;
-    struct stored *sums; /* the checksum file */
-    struct pull_plan plan;
-    struct pull_cursor cursor;
-    struct block_node *node;
-    struct block_root *root;
-    struct progress progress;
-    uint64_t moved;
-    uint64_t stored;            /* clusters that differ from the parent */
-    struct pacer pacer;         /* of reads */
-    struct writeback writeback; /* of the image */
-    int64_t watched_ns;
-    struct error *err; /* gets the first failure */
-    int status;
-    struct co_group group;
-};
-
 /* --- one chunk --- */
 
 static int fail_read(struct pull *p, int r, uint64_t offset)
@@ -138,8 +120,7 @@ static bool is_all_the_same(const uint8_t *kinds, uint64_t count)
     return i == count;
 }
 
-/* Wait for the turn of a read, under a limit of the rate; a stop ends the wait. */
-static void co_await_turn(struct pull *p, uint64_t size)
+void pull_co_await_turn(struct pull *p, uint64_t size)
 {
     int64_t now = loop_now_ns(), turn = now + pacer_take(&p->pacer, size, now);
 
@@ -157,7 +138,7 @@ static int co_pull_data(struct pull *p, const struct pull_chunk *chunk, uint8_t 
     uint8_t digests[PULL_CHUNK_CLUSTERS * SUMS_DIGEST_SIZE], kinds[PULL_CHUNK_CLUSTERS];
     int r;
 
-    co_await_turn(p, size);
+    pull_co_await_turn(p, size);
     r = input->ops->co_read(input, offset, buf, size);
     if (r < 0) {
         *p->config->view_failed = true;
@@ -216,11 +197,13 @@ static bool next_pull_chunk(struct pull *p, struct pull_chunk *ret_chunk)
     return r == 0;
 }
 
-/* Call config->watch() when it is due. False: the pull has to end. */
-static bool may_continue(struct pull *p)
+bool pull_may_continue(struct pull *p)
 {
     int64_t now = loop_now_ns();
 
+    if (p->status == 0 && p->config->stop && *p->config->stop) {
+        p->status = error_set(p->err, EINTR, STOPPED);
+    }
     if (now - p->watched_ns >= WATCH_NS) {
         int r = p->config->watch(p->config->watch_arg, p->status == 0 ? p->err : NULL);
 
@@ -239,14 +222,7 @@ static void co_pull_worker(void *arg)
     if (!buf && p->status == 0) {
         p->status = error_out_of_memory(p->err);
     }
-    while (buf && p->status == 0 && next_pull_chunk(p, &chunk)) {
-        if (p->config->stop && *p->config->stop) {
-            p->status = error_set(p->err, EINTR, STOPPED);
-            break;
-        }
-        if (!may_continue(p)) {
-            break;
-        }
+    while (buf && p->status == 0 && next_pull_chunk(p, &chunk) && pull_may_continue(p)) {
         co_pull_chunk(p, &chunk, buf);
     }
     free(buf);
@@ -354,6 +330,7 @@ int pull_co_run(const struct pull_config *config, struct pull_result *ret_result
         progress_begin(&p.progress, stderr, config->progress,
                        config->input->has_bitmap ? "changed" : "disk",
                        p.plan.data_clusters * BACKUP_CLUSTER_SIZE);
+        pull_co_compare_ahead(&p);
         r = co_run_workers(&p);
         UNLESS_FAILED(r, co_finish_pull(&p));
         progress_end(&p.progress, r == 0);

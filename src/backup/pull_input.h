@@ -16,6 +16,8 @@
 
 struct pull_input;
 
+#define PULL_CHUNK_CLUSTERS 16u
+
 /* Called with areas that are not empty; offsets ascend. -ENOMEM. Does not yield. */
 typedef int pull_input_area(void *arg, uint64_t offset, uint64_t length);
 
@@ -29,6 +31,14 @@ struct pull_input_ops {
     int (*co_data)(struct pull_input *input, uint64_t offset, uint64_t length,
                    pull_input_area *area, void *arg);
     int (*co_read)(struct pull_input *input, uint64_t offset, void *buf, uint64_t size);
+    /*
+     * The digests (backup/sums.h) of the clusters in [offset, offset + length), which begins with a
+     * cluster and is not empty, without fetching them: of the first *ret_count, at least
+     * PULL_CHUNK_CLUSTERS of them if there are as many. A failure says nothing about the contents:
+     * fetch them. One call at a time. NULL: the input can't.
+     */
+    int (*co_digests)(struct pull_input *input, uint64_t offset, uint64_t length,
+                      uint8_t *ret_digests, uint64_t *ret_count);
     /* A hint: the area will not be read again. */
     void (*co_release)(struct pull_input *input, uint64_t offset, uint64_t size);
     /* From time to time after a stop: requests that are not answered fail. Any time. */
@@ -53,6 +63,10 @@ struct pull_nbd_config {
     int (*co_reach)(void *arg, int *ret_fd, struct error *err);
     void *co_reach_arg;
     const struct nbd_client_tls *tls; /* NULL: in the clear */
+    /* As in struct pull_input_ops, with co_digests_arg. NULL: there is no way. */
+    int (*co_digests)(void *arg, uint64_t offset, uint64_t length, uint8_t *ret_digests,
+                      uint64_t *ret_count);
+    void *co_digests_arg;
     const char *export_name;
     const char *bitmap;   /* that marks what changed; NULL: there is none */
     bool release;         /* areas that were read are discarded in the export */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Shared by the two parts of a pull: the plan of what to fetch (pull_plan.c), and fetching it
- * (pull.c).
+ * Shared by the parts of a pull: the plan of what to fetch (pull_plan.c), comparing with the parent
+ * without fetching (pull_ahead.c), and fetching (pull.c).
  */
 #ifndef TIDEMARK_BACKUP_PULL_INTERNAL_H
 #define TIDEMARK_BACKUP_PULL_INTERNAL_H
@@ -11,15 +11,17 @@
 #include "backup/manifest.h"
 #include "backup/pull.h"
 #include "backup/sums.h"
-
-#define PULL_CHUNK_CLUSTERS 16u
+#include "backup/writeback.h"
+#include "base/pacer.h"
+#include "base/progress.h"
+#include "co/sync.h"
 
 enum pull_kind {
     PULL_SKIP,     /* zero on the disk, and not part of the backup */
     PULL_UNMARKED, /* not zero there, but the bitmap says: as in the parent */
     PULL_DATA,
     PULL_ZERO, /* recorded as zeroes */
-    PULL_SAME, /* was fetched, and the parent has the same: not part of the backup */
+    PULL_SAME, /* was compared, and the parent has the same: not part of the backup */
 };
 
 /*
@@ -74,6 +76,43 @@ bool pull_plan_next(const struct pull_plan *plan, struct pull_cursor *cursor,
 
 /* The runs of the checksum file, from the final kinds. 0 or -ENOMEM. Does not yield. */
 int pull_plan_to_sums(const struct pull_plan *plan, struct sums_runs *ret_runs);
+
+/* --- a pull (pull.c) --- */
+
+struct pull {
+    const struct pull_config *config;
+    struct stored *sums; /* the checksum file */
+    struct pull_plan plan;
+    struct pull_cursor cursor;
+    struct block_node *node;
+    struct block_root *root;
+    struct progress progress;
+    uint64_t moved;
+    uint64_t stored;            /* clusters that differ from the parent */
+    struct pacer pacer;         /* of reads */
+    struct writeback writeback; /* of the image */
+    int64_t watched_ns;
+    struct error *err; /* gets the first failure */
+    int status;
+    struct co_group group;
+};
+
+/*
+ * Before each chunk: false if the pull has to end, by a stop, a failure, or what config->watch()
+ * says. Does not yield.
+ */
+bool pull_may_continue(struct pull *p);
+/* Wait for the turn of a read, under a limit of the rate; a stop ends the wait. Yields. */
+void pull_co_await_turn(struct pull *p, uint64_t size);
+
+/* --- comparing ahead (pull_ahead.c) --- */
+
+/*
+ * Where the input tells digests of data that has a parent: find out which clusters are the same
+ * there, and release them. What is not known afterwards has to be fetched. A failure is in
+ * p->status. Yields.
+ */
+void pull_co_compare_ahead(struct pull *p);
 
 /* --- comparing with the parent (pull_compare.c) --- */
 

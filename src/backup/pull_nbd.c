@@ -203,6 +203,16 @@ static int co_read_nbd(struct pull_input *input, uint64_t offset, void *buf, uin
     return nbd_client_co_pread(next_pull_client(nbd_of(input)), offset, buf, size);
 }
 
+static int co_digests_nbd(struct pull_input *input, uint64_t offset, uint64_t length,
+                          uint8_t *ret_digests, uint64_t *ret_count)
+{
+    const struct pull_nbd_config *config = &nbd_of(input)->config;
+
+    return config->co_digests
+               ? config->co_digests(config->co_digests_arg, offset, length, ret_digests, ret_count)
+               : -ENOTSUP;
+}
+
 /* Only a hint: if it fails, more is copied than need be. */
 static void co_release_nbd(struct pull_input *input, uint64_t offset, uint64_t size)
 {
@@ -244,6 +254,7 @@ static const struct pull_input_ops pull_nbd_ops = {
     .co_begin = co_begin_nbd,
     .co_data = co_data_nbd,
     .co_read = co_read_nbd,
+    .co_digests = co_digests_nbd,
     .co_release = co_release_nbd,
     .co_give_up = co_give_up_nbd,
     .co_close = co_close_nbd,

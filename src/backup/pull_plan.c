@@ -240,6 +240,10 @@ bool pull_plan_next(const struct pull_plan *plan, struct pull_cursor *cursor,
         if (kind == PULL_SKIP || kind == PULL_UNMARKED) {
             continue;
         }
+        if (kind == PULL_SAME) {
+            cursor->slot += end - start;
+            continue;
+        }
         *ret_chunk = (struct pull_chunk){.first = run->first + start,
                                          .count = end - start,
                                          .kind_index = index,

@@ -287,6 +287,14 @@ static int co_reach_server(void *arg, int *ret_fd, struct error *err)
     return qmp_client_co_tunnel(s->qmp, s->address.path, ret_fd, err);
 }
 
+static int co_digests_of_view(void *arg, uint64_t offset, uint64_t length, uint8_t *ret_digests,
+                              uint64_t *ret_count)
+{
+    struct daemon_source *s = arg;
+
+    return daemon_co_digests(&s->disk, offset, length, ret_digests, ret_count);
+}
+
 /* Whether this process can connect to the NBD server of another machine. */
 static int check_reach(const struct daemon_source *s, struct error *err)
 {
@@ -367,6 +375,8 @@ static int co_open_view_daemon(struct source *source, struct pull_input **ret_in
             .co_reach = tunnel ? co_reach_server : NULL,
             .co_reach_arg = s,
             .tls = s->options->tls,
+            .co_digests = s->method == &tidemark_method ? co_digests_of_view : NULL,
+            .co_digests_arg = s,
             .export_name = s->disk.prefix,
             .bitmap = source->frozen,
             .release = true,
