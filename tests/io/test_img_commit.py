@@ -42,6 +42,19 @@ class Commit(TestCase):
             self.assert_same(before, image)
         self.assertEqual(self.stored(self.top), [])
 
+    def test_the_format_of_the_base_is_not_recorded(self):
+        """It is probed when the chain is opened; the base is opened a second time for writing."""
+        before = self.snapshot_of(self.top)
+        with open(self.top, "r+b") as file:
+            head = file.read(65536)
+            file.seek(head.index(b"\xe2\x79\x2a\xca"))  # the extension becomes an unknown one
+            file.write(b"none")
+        self.assertNotIn("backing file format", img("info", self.top).stdout)
+        result = run(compat("qemu-img"), "commit", "-f", "qcow2", self.top)
+        self.assertEqual(result.stdout, "Image committed.\n")
+        qemu_img("check", self.middle)
+        self.assert_same(before, self.middle)
+
     def test_dropped_overlay_keeps_its_contents(self):
         before = self.snapshot_of(self.top)
         stored = self.stored(self.top)

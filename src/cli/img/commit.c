@@ -100,11 +100,9 @@ static int find_above(struct commit *c, struct block_node **ret_above, struct er
     return 0;
 }
 
-/* The options that open the base again, for writing. The caller frees them. */
-static int writable_options(const struct block_node *base, struct options **ret_options,
-                            struct error *err)
+static int writable(struct json_object *found, struct options **ret_options, struct error *err)
 {
-    int r = options_from_json(block_node_options(base), ret_options, err);
+    int r = options_from_json(found, ret_options, err);
 
     if (r < 0) {
         return r;
@@ -113,6 +111,34 @@ static int writable_options(const struct block_node *base, struct options **ret_
     options_drop(*ret_options, "read-only");
     options_set_bool(*ret_options, "read-only", false);
     return 0;
+}
+
+/*
+ * The options that open the base again, for writing. The caller frees them. The file of an image
+ * whose format was probed is named in its options, as a node that goes with the chain; so the
+ * options of that node take the place of the name.
+ */
+static int writable_options(struct block_node *base, struct options **ret_options,
+                            struct error *err)
+{
+    struct json_object *name = json_object_object_get(block_node_options(base), "file");
+    struct block_node *file = block_node_child(base, "file");
+    struct options *opts, *file_opts = NULL;
+    int r = writable(block_node_options(base), &opts, err);
+
+    if (r == 0 && file && json_object_is_type(name, json_type_string)) {
+        r = writable(block_node_options(file), &file_opts, err);
+        if (r < 0) {
+            options_free(opts);
+            return r;
+        }
+        options_drop(opts, "file");
+        options_set_child(opts, "file", file_opts);
+    }
+    if (r == 0) {
+        *ret_options = opts;
+    }
+    return r;
 }
 
 /*
