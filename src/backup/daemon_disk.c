@@ -7,6 +7,12 @@
 #include <string.h>
 
 #include "backup/fleece.h"
+#include "loop/loop.h"
+
+/* Attempts to end a run; fewer if nothing changes meanwhile. */
+#define END_TRIES 50
+#define END_TRIES_UNCHANGED 5
+#define END_RETRY_NS 100000000LL
 
 /* --- transactions --- */
 
@@ -141,33 +147,62 @@ static int co_end_run(struct daemon_disk *s, struct json_object *actions, struct
     return 0;
 }
 
-static int co_take_down_tidemark(struct daemon_disk *s, struct error *err)
+/* `settle`: put the bitmaps in order for `last`, too. *ret_state is what was there. */
+static int co_end_once(struct daemon_disk *s, bool settle, const char *last,
+                       struct daemon_state *ret_state, struct error *err)
 {
-    DAEMON_STATE_AUTO(state);
     struct json_object *actions;
-    int r = co_end_view(s, &state, err);
+    int r = co_end_view(s, ret_state, err);
 
     if (r < 0) {
         return r;
     }
     actions = json_object_new_array();
-    add_take_down(s, &state, actions);
+    add_take_down(s, ret_state, actions);
+    if (settle) {
+        daemon_settle_bitmaps(s, ret_state, last, actions);
+    }
     return co_end_run(s, actions, err);
+}
+
+static bool is_equal_state(const struct daemon_state *a, const struct daemon_state *b)
+{
+    return a->has_export == b->has_export && a->has_snap == b->has_snap &&
+           a->has_cbw == b->has_cbw && a->has_temp == b->has_temp;
+}
+
+/*
+ * The daemon ends a run that was killed by itself, because of its lease: that may be under way, and
+ * take things away between a query and a command.
+ */
+static int co_end_tidemark(struct daemon_disk *s, bool settle, const char *last, struct error *err)
+{
+    for (int i = 0;; i++) {
+        DAEMON_STATE_AUTO(before);
+        DAEMON_STATE_AUTO(after);
+        ERROR_AUTO(attempt);
+        int r = co_end_once(s, settle, last, &before, &attempt);
+
+        if (r == 0) {
+            return 0;
+        }
+        if (i == END_TRIES || daemon_disk_co_inspect(s, &after, NULL) < 0 ||
+            (i >= END_TRIES_UNCHANGED && is_equal_state(&before, &after))) {
+            error_move(err, &attempt);
+            return r;
+        }
+        loop_co_sleep(END_RETRY_NS);
+    }
+}
+
+static int co_take_down_tidemark(struct daemon_disk *s, struct error *err)
+{
+    return co_end_tidemark(s, false, NULL, err);
 }
 
 static int co_settle_tidemark(struct daemon_disk *s, const char *last, struct error *err)
 {
-    DAEMON_STATE_AUTO(state);
-    struct json_object *actions;
-    int r = co_end_view(s, &state, err);
-
-    if (r < 0) {
-        return r;
-    }
-    actions = json_object_new_array();
-    add_take_down(s, &state, actions);
-    daemon_settle_bitmaps(s, &state, last, actions);
-    return co_end_run(s, actions, err);
+    return co_end_tidemark(s, true, last, err);
 }
 
 /* --- the checkpoint --- */
@@ -233,6 +268,17 @@ static void add_checkpoint(struct json_object *actions, const struct daemon_chec
     daemon_add_action(actions, "blockdev-add", snap_node(s));
 }
 
+/*
+ * The view, the filter and the temporary image are to go with this connection. A daemon that does
+ * not know that leaves them to the guard and the next run.
+ */
+static void co_lease_view(struct daemon_disk *s)
+{
+    struct json_object *args = qmp_with_string(qmp_object(), "node-name", s->snap);
+
+    qmp_client_co_execute(s->qmp, "x-tidemark-lease", args, NULL, NULL);
+}
+
 static int co_checkpoint_tidemark(const struct daemon_checkpoint *list, size_t count,
                                   struct backup_moment *begin, struct backup_moment *end,
                                   struct error *err)
@@ -242,6 +288,7 @@ static int co_checkpoint_tidemark(const struct daemon_checkpoint *list, size_t c
 
     for (size_t i = 0; i < count; i++) {
         add_checkpoint(actions, &list[i]);
+        co_lease_view(list[i].disk);
     }
     backup_moment_now(begin);
     r = daemon_co_transact(list[0].disk->qmp, actions, err);

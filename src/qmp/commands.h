@@ -92,6 +92,7 @@ qmp_co_command qmp_co_blockdev_reopen;
 qmp_co_command qmp_co_blockdev_set_active;
 qmp_co_command qmp_co_change_backing_file;
 qmp_co_command qmp_co_snapshot_delete_internal;
+qmp_co_command qmp_co_x_tidemark_lease; /* lease.c */
 qmp_co_command qmp_co_x_tidemark_snapshot_apply;
 /* Commands that are actions of transactions as well: each runs as a transaction of one. */
 qmp_co_command qmp_co_block_export_add;

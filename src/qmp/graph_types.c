@@ -44,6 +44,8 @@ const struct schema_type qmp_type_snapshot_internal_wrapper =
 const struct schema_type qmp_type_snapshot_delete_internal =
     OBJECT_INIT("q_obj_blockdev-snapshot-delete-internal-sync-arg", REQ("device", schema_str),
                 OPT("id", schema_str), OPT("name", schema_str));
+const struct schema_type qmp_type_lease =
+    OBJECT_INIT("q_obj_x-tidemark-lease-arg", REQ("node-name", schema_str));
 const struct schema_type qmp_type_snapshot_apply =
     OBJECT_INIT("q_obj_x-tidemark-snapshot-apply-arg", REQ("device", schema_str),
                 OPT("id", schema_str), OPT("name", schema_str));

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "base/cleanup.h"
+#include "base/list.h"
 #include "base/log.h"
 #include "block/block.h"
 #include "block/control_lock.h"
@@ -14,6 +15,19 @@
 #include "job/job.h"
 #include "loop/loop.h"
 #include "qmp/command_lock.h"
+#include "qmp/commands.h"
+
+/* How long to wait for an export to end before it is looked for again. */
+#define EXPORT_POLL_NS 50000000LL
+
+/* A view that goes with a session. */
+struct lease {
+    struct list link;
+    const struct qmp_call *call; /* of the session; never dereferenced */
+    char *node;                  /* name of the view, which may not exist yet; owned */
+};
+
+static struct list leases = LIST_INIT(leases);
 
 /* What belongs to a view. Referenced, each of them. */
 struct view {
@@ -118,6 +132,17 @@ static void co_remove_filter(struct view *v)
     }
 }
 
+/* The control lock is released meanwhile. */
+static void co_release_view(struct view *v)
+{
+    block_control_unlock();
+    block_co_unref(v->access);
+    block_co_unref(v->filter);
+    block_co_unref(v->target);
+    block_co_unref(v->disk);
+    block_co_control_lock();
+}
+
 static void co_end_locked(const char *id)
 {
     struct export_info info;
@@ -134,12 +159,7 @@ static void co_end_locked(const char *id)
     } else if (co_drop(&v.access)) {
         co_remove_filter(&v);
     }
-    block_control_unlock();
-    block_co_unref(v.access);
-    block_co_unref(v.filter);
-    block_co_unref(v.target);
-    block_co_unref(v.disk);
-    block_co_control_lock();
+    co_release_view(&v);
 }
 
 static void co_end_lease(void *arg)
@@ -159,5 +179,138 @@ void qmp_end_lease(const char *export_id)
     if (!id || reactor_spawn(reactor_main(), co_end_lease, id) < 0) {
         free(id);
         log_error("Out of memory: export '%s' stays, though its lease has ended", export_id);
+    }
+}
+
+/* --- leases of sessions ----------------------------------------------------------------------- */
+
+static struct lease *find_lease(const struct qmp_call *call, const char *node)
+{
+    struct lease *l;
+
+    LIST_FOREACH (l, &leases, link) {
+        if ((!call || l->call == call) && strcmp(l->node, node) == 0) {
+            return l;
+        }
+    }
+    return NULL;
+}
+
+int qmp_co_x_tidemark_lease(struct qmp_call *call, struct json_object *args,
+                            struct json_object **ret_value, struct error *err)
+{
+    const char *node = qmp_get_str(args, "node-name");
+    struct lease *l;
+
+    if (find_lease(call, node)) {
+        return 0;
+    }
+    l = calloc(1, sizeof(*l));
+    if (!l || !(l->node = strdup(node))) {
+        free(l);
+        return error_out_of_memory(err);
+    }
+    l->call = call;
+    list_append(&leases, &l->link);
+    return 0;
+}
+
+struct export_of_view {
+    const struct block_node *view;
+    char *id; /* of one of its exports; owned; NULL: it has none */
+    bool shutting_down, out_of_memory;
+};
+
+static bool take_export(const struct export_info *info, void *arg)
+{
+    struct export_of_view *e = arg;
+
+    if (info->node != e->view) {
+        return true;
+    }
+    e->id = strdup(info->id);
+    e->out_of_memory = !e->id;
+    e->shutting_down = info->shutting_down;
+    return false;
+}
+
+/* Begin to delete an export of the view. Whether it has one; -errno. */
+static int co_begin_export_end(struct block_node *view, struct error *err)
+{
+    struct export_of_view e = {.view = view};
+    int r = 1;
+
+    export_foreach(take_export, &e);
+    if (!e.id) {
+        return e.out_of_memory ? -ENOMEM : 0;
+    }
+    if (!e.shutting_down) {
+        r = export_co_del(e.id, EXPORT_DEL_HARD, false, err);
+        r = r == 0 || r == -EBUSY || r == -ENOENT ? 1 : r;
+    }
+    free(e.id);
+    return r;
+}
+
+/* Whether there is nothing more to wait for. */
+static bool co_end_view_locked(const char *name)
+{
+    struct block_node *node = find_lease(NULL, name) ? NULL : block_node_find(name);
+    struct view v = {0};
+    ERROR_AUTO(err);
+    int r;
+
+    /* Another session may have leased a view of that name meanwhile. */
+    if (!node || !block_node_is_frozen_view(node)) {
+        return true;
+    }
+    r = co_begin_export_end(node, &err);
+    if (r < 0) {
+        log_error("node '%s' stays, though its lease has ended: %s", name, error_message(&err));
+    }
+    if (r != 0) {
+        return r < 0;
+    }
+    if (view_of(node, &v)) {
+        log_info("the lease of node '%s' ends with its monitor connection", name);
+        if (co_drop(&v.access)) {
+            co_remove_filter(&v);
+        }
+        co_release_view(&v);
+    }
+    return true;
+}
+
+/* An export ends when the requests of its clients have, without the control lock meanwhile. */
+static void co_end_session_lease(void *arg)
+{
+    AUTO_FREE char *name = arg;
+    bool done = false;
+
+    while (!done) {
+        done = qmp_co_lock_command(NULL) < 0 || co_end_view_locked(name);
+        block_control_unlock();
+        if (!done) {
+            loop_co_sleep(EXPORT_POLL_NS);
+        }
+    }
+}
+
+void qmp_end_leases(const struct qmp_call *call)
+{
+    struct lease *l, *next;
+
+    LIST_FOREACH_SAFE (l, next, &leases, link) {
+        char *name = l->node;
+
+        if (l->call != call) {
+            continue;
+        }
+        list_remove(&l->link);
+        free(l);
+        if (reactor_spawn(reactor_main(), co_end_session_lease, name) < 0) {
+            log_error("Out of memory: node '%s' stays, though its lease has ended", name);
+            free(name);
+        }
     }
 }

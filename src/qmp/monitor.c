@@ -18,6 +18,7 @@
 #include "qmp/command_lock.h"
 #include "qmp/dispatch.h"
 #include "qmp/events.h"
+#include "qmp/lease.h"
 #include "qmp/request_kind.h"
 #include "qmp/scope.h"
 #include "trace/events.h"
@@ -479,6 +480,7 @@ static void co_reader(void *arg)
     free(buf);
     s->closing = true;
     co_end_executor(s);
+    qmp_end_leases(&s->call);
     wake(&s->writer);
     co_group_wait(&s->ends);
     free_session(s);

@@ -135,6 +135,10 @@ static const struct qmp_reference commands[] = {
      .help = "nodes, their users, and the edges between them with permissions. For debugging, as "
              "in QEMU",
      FEATURES("unstable")},
+    {"x-tidemark-lease",
+     .help = "a view of a point in time, by its node, goes with this connection: see "
+             "[fleecing.md](fleecing.md)",
+     FEATURES("unstable")},
     {"x-tidemark-query-stats", .help = "all figures there are: see [statistics.md](statistics.md)",
      FEATURES("unstable")},
     {"x-tidemark-snapshot-apply",

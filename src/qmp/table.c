@@ -392,6 +392,7 @@ const struct qmp_command qmp_commands[] = {
     {"x-debug-block-dirty-bitmap-sha256", &block_bitmap_ref_type, &qmp_type_bitmap_sha256,
      qmp_co_x_debug_bitmap_sha256},
     {"x-debug-query-block-graph", &schema_empty, &block_graph, qmp_co_x_debug_query_block_graph},
+    {"x-tidemark-lease", &qmp_type_lease, &schema_empty, qmp_co_x_tidemark_lease},
     {"x-tidemark-query-stats", &own_stats_args, &own_stats_list, qmp_co_x_tidemark_query_stats},
     {"x-tidemark-snapshot-apply", &qmp_type_snapshot_apply, &schema_empty,
      qmp_co_x_tidemark_snapshot_apply},

@@ -54,6 +54,7 @@ extern const struct schema_type qmp_type_snapshot, qmp_type_snapshot_wrapper,
     qmp_type_snapshot_sync, qmp_type_snapshot_sync_wrapper;
 extern const struct schema_type qmp_type_snapshot_internal, qmp_type_snapshot_internal_wrapper,
     qmp_type_snapshot_delete_internal, qmp_type_snapshot_apply, qmp_type_snapshot_info;
+extern const struct schema_type qmp_type_lease;
 
 /* query_types.c: results of questions about disks and bitmaps. */
 extern const struct schema_type qmp_type_block_infos, qmp_type_bitmap_sha256;

@@ -14,7 +14,8 @@ import socket
 import threading
 import time
 
-from backup_case import MIB, BackupCase
+from backup_case import MIB, BackupCase, HeldUp
+from qmp import Qmp
 from tidemark import Process, can_connect, freeze, img, qemu_img, run, tool, wait_until
 from tls_creds import make_psk, psk
 
@@ -106,6 +107,62 @@ class TestNames(SmallCase):
         self.assertEqual((manifest["kind"], manifest["changed-bytes"]), ("incremental", MIB))
         self.assert_restores(manifest, self.model)
         self.assertEqual(self.backup()["kind"], "incremental")
+
+
+class TestLease(SmallCase):
+    """The daemon cleans up after a run whose connection has ended: without a guard, too."""
+
+    def hold_leased(self):
+        held = self.own(HeldUp(self.backup_words("--no-guard")))
+        wait_until(self.own_exports, "the export")
+        return held
+
+    def wait_gone(self):
+        wait_until(lambda: not self.own_nodes(), "the end of the lease")
+        exports = self.server.qmp.command("query-block-exports")
+        self.assertEqual([e["node-name"] for e in exports], ["disk"])
+
+        def images():
+            return [n for f in self.fleeces() for n in os.listdir(self.path(f)) if n != "lock"]
+
+        wait_until(lambda: not images(), "the end of the temporary image")
+
+    def test_view_filter_and_temporary_image_go_with_the_connection(self):
+        self.write_random(0, MIB)
+        self.backup()
+        self.write_random(0, CLUSTER)
+        self.hold_leased().kill()
+        self.wait_gone()
+        self.write_random(2 * MIB, CLUSTER)
+        manifest = self.backup()
+        self.assertEqual((manifest["reason"], manifest["changed-bytes"]), (None, 2 * CLUSTER))
+        self.assert_restores(manifest, self.model)
+        self.assert_settled()
+        self.assertEqual(self.fleeces(), [])
+
+    def test_the_next_run_need_not_wait_for_that(self):
+        self.write_random(0, MIB)
+        self.backup()
+        for _ in range(5):
+            self.write_random(0, CLUSTER)
+            self.hold_leased().kill()
+            manifest = self.backup()
+            self.assertIsNone(manifest["reason"])
+        self.assert_restores(manifest, self.model)
+        self.assert_settled()
+
+    def test_a_view_that_another_connection_has_leased_too_stays(self):
+        self.backup()
+        held = self.hold_leased()
+        with Qmp(self.server.qmp_path) as other:
+            for name in self.own_exports():
+                other.command("x-tidemark-lease", node_name=f"{name}-snap")
+            held.kill()
+            time.sleep(0.5)
+            self.assertEqual(len(self.own_nodes()), 3)
+        self.wait_gone()
+        self.backup()
+        self.assert_settled()
 
 
 class TestGuard(SmallCase):

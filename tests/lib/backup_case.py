@@ -12,6 +12,7 @@ import time
 
 import nbd
 
+from qmp import QmpError
 from tidemark import BUILD, Process, TestCase, can_connect, nbd_uri, run, tool, wait_until
 
 MIB = 1 << 20
@@ -161,7 +162,18 @@ class BackupCase(TestCase):
         words = words if guard else ("--no-guard", *words)
         held = self.own(HeldUp(self.backup_words(*words)))
         wait_until(self.own_exports, "the export")
+        if not guard:
+            self.lease_views()
         return held
+
+    def lease_views(self):
+        """Have what runs leave when they are killed stay until our own connection ends."""
+        for name in self.own_exports():
+            try:
+                self.server.qmp.command("x-tidemark-lease", node_name=f"{name}-snap")
+            except QmpError as e:
+                if e.error_class != "CommandNotFound":
+                    raise
 
     def list_backups(self):
         return json.loads(run(*tool("backups"), "--output=json", self.repository).stdout)
