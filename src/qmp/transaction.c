@@ -117,6 +117,9 @@ static void co_work_ahead(struct qmp_step *steps, size_t count)
             steps[i].action->ahead(steps[i].state, steps[i].data, &flushed, &completed);
         }
     }
+    if (flushed.count + completed.count == 0) {
+        return;
+    }
     block_control_begin_work(&work, completed.nodes, completed.count, false);
     for (size_t i = 0; i < completed.count; i++) {
         (void)block_co_await_read_only(completed.nodes[i], NULL);
