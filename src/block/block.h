@@ -171,6 +171,11 @@ int block_co_inactivate(struct block_node *node, struct error *err);
  */
 bool block_node_has_to_complete(const struct block_node *node);
 /*
+ * Whether completing the image saves writes that guests take for done: what leads to them is in
+ * memory only. Without that it stores bitmaps, clears marks, and flushes what the kernel has.
+ */
+bool block_node_keeps_writes(const struct block_node *node);
+/*
  * The same, but one user is neither stopped nor waited for: `reader` changes nothing in the node.
  * Requests of his that hang elsewhere do not keep the node from being completed.
  */

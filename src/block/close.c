@@ -46,6 +46,11 @@ int block_co_complete(struct block_node *node, struct error *err)
     return r;
 }
 
+bool block_node_keeps_writes(const struct block_node *node)
+{
+    return node->driver->co_inactivate && has_unflushed(node);
+}
+
 bool block_node_has_to_complete(const struct block_node *node)
 {
     return node->driver->co_inactivate || has_unflushed(node) || !list_is_empty(&node->bitmaps);

@@ -2,60 +2,13 @@
 """Changes of the graph that wait for a disk which hangs: others can still change the graph."""
 
 import json
-import os
-import signal
 
 import tidemark
 from hung_file import PATIENCE
-from nbd_raw import WRITE, RawClient
-from test_fuse import LIBC
+from hung_image import HungImageCase
 
 
-class HungGraph(tidemark.TestCase):
-    """Node `sick` is on a file that another daemon serves by FUSE, which hangs when it stops."""
-
-    def setUp(self):
-        super().setUp()
-        image = self.create("sick.qcow2", "8M")
-        self.sick = self.path("mnt")
-        with open(self.sick, "w", encoding="ascii"):
-            pass
-        self.storage = self.daemon(
-            "--blockdev", f"file,node-name=file,filename={image}",
-            "--export", f"fuse,id=e,node-name=file,mountpoint={self.sick},writable=on,growable=on",
-            name="storage",
-        )  # fmt: skip
-        self.addCleanup(self.let_go)
-        self.good = self.create("good.qcow2", "8M")
-        self.nbd = self.path("nbd.sock")
-        self.server = self.daemon(
-            *self.disk("sick", self.sick), *self.disk("good", self.good),
-            "--nbd-server", f"addr.type=unix,addr.path={self.nbd}",
-            "--export", "nbd,id=e,node-name=sick,name=e,writable=on",
-        )  # fmt: skip
-
-    @staticmethod
-    def disk(name, path):
-        return "--blockdev", f"qcow2,node-name={name},file.driver=file,file.filename={path}"
-
-    def let_go(self):
-        self.thaw()
-        self.end_processes()
-        LIBC.umount2(os.fsencode(self.sick), 2)
-
-    def freeze(self):
-        tidemark.freeze(self.storage.process.pid)
-
-    def thaw(self):
-        self.storage.process.send_signal(signal.SIGCONT)
-
-    def write(self):
-        """Something that is not flushed."""
-        with RawClient(self.nbd, timeout=PATIENCE) as client:
-            client.go(b"e", structured=False)
-            client.request(WRITE, 4096, 4096, payload=b"s" * 4096)
-            self.assertEqual(client.simple_reply(), (1, 0))
-
+class HungGraph(HungImageCase):
     def start(self, command, **arguments):
         """A command of its own monitor, which waits for the disk."""
         monitor = self.server.connect(timeout=PATIENCE)
@@ -84,12 +37,13 @@ class HungGraph(tidemark.TestCase):
         self.assertEqual(waiting.receive_answer(), {"return": {}})
 
     def test_what_an_export_leaves_is_flushed_first(self):
+        self.server.qmp.command("blockdev-add", driver="null-co", node_name="spare", size=8 << 20)
         self.write()
-        self.check_nobody_else_waits("blockdev-replace", export="e", **{"node-name": "good"})
+        self.check_nobody_else_waits("blockdev-replace", export="sick", **{"node-name": "spare"})
 
     def test_what_becomes_read_only_is_completed_first(self):
         self.write()
-        self.server.qmp.command("block-export-del", id="e", mode="hard")
+        self.server.qmp.command("block-export-del", id="sick", mode="hard")
         self.server.qmp.wait_event("BLOCK_EXPORT_DELETED")
         file = self.server.qmp.command("query-named-block-nodes")
         names = [n["node-name"] for n in file if n["image"]["filename"] == self.sick]

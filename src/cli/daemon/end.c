@@ -130,6 +130,7 @@ static struct end {
     int status;
     size_t incomplete;  /* nodes that are being completed */
     size_t suspects;    /* of these, those of is_suspect() */
+    size_t keepers;     /* of the others, those of block_node_keeps_writes() */
     bool stuck;         /* jobs hang */
     size_t exports;     /* that were left when there was news of exports */
     uint64_t export_io; /* by all nodes, when there was news of exports */
@@ -137,6 +138,9 @@ static struct end {
     size_t nodes; /* that were left when there was news of their closing, and I/O likewise */
     uint64_t close_io;
     long long close_ns;
+    size_t completing; /* nodes, when there was news of their completion, and I/O likewise */
+    uint64_t complete_io;
+    long long complete_ns;
     uint64_t command_io; /* by the nodes of the command that runs, when there was news of them */
     long long command_ns;
 } end;
@@ -167,8 +171,16 @@ static void co_complete_node(struct block_node *node, const struct block_root *r
 struct completion {
     struct block_node *node; /* referenced */
     bool suspect;
+    bool keeper;
     bool done;
 };
+
+static void drop_incomplete(const struct completion *c)
+{
+    end.incomplete--;
+    end.suspects -= c->suspect;
+    end.keepers -= c->keeper;
+}
 
 /* A job that hangs may read the node: that is no reason to wait. */
 static void co_complete_one(void *arg)
@@ -179,8 +191,7 @@ static void co_complete_one(void *arg)
     (void)job_is_using(c->node, &reader);
     co_complete_node(c->node, reader);
     c->done = true;
-    end.incomplete--;
-    end.suspects -= c->suspect;
+    drop_incomplete(c);
     daemon_note(end.signals);
 }
 
@@ -241,12 +252,13 @@ static size_t start_completions(struct completion **ret_list)
             continue;
         }
         *c = (struct completion){.node = block_node_ref(node), .suspect = is_suspect(node)};
+        c->keeper = !c->suspect && block_node_keeps_writes(node);
         end.incomplete++;
         end.suspects += c->suspect;
+        end.keepers += c->keeper;
         count++;
         if (reactor_spawn(reactor_main(), co_complete_one, c) < 0) {
-            end.incomplete--;
-            end.suspects -= c->suspect;
+            drop_incomplete(c);
         }
     }
     return count;
@@ -468,37 +480,66 @@ static void co_let_clients_go(void)
     }
 }
 
-/* How long to wait for the next node to be complete; one that is closed was complete before. */
+/*
+ * How long to wait for the next node to be complete; one that is closed was complete before. What
+ * keeps writes gets the time that an orderly end has, unless the user is in a hurry.
+ */
 static long long haste_ns(bool asked, long long began_ns)
 {
-    bool healthy =
-        end.incomplete > end.suspects || (end.node && !end.done && end.step != step_close);
+    bool closes = end.node && !end.done && end.step != step_close;
+    bool keeps = end.keepers > 0 || (closes && block_node_keeps_writes(end.node));
 
-    if (!healthy) {
+    if (end.incomplete <= end.suspects && !closes) {
         return DAEMON_SUSPECT_MS * NS_PER_MS;
     }
-    return asked ? DAEMON_HASTE_SECONDS * NS_PER_SECOND
-                 : MAX(began_ns + DAEMON_END_SECONDS * NS_PER_SECOND - loop_now_ns(),
-                       DAEMON_HASTE_SECONDS * NS_PER_SECOND);
+    return asked || !keeps ? DAEMON_HASTE_SECONDS * NS_PER_SECOND
+                           : MAX(began_ns + DAEMON_END_SECONDS * NS_PER_SECOND - loop_now_ns(),
+                                 DAEMON_HASTE_SECONDS * NS_PER_SECOND);
+}
+
+/* Operations of the node that have ended, with success or not. *ret_waits: others have not. */
+static uint64_t count_ended_io(struct block_node *node, bool *ret_waits)
+{
+    uint64_t values[BLOCK_STATS];
+
+    block_node_read_stats(node, values);
+    *ret_waits = values[BLOCK_STAT_IN_FLIGHT] > 0;
+    return values[BLOCK_STAT_BEGUN] - values[BLOCK_STAT_IN_FLIGHT];
+}
+
+static uint64_t count_all_ended_io(void)
+{
+    struct block_node *node = NULL;
+    uint64_t io = 0;
+    bool waits;
+
+    while ((node = block_node_next(node))) {
+        io += count_ended_io(node, &waits);
+    }
+    return io;
 }
 
 /*
- * Wait for completions as long as one is done now and then. More signals change nothing: storing
- * bitmaps is worth a moment.
+ * Wait for completions as long as one is done now and then, or an operation has ended: a slow disk
+ * may need many. More signals change nothing: storing bitmaps is worth a moment.
  */
 static void co_wait_for_completions(bool asked, long long began_ns)
 {
     long long deadline = loop_now_ns() + haste_ns(asked, began_ns);
+    uint64_t io = count_all_ended_io();
 
     while (end.incomplete > 0 || (end.node && !end.done)) {
-        switch (daemon_co_wait(end.signals, MAX(deadline - loop_now_ns(), 0))) {
-        case DAEMON_WAKE_NOTE:
+        long long left = MAX(deadline - loop_now_ns(), 0);
+        enum daemon_wake wake = daemon_co_wait(end.signals, MIN(left, LOOK_NS));
+        uint64_t now = count_all_ended_io();
+        bool goes_on = !asked && now != io && end.incomplete > end.suspects &&
+                       loop_now_ns() < began_ns + DAEMON_END_SECONDS * NS_PER_SECOND;
+
+        io = now;
+        if (wake == DAEMON_WAKE_NOTE || goes_on) {
             deadline = loop_now_ns() + haste_ns(asked, began_ns);
-            break;
-        case DAEMON_WAKE_TIMEOUT:
+        } else if (loop_now_ns() >= deadline) {
             return;
-        case DAEMON_WAKE_SIGNAL:
-            break;
         }
     }
 }
@@ -521,16 +562,6 @@ static void co_end_in_haste(bool asked, long long began_ns)
                       block_node_name(list[i].node));
         }
     }
-}
-
-/* Operations of the node that have ended, with success or not. *ret_waits: others have not. */
-static uint64_t count_ended_io(struct block_node *node, bool *ret_waits)
-{
-    uint64_t values[BLOCK_STATS];
-
-    block_node_read_stats(node, values);
-    *ret_waits = values[BLOCK_STAT_IN_FLIGHT] > 0;
-    return values[BLOCK_STAT_BEGUN] - values[BLOCK_STAT_IN_FLIGHT];
 }
 
 /*
@@ -579,6 +610,24 @@ static bool close_hangs(void)
 }
 
 /*
+ * Whether nodes have been completed for long, and neither is one complete, nor has an operation
+ * ended. Those that keep writes get more time.
+ */
+static bool completion_hangs(void)
+{
+    bool runs = end.step == step_nodes && (end.incomplete > 0 || end.node);
+    bool keeps = runs && (end.keepers > 0 || (end.node && block_node_keeps_writes(end.node)));
+    uint64_t io = runs && !keeps ? count_all_ended_io() : 0;
+
+    if (!runs || keeps || end.incomplete != end.completing || io != end.complete_io) {
+        end.completing = end.incomplete;
+        end.complete_io = io;
+        end.complete_ns = loop_now_ns();
+    }
+    return loop_now_ns() - end.complete_ns >= DAEMON_STALL_MS * NS_PER_MS;
+}
+
+/*
  * Operations that have ended, with success or not, on nodes that the command may touch. *ret_waits:
  * others have not.
  */
@@ -623,13 +672,14 @@ int daemon_co_end(struct daemon_signals *s, const bool *starting, void (*co_end_
         .co_end_users = co_end_users,
         .exports_ns = began,
         .close_ns = began,
+        .complete_ns = began,
         .command_ns = began,
     };
     if (reactor_spawn(reactor_main(), co_end_in_order, NULL) < 0) {
         co_end_in_order(NULL);
     }
     while (!end.done && !end.stuck && wake != DAEMON_WAKE_SIGNAL && loop_now_ns() < deadline &&
-           !exports_hang() && !close_hangs() && !command_hangs()) {
+           !exports_hang() && !completion_hangs() && !close_hangs() && !command_hangs()) {
         wake = daemon_co_wait(s, LOOK_NS);
     }
     if (!end.done) {

@@ -4,12 +4,14 @@
  * The daemon ends all the same, and stores the bitmaps of healthy disks.
  *
  *   ORDERLY --all closed--> exit 0, or 1 if something could not be stored
- *      | another signal; jobs hang; exports, the command that runs, or the closing of a node hang
- *      | for DAEMON_STALL_MS (no operation of theirs ends); or DAEMON_END_SECONDS
+ *      | another signal; jobs hang; exports, the command that runs, the closing of a node, or the
+ *      | completion of nodes that keep no writes hang for DAEMON_STALL_MS (no operation of theirs
+ *      | ends); or DAEMON_END_SECONDS
  *      v
  *    HASTY: what hangs is reported; exports let their clients go; a coroutine per image completes
  *      |    those that are still open
- *      | all are complete; or none was completed for DAEMON_HASTE_SECONDS, DAEMON_SUSPECT_MS if a
+ *      | all are complete; or none was completed for DAEMON_HASTE_SECONDS (DAEMON_END_SECONDS from
+ *      | the beginning on if it keeps writes), and no operation has ended; DAEMON_SUSPECT_MS if a
  *      | command, export or job that hangs may write to each that is left, a job hangs there, or
  *      | nothing is left but the one whose closing hangs
  *      v

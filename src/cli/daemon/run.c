@@ -12,6 +12,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "cli/cli.h"
+#include "cli/daemon/leave.h"
 #include "cli/serving.h"
 #include "loop/loop.h"
 #include "qmp/command_lock.h"
@@ -154,13 +155,6 @@ static bool co_start_all(struct daemon_run *d)
 }
 
 /* Exit without waiting for threads and coroutines that hang. */
-static void exit_at_once(int status)
-{
-    fflush(stdout);
-    fflush(stderr);
-    _exit(status);
-}
-
 static int co_daemon_main(void *arg, struct error *err)
 {
     struct daemon_run *d = arg;
@@ -194,7 +188,7 @@ static int co_daemon_main(void *arg, struct error *err)
         cli_serving_co_stop();
     }
     if (!clean) {
-        exit_at_once(status);
+        daemon_leave(status);
     }
     return status;
 }
