@@ -424,7 +424,7 @@ static int co_connect_tcp(struct qmp_client *c, const char *text, struct error *
     const char *colon = strrchr(text, ':');
     size_t size = colon ? (size_t)(colon - text) : 0;
     bool bracketed = size > 2 && text[0] == '[' && text[size - 1] == ']';
-    struct socket_address address = {.keep_alive = true};
+    struct socket_address address = {.watched = true};
     int r;
 
     if (size == 0 || !colon[1] || (!bracketed && memchr(text, ':', size))) {

@@ -382,6 +382,8 @@ static int co_open_view_daemon(struct source *source, struct pull_input **ret_in
             .release = true,
             .connections = 2,
         };
+        /* A machine that is lost must not hold the run up for hours. */
+        s->address.watched = true;
         r = pull_nbd_new(&config, ret_input, err);
     }
     return r;

@@ -33,6 +33,7 @@ struct socket_address {
     enum socket_family ipv4, ipv6;
     bool numeric;    /* host and port are not looked up */
     bool keep_alive; /* the kernel checks that the other end is there */
+    bool watched;    /* and a connection is lost when it has answered nothing for two minutes */
     bool mptcp;
 };
 
@@ -78,6 +79,15 @@ int socket_address_co_listen(const struct socket_address *a, int backlog, int *r
  */
 int socket_address_co_connect(const struct socket_address *a, int buffer, int64_t timeout_ns,
                               int *ret_fd, struct error *err);
+
+/*
+ * Whoever waits for connections that are being made has given them up: those of this process end
+ * with -ECANCELED. Any thread; does not yield.
+ */
+void socket_address_give_up_dials(void);
+
+/* As `watched` above, for a socket of TCP that was accepted; others stay as they are. */
+void socket_watch_peer(int fd);
 
 /*
  * An address of a socket as text, as query-chardev shows it: "unix:PATH", "tcp:HOST:PORT",

@@ -4,18 +4,27 @@
 #include <linux/vm_sockets.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/inet.h"
+#include "base/list.h"
 #include "base/unix_socket.h"
 #include "block/passed_fd.h"
 #include "block/socket_address.h"
 #include "loop/loop.h"
+
+/* Silence of a TCP connection before it is probed, and between probes: two minutes in all. */
+#define PEER_IDLE_S 60
+#define PEER_PROBE_S 15
+#define PEER_PROBES 4
 
 #ifndef IPPROTO_MPTCP
 #define IPPROTO_MPTCP 262
@@ -102,6 +111,44 @@ struct dial {
     int64_t timeout_ns;
 };
 
+/* A socket that connects. */
+struct dialing {
+    struct list link;
+    int fd;
+    bool given_up;
+};
+
+/* Of all reactors. */
+static struct list dialings = LIST_INIT(dialings);
+static pthread_mutex_t dialings_lock = PTHREAD_MUTEX_INITIALIZER;
+
+void socket_address_give_up_dials(void)
+{
+    struct dialing *d;
+
+    pthread_mutex_lock(&dialings_lock);
+    LIST_FOREACH (d, &dialings, link) {
+        d->given_up = true;
+        shutdown(d->fd, SHUT_RDWR);
+    }
+    pthread_mutex_unlock(&dialings_lock);
+}
+
+static int co_connect_socket(int fd, const void *addr, socklen_t size, int64_t timeout_ns)
+{
+    struct dialing d = {.fd = fd};
+    int r;
+
+    pthread_mutex_lock(&dialings_lock);
+    list_append(&dialings, &d.link);
+    pthread_mutex_unlock(&dialings_lock);
+    r = loop_co_connect(fd, addr, size, timeout_ns);
+    pthread_mutex_lock(&dialings_lock);
+    list_remove(&d.link);
+    pthread_mutex_unlock(&dialings_lock);
+    return d.given_up ? -ECANCELED : r;
+}
+
 /* Connect a new socket. */
 static int co_dial(int fd, const void *addr, socklen_t size, const struct dial *d, int *ret_fd)
 {
@@ -112,7 +159,7 @@ static int co_dial(int fd, const void *addr, socklen_t size, const struct dial *
         (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &d->buffer, sizeof(d->buffer));
         (void)setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &d->buffer, sizeof(d->buffer));
     }
-    r = fd < 0 ? fd : loop_co_connect(fd, addr, size, d->timeout_ns);
+    r = fd < 0 ? fd : co_connect_socket(fd, addr, size, d->timeout_ns);
     if (r == 0) {
         *ret_fd = TAKE_FD(owned);
     }
@@ -326,7 +373,7 @@ static int co_dial_inet(const struct socket_address *a, const struct dial *d, in
         return r;
     }
     r = -EADDRNOTAVAIL;
-    for (struct addrinfo *i = q.result; i && r < 0; i = i->ai_next) {
+    for (struct addrinfo *i = q.result; i && r < 0 && r != -ECANCELED; i = i->ai_next) {
         r = co_dial(new_socket(i->ai_family, protocol_of_address(a)), i->ai_addr, i->ai_addrlen, d,
                     ret_fd);
     }
@@ -338,7 +385,23 @@ static int co_dial_inet(const struct socket_address *a, const struct dial *d, in
     if (a->keep_alive) {
         (void)setsockopt(*ret_fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
     }
+    if (a->watched) {
+        socket_watch_peer(*ret_fd);
+    }
     return 0;
+}
+
+void socket_watch_peer(int fd)
+{
+    int on = 1, idle = PEER_IDLE_S, interval = PEER_PROBE_S, count = PEER_PROBES;
+    unsigned unanswered_ms = 1000 * (PEER_IDLE_S + PEER_PROBE_S * PEER_PROBES);
+
+    /* The connection works without any of these. */
+    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval));
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(count));
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unanswered_ms, sizeof(unanswered_ms));
 }
 
 /* --- descriptors ------------------------------------------------------------------------------ */

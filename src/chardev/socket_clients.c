@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* How clients come to a socket: they are accepted, or it connects, and connects again. */
 #include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -13,10 +11,6 @@
 
 /* Between two clients when one was refused, so that trying again at once does not fill the log. */
 #define REFUSED_NS (50 * NS_PER_MS)
-/* A client over TCP that answers nothing for two minutes is gone. */
-#define PEER_IDLE_S 60
-#define PEER_PROBE_S 15
-#define PEER_PROBES 4
 /* TLS handshakes of all chardevs at the same time; further clients wait to be accepted. */
 #define TALKS_MAX 512
 
@@ -83,20 +77,6 @@ static int co_serve(struct socket_chardev *s, int fd)
     return r;
 }
 
-/* A client whose machine or network is gone is noticed, also while nothing is sent to it. */
-static void watch_peer(int fd)
-{
-    int on = 1, idle = PEER_IDLE_S, interval = PEER_PROBE_S, count = PEER_PROBES;
-    unsigned unanswered_ms = 1000 * (PEER_IDLE_S + PEER_PROBE_S * PEER_PROBES);
-
-    /* Sockets that are not of TCP refuse that. */
-    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(count));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unanswered_ms, sizeof(unanswered_ms));
-}
-
 static void co_accept_clients(void *arg)
 {
     struct socket_chardev *s = arg;
@@ -108,7 +88,7 @@ static void co_accept_clients(void *arg)
             break;
         }
         if (fd >= 0) {
-            watch_peer(fd);
+            socket_watch_peer(fd);
         }
         /* Out of descriptors, or the client left before it was accepted; or it is refused. */
         if (fd < 0 || co_serve(s, fd) < 0) {

@@ -88,8 +88,9 @@ void nbd_client_set_reconnect(struct nbd_client *c, int64_t delay_ns, bool (*is_
  */
 void nbd_client_give_up(struct nbd_client *c);
 /*
- * Whoever waits for connections that are being made has given them up: those of this process that
- * have reached their server fail with -ETIMEDOUT. Any thread; does not yield.
+ * Whoever waits for connections that are being made has given them up: those of this process fail,
+ * with -ETIMEDOUT if they have reached their server, else with -ECANCELED. Any thread; does not
+ * yield.
  */
 void nbd_client_give_up_attempts(void);
 /*

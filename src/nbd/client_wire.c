@@ -111,6 +111,7 @@ void nbd_client_give_up_attempts(void)
         end_by_deadline(d);
     }
     pthread_mutex_unlock(&deadlines_lock);
+    socket_address_give_up_dials();
 }
 
 void nbd_deadline_begin(struct nbd_deadline *d, const int *fd, int64_t timeout_ns)

@@ -164,6 +164,27 @@ class Silent(StopCase):
             "restore", self.made.path, "--force", nbd_uri(self.listen()),
         )  # fmt: skip
 
+    def test_a_server_that_is_not_reached(self):
+        """One whose machine drops packets, as this one does for a listener with a full queue."""
+        with contextlib.ExitStack() as stack:
+            server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+            host, port = server.getsockname()
+            for _ in range(4):
+                client = stack.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex((host, port))
+            uri = f"nbd://{host}:{port}/x"
+            for what, *words in (
+                (b"The backup was stopped", "backup", "--image", uri, "--to", self.path("new")),
+                (b"The restore was stopped", "restore", self.made.path, "--force", uri),
+                (b"The backup was stopped", "backup", "--qmp", f"tcp:{host}:{port}", "--node", "d",
+                 "--to", self.path("new")),
+            ):  # fmt: skip
+                with self.subTest(words=words):
+                    begin = time.monotonic()
+                    self.stops_with(what, *words)
+                    self.assertLess(time.monotonic() - begin, 9)
+
     def test_a_daemon_that_hangs(self):
         image, qmp = self.path("disk.qcow2"), self.path("qmp.sock")
         run(*tool("img"), "create", "-q", "-f", "qcow2", image, "1M")
