@@ -136,6 +136,7 @@ static int blockmap_co_read_run(struct block_node *node, uint64_t offset, struct
         iov_fill(iov, 0, 0, iov.size);
         return 0;
     case BLOCKMAP_DATA:
+        block_co_event(run->edge, BLOCK_EVENT_READ_AIO);
         return block_co_preadv(run->edge, run->host, iov, 0);
     case BLOCKMAP_COMPRESSED:
         return map->ops->co_read_compressed(node, offset, iov, run);
@@ -242,6 +243,7 @@ static int co_fill_block_locked(struct block_node *node, uint64_t offset, struct
         return r;
     }
     r = co_copy_up(node, block, block, offset, &place, !backed);
+    block_co_event(place.edge, BLOCK_EVENT_WRITE_AIO);
     UNLESS_FAILED(r, block_co_pwritev(place.edge, place.host + (offset - block), iov, 0));
     UNLESS_FAILED(r, co_copy_up(node, block, offset + iov.size, end, &place, !backed));
     if (backed || !place.is_zero) {
@@ -313,6 +315,7 @@ static int blockmap_co_write_part(struct block_node *node, uint64_t offset, stru
     case BLOCKMAP_DATA:
         r = iov_part_set(&part, iov, 0, run.length);
         *ret_done = run.length;
+        block_co_event(run.edge, BLOCK_EVENT_WRITE_AIO);
         return r < 0 ? r : block_co_pwritev(run.edge, run.host, part.iov, 0);
     case BLOCKMAP_ABSENT:
     case BLOCKMAP_ZERO:

@@ -42,6 +42,8 @@ static const struct shown_option shown_order[] = {
     {"adapter_type", NULL, NULL},
     {"backing_file", NULL, NULL},
     {"backing_fmt", NULL, NULL},
+    {"cluster_size", "qed", "65536"},
+    {"table_size", NULL, NULL},
     {"data_file", NULL, NULL},
     {"data_file_raw", NULL, NULL},
     {"lazy_refcounts", "qcow2", "off"},

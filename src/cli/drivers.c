@@ -17,6 +17,7 @@
 #include "luks/luks.h"
 #include "nbd/nbd.h"
 #include "qcow2/qcow2.h"
+#include "qed/qed.h"
 #include "ssh/ssh.h"
 #include "tls/tls.h"
 #include "vdi/vdi.h"
@@ -48,6 +49,7 @@ void cli_register_drivers(void)
     vpc_register_driver();
     vmdk_register_driver();
     vdi_register_driver();
+    qed_register_driver();
     vhdx_register_driver();
     filter_register_drivers();
     throttle_group_register_type();

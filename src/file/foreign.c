@@ -49,7 +49,6 @@ FOREIGN(cloop, "cloop")
 FOREIGN(dmg, "dmg")
 FOREIGN(parallels, "parallels")
 FOREIGN(qcow1, "qcow")
-FOREIGN(qed, "qed")
 
 static const struct signature signatures[] = {
     {&cloop_driver, 0, 23, "#!/bin/sh\n#V2.0 Format\n"},
@@ -57,7 +56,6 @@ static const struct signature signatures[] = {
     {&parallels_driver, 0, 16, "WithoutFreeSpace"},
     {&parallels_driver, 0, 16, "WithouFreSpacExt"},
     {&qcow1_driver, 0, 8, "QFI\xfb\0\0\0\1"},
-    {&qed_driver, 0, 4, "QED"},
 };
 
 static int foreign_probe(const struct block_driver *driver, const uint8_t *head, size_t size)

@@ -43,6 +43,7 @@ static const char *const option_names[][2] = {
     {"backing-file", "backing_file"},
     {"backing-fmt", "backing_fmt"},
     {"cluster-size", "cluster_size"},
+    {"table-size", "table_size"},
     {"lazy-refcounts", "lazy_refcounts"},
     {"refcount-bits", "refcount_bits"},
     {"compression-type", "compression_type"},

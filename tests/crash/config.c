@@ -41,6 +41,7 @@ const char *const crash_config_names[CRASH_CONFIG_KINDS + 4] = {
     "vpc",
     "vhdx",
     "vdi",
+    "qed",
     "luks",
     "luks-detached",
     "luks-qcow2",
@@ -79,6 +80,7 @@ enum kind {
     VPC,
     VHDX,
     VDI,
+    QED,
     LUKS,
     LUKS_DETACHED,
     LUKS_QCOW2,
@@ -103,6 +105,10 @@ static void set_format_kind(struct crash_config *c, uint64_t variant)
     case VDI:
         c->format = "vdi";
         c->cluster_size = MiB;
+        break;
+    case QED:
+        c->format = "qed";
+        c->cluster_size = 64 * KiB;
         break;
     case LUKS_DETACHED:
     case LUKS:

@@ -37,6 +37,7 @@
 #include "monitor.h"
 #include "planted.h"
 #include "qcow2/qcow2.h"
+#include "qed/qed.h"
 #include "vdi/vdi.h"
 #include "vhdx/vhdx.h"
 #include "vmdk/vmdk.h"
@@ -278,6 +279,7 @@ int main(int argc, char **argv)
     vpc_register_driver();
     vhdx_register_driver();
     vdi_register_driver();
+    qed_register_driver();
     luks_register_driver();
     if (keys_init(&err) < 0) {
         fprintf(x.report, "%s\n", error_message(&err));

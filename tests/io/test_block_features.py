@@ -16,7 +16,6 @@ HEADERS = {
     "vhdx": (0, b"vhdxfile"),
     "vdi": (64, b"\x7f\x10\xda\xbe"),
     "vpc": (0, b"conectix"),
-    "qed": (0, b"QED\0"),
     "parallels": (0, b"WithoutFreeSpace"),
     "cloop": (0, b"#!/bin/sh\n#V2.0 Format\n"),
     "qcow": (0, b"QFI\xfb\0\0\0\1"),
@@ -416,7 +415,7 @@ class PartOfAFile(TestCase):
 
 class RefusedFormats(TestCase):
     def test_images_are_refused_by_name(self):
-        for name in ("qed", "parallels", "cloop", "qcow"):
+        for name in ("parallels", "cloop", "qcow"):
             offset, magic = HEADERS[name]
             with self.subTest(name=name):
                 path = self.create(f"image.{name}", "1M", "raw")
@@ -430,7 +429,7 @@ class RefusedFormats(TestCase):
 
     def test_names_are_refused(self):
         path = self.create("disk.raw", "1M", "raw")
-        for name in "qed", "parallels", "cloop", "qcow", "dmg":
+        for name in "parallels", "cloop", "qcow", "dmg":
             with self.subTest(name=name):
                 result = run(*tool("img"), "info", "-f", name, path, check=False)
                 self.assertEqual(result.returncode, 1)

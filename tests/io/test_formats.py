@@ -363,7 +363,7 @@ class Device(FormatCase):
 
 class Empty(FormatCase):
     def test_a_disk_of_size_0_is_read_by_qemu(self):
-        for fmt in "vhdx", "vdi", "vpc":
+        for fmt in "vhdx", "vdi", "vpc", "qed":
             with self.subTest(fmt):
                 path = self.create(f"empty.{fmt}", "0", fmt)
                 out = run(qemu("qemu-img"), "info", "-f", fmt, path).stdout
@@ -517,11 +517,156 @@ class Esx(FormatCase):
             self.assertRegex(text, r"^[ -~]*\?[ -~]*\n([ -~]*\n)?$")
 
 
+class Qed(FormatCase):
+    """Clusters of 4 KiB, tables of two: an L2 table is for 4 MiB of the disk."""
+
+    OPTIONS = ("-o", "cluster_size=4k,table_size=2")
+    FEATURES, NEED_CHECK, AUTOCLEAR, FIRST_TABLE = 16, 2, 32, 12288
+
+    def setUp(self):
+        super().setUp()
+        self.disk = self.create("disk.qed", "8M", "qed", options=self.OPTIONS)
+
+    def io(self, path, *commands, program=None, check=True):
+        words = [word for command in commands for word in ("-c", command)]
+        return run(*(program or tool("io")), "-f", "qed", *words, path, check=check)
+
+    def by_qemu(self, path, *commands):
+        return self.io(path, *commands, program=(qemu("qemu-io"),))
+
+    def edit(self, *changes):
+        with open(self.disk, "r+b") as file:
+            for offset, value in changes:
+                file.seek(offset)
+                file.write(struct.pack("<Q", value))
+
+    def number(self, offset):
+        return struct.unpack_from("<Q", self.read("disk.qed"), offset)[0]
+
+    def overlay(self, name, size="8M", backing=("disk.qed", "qed")):
+        options = ("-b", backing[0], "-F", backing[1], *self.OPTIONS)
+        return self.create(name, size, "qed", options=options)
+
+    def test_overlays(self):
+        self.io(self.disk, "write -P 1 0 1M")
+        top = self.overlay("top.qed")
+        self.io(top, "write -P 2 6000 100", "write -z 64k 64k", "write -P 3 5M 5000")
+        for program in (self.io, self.by_qemu):
+            program(top, "read -P 1 0 6000", "read -P 2 6000 100", "read -P 1 6100 59436")
+            program(top, "read -P 0 64k 64k", "read -P 1 128k 896k", "read -P 3 5M 5000", "read -P 0 6M 2M")
+        self.assertLess(os.path.getsize(top), 64 << 10)  # zeroes are marks
+        self.by_qemu(top, "write -P 4 64k 4k", "write -P 5 7M 4k")
+        self.io(top, "read -P 4 64k 4k", "read -P 0 68k 60k", "read -P 5 7M 4k", "write -P 6 72k 512")
+        self.by_qemu(top, "read -P 0 68k 4k", "read -P 6 72k 512", "read -P 0 74240 1k")
+        run(qemu("qemu-img"), "check", "-f", "qed", top)
+
+    def test_another_backing_file(self):
+        """The names take turns in the header, and only the format raw is recorded."""
+        self.io(self.disk, "write -P 1 0 1M")
+        other = self.create("other.raw", "8M", "raw")
+        top = self.overlay("top.qed")
+        for n, (name, fmt) in enumerate((("other.raw", "raw"), ("disk.qed", "qed"), ("other.raw", "raw"))):
+            run(*tool("img"), "rebase", "-u", "-f", "qed", "-b", name, "-F", fmt, top)
+            found = json.loads(run(qemu("qemu-img"), "info", "--output=json", top).stdout)
+            self.assertEqual(found["backing-filename"], name)
+            features, place = struct.unpack_from("<Q32xI", self.read("top.qed"), self.FEATURES)
+            self.assertEqual(features, 5 if fmt == "raw" else 1)
+            self.assertEqual(place, (2048, 64)[n % 2])
+            self.by_qemu(top, f"read -P {0 if fmt == 'raw' else 1} 0 1M")
+        run(*tool("img"), "rebase", "-f", "qed", "-b", "disk.qed", "-F", "qed", top)
+        self.by_qemu(top, "read -P 0 0 8M")
+        run(*tool("img"), "rebase", "-u", "-f", "qed", "-b", "", top)
+        self.assertNotIn("backing", run(qemu("qemu-img"), "info", top).stdout)
+        self.assertIn("1023 are allowed", self.refused_name(top, "x" * 1024))
+        self.assertTrue(other)
+
+    def refused_name(self, top, name):
+        return img("rebase", "-u", "-f", "qed", "-b", name, "-F", "raw", top, check=False).stderr
+
+    def test_a_longer_disk(self):
+        self.io(self.disk, "write -P 1 7M 1M")
+        img("resize", "-f", "qed", self.disk, "64M")
+        self.io(self.disk, "read -P 1 7M 1M", "read -P 0 8M 56M", "write -P 2 63M 1M")
+        self.by_qemu(self.disk, "read -P 1 7M 1M", "read -P 0 8M 55M", "read -P 2 63M 1M")
+        result = img("resize", "--shrink", "-f", "qed", self.disk, "8M", check=False)
+        self.assertIn("Shrinking images is currently not supported", result.stderr)
+        result = img("resize", "-f", "qed", self.disk, "5G", check=False)
+        self.assertIn("Invalid image size", result.stderr)
+        short = self.overlay("short.qed", "1M")
+        result = img("resize", "-f", "qed", short, "2M", check=False)
+        self.assertIn("its backing file is longer", result.stderr)
+        self.assertIn("virtual size: 1 MiB", img("info", short).stdout)
+
+    def leave_damage(self):
+        """As a crash of another program leaves it: two entries that lead out of the file."""
+        self.io(self.disk, "write -P 1 0 16k", "write -P 2 4M 4k")
+        self.edit(
+            (self.FIRST_TABLE + 8, 1 << 40), (self.FIRST_TABLE + 16, 4097),
+            (self.FEATURES, self.NEED_CHECK), (self.AUTOCLEAR, 1),
+        )
+
+    def assert_repaired(self):
+        self.by_qemu(self.disk, "read -P 1 0 4k", "read -P 1 12k 4k", "read -P 2 4M 4k")
+        self.assertEqual((self.number(self.FEATURES), self.number(self.AUTOCLEAR)), (0, 0))
+        self.assertEqual(self.number(self.FIRST_TABLE + 8), 0)
+
+    def test_entries_that_lead_nowhere_are_repaired(self):
+        self.leave_damage()
+        self.assertIn("Input/output error", self.io(self.disk, "read 4k 4k", check=False).stdout)
+        self.io(self.disk, "read -P 1 0 4k", "read -P 2 4M 4k")
+        self.assertIn('"dirty-flag": true', img("info", "--output=json", self.disk).stdout)
+        result = img("check", "-f", "qed", "--output=json", self.disk, check=False)
+        found = json.loads(result.stdout)
+        self.assertEqual((found["corruptions"], found["leaks"]), (2, 2))
+        img("check", "-f", "qed", "-r", "all", self.disk, check=False)
+        self.io(self.disk, "read -P 0 4k 8k")
+        self.assert_repaired()
+
+    def test_the_first_write_repairs(self):
+        self.leave_damage()
+        self.io(self.disk, "write -P 3 4k 4k", "read -P 0 8k 4k")
+        self.by_qemu(self.disk, "read -P 3 4k 4k", "read -P 0 8k 4k")
+        self.assertEqual((self.number(self.FEATURES), self.number(self.AUTOCLEAR)), (0, 0))
+
+    def test_a_cluster_of_two_owners_is_not_written(self):
+        self.io(self.disk, "write -P 1 0 8k")
+        self.edit((self.FIRST_TABLE + 8, self.number(self.FIRST_TABLE)), (self.FEATURES, self.NEED_CHECK))
+        result = img("check", "-f", "qed", "-r", "all", self.disk, check=False)
+        self.assertIn("1 errors were found", result.stdout)
+        before = self.read("disk.qed")
+        result = self.io(self.disk, "write -P 3 1M 4k", check=False)
+        self.assertIn("Input/output error", result.stdout)
+        self.assertIn("has clusters with two owners", result.stderr)
+        self.assertEqual(self.read("disk.qed")[: len(before)], before)
+
+    def test_unknown_features(self):
+        self.edit((self.AUTOCLEAR, 8))
+        self.io(self.disk, "read 0 4k")
+        self.assertEqual(self.number(self.AUTOCLEAR), 8)
+        self.io(self.disk, "write 0 4k")
+        self.assertEqual(self.number(self.AUTOCLEAR), 0)
+        self.edit((self.FEATURES, 8))
+        result = img("info", self.disk, check=False)
+        self.assertIn("Unsupported QED features: 8", result.stderr)
+
+    def test_errors_can_be_injected_where_data_are_written(self):
+        rule = "inject-error.0.event=write_aio,inject-error.0.errno=28,inject-error.0.once=on"
+        options = f"driver=qed,file.driver=blkdebug,file.{rule},file.image.driver=file"
+        options = options.replace("inject-error.0.", "file.inject-error.0.").replace("file.file.", "file.")
+        words = ("-c", "write -P 1 0 4k", "-c", "write -P 2 0 4k")
+        result = run(
+            *tool("io"), *words, "--image-opts", f"{options},file.image.filename={self.disk}", check=False
+        )
+        self.assertEqual(result.stdout.count("No space left on device"), 1)
+        self.by_qemu(self.disk, "read -P 2 0 4k")
+
+
 class Damaged(FormatCase):
     def test_damaged_metadata_are_refused_or_read(self):
         """Never a crash, a hang, or much memory."""
         for fmt, options, size in (
-            ("vmdk", "subformat=streamOptimized", 2048), ("vpc", "force_size=on", 2048), ("vdi", "static=off", 1024)
+            ("vmdk", "subformat=streamOptimized", 2048), ("vpc", "force_size=on", 2048), ("vdi", "static=off", 1024),
+            ("qed", "cluster_size=4k,table_size=1", 14000),
         ):
             rng = random.Random(fmt)
             path = self.path("disk." + fmt)

@@ -10,7 +10,7 @@ import tidemark
 from qmp import QmpError
 
 MIB = 1 << 20
-FORMATS = ("vmdk", "vpc", "vdi", "vhdx")
+FORMATS = ("vmdk", "vpc", "vdi", "vhdx", "qed")
 
 
 class Formats(tidemark.TestCase):
@@ -55,6 +55,7 @@ class Formats(tidemark.TestCase):
             ("vmdk", {"subformat": "streamOptimized", "adapter-type": "lsilogic"}),
             ("vpc", {"subformat": "fixed", "force-size": True}),
             ("vdi", {"preallocation": "metadata"}),
+            ("qed", {"cluster-size": 4096, "table-size": 2}),
             ("vhdx", {"block-size": MIB, "log-size": 2 * MIB, "subformat": "fixed"}),
         ):
             path = self.create(fmt, **options)

@@ -18,6 +18,7 @@
 #include "block/gate.h"
 #include "loop/loop.h"
 #include "memory_file.h"
+#include "qed/qed.h"
 #include "vdi/vdi.h"
 #include "vhdx/vhdx.h"
 #include "vmdk/vmdk.h"
@@ -34,6 +35,7 @@ static const struct format {
     {"vpc", "force_size=on"},
     {"vdi", "static=off"},
     {"vhdx", "block_size=1M"},
+    {"qed", "cluster_size=64k"},
 };
 
 struct disk {
@@ -304,6 +306,7 @@ static int set_up(void **state)
     vpc_register_driver();
     vdi_register_driver();
     vhdx_register_driver();
+    qed_register_driver();
     return 0;
 }
 

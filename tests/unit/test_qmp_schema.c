@@ -107,7 +107,7 @@ static const struct check_case cases[] = {
      "Parameter 'discard' does not accept value 'on'"},
     {"blockdev-add", "{\"driver\": \"file\", \"filename\": \"a\\u0000b\"}",
      "A string contains a NUL character: 'a'"},
-    {"blockdev-add", "{\"driver\": \"qed\", \"file\": \"f\"}", "The format 'qed' is not supported"},
+    {"blockdev-add", "{\"driver\": \"dmg\", \"file\": \"f\"}", "The format 'dmg' is not supported"},
     {"blockdev-reopen", "{\"options\": [{\"driver\": \"raw\", \"file\": 3}]}",
      "Invalid parameter type for 'file', expected: BlockdevRef"},
     {"transaction", "{\"actions\": []}", NULL},
