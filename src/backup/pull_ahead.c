@@ -15,12 +15,15 @@
 /* Clusters whose digests are asked for at once, at most; and how many times per second, if paced */
 #define WINDOW_CLUSTERS 1024u
 #define PACED_WINDOWS 8u
+/* Fewer that may hold data are fetched: several at a time, while questions wait for each other. */
+#define WORTHWHILE_CLUSTERS 8u
 
 struct ahead {
     struct pull *pull;
     struct pull_cursor cursor;     /* of the next chunk to compare */
     uint64_t most;                 /* clusters of a window */
     uint64_t first, end;           /* the window; of clusters from `end` on nothing is known */
+    uint64_t data_clusters;        /* in it */
     uint64_t release, release_end; /* clusters that are the same, and not released yet */
     uint8_t zero_digest[SUMS_DIGEST_SIZE];
     uint8_t *digests; /* of the window */
@@ -33,7 +36,7 @@ static bool find_window(struct ahead *a)
     struct pull_cursor cursor = a->cursor;
     struct pull_chunk chunk;
 
-    a->first = a->end = 0;
+    a->first = a->end = a->data_clusters = 0;
     while (pull_plan_next(plan, &cursor, &chunk)) {
         if (a->end > 0 && chunk.first + chunk.count > a->first + a->most) {
             break;
@@ -41,6 +44,7 @@ static bool find_window(struct ahead *a)
         if (chunk.kind == PULL_DATA) {
             a->first = a->end > 0 ? a->first : chunk.first;
             a->end = chunk.first + chunk.count;
+            a->data_clusters += chunk.count;
         }
     }
     return a->end > 0;
@@ -93,26 +97,39 @@ static int co_compare_chunk(struct ahead *a, struct pull_chunk *chunk)
     return r;
 }
 
-/* Compare the chunks that end before a->end. */
+/* The next chunk that ends before a->end. False: there is none. */
+static bool next_in_window(struct ahead *a, struct pull_chunk *ret_chunk)
+{
+    struct pull_cursor before = a->cursor;
+
+    if (!pull_plan_next(&a->pull->plan, &a->cursor, ret_chunk)) {
+        return false;
+    }
+    if (ret_chunk->first + ret_chunk->count > a->end) {
+        a->cursor = before;
+        return false;
+    }
+    return true;
+}
+
 static int co_compare_window(struct ahead *a)
 {
+    struct pull_chunk chunk;
     int r = 0;
 
-    while (r == 0) {
-        struct pull_cursor before = a->cursor;
-        struct pull_chunk chunk;
-
-        if (!pull_plan_next(&a->pull->plan, &a->cursor, &chunk)) {
-            break;
-        }
-        if (chunk.first + chunk.count > a->end) {
-            a->cursor = before;
-            break;
-        }
+    while (r == 0 && next_in_window(a, &chunk)) {
         r = chunk.kind == PULL_DATA ? co_compare_chunk(a, &chunk) : 0;
     }
     co_release_same(a);
     return r;
+}
+
+static void skip_window(struct ahead *a)
+{
+    struct pull_chunk chunk;
+
+    while (next_in_window(a, &chunk)) {
+    }
 }
 
 /* The digests of a window, or of its first part. */
@@ -133,9 +150,17 @@ static void co_compare_all(struct ahead *a)
 {
     struct pull *p = a->pull;
 
-    while (pull_may_continue(p) && find_window(a) && co_ask_digests(a) == 0) {
-        int r = co_compare_window(a);
+    while (pull_may_continue(p) && find_window(a)) {
+        int r = 0;
 
+        if (a->data_clusters < WORTHWHILE_CLUSTERS) {
+            skip_window(a);
+            continue;
+        }
+        if (co_ask_digests(a) < 0) {
+            break;
+        }
+        r = co_compare_window(a);
         if (r < 0 && p->status == 0) {
             p->status = error_set_errno(p->err, -r, "Could not compare with the last backup");
         }

@@ -111,7 +111,7 @@ static int co_read_hashed(struct hashed_piece *p, uint64_t *ret_at)
     int r = 0;
 
     memset(p->is_data, false, sizeof(p->is_data));
-    memset(p->buf + p->length, 0, HASHED_PIECE - p->length);
+    memset(p->buf + p->length, 0, round_up(p->length, p->work->granularity) - p->length);
     while (r == 0 && at < end) {
         struct block_status status;
 
@@ -271,8 +271,10 @@ static void co_checksums_work(void *arg)
 {
     struct checksums *c = arg;
 
+    uint64_t pieces = div_round_up(c->end - c->offset, HASHED_PIECE);
+
     c->status = co_find_zero_digest(c);
-    for (int i = 0; i < HASHERS; i++) {
+    for (uint64_t i = 0; i < MIN(pieces, (uint64_t)HASHERS); i++) {
         int r;
 
         co_group_add(&c->hashers);

@@ -166,3 +166,22 @@ class Checksums(BackupCase):
         command = self.backup_words("--compare")
         command[command.index("--qmp") + 1] = self.path("between.sock")
         return command
+
+
+class Scattered(BackupCase):
+    size = 128 * MIB
+
+    def test_single_clusters_are_fetched_together(self):
+        """Each question would wait for the answer to the one before it."""
+        for offset in 0, 40, 80, 120:
+            self.write_random(offset * MIB, CLUSTER)
+        self.backup()
+        between = Between(self.server, self.path("between.sock"))
+        self.addCleanup(between.listener.close)
+        self.write_random(80 * MIB, 512)
+        command = self.backup_words("--compare", "--output=json")
+        command[command.index("--qmp") + 1] = self.path("between.sock")
+        manifest = json.loads(run(*command).stdout)
+        self.assertEqual(manifest["changed-bytes"], CLUSTER)
+        self.assertEqual((between.count, between.read_bytes), (0, 4 * CLUSTER))
+        self.assert_restores(manifest, self.model)
