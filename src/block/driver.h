@@ -391,6 +391,13 @@ struct block_driver {
     /* Release everything but edges. After co_inactivate. */
     void (*co_close)(struct block_node *node);
 
+    /*
+     * The chain from the node down to the one that is returned has to stay as it is: nobody may
+     * take a node out of it, or put one in, except filters at whose end it is the same again. NULL,
+     * also the function: the chain may change. Does not yield.
+     */
+    const struct block_node *(*needs_chain_to)(const struct block_node *node);
+
     /* --- reopening (block/reopen.h): likewise --- */
 
     /*

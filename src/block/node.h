@@ -266,6 +266,13 @@ bool block_node_is_joined(struct block_node *a, const struct block_node *b);
  */
 typedef void block_node_fn(struct block_node *node, void *arg);
 void block_node_foreach_below(struct block_node *from, block_node_fn *fn, void *arg);
+/*
+ * Whether the link from the node down its chain has to stay as it is for a public node at or above
+ * it, other than `but` (NULL: any counts). Does not yield.
+ */
+bool block_node_is_link_needed(const struct block_node *node, const struct block_node *but);
+/* The node down to which this one needs its chain as it is; NULL: it does not. Does not yield. */
+const struct block_node *block_node_needs_chain_to(const struct block_node *node);
 /* Whether any edge points to the node. */
 bool block_node_in_use(const struct block_node *node);
 /*

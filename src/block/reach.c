@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What is below a node, and what is joined with it. */
+/* What is below a node, what is joined with it, and chains that have to stay as they are. */
 #include "block/internal.h"
 
 /* A walk through the graph; the nodes that it has found follow each other by `reach_next`. */
@@ -66,4 +66,30 @@ void block_node_foreach_below(struct block_node *from, block_node_fn *fn, void *
             fn(node, arg);
         }
     }
+}
+
+static bool chain_has(const struct block_node *from, const struct block_node *node)
+{
+    while (from && from != node) {
+        from = block_node_filter_or_backing(from);
+    }
+    return from != NULL;
+}
+
+const struct block_node *block_node_needs_chain_to(const struct block_node *node)
+{
+    return node->driver->needs_chain_to ? node->driver->needs_chain_to(node) : NULL;
+}
+
+bool block_node_is_link_needed(const struct block_node *node, const struct block_node *but)
+{
+    const struct block_node *below = block_node_filter_or_backing(node), *n, *end;
+
+    LIST_FOREACH (n, &block_all_nodes, link) {
+        end = n == but ? NULL : block_node_needs_chain_to(n);
+        if (end && chain_has(below, end) && chain_has(n, node)) {
+            return true;
+        }
+    }
+    return false;
 }

@@ -2,7 +2,7 @@
 /*
  * The driver "copy-on-read": data that a read finds in the backing chain of `file` are written into
  * `file` itself, where the next read finds them. With `bottom`, only data of that layer and the
- * layers above it are copied.
+ * layers above it are copied, and the chain down to that layer stays as it is (job_check_chain()).
  *
  * A copy covers whole allocation units. It locks them exclusively, from the look at their status
  * until the data are written; a write of the guest locks its range shared. So a copy never
@@ -116,6 +116,14 @@ static void cor_child_perm(struct block_node *node, struct block_edge *edge, uns
     }
     *ret_perm = parents_perm | BLOCK_PERM_WRITE_UNCHANGED;
     *ret_shared = parents_shared & ~(BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE);
+}
+
+/* The chain of a job is the job's business. */
+static const struct block_node *cor_needs_chain_to(const struct block_node *node)
+{
+    const struct copy_on_read *s = node->opaque;
+
+    return s->for_job ? NULL : s->bottom;
 }
 
 /* --- read ------------------------------------------------------------------------------------- */
@@ -423,6 +431,7 @@ const struct block_driver copy_on_read_driver = {
     .co_open = cor_co_open,
     .co_close = cor_co_close,
     .child_perm = cor_child_perm,
+    .needs_chain_to = cor_needs_chain_to,
     .co_preadv = cor_co_preadv,
     .co_pwritev = cor_co_pwritev,
     .co_write_zeroes = cor_co_write_zeroes,

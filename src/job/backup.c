@@ -187,6 +187,22 @@ static const struct job_driver backup_driver = {
 
 /* --- the start -------------------------------------------------------------------------------- */
 
+/* Whether the job may use these, and put its filter above the source. */
+static int check_backup_nodes(const struct block_node *source, const struct block_node *target,
+                              struct error *err)
+{
+    int r = job_check_node(source, err);
+
+    UNLESS_FAILED(r, job_check_node(target, err));
+    if (r == 0) {
+        r = job_check_links_to(source, err);
+        if (r < 0) {
+            error_prepend(err, "Could not replace node: ");
+        }
+    }
+    return r;
+}
+
 int backup_co_open_filter(struct block_node *source, struct block_node *target,
                           const char *filter_name, uint64_t min_cluster_size,
                           struct block_node **ret_filter, struct error *err)
@@ -200,8 +216,7 @@ int backup_co_open_filter(struct block_node *source, struct block_node *target,
     if (block_node_size(source) != block_node_size(target)) {
         return error_set(err, EINVAL, "Source and target image have different sizes");
     }
-    r = job_check_node(source, err);
-    UNLESS_FAILED(r, job_check_node(target, err));
+    r = check_backup_nodes(source, target, err);
     if (r >= 0 && block_node_is_read_only(target)) {
         r = error_set(err, EACCES, "Could not create node: Block node is read-only");
     }
@@ -240,9 +255,8 @@ static int check_backup_config(struct block_node *filter, const struct backup_co
                                struct error *err)
 {
     uint32_t cluster = cbw_cluster_size(cbw_of_node(filter));
-    int r = job_check_node(config->source, err);
+    int r = check_backup_nodes(config->source, block_node_child(filter, "target"), err);
 
-    UNLESS_FAILED(r, job_check_node(block_node_child(filter, "target"), err));
     if (r < 0) {
         return r;
     }

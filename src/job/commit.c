@@ -423,6 +423,7 @@ int commit_co_check_nodes(const struct commit_params *s, struct error *err)
     for (node = s->top; node != end && r == 0; node = block_node_filter_or_backing(node)) {
         r = job_check_node(node, err);
     }
+    UNLESS_FAILED(r, job_check_links_to(s->top, err));
     UNLESS_FAILED(r, chain_co_check_overlays(s->top, err));
     UNLESS_FAILED(r, job_check_chain(s->top, s->base, err));
     return r;

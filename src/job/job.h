@@ -209,18 +209,30 @@ void job_forget_filter(struct job *job, const struct block_node *filter);
 /*
  * A node in a chain that a running job needs as it is: neither may its backing node or filtered
  * child be exchanged. `node` and what is below it, down to `base` (not included; NULL: the end).
- * Frozen until the end of the job. -ENOMEM, and as job_check_chain().
+ * Frozen until the end of the job. It changes none of these links, or has called job_check_chain().
+ * -ENOMEM; -EBUSY and -EPERM as there, because of jobs.
  */
 int job_freeze_chain(struct job *job, struct block_node *node, struct block_node *base,
                      struct error *err);
 /*
  * Whether these links can be frozen. -EBUSY, with a sentence: another job has frozen one of them,
- * or will take out a filter that one leads to.
+ * or a node above needs it (a copy-on-read with a bottom); -EPERM: a job will take out a filter
+ * that it leads to.
  */
 int job_check_chain(const struct block_node *node, const struct block_node *base,
                     struct error *err);
-/* -EBUSY, with a sentence, if the link from the node downwards is frozen by a job. */
+/*
+ * -EBUSY, with a sentence, if the link from the node downwards is frozen by a job, or needed by a
+ * node above.
+ */
 int job_check_frozen(const struct block_node *node, struct error *err);
+/*
+ * -EBUSY, with a sentence, if a node above needs its chain as it is, and the node in it: nothing
+ * can be put above the node, nor take its place.
+ */
+int job_check_links_to(const struct block_node *node, struct error *err);
+/* For a node that has just been added: whether it, and those below it, can have such a chain. */
+int job_check_new_node(struct block_node *node, struct error *err);
 
 /* --- for drivers, at work --------------------------------------------------------------------- */
 

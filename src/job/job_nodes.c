@@ -244,38 +244,104 @@ static const char *link_name(const struct block_node *node, const struct block_n
     return "backing";
 }
 
-int job_check_frozen(const struct block_node *node, struct error *err)
+static int link_error(const struct block_node *node, const char *frozen, struct error *err)
 {
-    struct block_node *below = block_node_filter_or_backing(node);
+    const struct block_node *below = block_node_filter_or_backing(node);
 
-    if (!below || !find_job_user(node, JOB_NODE_FROZEN)) {
-        return 0;
-    }
-    return error_set(err, EBUSY, "Cannot change frozen '%s' link from '%s' to '%s'",
+    return error_set(err, EBUSY, "Cannot change %s'%s' link from '%s' to '%s'", frozen,
                      link_name(node, below), block_node_name(node), block_node_name(below));
 }
 
-int job_check_chain(const struct block_node *node, const struct block_node *base, struct error *err)
+int job_check_frozen(const struct block_node *node, struct error *err)
+{
+    return block_node_filter_or_backing(node) &&
+                   (find_job_user(node, JOB_NODE_FROZEN) || block_node_is_link_needed(node, NULL))
+               ? link_error(node, "frozen ", err)
+               : 0;
+}
+
+int job_check_links_to(const struct block_node *node, struct error *err)
+{
+    struct block_edge *edge = NULL;
+
+    while ((edge = block_node_next_parent(node, edge))) {
+        const struct block_node *parent = block_edge_parent(edge);
+
+        if (parent && block_node_filter_or_backing(parent) == node &&
+            block_node_is_link_needed(parent, NULL)) {
+            return error_set(err, EBUSY, "Cannot change '%s' link to '%s'", block_edge_name(edge),
+                             block_node_name(node));
+        }
+    }
+    return 0;
+}
+
+/* What jobs do with the links from `node` down to `base`. */
+static int check_jobs_links(const struct block_node *node, const struct block_node *base,
+                            struct error *err)
 {
     const struct block_node *n, *below;
     int r = 0;
 
     for (n = node; n && n != base && r == 0; n = below) {
         below = block_node_filter_or_backing(n);
-        r = job_check_frozen(n, err);
+        r = below && find_job_user(n, JOB_NODE_FROZEN) ? link_error(n, "", err) : 0;
         if (r == 0 && below && find_job_user(below, JOB_NODE_FILTER)) {
-            r = error_set(err, EBUSY, "Cannot freeze '%s' link to '%s'", link_name(n, below),
+            r = error_set(err, EPERM, "Cannot freeze '%s' link to '%s'", link_name(n, below),
                           block_node_name(below));
         }
     }
     return r;
 }
 
+/* Whether nodes other than `but` need these links. */
+static int check_needed_links(const struct block_node *node, const struct block_node *base,
+                              const struct block_node *but, struct error *err)
+{
+    int r = 0;
+
+    for (; node && node != base && r == 0; node = block_node_filter_or_backing(node)) {
+        r = block_node_is_link_needed(node, but) ? link_error(node, "", err) : 0;
+    }
+    return r;
+}
+
+int job_check_chain(const struct block_node *node, const struct block_node *base, struct error *err)
+{
+    int r = check_jobs_links(node, base, err);
+
+    return UNLESS_FAILED(r, check_needed_links(node, base, NULL, err));
+}
+
+struct new_nodes {
+    struct error *err;
+    int r;
+};
+
+static void check_needed_chain(struct block_node *node, void *arg)
+{
+    const struct block_node *end = block_node_needs_chain_to(node);
+    struct new_nodes *nodes = arg;
+
+    if (end) {
+        UNLESS_FAILED(nodes->r, check_jobs_links(node, end, nodes->err));
+        UNLESS_FAILED(nodes->r, check_needed_links(node, end, node, nodes->err));
+    }
+}
+
+int job_check_new_node(struct block_node *node, struct error *err)
+{
+    struct new_nodes nodes = {.err = err};
+
+    block_node_foreach_below(node, check_needed_chain, &nodes);
+    return nodes.r;
+}
+
 int job_freeze_chain(struct job *job, struct block_node *node, struct block_node *base,
                      struct error *err)
 {
     struct block_node *n;
-    int r = job_check_chain(node, base, err);
+    int r = check_jobs_links(node, base, err);
 
     for (n = node; n && n != base && r == 0; n = block_node_filter_or_backing(n)) {
         r = note_node(job, n, JOB_NODE_FROZEN, err);

@@ -370,8 +370,17 @@ int stream_check_nodes(struct block_node *device, struct block_node *above_base,
     for (node = device; node && node != base && r == 0; node = block_node_filter_or_backing(node)) {
         r = job_check_node(node, err);
     }
-    if (above_base) {
-        UNLESS_FAILED(r, job_check_chain(device, above_base, err));
+    if (r == 0 && above_base) {
+        r = job_check_chain(device, above_base, err);
+        if (r == -EBUSY) {
+            error_prepend(err, "Could not create node: "); /* of QEMU's filter, as below */
+        }
+    }
+    if (r == 0) {
+        r = job_check_links_to(device, err);
+        if (r < 0) {
+            error_prepend(err, "Could not replace node: ");
+        }
     }
     return r;
 }

@@ -60,10 +60,16 @@ static int co_node_add_prepare(void *state, struct json_object *data, struct err
     struct add_state *s = state;
     int r = block_co_publish(s->node, err);
 
-    if (r >= 0) {
-        block_node_set_monitor_owned(s->node, true);
+    if (r < 0) {
+        return r;
     }
-    return r;
+    r = job_check_new_node(s->node, err);
+    if (r < 0) {
+        block_unpublish(s->node);
+        return r;
+    }
+    block_node_set_monitor_owned(s->node, true);
+    return 0;
 }
 
 static void co_node_add_commit(void *state)

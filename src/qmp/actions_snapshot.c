@@ -163,6 +163,7 @@ static int co_snapshot_prepare(void *state, struct json_object *data, struct err
     struct block_node *node = block_node_lookup(qmp_get_str(data, "node"), err), *overlay;
     int r = node ? qmp_check_not_busy(node, err) : -ENOENT;
 
+    UNLESS_FAILED(r, job_check_links_to(node, err));
     if (r < 0) {
         return r;
     }
@@ -199,6 +200,7 @@ static int check_sync(struct json_object *data, const struct block_node *node, s
     const char *name = qmp_get_str(data, "snapshot-node-name");
     int r = qmp_check_not_busy(node, err);
 
+    UNLESS_FAILED(r, job_check_links_to(node, err));
     if (r < 0) {
         return r;
     }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several jobs in one backing chain: what they keep from each other, and what they do not."""
 
+import os
 import unittest
 
 import tidemark
@@ -212,6 +213,82 @@ class ChainJobsTest(ChainCase):
         )
         self.server.stop()
         self.assert_disk()
+
+    def start_five(self):
+        self.make_chain(*((2, 65536),) * 5)
+        self.server = self.daemon()
+        self.qmp = self.server.qmp
+        self.qmp.command("blockdev-add", **self.nested("abcde"))
+
+    def test_the_chain_down_to_a_bottom_stays(self):
+        self.start_five()
+        filter_ = {"driver": "copy-on-read", "node-name": "filter", "file": "e", "bottom": "c"}
+        self.qmp.command("blockdev-add", **filter_)
+        self.qmp.command("blockdev-add", driver="null-co", node_name="t", size=2 * MIB)
+        d_c, e_d, c_ = "from 'd' to 'c'", "from 'e' to 'd'", "Cannot change 'backing' link to 'c'"
+        create, replace = "Could not create node: ", "Could not replace node: "
+        snapshot = {"node_name": "e", "snapshot_file": self.path("x"), "snapshot_node_name": "x"}
+        for desc, command, more in (
+            (c_, "block-commit", {"device": "filter", "top_node": "c", "base_node": "a"}),
+            ("Cannot change 'file' link from 'filter' to 'e'", "block-commit",
+             {"device": "filter", "base_node": "a"}),
+            (f"{create}Cannot change 'backing' link {e_d}", "block-stream",
+             {"device": "e", "base_node": "a"}),
+            (f"{create}Cannot change 'backing' link {d_c}", "block-stream", {"device": "d"}),
+            (replace + c_, "block-stream", {"device": "c", "base_node": "a"}),
+            (replace + "Cannot change 'file' link to 'e'", "blockdev-backup",
+             {"device": "e", "target": "t", "sync": "full"}),
+            ("Cannot change 'file' link to 'e'", "blockdev-snapshot-sync", snapshot),
+            ("Cannot change 'file' link from 'filter' to 'e'", "blockdev-add",
+             {**filter_, "file": "filter", "node-name": "other"}),
+        ):  # fmt: skip
+            more = more if command.endswith(("add", "sync")) else {"job_id": "job", **more}
+            with self.subTest(command, **more):
+                self.assertEqual(self.refused(command, **more), desc)
+        reopened = {**self.nested("abcde"), "backing": "b"}
+        self.assertEqual(
+            self.refused("blockdev-reopen", options=[reopened]),
+            f"Cannot change frozen 'backing' link {e_d}",
+        )
+        self.assertFalse(os.path.exists(self.path("x")))
+        # What leaves the chain as it is, or changes what is below it.
+        for command, more in (
+            ("block-commit", {"device": "filter", "top_node": "b", "base_node": "a"}),
+            ("blockdev-mirror", {"device": "filter", "target": "t", "sync": "top"}),
+        ):
+            self.qmp.command(command, job_id=command, **more)
+            if command == "blockdev-mirror":
+                self.qmp.wait_event("BLOCK_JOB_READY")
+                self.qmp.command("job-cancel", id=command)
+            self.assertEqual(self.events(command)[-2:], ["concluded", "null"])
+        self.qmp.command("blockdev-del", node_name="filter")
+        self.qmp.command("block-stream", job_id="job", device="e")
+        self.assertEqual(self.events("job")[-3:], ["COMPLETED", "concluded", "null"])
+        self.qmp.command("blockdev-del", node_name="t")
+        self.server.quit()
+
+    def test_no_bottom_below_what_a_job_changes(self):
+        self.start_five()
+        filter_ = {"driver": "copy-on-read", "node-name": "filter", "file": "e", "bottom": "b"}
+        throttle = {"driver": "throttle", "throttle-group": "g", "file": filter_}
+        self.qmp.command("object-add", qom_type="throttle-group", id="g")
+        for wanted, command, more in (
+            ("Cannot freeze 'backing' link to 'job-filter'", "block-commit",
+             {"device": "e", "top_node": "c", "base_node": "a"}),
+            ("Cannot change 'file' link from 'job-filter' to 'd'", "block-stream",
+             {"device": "d", "base_node": "a"}),
+        ):  # fmt: skip
+            self.qmp.command(
+                command, job_id="job", auto_finalize=False, filter_node_name="job-filter", **more
+            )
+            self.qmp.wait_event("BLOCK_JOB_PENDING")
+            for options in filter_, {**throttle, "node-name": "throttle"}:
+                with self.subTest(command, **options):
+                    self.assertEqual(self.refused("blockdev-add", **options), wanted)
+                    self.assertIsNone(self.qmp.node("filter"))
+            self.qmp.command("job-cancel", id="job")
+            self.events("job")
+        self.server.quit()
 
     def test_a_backing_image_is_not_deleted(self):
         self.start_six(guest=False)
