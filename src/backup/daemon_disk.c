@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backup/files.h"
 #include "backup/fleece.h"
 #include "loop/loop.h"
 
@@ -34,7 +35,7 @@ static int take_address(const struct daemon_disk *s, struct json_object *o,
                         struct socket_address *ret_address)
 {
     struct json_object *address, *v;
-    const char *path = NULL, *host = NULL, *port = NULL;
+    const char *path = NULL, *host = NULL, *port = NULL, *directory = NULL;
 
     if (!json_object_object_get_ex(o, "address", &address)) {
         return -ENOENT;
@@ -47,6 +48,13 @@ static int take_address(const struct daemon_disk *s, struct json_object *o,
     }
     if (json_object_object_get_ex(address, "port", &v)) {
         port = json_object_get_string(v);
+    }
+    if (json_object_object_get_ex(o, "directory", &v)) {
+        directory = json_object_get_string(v);
+    }
+    if (path && path[0] != '/' && qmp_client_host(s->qmp) && directory) {
+        ret_address->path = files_join(directory, path);
+        return ret_address->path ? 0 : -ENOMEM;
     }
     if (path) {
         ret_address->path = source_daemon_path(s->qmp, path);

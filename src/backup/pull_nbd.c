@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "backup/pull_input.h"
 #include "base/checked.h"
@@ -46,6 +47,7 @@ static int co_connect_pull(const struct pull_nbd *p, const char *context, int64_
     const struct socket_address *address = config->address;
     char number[16];
     struct socket_address reached = {.fd = number};
+    ERROR_AUTO(failure);
     int r = 0, fd;
 
     if (config->co_reach) {
@@ -56,8 +58,20 @@ static int co_connect_pull(const struct pull_nbd *p, const char *context, int64_
         snprintf(number, sizeof(number), "%d", fd);
         address = &reached;
     }
-    return nbd_client_co_connect(address, config->tls, config->export_name, &context, 1, timeout_ns,
-                                 ret_client, err);
+    r = nbd_client_co_connect(address, config->tls, config->export_name, &context, 1, timeout_ns,
+                              ret_client, &failure);
+    if (r == -ETIMEDOUT) {
+        error_hint(&failure, "Has the server reached its number of connections (max-connections)?");
+    } else if (r == -EPERM && config->tls && !config->tls->hostname && !address->host) {
+        error_hint(&failure, "Name what the server's certificate is for with --tls-hostname.");
+    } else if (r < 0 && !config->tls && strstr(error_message(&failure), "TLS negotiation")) {
+        error_hint(&failure, "The NBD server wants TLS: name credentials with --tls-creds.");
+    }
+    if (r < 0) {
+        error_move(err, &failure);
+        error_prepend(err, "Could not reach %s: ", p->shown);
+    }
+    return r;
 }
 
 /* --- the bitmap --- */
@@ -144,10 +158,6 @@ static int co_begin_nbd(struct pull_input *input, uint64_t disk_size, struct err
             break;
         }
         if (r < 0) {
-            if (r == -ETIMEDOUT) {
-                error_hint(&attempt, "Has the server reached its number of connections "
-                                     "(max-connections)?");
-            }
             error_move(err, &attempt);
             return r;
         }

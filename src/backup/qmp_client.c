@@ -510,6 +510,23 @@ static int co_start_tls(struct qmp_client *c, const struct nbd_client_tls *tls, 
     return r;
 }
 
+/* What to do about a socket that is not reached. */
+static void hint_at_reach(const struct qmp_client *c, int r, struct error *err)
+{
+    if (c->ssh.host && r == -ECONNREFUSED) {
+        error_hint(err, "Do an SSH server and the daemon run there, the daemon with --chardev and "
+                        "--monitor for that socket?");
+    } else if (c->ssh.host && (r == -EACCES || r == -EPERM)) {
+        error_prepend(err, "'%s': ", c->path);
+        error_hint(err,
+                   "'ssh %s%s%s -p %s' has to work without a question first: the same keys and "
+                   "the same known_hosts are used.",
+                   c->ssh.user ?: "", c->ssh.user ? "@" : "", c->ssh.host, c->ssh.port);
+    } else if (!c->ssh.host && r != -EINVAL && r != -ENAMETOOLONG) {
+        error_hint(err, "Is the daemon running, with --chardev and --monitor for that socket?");
+    }
+}
+
 int qmp_client_co_connect(const char *address, const struct nbd_client_tls *tls,
                           volatile sig_atomic_t *stop, struct qmp_client **ret_client,
                           struct error *err)
@@ -535,14 +552,15 @@ int qmp_client_co_connect(const char *address, const struct nbd_client_tls *tls,
         r = co_connect_unix(c, err);
     }
     if (r < 0) {
-        if (c->ssh.host ? r == -ECONNREFUSED : r != -EINVAL && r != -ENAMETOOLONG) {
-            error_hint(err, "Is the daemon running, with --chardev and --monitor for that socket?");
-        }
+        hint_at_reach(c, r, err);
         return r;
     }
     UNLESS_FAILED(r, tls ? co_start_tls(c, tls, err) : 0);
     UNLESS_FAILED(r, co_take_greeting(c, err));
     if (r < 0) {
+        if (c->host && !tls && !c->ssh.host) {
+            error_hint(err, "If that socket speaks TLS, name credentials with --qmp-tls-creds.");
+        }
         return r;
     }
     *ret_client = TAKE_PTR(c);

@@ -55,6 +55,8 @@ int qmp_co_quit(struct qmp_call *call, struct json_object *args, struct json_obj
  * given a descriptor.
  */
 static struct json_object *server_address;
+/* What a relative path in that is relative to, owned; NULL: not known. */
+static char *server_directory;
 
 static void note_address(const struct socket_address *address)
 {
@@ -62,6 +64,8 @@ static void note_address(const struct socket_address *address)
 
     json_object_put(server_address);
     server_address = NULL;
+    free(server_directory);
+    server_directory = getcwd(NULL, 0);
     if (address->fd) {
         return;
     }
@@ -175,6 +179,9 @@ int qmp_co_query_nbd_server(struct qmp_call *call, struct json_object *args,
     qmp_put_bool(o, "running", running);
     if (running && server_address) {
         json_object_object_add(o, "address", json_object_get(server_address));
+        if (server_directory) {
+            qmp_put_str(o, "directory", server_directory);
+        }
     }
     *ret_value = o;
     return 0;

@@ -215,7 +215,7 @@ const struct schema_type qmp_type_nbd_server_options =
                 OPT("tls-authz", schema_str), OPT("max-connections", schema_uint32),
                 OPT("x-max-connections-per-address", schema_uint32, UNSTABLE));
 OBJECT(nbd_server_info, "NbdServerInfo", REQ("running", schema_bool),
-       OPT("address", socket_address_type));
+       OPT("address", socket_address_type), OPT("directory", schema_str));
 
 /* --- nodes ------------------------------------------------------------------------------------ */
 

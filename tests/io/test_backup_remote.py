@@ -221,7 +221,8 @@ class TestTls(TcpCase):
         for words, why in (
             (["--object", x509("client", self.strangers), "--qmp-tls-creds", "tls0"], "TLS with"),
             ([*self.words(), "--tls-hostname", "other.example"], "TLS with"),
-            ([], "closed the connection"),
+            ([], "name credentials with --qmp-tls-creds"),
+            (self.words()[:-2], "name credentials with --tls-creds"),
         ):
             result = run(
                 *tool("backup"), "--qmp", self.address(), "--node", "disk", "--to",
@@ -258,6 +259,22 @@ class TestSsh(RemoteCase, Ssh):
             result = subprocess.run(command, env={**os.environ, "LD_PRELOAD": late},
                                     capture_output=True, check=False)  # fmt: skip
             self.assertEqual(result.returncode, 0, result.stderr)
+
+    def test_an_nbd_server_at_a_relative_path(self):
+        """Relative to the directory of the daemon, which is on the other machine."""
+        self.write_random(0, MIB)
+        path = os.path.relpath(self.socket, os.readlink(f"/proc/{self.server.process.pid}/cwd"))
+        self.server.qmp.command("nbd-server-stop")
+        self.server.qmp.command("nbd-server-start", addr={"type": "unix", "data": {"path": path}})
+        self.assert_restores(self.backup(), self.model)
+
+    def test_a_machine_whose_key_is_not_known(self):
+        address = self.address().split("?", maxsplit=1)[0]
+        result = run(*tool("backup"), "--qmp", address, "--node", "disk", "--to",
+                     self.repository, check=False)  # fmt: skip
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(address, result.stderr)
+        self.assertIn(f"'ssh 127.0.0.1 -p {self.port}' has to work", result.stderr)
 
     def test_a_socket_that_is_not_there(self):
         address = self.address().replace("remote.qmp", "none.qmp")
