@@ -13,6 +13,7 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -31,6 +32,8 @@ struct copy_on_read {
     struct range_lock busy;
     /* Only reads of BLOCK_REQ_PREFETCH copy: those of a job. */
     bool for_job;
+    /* The job is cancelled: such a read that has several parts ends after the one in flight. */
+    atomic_bool cancelled;
     /* What was written through the filter; borrowed; NULL: nobody asks. */
     struct dirty_bitmap *written;
     /* guards the next */
@@ -149,6 +152,13 @@ void copy_on_read_serve_job(struct block_node *node, struct dirty_bitmap *writte
     s->for_job = true;
     s->written = written;
     s->buffers.size = longest_copy(s);
+}
+
+void copy_on_read_cancel(struct block_node *node)
+{
+    struct copy_on_read *s = node->opaque;
+
+    atomic_store(&s->cancelled, true);
 }
 
 enum source { SOURCE_TOP, SOURCE_BELOW, SOURCE_ZERO, SOURCE_NOT_COPIED };
@@ -332,6 +342,10 @@ static int cor_co_copy_range(struct copy_on_read *s, uint64_t at, uint64_t end, 
             r = co_copy_zeroes(s, at, length, &w, iov, flags);
         } else {
             r = co_read_through(s, &w, iov, flags);
+        }
+        if (r == 0 && at + length < end && (flags & BLOCK_REQ_PREFETCH) &&
+            atomic_load(&s->cancelled)) {
+            r = -ECANCELED;
         }
     }
     return r;

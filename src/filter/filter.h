@@ -26,6 +26,8 @@ void filter_register_drivers(void);
  */
 struct dirty_bitmap;
 void copy_on_read_serve_job(struct block_node *node, struct dirty_bitmap *written);
+/* Let such reads end with -ECANCELED after the part that is in flight. Does not yield. */
+void copy_on_read_cancel(struct block_node *node);
 
 /*
  * Breakpoints of the blkdebug node that gets the events of `node`: itself, or a node below by

@@ -425,6 +425,9 @@ int mirror_top_co_copy(struct mirror_top *s, struct mirror_top_copy *c)
                 dirty_bitmap_set(s->whole, offset, n);
             }
             dirty_bitmap_set(s->sent, offset, n);
+            if (r == 0 && offset + n < end && c->is_cancelled && c->is_cancelled(c->arg)) {
+                r = -ECANCELED;
+            }
         }
         range_unlock(&s->busy, &range);
         if (r == 0 && offset < end) {

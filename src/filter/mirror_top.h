@@ -123,6 +123,9 @@ struct mirror_top_copy {
      * caller has drained the nodes; it may set the edge when it ends that.
      */
     struct block_edge *entrance;
+    /* Asked between two parts, with `arg`: true ends the copy with -ECANCELED. NULL: none is. */
+    bool (*is_cancelled)(const void *arg);
+    const void *arg;
     /* after an error: the source failed */
     bool reading;
 };

@@ -38,6 +38,7 @@
 #define WORKERS 4
 
 struct commit {
+    const struct job *job;
     struct block_node *top, *base; /* held by the job */
     struct block_node *filter;     /* a reference; NULL: not in the graph */
     struct block_root *root;       /* on the filter */
@@ -194,6 +195,9 @@ static int co_commit_copy(void *arg, const struct copy_piece_plan *piece, bool *
             chain_bitmaps_mark(&s->bitmaps, at, length, depth);
         }
         r = co_commit_run(s, at, length, kind, ret_reading);
+        if (r == 0 && at + length < end && job_is_cancelled(s->job)) {
+            return -ECANCELED;
+        }
     }
     if (r == 0) {
         flush_behind_note(&s->flushes, piece->paced);
@@ -465,6 +469,7 @@ static int co_set_up_commit(struct commit *s, struct job *job, const struct comm
 {
     int r = 0;
 
+    s->job = job;
     s->top = p->top;
     s->base = p->base;
     s->stop = chain_stop(p->top, p->base);

@@ -81,6 +81,8 @@ static int co_mirror_piece(void *arg, const struct copy_piece_plan *piece, bool 
         .buffer = mirror_get_buffer(s),
         .buffer_size = s->chunk,
         .entrance = block_root_edge(s->root),
+        .is_cancelled = mirror_is_cancelled,
+        .arg = s,
     };
     int r;
 

@@ -447,7 +447,10 @@ static void end_drains(struct block_node *const *nodes, size_t count)
 static int co_finish_target(struct mirror *s, struct block_node *const *nodes, size_t count,
                             int64_t ns, bool *ret_drained, struct error *err)
 {
-    struct rest rest = {.s = s, .copy.buffer_size = s->chunk};
+    struct rest rest = {
+        .s = s,
+        .copy = {.buffer_size = s->chunk, .is_cancelled = mirror_is_cancelled, .arg = s},
+    };
     int64_t until = loop_now_ns() + ns, now;
 
     if (reactor_spawn(reactor_main(), co_copy_rest_apart, &rest) < 0) {

@@ -65,6 +65,8 @@ void *mirror_get_buffer(struct mirror *s);
 void mirror_put_buffer(struct mirror *s, void *buffer);
 /* Free those that are not in use. */
 void mirror_free_buffers(struct mirror *s);
+/* Of a struct mirror: whether the job is cancelled. */
+bool mirror_is_cancelled(const void *mirror);
 
 /*
  * Put the filter above the source, and begin to follow. On failure nothing has changed. Control

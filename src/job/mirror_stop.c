@@ -19,7 +19,7 @@ void mirror_let_guests_go(struct mirror *s)
     mirror_top_set_mode(s->top, record ? MIRROR_TOP_BACKGROUND : MIRROR_TOP_OFF);
 }
 
-static bool mirror_is_cancelled(const void *mirror)
+bool mirror_is_cancelled(const void *mirror)
 {
     return job_is_cancelled(((const struct mirror *)mirror)->job);
 }

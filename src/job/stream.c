@@ -328,6 +328,9 @@ static void stream_cancelled(struct job *job, void *state)
     if (s->root) {
         block_root_begin_end(s->root);
     }
+    if (s->filter) {
+        copy_on_read_cancel(s->filter);
+    }
 }
 
 static const struct job_driver stream_driver = {

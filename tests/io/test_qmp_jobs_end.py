@@ -120,3 +120,62 @@ class AllStates(EndCase):
         self.qmp.send_raw('{"execute": "quit"}\n')
         self.assert_ended_in_time(0, began)
         self.assert_complete(self.images)
+
+
+class SlowDiskTest(tidemark.TestCase):
+    """A write takes 200 ms. A job has much in flight: parts of pieces, one after the other."""
+
+    UNIT = 4096
+    SIZE = 512 << 10
+    command = None  # a daemon that was killed may hold the locks of its images for a moment
+
+    def file(self, name):
+        return f"{self.command}-{name}"
+
+    def image(self, name, *commands, backing=None):
+        below = ("-b", self.path(self.file(backing)), "-F", "qcow2") if backing else ()
+        options = ("-o", f"cluster_size={self.UNIT}", *below)
+        path = self.create(self.file(name), self.SIZE, options=options)
+        if commands:
+            tidemark.io(path, *commands, fmt="qcow2")
+
+    def node(self, name, slow=False, driver="qcow2", **more):
+        file = {"driver": "file", "filename": self.path(self.file(name))}
+        if slow:
+            rule = {"event": "none", "iotype": "write", "errno": 0, "delay-ns": 200 * 10**6}
+            file = {"driver": "blkdebug", "image": file, "inject-error": [rule]}
+        node = {"driver": driver, "node-name": name, "file": file, **more}
+        return "--blockdev", json.dumps(node)
+
+    def test_cancelled_jobs_end_after_the_part_in_flight(self):
+        every_other = [
+            f"write -P 1 {at} {self.UNIT}" for at in range(0, self.SIZE, 2 * self.UNIT)
+        ]
+        for command, slow, more in (
+            ("blockdev-mirror", "target", {"target": "target", "sync": "full"}),
+            ("block-stream", "top", {}),
+            ("block-commit", "base", {"top_node": "mid", "base_node": "base"}),
+        ):
+            self.command = command
+            with self.subTest(command):
+                self.image("base")
+                self.image("mid", *every_other, backing="base")
+                self.image("top", backing="mid")
+                self.create(self.file("target"), self.SIZE, fmt="raw")
+                server = self.daemon(
+                    *self.node("base", slow == "base"),
+                    *self.node("mid", backing="base"),
+                    *self.node("top", slow == "top", backing="mid"),
+                    *self.node("target", slow == "target", "raw"),
+                )
+                server.qmp.command(
+                    command, device="top", job_id="j", auto_finalize=False,
+                    **({"granularity": self.UNIT} if slow == "target" else {}), **more,
+                )  # fmt: skip
+                time.sleep(0.1)
+                began = time.monotonic()
+                server.qmp.command("job-cancel", id="j")
+                server.qmp.wait_event("BLOCK_JOB_CANCELLED")
+                # All parts of a piece take 12 s, or more.
+                self.assertLess(time.monotonic() - began, 6)
+                server.kill()
