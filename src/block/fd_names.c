@@ -10,6 +10,7 @@
 #include "base/list.h"
 #include "block/passed_fd.h"
 #include "co/co.h"
+#include "loop/loop.h"
 
 struct named_fd {
     struct list link; /* in `fds` of its monitor */
@@ -51,6 +52,13 @@ static int take_named(struct named_fd *named)
     free(named->name);
     free(named);
     return fd;
+}
+
+void fd_names_co_close_all(struct fd_names *names)
+{
+    while (!list_is_empty(&names->fds)) {
+        loop_co_close(take_named(LIST_FIRST(&names->fds, struct named_fd, link)));
+    }
 }
 
 void fd_names_unref(struct fd_names *names)

@@ -77,6 +77,8 @@ struct fd_names *fd_names_new(void);
 struct fd_names *fd_names_ref(struct fd_names *names);
 /* With the last reference the descriptors are closed. NULL is fine. */
 void fd_names_unref(struct fd_names *names);
+/* Close all descriptors now, by loop_co_close(). Yields. */
+void fd_names_co_close_all(struct fd_names *names);
 
 /* Give `fd` (owned from then on) a name; one that had the name before is closed. -ENOMEM. */
 int fd_names_put(struct fd_names *names, const char *name, int fd, struct error *err);

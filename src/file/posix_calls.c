@@ -123,14 +123,14 @@ int posix_file_co_copy_lock(const struct image_lock *l, int fd, const char *name
 
 /* --- names and descriptors */
 
-static int close_fd(void *arg)
+static int close_file(void *arg)
 {
     return fdset_close(*(int *)arg);
 }
 
 void posix_file_co_close_fd(int fd)
 {
-    loop_co_brief(close_fd, &fd);
+    loop_co_brief(close_file, &fd);
 }
 
 static int reopen_buffered(void *arg)

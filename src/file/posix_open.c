@@ -291,21 +291,30 @@ static void probe_direct(struct limits_query *q)
     q->limits = (struct posix_limits){block, memory, DIRECT_MAX_TRANSFER};
 }
 
+/* The size of a device's sectors in bytes; 0: a character device has none. Or -errno. */
+static int ask_sector_size(void *arg)
+{
+    int fd = *(const int *)arg, sector = 0;
+    struct stat st;
+
+    if (fstat(fd, &st) == 0 && S_ISCHR(st.st_mode)) {
+        return 0;
+    }
+    return ioctl(fd, BLKSSZGET, &sector) < 0 ? -errno : sector;
+}
+
 static int query_direct_limits(void *arg)
 {
     struct limits_query *q = arg;
-    struct stat st;
-    int sector = 0;
+    int sector;
 
     if (!q->is_device) {
         probe_direct(q);
         return 0;
     }
-    if (fstat(q->fd, &st) == 0 && S_ISCHR(st.st_mode)) {
-        return 0; /* a character device has no sectors */
-    }
-    if (ioctl(q->fd, BLKSSZGET, &sector) < 0) {
-        return -errno;
+    sector = ask_sector_size(&q->fd);
+    if (sector <= 0) {
+        return sector;
     }
     q->limits = (struct posix_limits){(uint32_t)sector, DIRECT_ALIGNMENT_MAX, DIRECT_MAX_TRANSFER};
     return 0;
@@ -334,17 +343,16 @@ void posix_file_set_limits(struct block_node *node, const struct posix_limits *l
     node->limits.max_transfer = limits->max_transfer;
 }
 
-static int set_device_limits(struct block_node *node, const char *filename, struct error *err)
+static int co_set_device_limits(struct block_node *node, const char *filename, struct error *err)
 {
     struct posix_file *f = node->opaque;
-    struct stat st;
-    int sector = 0;
+    int sector = loop_co_brief(ask_sector_size, &f->fd);
 
-    if (fstat(f->fd, &st) == 0 && S_ISCHR(st.st_mode)) {
-        return 0; /* a character device has no sectors */
+    if (sector == 0) {
+        return 0;
     }
-    if (ioctl(f->fd, BLKSSZGET, &sector) < 0) {
-        return error_set_errno(err, errno, "Could not get the sector size of '%s'", filename);
+    if (sector < 0) {
+        return error_set_errno(err, -sector, "Could not get the sector size of '%s'", filename);
     }
     if (!is_power_of_2((uint64_t)sector)) {
         return error_set(err, EINVAL, "'%s' has sectors of %d bytes, which is not a power of two",
@@ -360,7 +368,7 @@ static int co_set_limits(struct block_node *node, const char *filename, struct e
     struct posix_file *f = node->opaque;
     struct posix_limits limits;
     uint64_t size = 0;
-    int r = f->is_device ? set_device_limits(node, filename, err) : 0;
+    int r = f->is_device ? co_set_device_limits(node, filename, err) : 0;
 
     if (r < 0) {
         return r;

@@ -18,15 +18,19 @@
  * Whether the kernel tells us which pages are in memory: it does so to those who own a file, or may
  * write it. To others it says that all are.
  */
-static bool sees_residency(struct posix_file *f)
+static int sees_pages(void *arg)
 {
     struct stat st;
+
+    return fstat(*(const int *)arg, &st) == 0 && (geteuid() == 0 || geteuid() == st.st_uid);
+}
+
+static bool co_sees_residency(struct posix_file *f)
+{
     int known = atomic_load_explicit(&f->sees_residency, memory_order_relaxed);
 
     if (known == 0) {
-        bool sees = fstat(f->fd, &st) == 0 && (geteuid() == 0 || geteuid() == st.st_uid);
-
-        known = sees ? 1 : -1;
+        known = loop_co_brief(sees_pages, &f->fd) ? 1 : -1;
         atomic_store_explicit(&f->sees_residency, known, memory_order_relaxed);
     }
     return known > 0;
@@ -96,7 +100,7 @@ int posix_file_co_read_pages(struct block_node *node, uint64_t offset, uint64_t 
     struct posix_file *f = node->opaque;
 
     /* A discard of a device may leave its pages as they are: they could be written again. */
-    if (f->block_size > 1 || (f->is_device && !node->read_only) || !sees_residency(f) ||
+    if (f->block_size > 1 || (f->is_device && !node->read_only) || !co_sees_residency(f) ||
         (!node->read_only && !co_can_detach(f, block_node_size(node))) ||
         !is_resident(f->fd, offset, length)) {
         return -ENOTSUP;

@@ -300,6 +300,8 @@ struct stat;
 int loop_co_open(const char *path, int flags, mode_t mode);
 int loop_co_unlink(const char *path);
 int loop_co_stat(const char *path, struct stat *ret_stat);
+/* As close(2), by loop_co_brief(): a file system may hang then, too. */
+void loop_co_close(int fd);
 /* As realpath(3): the caller frees the path. NULL: there is no such file, or no memory. */
 char *loop_co_real_path(const char *path);
 

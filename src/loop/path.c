@@ -61,6 +61,16 @@ int loop_co_stat(const char *path, struct stat *ret_stat)
     return loop_co_brief(stat_path, &s);
 }
 
+static int close_fd(void *arg)
+{
+    return close(*(const int *)arg);
+}
+
+void loop_co_close(int fd)
+{
+    (void)loop_co_brief(close_fd, &fd);
+}
+
 struct path_real {
     const char *path;
     char *real;

@@ -50,27 +50,6 @@ static bool view_of(struct block_node *access, struct view *v)
     return true;
 }
 
-/*
- * Give our reference to a node back, and the monitor's, unless others use it. *node becomes NULL.
- * Whether it is closed. The control lock is released while it is.
- */
-static bool co_drop(struct block_node **node)
-{
-    struct block_node *n = *node;
-    bool unused = !block_node_in_use(n) && job_check_node(n, NULL) == 0;
-
-    *node = NULL;
-    if (unused && block_node_is_monitor_owned(n)) {
-        block_node_set_monitor_owned(n, false);
-        block_node_forget_name(n);
-        block_co_unref(n);
-    }
-    block_control_unlock();
-    block_co_unref(n);
-    block_co_control_lock();
-    return unused;
-}
-
 /* The name of the file that an image lies in; NULL: none, or no memory. The caller frees it. */
 static char *file_of(struct block_node *node)
 {
@@ -95,20 +74,46 @@ static int co_remove_regular(const char *file)
     return S_ISREG(st.st_mode) ? loop_co_unlink(file) : 0;
 }
 
-/* Nobody waits for the file system. */
+/* An image that is still open, and locked: nobody else uses the file. */
+static void co_remove_file(const char *file)
+{
+    int r = co_remove_regular(file);
+
+    if (r < 0) {
+        log_warning("file '%s' of a lease that has ended stays: %s", file, strerror(-r));
+    }
+}
+
+/*
+ * Give our reference to a node back, and the monitor's, unless others use it. *node becomes NULL.
+ * Whether it is closed. The control lock is released while it is: nobody waits for the file system.
+ * `file` (NULL: none) is removed before.
+ */
+static bool co_drop(struct block_node **node, const char *file)
+{
+    struct block_node *n = *node;
+    bool unused = !block_node_in_use(n) && job_check_node(n, NULL) == 0;
+
+    *node = NULL;
+    if (unused && block_node_is_monitor_owned(n)) {
+        block_node_set_monitor_owned(n, false);
+        block_node_forget_name(n);
+        block_co_unref(n);
+    }
+    block_control_unlock();
+    if (unused && file) {
+        co_remove_file(file);
+    }
+    block_co_unref(n);
+    block_co_control_lock();
+    return unused;
+}
+
 static void co_remove_target(struct view *v)
 {
     AUTO_FREE char *file = file_of(v->target);
-    int r;
 
-    if (co_drop(&v->target) && file) {
-        block_control_unlock();
-        r = co_remove_regular(file);
-        if (r < 0) {
-            log_warning("file '%s' of a lease that has ended stays: %s", file, strerror(-r));
-        }
-        block_co_control_lock();
-    }
+    (void)co_drop(&v->target, file);
 }
 
 /* The filter goes unless another view reads it. */
@@ -127,7 +132,7 @@ static void co_remove_filter(struct view *v)
                   block_node_name(v->filter), block_node_name(v->disk), error_message(&err));
         return;
     }
-    if (co_drop(&v->filter)) {
+    if (co_drop(&v->filter, NULL)) {
         co_remove_target(v);
     }
 }
@@ -156,7 +161,7 @@ static void co_end_locked(const char *id)
     log_info("the lease of export '%s' ends with its last client", id);
     if (export_co_del(id, EXPORT_DEL_HARD, true, &err) < 0) {
         log_error("export '%s' stays, though its lease has ended: %s", id, error_message(&err));
-    } else if (co_drop(&v.access)) {
+    } else if (co_drop(&v.access, NULL)) {
         co_remove_filter(&v);
     }
     co_release_view(&v);
@@ -273,7 +278,7 @@ static bool co_end_view_locked(const char *name)
     }
     if (view_of(node, &v)) {
         log_info("the lease of node '%s' ends with its monitor connection", name);
-        if (co_drop(&v.access)) {
+        if (co_drop(&v.access, NULL)) {
             co_remove_filter(&v);
         }
         co_release_view(&v);

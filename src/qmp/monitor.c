@@ -244,11 +244,10 @@ static struct json_object *co_answer(struct session *s, struct json_object *requ
 static void co_execute_request(struct session *s, struct request *q)
 {
     struct json_object *answer;
+    int old = -1;
 
     if (q->passed_fd >= 0) {
-        if (s->call.passed_fd >= 0) {
-            close(s->call.passed_fd);
-        }
+        old = s->call.passed_fd;
         s->call.passed_fd = q->passed_fd;
     }
     s->running = q->json;
@@ -263,6 +262,9 @@ static void co_execute_request(struct session *s, struct request *q)
     json_object_put(q->json);
     json_object_put(q->refusal);
     free(q);
+    if (old >= 0) {
+        loop_co_close(old);
+    }
     if (s->call.quit_after_reply && quit_fn) {
         quit_fn();
     }
@@ -295,13 +297,13 @@ static struct request *take_request(struct session *s)
     return q;
 }
 
-static void drop_requests(struct session *s)
+static void co_drop_requests(struct session *s)
 {
     while (!list_is_empty(&s->requests)) {
         struct request *q = take_request(s);
 
         if (q->passed_fd >= 0) {
-            close(q->passed_fd);
+            loop_co_close(q->passed_fd);
         }
         json_object_put(q->json);
         json_object_put(q->refusal);
@@ -349,7 +351,7 @@ static void co_queue_request(struct session *s, struct request *q)
 /* The reader has ended: so does the other coroutine, after the request that it executes. */
 static void co_end_executor(struct session *s)
 {
-    drop_requests(s);
+    co_drop_requests(s);
     while (s->executing) {
         wake(&s->executor);
         co_wait_in(&s->feeder);
@@ -407,9 +409,6 @@ static void free_session(struct session *s)
     trace_qmp_session_end(s->fd);
     list_remove(&s->link);
     close(s->fd);
-    if (s->call.passed_fd >= 0) {
-        close(s->call.passed_fd);
-    }
     fd_names_unref(s->call.fd_names);
     json_reader_free(s->reader);
     json_object_put(s->held);
@@ -419,7 +418,7 @@ static void free_session(struct session *s)
 }
 
 /* Keep the first of the descriptors that came with a message, in place of an older one. */
-static void take_descriptors(struct session *s, const struct msghdr *msg)
+static void co_take_descriptors(struct session *s, const struct msghdr *msg)
 {
     for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR((struct msghdr *)msg, c)) {
         size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
@@ -428,14 +427,15 @@ static void take_descriptors(struct session *s, const struct msghdr *msg)
             continue;
         }
         for (size_t i = 0; i < count; i++) {
-            int fd = -1, *place = i == 0 ? &s->call.passed_fd : &fd;
+            int fd, unused;
 
-            if (i == 0 && *place >= 0) {
-                close(*place);
+            memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
+            unused = i == 0 ? s->call.passed_fd : fd;
+            if (i == 0) {
+                s->call.passed_fd = fd;
             }
-            memcpy(place, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
-            if (i > 0) {
-                close(fd);
+            if (unused >= 0) {
+                loop_co_close(unused);
             }
         }
     }
@@ -453,7 +453,7 @@ static ssize_t co_receive(struct session *s, char *buf)
     ssize_t n = loop_co_recvmsg(s->fd, &msg);
 
     if (n >= 0) {
-        take_descriptors(s, &msg);
+        co_take_descriptors(s, &msg);
     }
     return n;
 }
@@ -483,6 +483,9 @@ static void co_reader(void *arg)
     qmp_end_leases(&s->call);
     wake(&s->writer);
     co_group_wait(&s->ends);
+    if (s->call.passed_fd >= 0) {
+        loop_co_close(s->call.passed_fd); /* the end of the daemon sees a session that hangs */
+    }
     free_session(s);
     if (chardev) {
         chardev_client_left(chardev, fd);

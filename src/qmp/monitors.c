@@ -103,11 +103,12 @@ int qmp_monitor_add(struct options *opts_, struct error *err)
                 : error_set(err, EINVAL, "Parameter 'chardev' is missing");
 }
 
-void qmp_monitors_release(void)
+void qmp_monitors_co_release(void)
 {
-    struct qmp_monitor *m, *next;
+    while (!list_is_empty(&monitors)) {
+        struct qmp_monitor *m = LIST_FIRST(&monitors, struct qmp_monitor, link);
 
-    LIST_FOREACH_SAFE (m, next, &monitors, link) {
+        fd_names_co_close_all(m->fd_names);
         free_monitor(m);
     }
 }

@@ -20,7 +20,7 @@ int qmp_monitor_start(const char *chardev_id, bool pretty, struct error *err);
 /* Likewise for `opts` (consumed; members chardev, id, mode, pretty). -EINVAL. */
 int qmp_monitor_add(struct options *opts, struct error *err);
 
-/* Release the monitors, at the end, when their chardevs have gone. */
-void qmp_monitors_release(void);
+/* Release the monitors, at the end, when their chardevs have gone. Yields. */
+void qmp_monitors_co_release(void);
 
 #endif

@@ -303,10 +303,10 @@ static void *metrics_thread(void *arg)
 /* --- start and stop --------------------------------------------------------------------------- */
 
 /* Undo what was done of a start. */
-static void release(void)
+static void co_release(void)
 {
     if (metrics.path) {
-        unlink(metrics.path);
+        (void)loop_co_unlink_soon(metrics.path);
     }
     free(metrics.path);
     metrics.path = NULL;
@@ -373,7 +373,7 @@ int metrics_co_start(const char *address, struct error *err)
         r = start_thread(err);
     }
     if (r < 0) {
-        release();
+        co_release();
         return r;
     }
     metrics.running = true;
@@ -397,5 +397,5 @@ void metrics_co_stop(void)
     (void)eventfd_write(metrics.stop_fd, 1);
     (void)loop_co_offload(join_job, NULL);
     metrics.running = false;
-    release();
+    co_release();
 }

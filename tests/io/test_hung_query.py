@@ -105,6 +105,22 @@ class HungQuery(tidemark.TestCase):
                 self.assertEqual(waiting.receive_answer(), {"return": {}})
         server.stop()
 
+    def test_descriptors_that_a_monitor_leaves_behind_delay_nobody(self):
+        server = self.daemon()
+        for _ in range(2):
+            waiting = server.connect()
+            fd = os.open(self.files[0], os.O_RDWR)
+            socket.send_fds(waiting.sock, [b'{"execute": "query-version"}'], [fd])
+            os.close(fd)
+            self.assertIn("return", waiting.receive_answer())
+            tidemark.freeze(self.storage.process.pid)
+            waiting.close()
+            time.sleep(0.1)
+            server.qmp.command("query-version")
+            server.qmp.command("query-named-block-nodes")
+            self.storage.process.send_signal(signal.SIGCONT)
+        server.stop()
+
     def test_a_file_whose_closing_hangs_does_not_delay_the_end(self):
         server = self.daemon()
         server.qmp.command("blockdev-add", driver="file", node_name="f", filename=self.files[0])

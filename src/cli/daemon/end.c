@@ -418,7 +418,7 @@ static void co_end_in_order(void *arg)
         end.step = "monitors";
         end.clean = qmp_co_end_sessions() && !*end.starting;
         chardev_co_release_all();
-        qmp_monitors_release();
+        qmp_monitors_co_release();
     }
     end.done = true;
     daemon_note(end.signals);
