@@ -105,7 +105,8 @@ static int co_open_steps(struct qmp_step *steps, size_t count, struct error *err
 
 /*
  * Errors are those of the change itself, which repeats what has failed here. A disk that hangs
- * keeps nobody waiting but this command.
+ * keeps those waiting who use it, and no others. No drain waits for such a flush: what it passes
+ * through must stay where it is.
  */
 static void co_work_ahead(struct qmp_step *steps, size_t count)
 {
@@ -120,14 +121,19 @@ static void co_work_ahead(struct qmp_step *steps, size_t count)
     if (flushed.count + completed.count == 0) {
         return;
     }
-    block_control_begin_work(&work, completed.nodes, completed.count, false);
     for (size_t i = 0; i < completed.count; i++) {
-        (void)block_co_await_read_only(completed.nodes[i], NULL);
+        qmp_concern_add(&flushed, completed.nodes[i]);
     }
-    for (size_t i = 0; i < flushed.count; i++) {
-        (void)block_co_flush_node(flushed.nodes[i]);
+    if (!flushed.failed) {
+        block_control_begin_work(&work, flushed.nodes, flushed.count, false);
+        for (size_t i = 0; i < completed.count; i++) {
+            (void)block_co_await_read_only(completed.nodes[i], NULL);
+        }
+        for (size_t i = 0; i < flushed.count; i++) {
+            (void)block_co_flush_node(flushed.nodes[i]);
+        }
+        block_co_control_end_work(&work);
     }
-    block_co_control_end_work(&work);
     qmp_co_concern_clear(&completed);
     qmp_co_concern_clear(&flushed);
 }

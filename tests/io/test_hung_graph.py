@@ -2,13 +2,19 @@
 """Changes of the graph that wait for a disk which hangs: others can still change the graph."""
 
 import json
+import struct
+import threading
 
 import tidemark
 from hung_file import PATIENCE
 from hung_image import HungImageCase
+from nbd_hostile import Hostile, export_info
+from nbd_raw import FLUSH, READ, SIMPLE_MAGIC, WRITE, RawClient
 
 
-class HungGraph(HungImageCase):
+class Waiting:
+    """For test cases with a daemon `server`."""
+
     def start(self, command, **arguments):
         """A command of its own monitor, which waits for the disk."""
         monitor = self.server.connect(timeout=PATIENCE)
@@ -16,11 +22,13 @@ class HungGraph(HungImageCase):
         monitor.send_raw(json.dumps({"execute": command, "arguments": arguments}) + "\n")
         return monitor
 
-    def assert_waits(self, monitor):
-        monitor.sock.settimeout(0.1)
+    def assert_waits(self, monitor, seconds=0.1):
+        monitor.sock.settimeout(seconds)
         self.assertRaises(TimeoutError, monitor.receive_answer)
         monitor.sock.settimeout(4 * PATIENCE)
 
+
+class HungGraph(Waiting, HungImageCase):
     def change_graph(self):
         with self.server.connect(timeout=4 * PATIENCE) as other:
             answers = [other.execute("blockdev-add", {"driver": "null-co", "node-name": "new"})]
@@ -80,3 +88,57 @@ class HungGraph(HungImageCase):
         info = json.loads(tidemark.img("info", "--output=json", self.sick).stdout)
         (bitmap,) = info["format-specific"]["data"]["bitmaps"]
         self.assertEqual((bitmap["name"], bitmap["flags"]), ("b", ["auto"]))
+
+
+class SlowFlush(Waiting, tidemark.TestCase):
+    """A server that answers the first flush late, and others at once."""
+
+    def setUp(self):
+        super().setUp()
+        self.flushes, self.end = threading.Event(), threading.Event()
+        self.addCleanup(self.end.set)
+        self.size = 8 << 20
+        path = self.path("remote")
+        info = [export_info(self.size, flags=1 | 4)]
+        remote = Hostile(path, info=info, on_request=self.answer, structured=False)
+        self.addCleanup(remote.close)
+        self.nbd = self.path("nbd.sock")
+        self.server = self.daemon(
+            "--blockdev", f"nbd,node-name=remote,server.type=unix,server.path={path}",
+            "--blockdev", "raw,node-name=middle,file=remote",
+            "--blockdev", "raw,node-name=disk,file=middle",
+            "--blockdev", f"null-co,node-name=other,size={self.size}",
+            "--blockdev", f"null-co,node-name=spare,size={self.size}",
+            "--nbd-server", f"addr.type=unix,addr.path={self.nbd}",
+            "--export", "nbd,id=e,node-name=disk,name=e,writable=on",
+        )  # fmt: skip
+
+    def answer(self, send, kind, cookie, offset, length):
+        reply = struct.pack(">IIQ", SIMPLE_MAGIC, 0, cookie)
+        if kind != FLUSH or self.flushes.is_set():
+            send(reply + (bytes(length) if kind == READ else b""))
+            return
+        self.flushes.set()
+
+        def answer_late():
+            self.end.wait()
+            send(reply)
+
+        threading.Thread(target=answer_late, daemon=True).start()
+
+    def test_what_is_flushed_ahead_stays_where_it_is(self):
+        with RawClient(self.nbd, timeout=PATIENCE) as client:
+            client.go(b"e", structured=False)
+            client.request(WRITE, 4096, 4096, payload=b"s" * 4096)
+            self.assertEqual(client.simple_reply(), (1, 0))
+        first = self.start("blockdev-replace", export="e", **{"node-name": "spare"})
+        self.assertTrue(self.flushes.wait(PATIENCE))
+        second = self.start(
+            "blockdev-reopen", options=[{"driver": "raw", "node-name": "disk", "file": "other"}]
+        )
+        self.assert_waits(second, 1)
+        self.end.set()
+        self.assertEqual(first.receive_answer(), {"return": {}})
+        self.assertEqual(second.receive_answer(), {"return": {}})
+        self.server.qmp.command("blockdev-del", node_name="middle")
+        self.server.stop()
