@@ -94,10 +94,11 @@ static int co_check_l1_locked(struct qed_check *c)
             continue;
         }
         if (qed_is_place(c->node, q->l1[i], q->table_entries * QED_ENTRY_SIZE)) {
-            if (!take_clusters(c, q->l1[i], q->header.table_clusters)) {
+            if (take_clusters(c, q->l1[i], q->header.table_clusters)) {
+                r = co_check_table(c, q->l1[i]);
+            } else {
                 count_corruption(c, false);
             }
-            r = co_check_table(c, q->l1[i]);
             continue;
         }
         r = c->fixes ? qed_co_set_l1_locked(c->node, i, 0) : 0;
@@ -106,16 +107,30 @@ static int co_check_l1_locked(struct qed_check *c)
     return r;
 }
 
-/* Everything is in order again, stably, before the flag goes. */
-static int co_clear_flag(struct block_node *node)
+/*
+ * Everything is in order again, stably, before the flag goes. That includes a last cluster that is
+ * cut, since QEMU takes that for a place outside the file.
+ */
+static int co_clear_flag_locked(struct block_node *node)
 {
     struct qed *q = node->opaque;
-    int r = block_co_flush(node->file);
+    struct qed_header old = q->header;
+    int r = 0;
 
+    if (!is_aligned(block_edge_size(node->file), q->header.cluster_size)) {
+        r = blockmap_co_make_room_locked(node->file, &q->room, q->end, NULL);
+    }
+    UNLESS_FAILED(r, block_co_flush(node->file));
+    if (r < 0) {
+        return r;
+    }
     q->header.features &= ~(uint64_t)QED_F_NEED_CHECK;
     q->header.autoclear = 0;
     UNLESS_FAILED(r, qed_co_write_header(node));
     UNLESS_FAILED(r, block_co_flush(node->file));
+    if (r < 0) {
+        q->header = old;
+    }
     return r;
 }
 
@@ -152,7 +167,7 @@ int qed_co_check_locked(struct block_node *node, unsigned fix,
     }
     ret_result->leaks = c.clusters - c.used_count;
     if (c.fixes && ret_result->corruptions == 0 && (q->header.features & QED_F_NEED_CHECK)) {
-        r = co_clear_flag(node);
+        r = co_clear_flag_locked(node);
     }
     return r < 0 ? error_set_errno(err, -r, "Could not write the header of '%s'",
                                    block_node_display_name(node))

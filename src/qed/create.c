@@ -57,6 +57,10 @@ static int check_qed_create(const struct qed_create *c, uint64_t cluster_size,
         return error_set(err, EINVAL, "QED table size must be within range [1, %u] and power of 2",
                          QED_TABLE_MAX);
     }
+    if (qed_sizes_overflow((uint32_t)cluster_size, (uint32_t)table_clusters)) {
+        return error_set(err, EINVAL,
+                         "QED clusters and tables are too large: QEMU does not open such images");
+    }
     most = qed_disk_max((uint32_t)cluster_size, (uint32_t)table_clusters);
     if (size > most) {
         return error_set(err, EINVAL,

@@ -31,9 +31,13 @@ enum {
     QED_CLUSTER_DEFAULT = 64 * 1024,
     QED_TABLE_MAX = 16,
     QED_TABLE_DEFAULT = 4,
-    /* Of a backing file name. */
+    /* Of a backing file name: that is recorded, and that another program has recorded. */
     QED_NAME_MAX = 1023,
+    QED_FOREIGN_NAME_MAX = 4095,
 };
+
+/* Bytes of a disk, whatever the sizes of clusters and tables. */
+#define QED_DISK_MAX ((uint64_t)INT64_MAX - QED_SECTOR + 1)
 
 #define QED_MAGIC 0x00444551U
 /* Of an L2 table: a cluster of zeroes. */
@@ -94,7 +98,9 @@ extern const struct schema_type qed_create_type;
 void qed_fill_header(const struct qed_header *h, uint8_t *bytes);
 /* Write the header as it is in memory. -errno without a sentence. Yields. */
 int qed_co_write_header(struct block_node *node);
-/* The most bytes that a disk can have. */
+/* Whether as many bytes as the tables can lead to do not fit into 64 bits. Does not yield. */
+bool qed_sizes_overflow(uint32_t cluster_size, uint32_t table_clusters);
+/* The most bytes that a disk can have, a multiple of QED_SECTOR. Does not yield. */
 uint64_t qed_disk_max(uint32_t cluster_size, uint32_t table_clusters);
 
 /* tables.c */

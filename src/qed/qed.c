@@ -62,14 +62,20 @@ static void take_header(struct qed_header *h, const uint8_t *bytes)
     };
 }
 
+bool qed_sizes_overflow(uint32_t cluster_size, uint32_t table_clusters)
+{
+    uint64_t entries = (uint64_t)cluster_size * table_clusters / QED_ENTRY_SIZE, bytes;
+
+    return mul_overflows(entries, entries, &bytes) || mul_overflows(bytes, cluster_size, &bytes);
+}
+
 uint64_t qed_disk_max(uint32_t cluster_size, uint32_t table_clusters)
 {
-    uint64_t entries = (uint64_t)cluster_size * table_clusters / QED_ENTRY_SIZE, clusters, bytes;
+    uint64_t entries = (uint64_t)cluster_size * table_clusters / QED_ENTRY_SIZE;
 
-    return mul_overflows(entries, entries, &clusters) ||
-                   mul_overflows(clusters, cluster_size, &bytes)
-               ? INT64_MAX
-               : MIN(bytes, (uint64_t)INT64_MAX);
+    return qed_sizes_overflow(cluster_size, table_clusters)
+               ? QED_DISK_MAX
+               : MIN(entries * entries * cluster_size, QED_DISK_MAX);
 }
 
 /* What is wrong is said in QEMU's words; the caller says of which image. */
@@ -107,7 +113,7 @@ static int check_header(const struct block_node *node, const struct qed_header *
         return error_set(err, EINVAL, "QED table offset is invalid");
     }
     if ((h->features & QED_F_BACKING_FILE) &&
-        (h->name_length > QED_NAME_MAX ||
+        (h->name_length > QED_FOREIGN_NAME_MAX ||
          !range_fits(h->name_offset, h->name_length,
                      (uint64_t)h->header_clusters * h->cluster_size))) {
         return error_set(err, EINVAL, "QED backing filename offset is invalid");
@@ -138,7 +144,7 @@ static int co_load_backing_name(struct block_node *node, struct error *err)
 
     free(q->backing_filename);
     q->backing_filename = NULL;
-    if (!(q->header.features & QED_F_BACKING_FILE)) {
+    if (!(q->header.features & QED_F_BACKING_FILE) || q->header.name_length == 0) {
         return 0;
     }
     q->backing_filename = calloc(1, (size_t)q->header.name_length + 1);
@@ -275,6 +281,7 @@ static int qed_co_reload(struct block_node *node, struct error *err)
         free(q->l1);
         free(q->backing_filename);
         *q = old;
+        block_node_set_size(node, q->header.disk_size); /* as long as its table */
         return r;
     }
     free(old.l1);
@@ -289,8 +296,10 @@ static int qed_co_reload(struct block_node *node, struct error *err)
 static int co_write_change(struct block_node *node, const struct qed_header *old, struct error *err)
 {
     struct qed *q = node->opaque;
-    int r = qed_co_write_header(node);
+    int r;
 
+    q->header.autoclear = 0;
+    r = qed_co_write_header(node);
     UNLESS_FAILED(r, block_co_flush(node->file));
     if (r < 0) {
         q->header = *old;
@@ -364,12 +373,21 @@ static int qed_co_truncate(struct block_node *node, uint64_t size, enum block_pr
     return 0;
 }
 
-/* Where the header has room for another name than the one that counts now: they take turns. */
-static uint32_t place_for_name(const struct qed_header *now)
+/*
+ * Where the header has room for another name than the one that counts now: they take turns. Another
+ * program may have left a name that is too long for that; then its place is used again.
+ */
+static uint32_t place_for_name(const struct qed_header *now, size_t length)
 {
-    uint32_t half = QED_CLUSTER_MIN / 2;
+    uint32_t half = QED_CLUSTER_MIN / 2, end;
 
-    return (now->features & QED_F_BACKING_FILE) && now->name_offset < half ? half : QED_HEADER_SIZE;
+    if (!(now->features & QED_F_BACKING_FILE) || now->name_offset >= half) {
+        return QED_HEADER_SIZE;
+    }
+    end = MAX(half, now->name_offset + now->name_length);
+    return range_fits(end, length, (uint64_t)now->header_clusters * now->cluster_size)
+               ? end
+               : QED_HEADER_SIZE;
 }
 
 static int qed_co_change_backing(struct block_node *node, const char *filename, const char *format,
@@ -393,7 +411,7 @@ static int qed_co_change_backing(struct block_node *node, const char *filename, 
     if (filename) {
         q->header.features |= QED_F_BACKING_FILE;
         q->header.features |= format && strcmp(format, "raw") == 0 ? QED_F_BACKING_IS_RAW : 0;
-        q->header.name_offset = place_for_name(&old);
+        q->header.name_offset = place_for_name(&old, length);
         q->header.name_length = (uint32_t)length;
         r = block_co_pwrite(node->file, q->header.name_offset, name, length, 0);
         UNLESS_FAILED(r, block_co_flush(node->file));

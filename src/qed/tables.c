@@ -295,9 +295,12 @@ static int qed_co_begin_writing_locked(struct block_node *node)
             r = -EIO;
         }
     } else if (q->header.autoclear != 0) {
+        uint64_t old = q->header.autoclear;
+
         q->header.autoclear = 0;
         r = qed_co_write_header(node);
         UNLESS_FAILED(r, block_co_flush(node->file));
+        q->header.autoclear = r < 0 ? old : 0;
     }
     return r;
 }

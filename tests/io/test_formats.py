@@ -580,6 +580,32 @@ class Qed(FormatCase):
         self.assertIn("1023 are allowed", self.refused_name(top, "x" * 1024))
         self.assertTrue(other)
 
+    def test_names_of_another_program(self):
+        """One of 0 bytes is none; QEMU records long ones."""
+        self.edit((self.FEATURES, 1), (56, 64))
+        self.assertNotIn("backing", img("info", self.disk).stdout)
+        self.io(self.disk, "read -P 0 0 8M")
+        path = self.create("long.qed", "1M", "qed")
+        with open(path, "r+b") as file:
+            file.seek(self.FEATURES)
+            file.write(struct.pack("<Q", 5))
+            file.seek(56)
+            file.write(struct.pack("<II", 64, 3000) + b"x" * 3000)
+        self.assertIn(f"backing file: {'x' * 3000} ", img("info", path).stdout)
+        run(*tool("img"), "rebase", "-u", "-f", "qed", "-b", "disk.qed", "-F", "qed", path)
+        self.assertEqual(self.read("long.qed")[56:64], struct.pack("<II", 3064, 8))
+        self.by_qemu(path, "read -P 0 0 1M")
+
+    def test_sizes_that_nothing_can_open_are_refused(self):
+        for options, size, what in (
+            ("cluster_size=4M", "1G", "clusters and tables are too large"),
+            ("cluster_size=2M,table_size=8", str((1 << 63) - 1), "less than 9223372036854775296 bytes"),
+            ("cluster_size=4k,table_size=2", str((4 << 30) + 1), "less than 4294967296 bytes"),
+        ):
+            result = img("create", "-f", "qed", "-o", options, self.path("large.qed"), size, check=False)
+            self.assertIn(what, result.stderr)
+            self.assertFalse(os.path.exists(self.path("large.qed")))
+
     def refused_name(self, top, name):
         return img("rebase", "-u", "-f", "qed", "-b", name, "-F", "raw", top, check=False).stderr
 
@@ -628,6 +654,33 @@ class Qed(FormatCase):
         self.by_qemu(self.disk, "read -P 3 4k 4k", "read -P 0 8k 4k")
         self.assertEqual((self.number(self.FEATURES), self.number(self.AUTOCLEAR)), (0, 0))
 
+    def test_a_last_cluster_that_is_cut_is_made_whole(self):
+        """QEMU takes it for a place outside the file, also when the image is not marked."""
+        self.io(self.disk, "write -P 1 0 8k")
+        os.truncate(self.disk, os.path.getsize(self.disk) - 3000)
+        self.edit((self.FEATURES, self.NEED_CHECK))
+        head = self.read("disk.qed")
+        for command in ("check", "write"):
+            with self.subTest(command):
+                with open(self.disk, "wb") as file:
+                    file.write(head)
+                if command == "check":
+                    img("check", "-f", "qed", "-r", "all", self.disk)
+                else:
+                    self.io(self.disk, "write -P 1 0 512")
+                self.assertEqual(os.path.getsize(self.disk) % 4096, 0)
+                self.by_qemu(self.disk, "read -P 1 0 5192", "read -P 0 5192 3000")
+
+    def test_many_owners_of_a_table_are_counted_in_no_time(self):
+        path = self.create("many.qed", str(1 << 50), "qed", options=("-o", "table_size=16"))
+        table = (1 << 20) + (64 << 10)
+        with open(path, "r+b") as file:
+            file.seek(64 << 10)
+            file.write(struct.pack("<Q", table) * (1 << 17))
+            file.truncate(table + (1 << 20))
+        result = img("check", "-f", "qed", "--output=json", path, check=False)
+        self.assertEqual(json.loads(result.stdout)["corruptions"], (1 << 17) - 1)
+
     def test_a_cluster_of_two_owners_is_not_written(self):
         self.io(self.disk, "write -P 1 0 8k")
         self.edit((self.FIRST_TABLE + 8, self.number(self.FIRST_TABLE)), (self.FEATURES, self.NEED_CHECK))
@@ -645,6 +698,11 @@ class Qed(FormatCase):
         self.assertEqual(self.number(self.AUTOCLEAR), 8)
         self.io(self.disk, "write 0 4k")
         self.assertEqual(self.number(self.AUTOCLEAR), 0)
+        for command in (("resize", "-q", "-f", "qed", self.disk, "9M"),
+                        ("rebase", "-u", "-f", "qed", "-b", "other", "-F", "raw", self.disk)):  # fmt: skip
+            self.edit((self.AUTOCLEAR, 8))
+            img(*command)
+            self.assertEqual(self.number(self.AUTOCLEAR), 0)
         self.edit((self.FEATURES, 8))
         result = img("info", self.disk, check=False)
         self.assertIn("Unsupported QED features: 8", result.stderr)
