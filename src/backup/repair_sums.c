@@ -25,6 +25,9 @@ struct sums_maker {
     const struct repository *repository;
     const struct repository_entry *entry;
     struct repository_entry *update; /* whose manifest is to describe the new file; NULL: none */
+    bool all;                        /* holes are recorded */
+    /* The checksum file that is there, of a full backup that is compared with that; else empty. */
+    struct sums there;
     struct chain_image image;
     struct sums_runs runs;
     int fd;
@@ -81,7 +84,33 @@ static int take_zeroes(struct sums_maker *m, uint64_t first, uint64_t count, str
     return r < 0 ? error_set_errno(err, -r, "Could not write '%s'", m->shown) : 0;
 }
 
-/* The clusters of an image are those of the backup: in a full one all, else those that it has. */
+/*
+ * Clusters that a full image does not have are zeroes. A full backup that was taken records those
+ * that were read, and not those of which the disk said that nothing is there: the image does not
+ * tell which. A new file has none, or all if the manifest says that the file was so large, and one
+ * that is compared those that the other one has.
+ */
+static int take_hole(struct sums_maker *m, uint64_t first, uint64_t count, struct error *err)
+{
+    const struct sums_runs *there = &m->there.runs;
+    int r = 0;
+
+    if (m->all) {
+        return take_zeroes(m, first, count, err);
+    }
+    for (size_t i = sums_runs_find(there, first); r == 0 && i < there->count; i++) {
+        uint64_t begin = MAX(there->list[i].first, first);
+        uint64_t end = MIN(there->list[i].first + there->list[i].count, first + count);
+
+        if (begin >= end) {
+            break;
+        }
+        r = there->list[i].kind == SUMS_ZERO ? take_zeroes(m, begin, end - begin, err) : 0;
+    }
+    return r;
+}
+
+/* The clusters of an image are those of the backup; in a full one, holes are zeroes. */
 static int co_take_image(struct sums_maker *m, struct error *err)
 {
     const struct manifest *manifest = &m->entry->manifest;
@@ -100,7 +129,7 @@ static int co_take_image(struct sums_maker *m, struct error *err)
         }
         count = div_round_up(status.length, BACKUP_CLUSTER_SIZE);
         if (!(status.flags & BLOCK_STATUS_ALLOCATED)) {
-            r = manifest_is_full(manifest) ? take_zeroes(m, first, count, err) : 0;
+            r = manifest_is_full(manifest) ? take_hole(m, first, count, err) : 0;
         } else if (status.flags & BLOCK_STATUS_ZERO) {
             r = take_zeroes(m, first, count, err);
         } else {
@@ -196,6 +225,15 @@ static int co_judge_new_sums(struct sums_maker *m, struct error *err)
                                           : co_compare_with_manifest(m, err);
 }
 
+static int open_sums_there(struct sums_maker *m, struct error *err)
+{
+    int fd = repository_open_file(m->repository, m->entry->id, REPOSITORY_SUMS, err);
+
+    return fd < 0 ? fd
+                  : sums_open(fd, repository_seal(m->repository), m->shown,
+                              m->entry->manifest.virtual_size, &m->there, err);
+}
+
 static int co_make_sums_in(const struct repository *r, struct sums_maker *m, int dir, bool replace,
                            struct error *err)
 {
@@ -207,6 +245,9 @@ static int co_make_sums_in(const struct repository *r, struct sums_maker *m, int
         m->fd = m->buf ? files_create_at(dir, NEW_SUMS, m->shown, err) : error_out_of_memory(err);
         m->file = m->fd < 0 ? NULL : stored_create(m->fd, repository_seal(r), STORED_SUMS);
         status = m->fd < 0 ? m->fd : m->file ? 0 : error_out_of_memory(err);
+    }
+    if (status == 0 && !replace && manifest_is_full(&m->entry->manifest)) {
+        status = open_sums_there(m, err);
     }
     UNLESS_FAILED(status, co_take_image(m, err));
     UNLESS_FAILED(status, co_judge_new_sums(m, err));
@@ -220,6 +261,14 @@ static int co_make_sums_in(const struct repository *r, struct sums_maker *m, int
     return status;
 }
 
+/* Whether the checksum file has a digest for each cluster of the disk. */
+static bool has_all(const struct manifest *m)
+{
+    uint64_t clusters = div_round_up(m->virtual_size, BACKUP_CLUSTER_SIZE);
+
+    return m->sums_size >= SUMS_HEADER_SIZE + clusters * SUMS_DIGEST_SIZE;
+}
+
 static int co_make_sums(const struct repository *repository, const struct repository_entry *e,
                         struct repository_entry *update, bool replace, volatile sig_atomic_t *stop,
                         struct error *err)
@@ -228,6 +277,8 @@ static int co_make_sums(const struct repository *repository, const struct reposi
     struct sums_maker m = {.repository = repository,
                            .entry = e,
                            .update = update,
+                           .all = replace && !update && has_all(&e->manifest),
+                           .there.fd = -1,
                            .fd = -1,
                            .shown = shown,
                            .stop = stop};
@@ -242,6 +293,9 @@ static int co_make_sums(const struct repository *repository, const struct reposi
         close(m.fd);
     }
     chain_co_close_image(&m.image);
+    if (m.there.fd >= 0) {
+        sums_close(&m.there);
+    }
     sums_runs_clear(&m.runs);
     free(m.buf);
     return r;
@@ -263,10 +317,13 @@ static int co_check_whole_image(const struct repository *repository,
 int repair_co_make_sums(const struct repository *repository, struct repository_entry *e,
                         volatile sig_atomic_t *stop, struct error *err)
 {
-    int r;
+    ERROR_AUTO(same);
+    int r = repository_seal(repository) ? -EBADMSG
+                                        : co_make_sums(repository, e, NULL, true, stop, &same);
 
-    if (!repository_seal(repository)) {
-        return co_make_sums(repository, e, NULL, true, stop, err);
+    if (r != -EBADMSG) {
+        error_move(err, &same);
+        return r;
     }
     r = co_check_whole_image(repository, e, stop, err);
     UNLESS_FAILED(r, co_make_sums(repository, e, e, true, stop, err));

@@ -9,9 +9,10 @@
 
 /*
  * Replace the checksum file of a backup by one that is made from its image, if that is the one
- * which the manifest describes. In an encrypted repository no second file is like the first one:
- * there the image has to be the one that the manifest describes, and the manifest is replaced by
- * one that describes the new file. -EBADMSG: the image is damaged; other errors: it can't be read.
+ * which the manifest describes. Where no second file can be like the first one, in an encrypted
+ * repository or for some full backups, the image has to be the one that the manifest describes, and
+ * the manifest is replaced by one that describes the new file. -EBADMSG: the image is damaged;
+ * other errors: it can't be read.
  */
 int repair_co_make_sums(const struct repository *r, struct repository_entry *e,
                         volatile sig_atomic_t *stop, struct error *err);

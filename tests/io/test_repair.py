@@ -132,6 +132,58 @@ class Repairs(RepairCase):
             self.assert_sound()
 
 
+class Sparse(RepairCase):
+    """Full backups as they are taken: zeroes that were read are recorded, holes are not."""
+
+    def setUp(self):
+        super().setUp()
+        self.image = self.path("disk.raw")
+        with open(self.image, "wb") as f:
+            f.write(self.random.randbytes(3 * CLUSTER) + bytes(2 * CLUSTER))
+            f.truncate(40 * CLUSTER)
+        with open(self.image, "rb") as f:
+            self.model = f.read()
+        with open(self.path("key"), "wb") as f:
+            f.write(self.random.randbytes(32))
+
+    def check(self, name, *words):
+        for lost in ("checksums", "manifest.json"):
+            for key in ([], ["--key-file", self.path("key")]):
+                to = self.path(f"{lost}-{len(key)}-{name}")
+                encrypt = ["--encrypt"] if key else []
+                run(*tool("backup"), "--image", self.image, "--format", "raw", "--to", to, *key,
+                    *encrypt)  # fmt: skip
+                if words:
+                    run(*tool("backup"), "--image", self.image, "--format", "raw", "--to", to, *key)
+                    run(*tool(words[0]), to, *words[1:], *key)
+                (made,) = json.loads(run(*tool("backups"), "--output=json", to, *key).stdout)
+                os.unlink(os.path.join(to, made["id"], lost))
+                out = run(*tool("repair"), to, *key, check=False)
+                self.assertEqual(out.returncode, 0, out.stdout + out.stderr)
+                run(*tool("verify"), to, *key)
+                run(*tool("restore"), to, "--force", self.path("out.raw"), *key)
+                with open(self.path("out.raw"), "rb") as f:
+                    self.assertEqual(f.read(), self.model)
+
+    def test_what_a_full_backup_has_lost_is_made_again(self):
+        self.check("taken")
+
+    def test_likewise_after_a_merge(self):
+        self.check("merged", "prune", "--keep-last", "1")
+
+    def test_other_contents_are_not_given_a_manifest(self):
+        """Zeroes that the checksum file does not record are holes, and no data."""
+        to = self.path("other")
+        run(*tool("backup"), "--image", self.image, "--format", "raw", "--to", to)
+        (ident,) = [n for n in os.listdir(to) if n.endswith("Z")]
+        folder = os.path.join(to, ident)
+        os.unlink(os.path.join(folder, "manifest.json"))
+        run(*tool("io"), "-f", "qcow2", "-c", "write -P 7 2M 64k",
+            os.path.join(folder, "disk.qcow2"))  # fmt: skip
+        out = run(*tool("repair"), to, check=False)
+        self.assertEqual(out.returncode, 2, out.stdout + out.stderr)
+
+
 class Limits(RepairCase):
     def test_what_is_not_damaged_needs_no_repair(self):
         result = self.repair(status=1)
