@@ -82,6 +82,11 @@ class TwoFileSystems(FilesCase):
             [(1, *self.parts[0], "vfat"), (2, *self.parts[1], "ext4")],
         )
 
+    def test_places_for_names_are_no_names(self):
+        """lost+found has blocks of them."""
+        result = self.files("--partition=2", "/lost+found", "--to", self.out)
+        self.assertEqual((result.stderr, result.stdout), ("", "0 files\n"))
+
     def test_lists(self):
         listed = self.listing("--partition=2", "/etc")
         self.assertEqual(

@@ -75,6 +75,8 @@ static int ext_list(const struct guest_volume *v, const struct guest_entry *dir,
         }
         if (!parse_debugfs_line(line, &e)) {
             ret_entries->left_out++;
+        } else if (e.inode == 0) { /* a place for a name, which is not used */
+            free(e.name);
         } else if (strcmp(e.name, ".") == 0 || strcmp(e.name, "..") == 0) {
             free(e.name);
         } else {
