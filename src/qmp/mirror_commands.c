@@ -190,11 +190,11 @@ static int get_mirror_restart(struct json_object *args, struct mirror_params *p,
 static int get_mirror(struct json_object *args, struct job_config *config,
                       struct mirror_params *params, struct error *err)
 {
-    struct block_node *source = block_node_lookup(qmp_get_str(args, "device"), err), *target;
+    struct block_node *source = qmp_find_root_node(qmp_get_str(args, "device"), err), *target;
     int r;
 
     if (!source) {
-        return -ENOENT;
+        return -EINVAL;
     }
     target = block_node_lookup(qmp_get_str(args, "target"), err);
     if (!target) {

@@ -290,6 +290,16 @@ class ChainJobsTest(ChainCase):
             self.events("job")
         self.server.quit()
 
+    def test_a_mirror_of_a_backing_image(self):
+        """Of two mistakes, that which QEMU reports."""
+        self.start_five()
+        for target in "b", "d":
+            self.assertEqual(
+                self.refused("blockdev-mirror", device="c", target=target, sync="full", job_id="j"),
+                "Need a root block node",
+            )
+        self.server.quit()
+
     def test_a_backing_image_is_not_deleted(self):
         self.start_six(guest=False)
         self.assertEqual(
