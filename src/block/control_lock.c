@@ -367,13 +367,14 @@ void block_co_control_resume(bool held)
 void block_control_begin_work(struct block_control_work *work, struct block_node *const *nodes,
                               size_t count, bool changes_graph)
 {
-    static uint64_t number;
+    static uint64_t number; /* of the latest */
 
+    number++;
     *work = (struct block_control_work){.owner = co_task(),
                                         .nodes = nodes,
                                         .count = count,
                                         .changes_graph = changes_graph,
-                                        .number = ++number};
+                                        .number = number};
     list_append(&works, &work->link);
     block_control_unlock();
 }
