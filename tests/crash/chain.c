@@ -445,8 +445,10 @@ static int co_resize(struct chain *c, struct guest *g)
     co_range_lock(&g->busy, &entry, least, MAX(old, sectors) - least, true);
     size = size ?: model_add_size(m, sectors, record_tick(&w->log));
     op = model_begin(m, MODEL_RESIZE, sectors, lost, record_tick(&w->log));
+    /* A copy-on-read above the image does not let others resize it. */
     r = monitor_co_run(c->err, "block_resize", "\"node-name\":\"%s\",\"size\":%llu",
-                       node_name(c->top).text, (unsigned long long)sectors * MODEL_SECTOR);
+                       c->filtered ? FILTER_NODE : node_name(c->top).text,
+                       (unsigned long long)sectors * MODEL_SECTOR);
     size->end = record_tick(&w->log);
     model_end(m, op, size->end);
     range_unlock(&g->busy, &entry);
