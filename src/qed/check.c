@@ -20,7 +20,7 @@ struct qed_check {
     /* A bit for each cluster of the file. */
     uint8_t *used;
     uint64_t clusters, used_count;
-    /* The last data cluster that was seen. */
+    /* The last data cluster of the table; 0: none yet. */
     uint64_t last;
     struct block_check_result *result;
 };
@@ -75,6 +75,7 @@ static int co_check_table(struct qed_check *c, uint64_t table)
     uint64_t entries[QED_PAGE_ENTRIES];
     int r = 0;
 
+    c->last = 0;
     for (uint64_t first = 0; first < q->table_entries && r == 0; first += QED_PAGE_ENTRIES) {
         r = qed_co_get_entries(c->node, table, first, QED_PAGE_ENTRIES, entries);
         for (size_t i = 0; i < QED_PAGE_ENTRIES && r == 0; i++) {

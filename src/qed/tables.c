@@ -36,7 +36,7 @@ void qed_forget_pages(struct qed *q)
 
 static struct qed_page **qed_slot_of(struct qed *q, uint64_t offset)
 {
-    return &q->pages[offset / (QED_PAGE_ENTRIES * QED_ENTRY_SIZE) % QED_PAGES];
+    return &q->pages[offset / ((uint64_t)QED_PAGE_ENTRIES * QED_ENTRY_SIZE) % QED_PAGES];
 }
 
 static bool qed_copy_cached(struct qed *q, uint64_t offset, uint64_t first, size_t count,
