@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/list.h"
 #include "base/log.h"
@@ -32,6 +33,7 @@ static struct list leases = LIST_INIT(leases);
 /* What belongs to a view. Referenced, each of them. */
 struct view {
     struct block_node *access, *filter, *disk, *target;
+    bool filter_is_owned, target_is_owned; /* by the monitor */
 };
 
 static bool view_of(struct block_node *access, struct view *v)
@@ -47,6 +49,8 @@ static bool view_of(struct block_node *access, struct view *v)
         .disk = block_node_ref(block_node_child(filter, "file")),
         .target = block_node_ref(block_node_child(filter, "target")),
     };
+    v->filter_is_owned = block_node_is_monitor_owned(v->filter);
+    v->target_is_owned = block_node_is_monitor_owned(v->target);
     return true;
 }
 
@@ -109,30 +113,63 @@ static bool co_drop(struct block_node **node, const char *file)
     return unused;
 }
 
+/* Somebody else may have deleted it meanwhile, and have made a file of the same name. */
 static void co_remove_target(struct view *v)
 {
     AUTO_FREE char *file = file_of(v->target);
 
-    (void)co_drop(&v->target, file);
+    if (block_node_is_monitor_owned(v->target) == v->target_is_owned) {
+        (void)co_drop(&v->target, file);
+    }
 }
 
-/* The filter goes unless another view reads it. */
-static void co_remove_filter(struct view *v)
+/*
+ * Drain what the users of the filter move to. Requests may hang: they are waited for without the
+ * control lock, and nobody else waits for them. Whether it is drained.
+ */
+static bool co_drain_for_removal(const struct view *v)
+{
+    struct block_node *const nodes[] = {v->filter, v->disk};
+    int64_t ns = 0;
+
+    do {
+        if (qmp_co_await_requests(v->filter, v->disk, NULL) < 0) {
+            return false;
+        }
+    } while (!block_co_drain_begin_soon(nodes, ARRAY_SIZE(nodes), &ns));
+    return true;
+}
+
+/* Whether nobody else needs the filter, nor has removed it. */
+static bool may_remove_filter(const struct view *v)
 {
     struct block_edge *edge = NULL;
-    ERROR_AUTO(err);
 
     while ((edge = block_node_next_parent(v->filter, edge))) {
         if (block_edge_parent(edge) && block_node_is_frozen_view(block_edge_parent(edge))) {
-            return;
+            return false;
         }
     }
-    if (block_co_node_replace(v->filter, v->disk, &err) < 0) {
+    return block_node_is_monitor_owned(v->filter) == v->filter_is_owned &&
+           block_node_child(v->filter, "file") == v->disk;
+}
+
+static void co_remove_filter(struct view *v)
+{
+    ERROR_AUTO(err);
+    int r;
+
+    if (!co_drain_for_removal(v)) {
+        return; /* the daemon ends */
+    }
+    r = may_remove_filter(v) ? block_co_node_replace(v->filter, v->disk, &err) : -EBUSY;
+    block_drain_end(v->disk);
+    block_drain_end(v->filter);
+    if (error_is_set(&err)) {
         log_error("node '%s' stays above '%s', though its lease has ended: %s",
                   block_node_name(v->filter), block_node_name(v->disk), error_message(&err));
-        return;
     }
-    if (co_drop(&v->filter, NULL)) {
+    if (r >= 0 && co_drop(&v->filter, NULL)) {
         co_remove_target(v);
     }
 }
@@ -148,8 +185,30 @@ static void co_release_view(struct view *v)
     block_co_control_lock();
 }
 
-static void co_end_locked(const char *id)
+/* What the end of a lease touches. */
+struct lease_scope {
+    struct block_control_scope scope;
+    const char *export, *view;     /* one of them */
+    const struct block_node *disk; /* as soon as it is known */
+};
+
+static bool lease_meets(const struct block_control_scope *scope, struct block_node *node)
 {
+    const struct lease_scope *s = container_of(scope, struct lease_scope, scope);
+    const struct block_node *mine = s->disk;
+    struct export_info info;
+
+    if (!mine && s->view) {
+        mine = block_node_find(s->view);
+    } else if (!mine && export_find(s->export, &info)) {
+        mine = info.node;
+    }
+    return mine && block_node_is_joined(node, mine);
+}
+
+static void co_end_locked(struct lease_scope *s)
+{
+    const char *id = s->export;
     struct export_info info;
     struct view v = {0};
     ERROR_AUTO(err);
@@ -158,23 +217,28 @@ static void co_end_locked(const char *id)
         !view_of(info.node, &v)) {
         return;
     }
+    s->disk = v.disk;
     log_info("the lease of export '%s' ends with its last client", id);
     if (export_co_del(id, EXPORT_DEL_HARD, true, &err) < 0) {
         log_error("export '%s' stays, though its lease has ended: %s", id, error_message(&err));
     } else if (co_drop(&v.access, NULL)) {
         co_remove_filter(&v);
     }
+    s->disk = NULL;
     co_release_view(&v);
 }
 
 static void co_end_lease(void *arg)
 {
     AUTO_FREE char *id = arg;
+    struct lease_scope scope = {.scope.meets = lease_meets, .export = id};
 
+    block_control_begin_scope(&scope.scope);
     if (qmp_co_lock_command(NULL) == 0) {
-        co_end_locked(id);
+        co_end_locked(&scope);
     }
     block_control_unlock();
+    block_control_end_scope(&scope.scope);
 }
 
 void qmp_end_lease(const char *export_id)
@@ -258,8 +322,9 @@ static int co_begin_export_end(struct block_node *view, struct error *err)
 }
 
 /* Whether there is nothing more to wait for. */
-static bool co_end_view_locked(const char *name)
+static bool co_end_view_locked(struct lease_scope *s)
 {
+    const char *name = s->view;
     struct block_node *node = find_lease(NULL, name) ? NULL : block_node_find(name);
     struct view v = {0};
     ERROR_AUTO(err);
@@ -277,10 +342,12 @@ static bool co_end_view_locked(const char *name)
         return r < 0;
     }
     if (view_of(node, &v)) {
+        s->disk = v.disk;
         log_info("the lease of node '%s' ends with its monitor connection", name);
         if (co_drop(&v.access, NULL)) {
             co_remove_filter(&v);
         }
+        s->disk = NULL;
         co_release_view(&v);
     }
     return true;
@@ -290,15 +357,18 @@ static bool co_end_view_locked(const char *name)
 static void co_end_session_lease(void *arg)
 {
     AUTO_FREE char *name = arg;
+    struct lease_scope scope = {.scope.meets = lease_meets, .view = name};
     bool done = false;
 
+    block_control_begin_scope(&scope.scope);
     while (!done) {
-        done = qmp_co_lock_command(NULL) < 0 || co_end_view_locked(name);
+        done = qmp_co_lock_command(NULL) < 0 || co_end_view_locked(&scope);
         block_control_unlock();
         if (!done) {
             loop_co_sleep(EXPORT_POLL_NS);
         }
     }
+    block_control_end_scope(&scope.scope);
 }
 
 void qmp_end_leases(const struct qmp_call *call)

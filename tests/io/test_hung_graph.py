@@ -2,14 +2,14 @@
 """Changes of the graph that wait for a disk which hangs: others can still change the graph."""
 
 import json
-import struct
-import threading
+import os
+import time
 
 import tidemark
 from hung_file import PATIENCE
 from hung_image import HungImageCase
-from nbd_hostile import Hostile, export_info
-from nbd_raw import FLUSH, READ, SIMPLE_MAGIC, WRITE, RawClient
+from nbd_hostile import HeldFlush, Hostile, export_info
+from nbd_raw import WRITE, RawClient
 
 
 class Waiting:
@@ -89,42 +89,61 @@ class HungGraph(Waiting, HungImageCase):
         (bitmap,) = info["format-specific"]["data"]["bitmaps"]
         self.assertEqual((bitmap["name"], bitmap["flags"]), ("b", ["auto"]))
 
+    def test_the_end_of_a_lease_keeps_nobody_waiting(self):
+        image = self.create("temporary.qcow2", "8M")
+        leaving = self.server.connect(timeout=PATIENCE)
+        leaving.command("x-tidemark-lease", node_name="view")
+        target = {"driver": "qcow2", "node-name": "target",
+                  "file": {"driver": "file", "filename": image}}  # fmt: skip
+        filter_ = {"driver": "copy-before-write", "node-name": "filter", "file": "sick",
+                   "target": "target"}  # fmt: skip
+        view = {"driver": "snapshot-access", "node-name": "view", "file": "filter"}
+        self.server.qmp.command(
+            "transaction",
+            actions=[
+                {"type": "blockdev-add", "data": target},
+                {"type": "blockdev-add", "data": filter_},
+                {"type": "blockdev-replace", "data": {"export": "sick", "node-name": "filter"}},
+                {"type": "blockdev-add", "data": view},
+            ],
+        )  # fmt: skip
+        with RawClient(self.nbd, timeout=4 * PATIENCE) as client:
+            client.go(b"sick", structured=False)
+            self.freeze()
+            client.request(WRITE, 4096, 4096, payload=b"s" * 4096)
+            time.sleep(0.5)
+            leaving.close()
+            self.server.wait_for(lambda: self.server.qmp.node("view") is None, "the lease's end")
+            self.assertEqual(self.change_graph(), [{"return": {}}] * 2)
+            self.thaw()
+            self.assertEqual(client.simple_reply(), (1, 0))
+        self.server.wait_for(lambda: self.server.qmp.node("target") is None, "the filter's end")
+        self.server.wait_for(lambda: not os.path.exists(image), "the image's end")
+
 
 class SlowFlush(Waiting, tidemark.TestCase):
     """A server that answers the first flush late, and others at once."""
 
     def setUp(self):
         super().setUp()
-        self.flushes, self.end = threading.Event(), threading.Event()
-        self.addCleanup(self.end.set)
-        self.size = 8 << 20
+        self.flush = HeldFlush()
+        self.addCleanup(self.flush.end.set)
+        size = 8 << 20
         path = self.path("remote")
-        info = [export_info(self.size, flags=1 | 4)]
-        remote = Hostile(path, info=info, on_request=self.answer, structured=False)
+        remote = Hostile(
+            path, info=[export_info(size, 1 | 4)], on_request=self.flush.answer, structured=False
+        )
         self.addCleanup(remote.close)
         self.nbd = self.path("nbd.sock")
         self.server = self.daemon(
             "--blockdev", f"nbd,node-name=remote,server.type=unix,server.path={path}",
             "--blockdev", "raw,node-name=middle,file=remote",
             "--blockdev", "raw,node-name=disk,file=middle",
-            "--blockdev", f"null-co,node-name=other,size={self.size}",
-            "--blockdev", f"null-co,node-name=spare,size={self.size}",
+            "--blockdev", f"null-co,node-name=other,size={size}",
+            "--blockdev", f"null-co,node-name=spare,size={size}",
             "--nbd-server", f"addr.type=unix,addr.path={self.nbd}",
             "--export", "nbd,id=e,node-name=disk,name=e,writable=on",
         )  # fmt: skip
-
-    def answer(self, send, kind, cookie, offset, length):
-        reply = struct.pack(">IIQ", SIMPLE_MAGIC, 0, cookie)
-        if kind != FLUSH or self.flushes.is_set():
-            send(reply + (bytes(length) if kind == READ else b""))
-            return
-        self.flushes.set()
-
-        def answer_late():
-            self.end.wait()
-            send(reply)
-
-        threading.Thread(target=answer_late, daemon=True).start()
 
     def test_what_is_flushed_ahead_stays_where_it_is(self):
         with RawClient(self.nbd, timeout=PATIENCE) as client:
@@ -132,12 +151,12 @@ class SlowFlush(Waiting, tidemark.TestCase):
             client.request(WRITE, 4096, 4096, payload=b"s" * 4096)
             self.assertEqual(client.simple_reply(), (1, 0))
         first = self.start("blockdev-replace", export="e", **{"node-name": "spare"})
-        self.assertTrue(self.flushes.wait(PATIENCE))
+        self.assertTrue(self.flush.begun.wait(PATIENCE))
         second = self.start(
             "blockdev-reopen", options=[{"driver": "raw", "node-name": "disk", "file": "other"}]
         )
         self.assert_waits(second, 1)
-        self.end.set()
+        self.flush.end.set()
         self.assertEqual(first.receive_answer(), {"return": {}})
         self.assertEqual(second.receive_answer(), {"return": {}})
         self.server.qmp.command("blockdev-del", node_name="middle")

@@ -7,7 +7,7 @@ import threading
 
 from nbd_raw import (
     ACK, CHUNK_MAGIC, ERR_UNSUP, EXTENDED_CHUNK_MAGIC, EXTENDED_HEADERS, EXTENDED_REQUEST_MAGIC,
-    GO, META_CONTEXT, REPLY_MAGIC, SET_META, STRUCTURED,
+    FLUSH, GO, META_CONTEXT, READ, REPLY_MAGIC, SET_META, SIMPLE_MAGIC, STRUCTURED,
 )  # fmt: skip
 
 SIZE = 1 << 20
@@ -133,3 +133,23 @@ def extended_chunk(cookie, kind, payload, flags=1, length=None, offset=4096):
     length = len(payload) if length is None else length
     head = struct.pack(">IHHQQQ", EXTENDED_CHUNK_MAGIC, flags, kind, cookie, offset, length)
     return head + payload
+
+
+class HeldFlush:
+    """Answers of a server for Hostile: it does not answer the first flush before `end` is set."""
+
+    def __init__(self):
+        self.begun, self.end = threading.Event(), threading.Event()
+
+    def answer(self, send, kind, cookie, offset, length):
+        reply = struct.pack(">IIQ", SIMPLE_MAGIC, 0, cookie)
+        if kind != FLUSH or self.begun.is_set():
+            send(reply + (bytes(length) if kind == READ else b""))
+            return
+        self.begun.set()
+
+        def answer_late():
+            self.end.wait()
+            send(reply)
+
+        threading.Thread(target=answer_late, daemon=True).start()
