@@ -4,11 +4,12 @@
 import json
 import os
 import signal
+import socket
 import time
 
 from hung_file import PATIENCE
 from hung_image import HungImageCase
-from tidemark import img, io
+from tidemark import img, io, wait_until
 
 SECONDS = 3 * PATIENCE
 # What nothing is waited for any longer that loses no writes.
@@ -17,6 +18,11 @@ SOON = 5
 
 class HungEnd(HungImageCase):
     def setUp(self):
+        self.inherited, other_end = socket.socketpair()
+        for end in self.inherited, other_end:
+            self.addCleanup(end.close)
+        self.other_end = other_end
+        self.process_options = {"pass_fds": [self.inherited.fileno()]}
         super().setUp()
         for name in "sick", "good":
             self.server.qmp.command("block-dirty-bitmap-add", node=name, name="b", persistent=True)
@@ -28,7 +34,25 @@ class HungEnd(HungImageCase):
         info = json.loads(img("info", "--output=json", image).stdout)
         return [(b["name"], b["flags"]) for b in info["format-specific"]["data"]["bitmaps"]]
 
+    def wait_for_image(self, image):
+        """The daemon has closed it."""
+        wait_until(lambda: img("info", image, check=False).returncode == 0, "the image's lock")
+
+    def add_many(self):
+        """Files that hang, and one with a higher descriptor that does not."""
+        for i in range(30):
+            self.server.qmp.command(
+                "blockdev-add", driver="file", node_name=f"f{i}", filename=self.sick, read_only=True
+            )
+        late = self.create("late.qcow2", "8M")
+        self.server.qmp.command(
+            "blockdev-add", driver="qcow2", node_name="late",
+            file={"driver": "file", "filename": late},
+        )  # fmt: skip
+        return late
+
     def test_bitmaps_of_a_disk_that_hangs_are_given_up(self):
+        late = self.add_many()
         self.write("good")
         self.write("sick", flush=True)
         self.freeze()
@@ -40,9 +64,13 @@ class HungEnd(HungImageCase):
         log = self.server.log()
         self.assertIn("node 'sick' is left incomplete: its storage hangs", log)
         self.assertNotIn("'good'", log)
+        self.wait_for_image(self.good)
+        self.wait_for_image(late)
         self.assertEqual(self.bitmaps(self.good), [("b", ["auto"])])
         self.thaw()
         self.assertEqual(self.server.wait(SECONDS), 1)
+        self.inherited.sendall(b"?")
+        self.assertEqual(self.other_end.recv(1), b"?")
         self.assertEqual(self.bitmaps(self.sick), [("b", ["in-use", "auto"])])
         io(self.sick, "read -P 0x73 4k 4k", fmt="qcow2")
 

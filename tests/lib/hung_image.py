@@ -3,6 +3,7 @@
 
 import os
 import signal
+from types import MappingProxyType
 
 import tidemark
 from hung_file import PATIENCE
@@ -12,6 +13,9 @@ from test_fuse import LIBC
 
 class HungImageCase(tidemark.TestCase):
     """Node `sick` is on a file that another daemon serves by FUSE, which hangs when it stops."""
+
+    # For the process of the daemon that is tested.
+    process_options = MappingProxyType({})
 
     def setUp(self):
         super().setUp()
@@ -30,7 +34,7 @@ class HungImageCase(tidemark.TestCase):
         self.server = self.daemon(
             *self.disk("sick", self.sick), *self.disk("good", self.good),
             "--nbd-server", f"addr.type=unix,addr.path={self.nbd}",
-            *self.export("sick"), *self.export("good"),
+            *self.export("sick"), *self.export("good"), **self.process_options,
         )  # fmt: skip
 
     @staticmethod
