@@ -171,8 +171,9 @@ int block_co_inactivate(struct block_node *node, struct error *err);
  */
 bool block_node_has_to_complete(const struct block_node *node);
 /*
- * Whether completing the image saves writes that guests take for done: what leads to them is in
- * memory only. Without that it stores bitmaps, clears marks, and flushes what the kernel has.
+ * Whether completing the node saves writes that no flush followed: what leads to them may be in
+ * memory only, and what the kernel has of them may take long. Without that it stores bitmaps, and
+ * clears marks.
  */
 bool block_node_keeps_writes(const struct block_node *node);
 /*

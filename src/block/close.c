@@ -48,7 +48,7 @@ int block_co_complete(struct block_node *node, struct error *err)
 
 bool block_node_keeps_writes(const struct block_node *node)
 {
-    return node->driver->co_inactivate && has_unflushed(node);
+    return (node->driver->co_inactivate || !node->driver->is_filter) && has_unflushed(node);
 }
 
 bool block_node_has_to_complete(const struct block_node *node)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of the daemon while a disk hangs: seconds, unless writes would be lost."""
+"""The end of the daemon while a disk hangs: seconds, unless there are writes without a flush."""
 
 import json
 import os
@@ -9,7 +9,9 @@ import time
 
 from hung_file import PATIENCE
 from hung_image import HungImageCase
-from tidemark import img, io, wait_until
+from nbd_hostile import HeldFlush, Hostile, export_info
+from nbd_raw import WRITE, RawClient
+from tidemark import TestCase, img, io, wait_until
 
 SECONDS = 3 * PATIENCE
 # What nothing is waited for any longer that loses no writes.
@@ -84,3 +86,30 @@ class HungEnd(HungImageCase):
         self.assertEqual(self.server.wait(SECONDS), 0, self.server.log())
         self.assertEqual(self.bitmaps(self.sick), [("b", ["auto"])])
         io(self.sick, "read -P 0x73 4k 4k", fmt="qcow2")
+
+
+class SlowFlush(TestCase):
+    def test_a_disk_that_takes_long_to_write_what_the_kernel_has(self):
+        """One operation: nothing tells it from one that hangs."""
+        flush = HeldFlush()
+        self.addCleanup(flush.end.set)
+        path, nbd = self.path("remote"), self.path("nbd.sock")
+        remote = Hostile(
+            path, info=[export_info(flags=1 | 4)], on_request=flush.answer, structured=False
+        )
+        self.addCleanup(remote.close)
+        server = self.daemon(
+            "--blockdev", f"raw,node-name=d,file.driver=nbd,file.server.type=unix,"
+                          f"file.server.path={path}",
+            "--nbd-server", f"addr.type=unix,addr.path={nbd}",
+            "--export", "nbd,id=d,node-name=d,name=d,writable=on",
+        )  # fmt: skip
+        with RawClient(nbd, timeout=PATIENCE) as client:
+            client.go(b"d", structured=False)
+            client.request(WRITE, 4096, 4096, payload=b"s" * 4096)
+            self.assertEqual(client.simple_reply(), (1, 0))
+        os.kill(server.pid, signal.SIGTERM)
+        self.assertTrue(flush.begun.wait(PATIENCE))
+        time.sleep(SOON + 1)
+        flush.end.set()
+        self.assertEqual(server.wait(SECONDS), 0, server.log())

@@ -128,9 +128,11 @@ static struct end {
     bool done;                  /* the orderly end is complete, or has stopped */
     bool clean;                 /* nothing is left that could hang */
     int status;
+    struct completion *orderly; /* what the orderly end completes at the moment; NULL: nothing */
+    size_t orderly_count;
     size_t incomplete;  /* nodes that are being completed */
     size_t suspects;    /* of these, those of is_suspect() */
-    size_t keepers;     /* of the others, those of block_node_keeps_writes() */
+    size_t keepers;     /* of the others, those of keeps_writes() */
     bool stuck;         /* jobs hang */
     size_t exports;     /* that were left when there was news of exports */
     uint64_t export_io; /* by all nodes, when there was news of exports */
@@ -230,6 +232,17 @@ static bool is_suspect(struct block_node *node)
     return !node;
 }
 
+/* What nodes above have written since, to be complete, is not the guests'. */
+static bool keeps_writes(const struct block_node *node)
+{
+    for (size_t i = 0; i < end.orderly_count; i++) {
+        if (end.orderly[i].node == node) {
+            return end.orderly[i].keeper && !end.orderly[i].done;
+        }
+    }
+    return !end.orderly && block_node_keeps_writes(node);
+}
+
 /*
  * Complete all nodes but the one that the orderly end is closing: formats have bitmaps to store,
  * files have to be flushed. Returns the number of entries in *ret_list.
@@ -252,7 +265,7 @@ static size_t start_completions(struct completion **ret_list)
             continue;
         }
         *c = (struct completion){.node = block_node_ref(node), .suspect = is_suspect(node)};
-        c->keeper = !c->suspect && block_node_keeps_writes(node);
+        c->keeper = !c->suspect && keeps_writes(node);
         end.incomplete++;
         end.suspects += c->suspect;
         end.keepers += c->keeper;
@@ -272,12 +285,16 @@ static void co_complete_all_images(void)
     struct completion *list;
     size_t count = start_completions(&list);
 
+    end.orderly = list;
+    end.orderly_count = count;
     while (end.incomplete > 0 && !end.hasty) {
         loop_co_sleep(NS_PER_MS);
     }
-    if (end.incomplete > 0) {
+    if (end.hasty) {
         return; /* those that hang use the list */
     }
+    end.orderly = NULL;
+    end.orderly_count = 0;
     for (size_t i = 0; i < count; i++) {
         block_co_unref(list[i].node);
     }
