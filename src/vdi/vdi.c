@@ -424,6 +424,7 @@ static int vdi_co_reload(struct block_node *node, struct error *err)
 {
     struct vdi *d = node->opaque;
     struct vdi old = *d;
+    uint64_t size = block_node_size(node);
     int r;
 
     d->table = NULL;
@@ -431,6 +432,7 @@ static int vdi_co_reload(struct block_node *node, struct error *err)
     free(r < 0 ? d->table : old.table);
     if (r < 0) {
         *d = old;
+        block_node_set_size(node, size); /* as long as its table */
     }
     return r;
 }

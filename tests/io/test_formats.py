@@ -12,6 +12,7 @@ import unittest
 import uuid
 import zlib
 
+from qmp import QmpError
 from tidemark import TestCase, compat, img, qemu, run, tool
 
 MIB = 1 << 20
@@ -717,6 +718,33 @@ class Qed(FormatCase):
         )
         self.assertEqual(result.stdout.count("No space left on device"), 1)
         self.by_qemu(self.disk, "read -P 2 0 4k")
+
+
+class TakenOver(FormatCase):
+    def test_a_disk_that_is_not_taken_over_keeps_its_size(self):
+        """Another program has put another image there: its tables stay as they were."""
+        other = self.create("other.vdi", "4G", "vdi")
+        with open(other, "r+b") as file:
+            file.seek(0x154)
+            table = struct.unpack("<I", file.read(4))[0]
+            file.seek(table)
+            file.write(struct.pack("<I", 5))
+        self.create("other.qed", "4G", "qed", options=("-o", "cluster_size=8k"))
+        for fmt, what in ("vdi", "is not within the file"), ("qed", "another cluster size"):
+            with self.subTest(fmt):
+                path = self.create(f"disk.{fmt}", "4M", fmt)
+                node = f"driver={fmt},node-name=disk,file.driver=file,file.filename={path}"
+                qmp = self.daemon("--blockdev", node, name=fmt).qmp
+                qmp.command("blockdev-set-active", node_name="disk", active=False)
+                with open(path, "wb") as file:
+                    file.write(self.read(f"other.{fmt}"))
+                with self.assertRaisesRegex(QmpError, what):
+                    qmp.command("blockdev-set-active", node_name="disk", active=True)
+                sizes = {
+                    n["node-name"]: n["image"]["virtual-size"]
+                    for n in qmp.command("query-named-block-nodes")
+                }
+                self.assertEqual(sizes["disk"], 4 << 20)
 
 
 class Damaged(FormatCase):
