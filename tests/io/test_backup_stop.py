@@ -183,7 +183,7 @@ class Silent(StopCase):
                 with self.subTest(words=words):
                     begin = time.monotonic()
                     self.stops_with(what, *words)
-                    self.assertLess(time.monotonic() - begin, 9)
+                    self.assertLess(time.monotonic() - begin, 20)  # a dial takes 30 s
 
     def test_a_daemon_that_hangs(self):
         image, qmp = self.path("disk.qcow2"), self.path("qmp.sock")
