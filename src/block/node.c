@@ -241,6 +241,11 @@ const struct block_limits *block_node_limits(const struct block_node *node)
     return &node->limits;
 }
 
+void block_node_set_probed(struct block_node *node)
+{
+    node->probed = true;
+}
+
 struct block_node_settings block_node_settings(const struct block_node *node)
 {
     return (struct block_node_settings){

@@ -204,6 +204,11 @@ const char *block_node_format(const struct block_node *node);
 unsigned block_node_traits(const struct block_node *node);
 const struct block_limits *block_node_limits(const struct block_node *node);
 struct block_node_settings block_node_settings(const struct block_node *node);
+/*
+ * The node is an image, opened again, whose format was probed: if that is raw, writes that make its
+ * first sector look like another format fail with -EPERM. Before the first write; does not yield.
+ */
+void block_node_set_probed(struct block_node *node);
 /* Bytes. Any thread. */
 uint64_t block_node_size(const struct block_node *node);
 /* A number that grows with each write to the node, and each change of its size. Main reactor. */

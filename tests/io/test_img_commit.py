@@ -42,14 +42,32 @@ class Commit(TestCase):
             self.assert_same(before, image)
         self.assertEqual(self.stored(self.top), [])
 
-    def test_the_format_of_the_base_is_not_recorded(self):
-        """It is probed when the chain is opened; the base is opened a second time for writing."""
-        before = self.snapshot_of(self.top)
-        with open(self.top, "r+b") as file:
+    def forget_backing_format(self, image):
+        with open(image, "r+b") as file:
             head = file.read(65536)
             file.seek(head.index(b"\xe2\x79\x2a\xca"))  # the extension becomes an unknown one
             file.write(b"none")
-        self.assertNotIn("backing file format", img("info", self.top).stdout)
+        self.assertNotIn("backing file format", img("info", image).stdout)
+
+    def test_a_guest_does_not_choose_the_format_of_the_base(self):
+        """One that is raw because it looks like nothing else must not look like another image."""
+        base = self.create("base.raw", "1M", fmt="raw")
+        top = self.create("guest.qcow2", "1M", options=("-b", base, "-F", "raw"))
+        with open(self.path("head"), "wb") as file, open(self.base, "rb") as image:
+            file.write(image.read(512))
+        io(top, f"write -s {self.path('head')} 0 512", "write -P 5 64k 64k", fmt="qcow2")
+        self.forget_backing_format(top)
+        result = img("commit", "-f", "qcow2", top, check=False)
+        self.assertIn("Operation not permitted", result.stderr)
+        self.assertIn("file format: raw", img("info", base).stdout)
+        io(top, "write -P 6 0 512", fmt="qcow2")
+        img("commit", "-f", "qcow2", top)
+        io(base, "read -P 6 0 512", "read -P 5 64k 64k", fmt="raw")
+
+    def test_the_format_of_the_base_is_not_recorded(self):
+        """It is probed when the chain is opened; the base is opened a second time for writing."""
+        before = self.snapshot_of(self.top)
+        self.forget_backing_format(self.top)
         result = run(compat("qemu-img"), "commit", "-f", "qcow2", self.top)
         self.assertEqual(result.stdout, "Image committed.\n")
         qemu_img("check", self.middle)

@@ -14,6 +14,7 @@
 #include "base/cleanup.h"
 #include "base/pacer.h"
 #include "block/control.h"
+#include "block/node.h"
 #include "cli/img/chain.h"
 #include "cli/img/command_line.h"
 #include "cli/img/img.h"
@@ -191,18 +192,23 @@ static int co_open_base(struct commit *c, struct error *err)
 {
     struct block_node *above = NULL;
     struct options *opts = NULL;
+    bool probed;
     int r = find_above(c, &above, err);
 
     UNLESS_FAILED(r, writable_options(block_node_backing(above), &opts, err));
     if (r < 0) {
         return r;
     }
+    probed = block_node_settings(block_node_backing(above)).probed;
     r = block_co_set_backing_node(above, NULL, err);
     if (r < 0) {
         options_free(opts);
         return r;
     }
     r = co_open_base_node(c, opts, err);
+    if (r == 0 && probed) {
+        block_node_set_probed(c->base.node);
+    }
     if (img_wants_chain_bitmaps(c->bitmaps_wanted, c->no_bitmaps)) {
         UNLESS_FAILED(r, co_collect_offline_bitmaps(c, above, err));
     }
