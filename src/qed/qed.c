@@ -335,6 +335,30 @@ static int check_new_size(const struct block_node *node, uint64_t size,
     return 0;
 }
 
+/*
+ * What a cluster has behind the end of the disk becomes zero, stably, before the disk includes that:
+ * QEMU puts there what a longer backing file has.
+ */
+static int co_clear_tail(struct block_node *node, struct error *err)
+{
+    const struct qed *q = node->opaque;
+    uint64_t size = q->header.disk_size, rest = round_up(size, q->header.cluster_size) - size;
+    struct blockmap_run run;
+    int r;
+
+    if (rest == 0) {
+        return 0;
+    }
+    r = qed_map_ops.co_find(node, size - QED_SECTOR, QED_SECTOR, &run);
+    if (r == 0 && run.kind == BLOCKMAP_DATA) {
+        r = block_co_write_zeroes(run.edge, run.host + QED_SECTOR, rest, 0);
+        UNLESS_FAILED(r, block_co_flush(run.edge));
+    }
+    return r < 0 ? error_set_errno(err, -r, "Could not clear the end of '%s'",
+                                   block_node_display_name(node))
+                 : 0;
+}
+
 static int qed_co_truncate(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
                            struct error *err)
 {
@@ -359,6 +383,7 @@ static int qed_co_truncate(struct block_node *node, uint64_t size, enum block_pr
     for (uint64_t i = q->l1_count; i < count; i++) {
         l1[i] = load_le64(&l1[i]);
     }
+    UNLESS_FAILED(r, size > q->header.disk_size ? co_clear_tail(node, err) : 0);
     q->header.disk_size = size;
     UNLESS_FAILED(r, co_write_change(node, &old, err));
     if (r < 0) {

@@ -624,6 +624,16 @@ class Qed(FormatCase):
         self.assertIn("its backing file is longer", result.stderr)
         self.assertIn("virtual size: 1 MiB", img("info", short).stdout)
 
+    def test_what_is_behind_the_end_of_a_disk_does_not_appear(self):
+        """QEMU fills a last cluster with what a longer backing file has."""
+        self.io(self.disk, "write -P 1 0 8M")
+        top = self.overlay("top.qed", str((1 << 20) + 512))
+        self.by_qemu(top, "write -P 2 1M 512")
+        run(*tool("img"), "rebase", "-u", "-f", "qed", "-b", "", top)
+        img("resize", "-q", "-f", "qed", top, "2M")
+        for program in self.io, self.by_qemu:
+            program(top, "read -P 2 1M 512", f"read -P 0 {(1 << 20) + 512} {(1 << 20) - 512}")
+
     def leave_damage(self):
         """As a crash of another program leaves it: two entries that lead out of the file."""
         self.io(self.disk, "write -P 1 0 16k", "write -P 2 4M 4k")
