@@ -336,7 +336,7 @@ static int check_new_size(const struct block_node *node, uint64_t size,
 }
 
 /*
- * What a cluster has behind the end of the disk becomes zero, stably, before the disk includes that:
+ * What a cluster has past the end of the disk becomes zero, stably, before the disk includes that:
  * QEMU puts there what a longer backing file has.
  */
 static int co_clear_tail(struct block_node *node, struct error *err)

@@ -624,7 +624,7 @@ class Qed(FormatCase):
         self.assertIn("its backing file is longer", result.stderr)
         self.assertIn("virtual size: 1 MiB", img("info", short).stdout)
 
-    def test_what_is_behind_the_end_of_a_disk_does_not_appear(self):
+    def test_what_is_past_the_end_of_a_disk_does_not_appear(self):
         """QEMU fills a last cluster with what a longer backing file has."""
         self.io(self.disk, "write -P 1 0 8M")
         top = self.overlay("top.qed", str((1 << 20) + 512))
