@@ -136,14 +136,17 @@ def extended_chunk(cookie, kind, payload, flags=1, length=None, offset=4096):
 
 
 class HeldFlush:
-    """Answers of a server for Hostile: it does not answer the first flush before `end` is set."""
+    """Answers of a server for Hostile: it does not answer the first flush, or every one, before
+    `end` is set.
+    """
 
-    def __init__(self):
+    def __init__(self, every=False):
+        self.every = every
         self.begun, self.end = threading.Event(), threading.Event()
 
     def answer(self, send, kind, cookie, offset, length):
         reply = struct.pack(">IIQ", SIMPLE_MAGIC, 0, cookie)
-        if kind != FLUSH or self.begun.is_set():
+        if kind != FLUSH or (self.begun.is_set() and not self.every):
             send(reply + (bytes(length) if kind == READ else b""))
             return
         self.begun.set()

@@ -197,11 +197,12 @@ static void co_complete_one(void *arg)
     daemon_note(end.signals);
 }
 
+/* One whose clients are gone writes nothing more. */
 static bool is_below_export(const struct export_info *info, void *arg)
 {
     struct block_node **node = arg;
 
-    if (block_node_reaches(info->node, *node)) {
+    if ((info->clients > 0 || !info->shutting_down) && block_node_reaches(info->node, *node)) {
         *node = NULL;
     }
     return *node != NULL;
@@ -218,13 +219,13 @@ static bool reads_hang(const struct block_root *reader)
 
 /*
  * Whether a command, a job or an export that has not ended may write to the node, or a job reads it
- * and hangs there.
+ * and hangs there. A command may be what writes that which no flush followed, to a slow disk.
  */
 static bool is_suspect(struct block_node *node)
 {
     const struct block_root *reader;
 
-    if (block_control_is_busy_with(node) ||
+    if ((block_control_is_busy_with(node) && !block_node_keeps_writes(node)) ||
         (job_is_using(node, &reader) && (!reader || reads_hang(reader)))) {
         return true;
     }
