@@ -9,6 +9,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "loop/loop.h"
 #include "qed/image.h"
 
 /* Of the map of clusters that a check keeps. */
@@ -80,6 +81,10 @@ static int co_check_table(struct qed_check *c, uint64_t table)
         r = qed_co_get_entries(c->node, table, first, QED_PAGE_ENTRIES, entries);
         for (size_t i = 0; i < QED_PAGE_ENTRIES && r == 0; i++) {
             r = co_check_entry(c, table, first + i, entries[i]);
+        }
+        /* Guests of other disks go on: tables may be in the page cache, and many. */
+        if (reactor_turn_expired()) {
+            loop_co_give_way();
         }
     }
     return r;

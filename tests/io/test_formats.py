@@ -8,12 +8,15 @@ import json
 import os
 import random
 import struct
+import threading
 import unittest
 import uuid
 import zlib
 
+import nbd
+
 from qmp import QmpError
-from tidemark import TestCase, compat, img, qemu, run, tool
+from tidemark import TestCase, compat, img, nbd_uri, qemu, run, tool
 
 MIB = 1 << 20
 
@@ -728,6 +731,45 @@ class Qed(FormatCase):
         )
         self.assertEqual(result.stdout.count("No space left on device"), 1)
         self.by_qemu(self.disk, "read -P 2 0 4k")
+
+
+class QedCheck(FormatCase):
+    TABLES = 1024  # of 1 MiB each
+
+    def setUp(self):
+        super().setUp()
+        path, first = self.create("disk.qed", "32T", "qed", options=("-o", "table_size=16")), (1 << 20) + 65536
+        with open(path, "r+b") as file:
+            file.seek(16)
+            file.write(struct.pack("<Q", 2))  # to be checked
+            file.seek(65536)
+            file.write(struct.pack(f"<{self.TABLES}Q", *(first + (n << 20) for n in range(self.TABLES))))
+            file.truncate(first + (self.TABLES << 20))
+        good, self.socket = self.create("good.raw", "1M", "raw"), self.path("nbd.sock")
+        self.daemon(
+            "--blockdev", f"qed,node-name=disk,file.driver=file,file.filename={path}",
+            "--blockdev", f"raw,node-name=good,file.driver=file,file.filename={good}",
+            "--nbd-server", f"addr.type=unix,addr.path={self.socket}",
+            "--export", "nbd,id=a,node-name=disk,name=disk,writable=on",
+            "--export", "nbd,id=b,node-name=good,name=good,writable=on",
+        )  # fmt: skip
+
+    def connect(self, name):
+        client = nbd.NBD()
+        client.connect_uri(nbd_uri(self.socket, name))
+        return client
+
+    def test_guests_of_other_disks_go_on_meanwhile(self):
+        """The first write checks the image. Clients of the other disk are on all I/O threads."""
+        others, rounds = [self.connect("good") for _ in range(6)], 0
+        disk = self.connect("disk")
+        checked = threading.Thread(target=lambda: disk.pwrite(bytes(512), 0))
+        checked.start()
+        while checked.is_alive():
+            for other in others:
+                other.pwrite(bytes(512), 0)
+            rounds += checked.is_alive()
+        self.assertGreaterEqual(rounds, 5)
 
 
 class TakenOver(FormatCase):
