@@ -366,20 +366,21 @@ static int write_log_co_write_zeroes(struct block_node *node, uint64_t offset, u
     return co_append_to_log(s, &entry);
 }
 
+/* Of whole sectors: the log has no others, and a replay must not discard more than this did. */
 static int write_log_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
 {
     struct write_log *s = node->opaque;
-    int r = block_co_discard(s->file, offset, length);
-    struct log_entry entry = {
-        .offset = offset,
-        .length = round_up(length, s->sector_size),
-        .flags = LOG_FLAG_DISCARD,
-    };
+    uint64_t first = round_up(offset, s->sector_size), end = offset + length;
+    struct log_entry entry = {.offset = first, .flags = LOG_FLAG_DISCARD};
+    int r;
 
-    if (r < 0) {
-        return r;
+    end -= end == block_node_size(node) ? 0 : end % s->sector_size;
+    if (first >= end) {
+        return 0;
     }
-    return co_append_to_log(s, &entry);
+    r = block_co_discard(s->file, first, end - first);
+    entry.length = round_up(end - first, s->sector_size);
+    return r < 0 ? r : co_append_to_log(s, &entry);
 }
 
 static int write_log_co_flush(struct block_node *node)

@@ -126,6 +126,19 @@ static void log_has_the_format_of_dm_log_writes(void *arg)
     close_graph(&g);
 }
 
+static void discards_are_of_whole_sectors(void *arg)
+{
+    struct log_graph g;
+
+    open_graph(&g, "");
+    assert_int_equal(block_co_discard(g.edge, 100, 100), 0);
+    assert_int_equal(block_co_discard(g.edge, 65536 + 100, 4096), 0);
+    close_filter(&g);
+    assert_int_equal(load_le64(g.log->data + 16), 1);
+    assert_entry(&g, 1, 129, 7, DISCARD);
+    close_graph(&g);
+}
+
 static void flush_in_background(void *arg)
 {
     struct log_graph *g = arg;
@@ -232,6 +245,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         CO_TEST(a_flush_makes_the_log_stable_last),
         CO_TEST(log_has_the_format_of_dm_log_writes),
+        CO_TEST(discards_are_of_whole_sectors),
         CO_TEST(writes_that_complete_during_a_flush_follow_it),
         CO_TEST(log_can_be_appended_to),
         CO_TEST(bad_logs_and_options_are_refused),
