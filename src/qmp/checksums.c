@@ -23,6 +23,7 @@
 #include "block/gate.h"
 #include "co/sync.h"
 #include "loop/loop.h"
+#include "qmp/checksums.h"
 #include "qmp/command_lock.h"
 #include "qmp/commands.h"
 #include "qmp/define.h"
@@ -76,6 +77,18 @@ struct checksums {
 
 /* Those that have not ended. */
 static struct list works = LIST_INIT(works);
+
+bool qmp_checksums_use(const struct block_node *node)
+{
+    const struct checksums *c;
+
+    LIST_FOREACH (c, &works, link) {
+        if (c->node == node) {
+            return true;
+        }
+    }
+    return false;
+}
 
 static void free_checksums(struct checksums *c)
 {

@@ -15,10 +15,11 @@
 #include "export/export.h"
 #include "job/job.h"
 #include "loop/loop.h"
+#include "qmp/checksums.h"
 #include "qmp/command_lock.h"
 #include "qmp/commands.h"
 
-/* How long to wait for an export to end before it is looked for again. */
+/* How long to wait for an export or a work to end before it is looked for again. */
 #define EXPORT_POLL_NS 50000000LL
 
 /* A view that goes with a session. */
@@ -341,6 +342,9 @@ static bool co_end_view_locked(struct lease_scope *s)
     if (r != 0) {
         return r < 0;
     }
+    if (qmp_checksums_use(node)) {
+        return false;
+    }
     if (view_of(node, &v)) {
         s->disk = v.disk;
         log_info("the lease of node '%s' ends with its monitor connection", name);
@@ -353,7 +357,10 @@ static bool co_end_view_locked(struct lease_scope *s)
     return true;
 }
 
-/* An export ends when the requests of its clients have, without the control lock meanwhile. */
+/*
+ * An export ends when the requests of its clients have, and a work when the disk has answered:
+ * without the control lock meanwhile.
+ */
 static void co_end_session_lease(void *arg)
 {
     AUTO_FREE char *name = arg;

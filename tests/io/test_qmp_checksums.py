@@ -247,6 +247,26 @@ class SlowDisks(ChecksumsCase):
             "the end of what was begun",
         )
 
+    def test_a_leased_view_goes_when_what_was_begun_ends(self):
+        """A backup that is killed, or gives up, while the disk hangs."""
+        self.add_storage(4 * MIB)
+        self.add("file", "temp", filename=self.create("temp.raw", str(4 * MIB), fmt="raw"))
+        self.add("copy-before-write", "cbw", file="disk", target="temp")
+        self.add("snapshot-access", "snap", file="cbw")
+        with self.server.connect() as leaving:
+            leaving.command("x-tidemark-lease", node_name="snap")
+            tidemark.freeze(self.storage.process.pid)
+            self.refused("Node 'snap' has not answered for 3 s", leaving, **{"node-name": "snap"})
+        self.assertIn("snap", self.nodes())
+        self.storage.process.send_signal(signal.SIGCONT)
+        tidemark.wait_until(
+            lambda: not {"snap", "cbw", "temp"} & self.nodes(), "the end of the lease"
+        )
+        self.qmp.command("blockdev-del", node_name="disk")
+
+    def nodes(self):
+        return {n["node-name"] for n in self.qmp.command("query-named-block-nodes", flat=True)}
+
     def test_a_slow_disk_gets_an_answer_in_parts(self):
         self.qmp.command("object-add", qom_type="throttle-group", id="t", limits={"bps-read": 4 * MIB})
         self.add("null-co", "zeroes", size=64 * MIB)
