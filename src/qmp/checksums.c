@@ -68,11 +68,10 @@ struct checksums {
     int status;                 /* the first failure */
     uint64_t failed_at;
     struct co_group hashers;
-    struct loop_timer timer;
-    struct co *waiter; /* the command, while it waits; else NULL */
-    bool is_read;      /* all pieces have been read, or one has failed */
-    bool ended;        /* and the root is released */
-    bool abandoned;    /* the command has ended */
+    struct loop_answer answer; /* for the command: the work has ended */
+    bool is_read;              /* all pieces have been read, or one has failed */
+    bool ended;                /* and the root is released */
+    bool abandoned;            /* the command has ended */
 };
 
 /* Those that have not ended. */
@@ -238,21 +237,6 @@ static int co_find_zero_digest(struct checksums *c)
 
 /* --- the work --------------------------------------------------------------------------------- */
 
-static void wake_command(struct checksums *c)
-{
-    struct co *co = c->waiter;
-
-    c->waiter = NULL;
-    if (co) {
-        co_wake(co);
-    }
-}
-
-static void on_hash_timer(struct loop_timer *timer)
-{
-    wake_command(container_of(timer, struct checksums, timer));
-}
-
 struct work_scope {
     struct block_control_scope scope;
     struct block_node *node;
@@ -302,7 +286,7 @@ static void co_checksums_work(void *arg)
     c->is_read = true;
     co_release_work(c);
     c->ended = true;
-    wake_command(c);
+    loop_answer_give(&c->answer);
     if (c->abandoned) {
         free_checksums(c);
     }
@@ -353,7 +337,7 @@ static struct checksums *new_checksums(struct json_object *args)
     }
     list_init(&c->link);
     co_group_init(&c->hashers);
-    loop_timer_init(&c->timer, on_hash_timer);
+    loop_answer_init(&c->answer);
     c->granularity = qmp_get_uint(args, "granularity", 0);
     c->offset = c->next = qmp_get_uint(args, "offset", 0);
     c->end = c->offset + MIN(qmp_get_uint(args, "length", 0), COMMAND_MAX);
@@ -391,15 +375,6 @@ static int co_begin_checksums(struct checksums *c, struct block_node *node, stru
     }
     block_co_unref(node);
     return r;
-}
-
-/* Without the lock. */
-static void co_await_work(struct checksums *c)
-{
-    c->waiter = co_self();
-    loop_timer_arm(&c->timer, loop_now_ns() + HASH_PATIENCE_NS);
-    co_suspend();
-    loop_timer_disarm(&c->timer);
 }
 
 static int take_checksums(const struct checksums *c, const char *name,
@@ -457,7 +432,7 @@ int qmp_co_x_blockdev_checksums(struct qmp_call *call, struct json_object *args,
         return -EINVAL;
     }
     block_control_unlock();
-    co_await_work(c);
+    (void)loop_co_answer_wait(&c->answer, HASH_PATIENCE_NS);
     /* Others may wait for the disk, with the node. */
     block_control_meet_nothing_from_now();
     r = qmp_co_lock_again(err);

@@ -51,7 +51,8 @@ static bool has_uncounted_bitmaps(struct block_node *node)
 /* Bitmaps are counted by another coroutine, which goes on when the disk hangs. */
 struct counting {
     struct block_node *node; /* referenced */
-    bool done, abandoned;
+    struct loop_answer done;
+    bool abandoned;
 };
 
 static void co_count_apart(void *arg)
@@ -70,22 +71,24 @@ static void co_count_apart(void *arg)
     block_control_unlock();
     block_control_end_scope(&scope);
     block_co_unref(c->node);
-    c->done = true;
     if (c->abandoned) {
         free(c);
+    } else {
+        loop_answer_give(&c->done);
     }
 }
 
 /* Wait for *patience_ns at most, and for nothing else after that. The control lock is released. */
 static void co_count_soon(struct block_node *node, int64_t *patience_ns)
 {
-    int64_t until = loop_now_ns() + *patience_ns;
     struct counting *c = calloc(1, sizeof(*c));
+    bool done;
 
     if (!c) {
         return;
     }
     c->node = block_node_ref(node);
+    loop_answer_init(&c->done);
     if (reactor_spawn(reactor_main(), co_count_apart, c) < 0) {
         c->node = NULL;
         free(c);
@@ -95,15 +98,14 @@ static void co_count_soon(struct block_node *node, int64_t *patience_ns)
         return;
     }
     block_control_unlock();
-    while (!c->done && loop_now_ns() < until) {
-        loop_co_sleep(NS_PER_MS);
+    done = loop_co_answer_wait(&c->done, *patience_ns);
+    c->abandoned = !done;
+    if (done) {
+        free(c);
+    } else {
+        *patience_ns = 0;
     }
     block_co_control_lock();
-    *patience_ns = c->done ? *patience_ns : 0;
-    c->abandoned = !c->done;
-    if (c->done) {
-        free(c);
-    }
 }
 
 static bool shows_own_members;
