@@ -5,14 +5,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "base/checked.h"
-#include "base/cleanup.h"
-#include "base/strbuf.h"
-#include "block/node.h"
-#include "block/stats.h"
 #include "co/co.h"
 #include "co/sync.h"
-#include "co/wait.h"
 #include "loop/loop.h"
 
 /* Main reactor. */
@@ -31,7 +25,7 @@ static struct list paused_works = LIST_INIT(paused_works);
 static struct list scopes = LIST_INIT(scopes);
 
 /* Of a coroutine; NULL: none. */
-static struct block_control_scope *scope_of(const struct co *owner)
+static struct block_control_scope *find_scope(const struct co *owner)
 {
     struct block_control_scope *scope;
 
@@ -69,7 +63,7 @@ static struct block_control_work *met_work(void)
     if (list_is_empty(&works)) {
         return NULL;
     }
-    scope = scope_of(co_task());
+    scope = find_scope(co_task());
     LIST_FOREACH (work, &works, link) {
         if (work->owner != co_task() && scope_meets(scope, work)) {
             return work;
@@ -105,55 +99,6 @@ void block_co_control_lock(void)
 }
 
 /* --- with a limit of time --- */
-
-static void note_activity(struct block_node *node, void *arg)
-{
-    uint64_t values[BLOCK_STATS];
-
-    block_node_read_stats(node, values);
-    *(bool *)arg = *(bool *)arg || values[BLOCK_STAT_IN_FLIGHT] > 0;
-}
-
-/* The first node whose storage has requests in flight, or else the first one; NULL: no node. */
-static const struct block_node *find_in_flight(const struct block_control_work *work)
-{
-    for (size_t i = 0; i < work->count; i++) {
-        bool in_flight = false;
-
-        block_node_foreach_below(work->nodes[i], note_activity, &in_flight);
-        if (in_flight) {
-            return work->nodes[i];
-        }
-    }
-    return work->count > 0 ? work->nodes[0] : NULL;
-}
-
-/* `work`: what `owner` works on apart; NULL: it has the lock. */
-static int set_busy(const struct co *owner, const struct block_control_work *work,
-                    struct error *err)
-{
-    const struct block_control_scope *scope = scope_of(owner);
-    const struct block_node *node = work ? find_in_flight(work) : NULL;
-    AUTO_FREE char *line = NULL;
-    STRBUF_AUTO(text);
-
-    if (scope && scope->command) {
-        strbuf_printf(&text, "The command '%s'", scope->command);
-    } else {
-        strbuf_puts(&text, "A job or another user of the block nodes");
-    }
-    strbuf_puts(&text, work ? " keeps others from changing the graph of the block nodes"
-                            : " keeps all other commands waiting");
-    if (node) {
-        strbuf_printf(&text, ", while it waits for node '%s'", block_node_name(node));
-    }
-    strbuf_puts(&text, ": it waits for ");
-    if (!owner || !co_wait_describe(owner, &text)) {
-        strbuf_puts(&text, "storage that has not answered");
-    }
-    line = strbuf_take(&text);
-    return line ? error_set(err, EBUSY, "%s", line) : error_out_of_memory(err);
-}
 
 /*
  * The mutex is taken by another coroutine, which may have to wait for it for longer. One that
@@ -239,7 +184,7 @@ static void look_again(struct loop_timer *timer)
 /* The work that has kept the graph for too long; NULL: nothing is met any more. */
 static struct block_control_work *co_await_works_within(int64_t patience_ns)
 {
-    const struct block_control_scope *scope = scope_of(co_task());
+    const struct block_control_scope *scope = find_scope(co_task());
     struct block_control_work *work;
     struct loop_timer timer;
     uint64_t number = 0;
@@ -261,20 +206,20 @@ static struct block_control_work *co_await_works_within(int64_t patience_ns)
     return work;
 }
 
-int block_co_control_lock_within(int64_t patience_ns, struct error *err)
+int block_co_control_lock_within(int64_t patience_ns, struct block_control_holder *ret_holder)
 {
-    struct block_control_work *work;
-    int r = 0;
+    const struct block_control_work *work;
 
     make_ready();
     if (!co_lock_mutex_within(patience_ns)) {
-        return set_busy(control.owner, NULL, err);
+        *ret_holder = (struct block_control_holder){.owner = control.owner};
+        return -EBUSY;
     }
     work = co_await_works_within(patience_ns);
     if (work) {
-        r = set_busy(work->owner, work, err);
+        *ret_holder = (struct block_control_holder){.owner = work->owner, .work = work};
         co_mutex_unlock(&control.mutex);
-        return r;
+        return -EBUSY;
     }
     own_control();
     return 0;
@@ -287,7 +232,7 @@ void block_control_unlock(void)
     co_mutex_unlock(&control.mutex);
 }
 
-bool block_control_is_locked(void)
+const struct co *block_control_owner(void)
 {
     return control.owner;
 }
@@ -392,32 +337,18 @@ void block_co_control_end_work(struct block_control_work *work)
     co_cond_broadcast(&control.ended);
 }
 
-bool block_control_is_worked_on(struct block_node *node)
+const struct block_control_work *block_control_next_work(const struct block_control_work *work)
 {
-    struct block_control_work *work;
+    const struct list *next = work ? work->link.next : works.next;
 
-    LIST_FOREACH (work, &works, link) {
-        for (size_t i = 0; i < work->count; i++) {
-            if (block_node_is_joined(node, work->nodes[i])) {
-                return true;
-            }
-        }
-    }
-    return false;
-}
-
-bool block_control_is_busy_with(struct block_node *node)
-{
-    const struct block_control_scope *scope = control.owner ? scope_of(control.owner) : NULL;
-
-    return (scope && scope->meets && scope->meets(scope, node)) || block_control_is_worked_on(node);
+    return next == &works ? NULL : container_of(next, struct block_control_work, link);
 }
 
 /* --- scopes ----------------------------------------------------------------------------------- */
 
 void block_control_begin_scope(struct block_control_scope *scope)
 {
-    assert(!scope_of(co_task()));
+    assert(!find_scope(co_task()));
     scope->owner = co_task();
     list_append(&scopes, &scope->link);
 }
@@ -427,9 +358,14 @@ void block_control_end_scope(struct block_control_scope *scope)
     list_remove(&scope->link);
 }
 
+const struct block_control_scope *block_control_scope_of(const struct co *owner)
+{
+    return find_scope(owner);
+}
+
 void block_control_keep_graph_from_now(void)
 {
-    struct block_control_scope *scope = scope_of(co_task());
+    struct block_control_scope *scope = find_scope(co_task());
 
     if (scope) {
         scope->keeps_graph = true;
@@ -438,7 +374,7 @@ void block_control_keep_graph_from_now(void)
 
 void block_control_meet_nothing_from_now(void)
 {
-    struct block_control_scope *scope = scope_of(co_task());
+    struct block_control_scope *scope = find_scope(co_task());
 
     if (scope) {
         scope->keeps_graph = true;

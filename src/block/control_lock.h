@@ -24,26 +24,34 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "base/error.h"
 #include "base/list.h"
 #include "co/co.h"
 
+struct block_control_work;
 struct block_node;
 
 /* Take the lock. Not recursive. Yields. */
 void block_co_control_lock(void);
+
+/* Who keeps others from the lock. Valid until the coroutine yields. */
+struct block_control_holder {
+    const struct co *owner;
+    /* What the owner works on apart; NULL: the owner has the lock. */
+    const struct block_control_work *work;
+};
+
 /*
  * Likewise, for whoever has a scope and can do without: -EBUSY, and the lock is not taken, after
  * `patience_ns` in which the same step elsewhere has kept the graph, or the lock had the same
- * owner. The error names the command, the node and the storage that it waits for. A step that works
- * on what the scope touches is waited for without a limit: the caller needs the same storage.
+ * owner, which *ret_holder names then. A step that works on what the scope touches is waited for
+ * without a limit: the caller needs the same storage.
  */
-int block_co_control_lock_within(int64_t patience_ns, struct error *err);
+int block_co_control_lock_within(int64_t patience_ns, struct block_control_holder *ret_holder);
 /* Does not yield. */
 void block_control_unlock(void);
 
-/* Whether any coroutine has the lock. Does not yield. */
-bool block_control_is_locked(void);
+/* The coroutine that has the lock; NULL: none. Does not yield. */
+const struct co *block_control_owner(void);
 
 /*
  * Unlock if this coroutine has the lock, or let others touch what it works on apart; returns
@@ -62,7 +70,7 @@ void block_co_control_resume(bool held);
 
 /* --- working apart ---------------------------------------------------------------------------- */
 
-/* The members are private. */
+/* The members are private to this file and control_busy.c. */
 struct block_control_work {
     struct list link;
     struct co *owner;
@@ -87,14 +95,8 @@ void block_control_keep_graph(struct block_control_work *work);
  */
 void block_co_control_end_work(struct block_control_work *work);
 
-/* Whether a command works on what is joined with the node. Does not yield. */
-bool block_control_is_worked_on(struct block_node *node);
-
-/*
- * Whether somebody works on what is joined with the node, or has the lock and a scope that meets
- * the node. Does not yield.
- */
-bool block_control_is_busy_with(struct block_node *node);
+/* Iterate over what coroutines work on apart: NULL begins, NULL ends. Does not yield. */
+const struct block_control_work *block_control_next_work(const struct block_control_work *work);
 
 /* --- scopes ----------------------------------------------------------------------------------- */
 
@@ -113,6 +115,8 @@ struct block_control_scope {
 /* The running coroutine has the scope from now on, until the end. It has no other one. */
 void block_control_begin_scope(struct block_control_scope *scope);
 void block_control_end_scope(struct block_control_scope *scope);
+/* Of a coroutine; NULL: it has none. Does not yield. */
+const struct block_control_scope *block_control_scope_of(const struct co *owner);
 /* The running coroutine begins no graph change any more. It need not have a scope. */
 void block_control_keep_graph_from_now(void);
 /* The same, and it touches no node. */

@@ -10,6 +10,7 @@
 #include "base/list.h"
 #include "base/time_units.h"
 #include "block/block.h"
+#include "block/control_busy.h"
 #include "block/control_lock.h"
 #include "block/reopen.h"
 #include "co/co.h"
@@ -51,16 +52,17 @@ int qmp_co_lock_command(struct error *err)
 
 int qmp_co_begin_command(struct error *err)
 {
+    struct block_control_holder holder;
     int r;
 
     co_mutex_lock(get_start_lock());
     co_mutex_unlock(get_start_lock());
-    r = block_co_control_lock_within(BUSY_PATIENCE_NS, err);
-    if (r == 0) {
-        r = check_running(err);
-        if (r < 0) {
-            block_control_unlock();
-        }
+    if (block_co_control_lock_within(BUSY_PATIENCE_NS, &holder) < 0) {
+        return block_control_set_busy(&holder, err);
+    }
+    r = check_running(err);
+    if (r < 0) {
+        block_control_unlock();
     }
     return r;
 }

@@ -218,7 +218,7 @@ static struct json_object *co_answer_in_scope(struct session *s, struct json_obj
     struct json_object *answer;
     ERROR_AUTO(err);
 
-    if (block_control_is_locked() && qmp_only_looks(request)) {
+    if (block_control_owner() && qmp_only_looks(request)) {
         return co_answer_look(s, request);
     }
     if (qmp_co_begin_command(&err) < 0) {

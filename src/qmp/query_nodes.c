@@ -9,6 +9,7 @@
 #include "base/time_units.h"
 #include "block/bitmaps.h"
 #include "block/control.h"
+#include "block/control_busy.h"
 #include "block/control_lock.h"
 #include "block/hand_over.h"
 #include "block/threshold.h"

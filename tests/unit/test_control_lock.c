@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "base/error.h"
+#include "block/control_busy.h"
 #include "block/control_lock.h"
 #include "co/co.h"
 #include "loop/loop.h"
@@ -36,7 +37,7 @@ static void let_others_hold(int count, int64_t ns)
     for (int i = 0; i < count; i++) {
         assert_int_equal(reactor_spawn(reactor_main(), co_hold, NULL), 0);
     }
-    while (!block_control_is_locked()) {
+    while (!block_control_owner()) {
         co_reschedule();
     }
 }
@@ -58,11 +59,11 @@ static void run(co_entry *entry)
 
 static void co_wait_in_a_queue(void *arg)
 {
-    ERROR_AUTO(err);
+    struct block_control_holder holder;
 
     /* Together they hold the lock three times as long as this one would wait for one of them. */
     let_others_hold(6, PATIENCE_NS / 2);
-    assert_int_equal(block_co_control_lock_within(PATIENCE_NS, &err), 0);
+    assert_int_equal(block_co_control_lock_within(PATIENCE_NS, &holder), 0);
     assert_int_equal(holders, 0);
     block_control_unlock();
 }
@@ -74,6 +75,7 @@ static void test_a_queue_that_moves_is_waited_for(void **state)
 
 static void co_give_up(void *arg)
 {
+    struct block_control_holder holder;
     size_t coroutines;
 
     let_others_hold(1, 20 * PATIENCE_NS);
@@ -81,7 +83,8 @@ static void co_give_up(void *arg)
     for (int i = 0; i < 4; i++) {
         ERROR_AUTO(err);
 
-        assert_int_equal(block_co_control_lock_within(PATIENCE_NS / 4, &err), -EBUSY);
+        assert_int_equal(block_co_control_lock_within(PATIENCE_NS / 4, &holder), -EBUSY);
+        assert_int_equal(block_control_set_busy(&holder, &err), -EBUSY);
         assert_string_equal(err.message,
                             "A job or another user of the block nodes keeps all other commands "
                             "waiting: it waits for a pause to end");
@@ -89,9 +92,7 @@ static void co_give_up(void *arg)
     }
     await_holders();
     for (int i = 0; i < 2; i++) {
-        ERROR_AUTO(err);
-
-        assert_int_equal(block_co_control_lock_within(PATIENCE_NS, &err), 0);
+        assert_int_equal(block_co_control_lock_within(PATIENCE_NS, &holder), 0);
         block_control_unlock();
     }
 }
@@ -103,12 +104,11 @@ static void test_one_that_is_held_for_long_is_not(void **state)
 
 static void co_come_back(void *arg)
 {
-    ERROR_AUTO(err);
+    struct block_control_holder holder;
 
     let_others_hold(1, 2 * PATIENCE_NS);
-    assert_int_equal(block_co_control_lock_within(PATIENCE_NS / 4, &err), -EBUSY);
-    error_clear(&err);
-    assert_int_equal(block_co_control_lock_within(INT64_MAX, &err), 0);
+    assert_int_equal(block_co_control_lock_within(PATIENCE_NS / 4, &holder), -EBUSY);
+    assert_int_equal(block_co_control_lock_within(INT64_MAX, &holder), 0);
     assert_int_equal(holders, 0);
     block_control_unlock();
 }

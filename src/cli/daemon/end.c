@@ -17,7 +17,7 @@
 #include "base/log.h"
 #include "base/time_units.h"
 #include "block/block.h"
-#include "block/control_lock.h"
+#include "block/control_busy.h"
 #include "block/stats.h"
 #include "chardev/chardev.h"
 #include "cli/cli.h"

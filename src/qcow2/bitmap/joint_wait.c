@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "block/bitmaps.h"
 #include "block/control.h"
+#include "block/control_busy.h"
 #include "block/control_lock.h"
 #include "block/device.h"
 #include "block/driver.h"
