@@ -9,6 +9,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "loop/loop.h"
 #include "qed/image.h"
 
@@ -189,5 +190,45 @@ int qed_co_check(struct block_node *node, unsigned fix, struct block_check_resul
     co_mutex_lock(&q->map.lock);
     r = qed_co_check_locked(node, fix, ret_result, err);
     co_mutex_unlock(&q->map.lock);
+    return r;
+}
+
+/* --- the first write -------------------------------------------------------------------------- */
+
+/* Once: guests try again. */
+static void report_owners(const struct block_node *node)
+{
+    struct qed *q = node->opaque;
+
+    if (!q->is_reported) {
+        q->is_reported = true;
+        log_report(
+            LOG_LEVEL_ERROR,
+            "Image '%s' was not closed in order, and has clusters with two owners: it can be "
+            "read, and copied to another image, but is not written",
+            block_node_display_name(node));
+    }
+}
+
+int qed_co_begin_writing_locked(struct block_node *node)
+{
+    struct qed *q = node->opaque;
+    struct block_check_result result;
+    int r = 0;
+
+    if (q->header.features & QED_F_NEED_CHECK) {
+        r = qed_co_check_locked(node, BLOCK_CHECK_FIX_ERRORS, &result, NULL);
+        if (r == 0 && result.corruptions > 0) {
+            report_owners(node);
+            r = -EIO;
+        }
+    } else if (q->header.autoclear != 0) {
+        uint64_t old = q->header.autoclear;
+
+        q->header.autoclear = 0;
+        r = qed_co_write_header(node);
+        UNLESS_FAILED(r, block_co_flush(node->file));
+        q->header.autoclear = r < 0 ? old : 0;
+    }
     return r;
 }

@@ -90,10 +90,10 @@ struct qed {
     uint64_t generation;
 };
 
-extern const struct blockmap_ops qed_map_ops;
 extern const struct block_option_desc qed_create_options[];
 extern const struct schema_type qed_create_type;
 
+/* header.c */
 /* The first bytes of the file: QED_HEADER_SIZE. Does not yield. */
 void qed_fill_header(const struct qed_header *h, uint8_t *bytes);
 /* Write the header as it is in memory. -errno without a sentence. Yields. */
@@ -102,6 +102,10 @@ int qed_co_write_header(struct block_node *node);
 bool qed_sizes_overflow(uint32_t cluster_size, uint32_t table_clusters);
 /* The most bytes that a disk can have, a multiple of QED_SECTOR. Does not yield. */
 uint64_t qed_disk_max(uint32_t cluster_size, uint32_t table_clusters);
+/* Read the header of a file that is open, and check its fields. -errno. Yields. */
+int qed_co_load_header(struct block_node *node, struct error *err);
+/* Read the backing file name that the header leads to. -errno. Yields. */
+int qed_co_load_backing_name(struct block_node *node, struct error *err);
 
 /* tables.c */
 /* Whether `length` bytes at `offset` may be a table or a cluster of the image. Does not yield. */
@@ -115,12 +119,23 @@ int qed_co_set_entry(struct block_node *node, uint64_t table, uint64_t index, ui
 int qed_co_set_l1_locked(struct block_node *node, uint64_t index, uint64_t table);
 /* Forget what is in memory of L2 tables. Does not yield. */
 void qed_forget_pages(struct qed *q);
+/* Of struct blockmap_ops. */
+int qed_co_find(struct block_node *node, uint64_t offset, uint64_t length,
+                struct blockmap_run *ret_run);
+int qed_co_reserve_locked(struct block_node *node, uint64_t offset, uint64_t length,
+                          struct blockmap_place *ret_place);
+void qed_co_give_back_locked(struct block_node *node, const struct blockmap_place *place);
+int qed_co_link_locked(struct block_node *node, uint64_t offset,
+                       const struct blockmap_place *place);
+int qed_co_zero_locked(struct block_node *node, uint64_t offset);
 
 /* check.c: of struct block_driver; and the same with map.lock held. */
 int qed_co_check(struct block_node *node, unsigned fix, struct block_check_result *ret_result,
                  struct error *err);
 int qed_co_check_locked(struct block_node *node, unsigned fix,
                         struct block_check_result *ret_result, struct error *err);
+/* Of struct blockmap_ops: what another program left to do for the next writer. */
+int qed_co_begin_writing_locked(struct block_node *node);
 
 /* create.c: of struct block_driver. */
 int qed_co_create(const char *filename, uint64_t size, struct options *opts, struct error *err);

@@ -9,7 +9,6 @@
 
 #include "base/byteorder.h"
 #include "base/checked.h"
-#include "base/log.h"
 #include "qed/image.h"
 
 bool qed_is_place(const struct block_node *node, uint64_t offset, uint64_t length)
@@ -151,8 +150,8 @@ static int qed_kind_of(const struct block_node *node, uint64_t entry, enum block
     return *ret_kind == BLOCKMAP_DATA && !qed_is_place(node, entry, 1) ? -EIO : 0;
 }
 
-static int qed_co_find(struct block_node *node, uint64_t offset, uint64_t length,
-                       struct blockmap_run *ret_run)
+int qed_co_find(struct block_node *node, uint64_t offset, uint64_t length,
+                struct blockmap_run *ret_run)
 {
     const struct qed *q = node->opaque;
     uint64_t size = q->header.cluster_size, within = offset % size, entries[QED_PAGE_ENTRIES];
@@ -224,8 +223,8 @@ static int qed_co_make_table_locked(struct block_node *node, uint64_t offset, ui
     return r;
 }
 
-static int qed_co_reserve_locked(struct block_node *node, uint64_t offset, uint64_t length,
-                                 struct blockmap_place *ret_place)
+int qed_co_reserve_locked(struct block_node *node, uint64_t offset, uint64_t length,
+                          struct blockmap_place *ret_place)
 {
     struct qed *q = node->opaque;
     uint64_t place, table;
@@ -239,7 +238,7 @@ static int qed_co_reserve_locked(struct block_node *node, uint64_t offset, uint6
     return r;
 }
 
-static void qed_co_give_back_locked(struct block_node *node, const struct blockmap_place *place)
+void qed_co_give_back_locked(struct block_node *node, const struct blockmap_place *place)
 {
     struct qed *q = node->opaque;
 
@@ -247,8 +246,7 @@ static void qed_co_give_back_locked(struct block_node *node, const struct blockm
     q->end = place->host;
 }
 
-static int qed_co_link_locked(struct block_node *node, uint64_t offset,
-                              const struct blockmap_place *place)
+int qed_co_link_locked(struct block_node *node, uint64_t offset, const struct blockmap_place *place)
 {
     const struct qed *q = node->opaque;
     uint64_t index = offset / q->header.cluster_size;
@@ -257,7 +255,7 @@ static int qed_co_link_locked(struct block_node *node, uint64_t offset,
                             place->host);
 }
 
-static int qed_co_zero_locked(struct block_node *node, uint64_t offset)
+int qed_co_zero_locked(struct block_node *node, uint64_t offset)
 {
     const struct qed *q = node->opaque;
     uint64_t table, index = offset / q->header.cluster_size % q->table_entries;
@@ -265,51 +263,3 @@ static int qed_co_zero_locked(struct block_node *node, uint64_t offset)
 
     return r < 0 ? r : qed_co_set_entry(node, table, index, QED_ZERO);
 }
-
-/* Once: guests try again. */
-static void report_owners(const struct block_node *node)
-{
-    struct qed *q = node->opaque;
-
-    if (!q->is_reported) {
-        q->is_reported = true;
-        log_report(
-            LOG_LEVEL_ERROR,
-            "Image '%s' was not closed in order, and has clusters with two owners: it can be "
-            "read, and copied to another image, but is not written",
-            block_node_display_name(node));
-    }
-}
-
-/* What another program left to do for the next writer. */
-static int qed_co_begin_writing_locked(struct block_node *node)
-{
-    struct qed *q = node->opaque;
-    struct block_check_result result;
-    int r = 0;
-
-    if (q->header.features & QED_F_NEED_CHECK) {
-        r = qed_co_check_locked(node, BLOCK_CHECK_FIX_ERRORS, &result, NULL);
-        if (r == 0 && result.corruptions > 0) {
-            report_owners(node);
-            r = -EIO;
-        }
-    } else if (q->header.autoclear != 0) {
-        uint64_t old = q->header.autoclear;
-
-        q->header.autoclear = 0;
-        r = qed_co_write_header(node);
-        UNLESS_FAILED(r, block_co_flush(node->file));
-        q->header.autoclear = r < 0 ? old : 0;
-    }
-    return r;
-}
-
-const struct blockmap_ops qed_map_ops = {
-    .co_find = qed_co_find,
-    .co_reserve_locked = qed_co_reserve_locked,
-    .co_give_back_locked = qed_co_give_back_locked,
-    .co_link_locked = qed_co_link_locked,
-    .co_begin_writing_locked = qed_co_begin_writing_locked,
-    .co_zero_locked = qed_co_zero_locked,
-};
