@@ -16,15 +16,11 @@
 #include "base/iov.h"
 #include "base/pacer.h"
 #include "base/progress.h"
-#include "base/time_units.h"
 #include "block/block.h"
 #include "block/gate.h"
 #include "co/sync.h"
-#include "loop/loop.h"
 
 #define WORKERS 12
-#define STOPPED "The backup was stopped"
-#define WATCH_NS (NS_PER_SECOND / 5)
 
 /* --- one chunk --- */
 
@@ -120,16 +116,6 @@ static bool is_all_the_same(const uint8_t *kinds, uint64_t count)
     return i == count;
 }
 
-void pull_co_await_turn(struct pull *p, uint64_t size)
-{
-    int64_t now = loop_now_ns(), turn = now + pacer_take(&p->pacer, size, now);
-
-    while (turn > now && p->status == 0 && !(p->config->stop && *p->config->stop)) {
-        loop_co_sleep(MIN(turn - now, WATCH_NS));
-        now = loop_now_ns();
-    }
-}
-
 static int co_pull_data(struct pull *p, const struct pull_chunk *chunk, uint8_t *buf)
 {
     struct pull_input *input = p->config->input;
@@ -195,22 +181,6 @@ static bool next_pull_chunk(struct pull *p, struct pull_chunk *ret_chunk)
         p->status = error_set_errno(p->err, -r, "Could not read checksums of the last backup");
     }
     return r == 0;
-}
-
-bool pull_may_continue(struct pull *p)
-{
-    int64_t now = loop_now_ns();
-
-    if (p->status == 0 && p->config->stop && *p->config->stop) {
-        p->status = error_set(p->err, EINTR, STOPPED);
-    }
-    if (now - p->watched_ns >= WATCH_NS) {
-        int r = p->config->watch(p->config->watch_arg, p->status == 0 ? p->err : NULL);
-
-        p->watched_ns = now;
-        p->status = p->status == 0 && r < 0 ? r : p->status;
-    }
-    return p->status == 0;
 }
 
 static void co_pull_worker(void *arg)
@@ -336,7 +306,7 @@ int pull_co_run(const struct pull_config *config, struct pull_result *ret_result
         progress_end(&p.progress, r == 0);
     }
     co_close_image(&p);
-    r = giving_up_co_end(&giving_up, r, STOPPED, err);
+    r = giving_up_co_end(&giving_up, r, PULL_STOPPED, err);
     if (r == -EINTR) {
         *config->view_failed = false; /* reads were given up */
     }

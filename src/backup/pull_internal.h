@@ -97,6 +97,10 @@ struct pull {
     struct co_group group;
 };
 
+/* --- pace (pull_pace.c) --- */
+
+#define PULL_STOPPED "The backup was stopped"
+
 /*
  * Before each chunk: false if the pull has to end, by a stop, a failure, or what config->watch()
  * says. Does not yield.
