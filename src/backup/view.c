@@ -584,12 +584,12 @@ static mode_t view_type_of(const struct view_node *n)
                                                            : S_IFDIR;
 }
 
-static void describe_view(const struct view_node *n, struct fuse_tree_entry *ret)
+static void describe_view(const struct view_node *n, struct fuse_tree_entry *ret_entry)
 {
     mode_t type = view_type_of(n);
 
-    *ret = (struct fuse_tree_entry){.number = n->number, .type = type, .mtime = n->mtime};
-    ret->size = n->kind == VIEW_IMAGE ? n->size : type != S_IFDIR ? strlen(n->text) : 0;
+    *ret_entry = (struct fuse_tree_entry){.number = n->number, .type = type, .mtime = n->mtime};
+    ret_entry->size = n->kind == VIEW_IMAGE ? n->size : type != S_IFDIR ? strlen(n->text) : 0;
 }
 
 static int view_look(void *arg, uint64_t number, struct fuse_tree_entry *ret_entry)
