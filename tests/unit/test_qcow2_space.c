@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* qcow2: files that can't grow any more. What was given back is used before anything is refused. */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "co_test.h"
 
 #include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "block/activity.h"
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/data/sparse.h"
 #include "qcow2/table/refcount.h"
@@ -335,6 +338,50 @@ static void a_new_bitmap_is_stored_as_all_dirty(void *arg)
     close_full(&i);
     expect_stored(&i, "b", SIZE, SIZE);
     image_close(&i);
+}
+
+/* What the program says on stderr goes to a file until the end, which returns its text. */
+static FILE *begin_stderr(int *ret_saved)
+{
+    FILE *file = tmpfile();
+
+    assert_non_null(file);
+    *ret_saved = dup(STDERR_FILENO);
+    assert_true(*ret_saved >= 0 && dup2(fileno(file), STDERR_FILENO) >= 0);
+    return file;
+}
+
+static void end_stderr(FILE *file, int saved, char *text, size_t size)
+{
+    assert_true(dup2(saved, STDERR_FILENO) >= 0);
+    close(saved);
+    rewind(file);
+    text[fread(text, 1, size - 1, file)] = '\0';
+    assert_int_equal(fclose(file), 0);
+}
+
+/* The table has an entry for far more than the disk. */
+static void bits_kept_as_all_dirty_are_counted(void *arg)
+{
+    struct block_activity_range all = {.offset = 0, .length = SIZE};
+    char text[512], wanted[64];
+    struct block_bitmap *b;
+    struct image i;
+    FILE *file;
+    int saved;
+
+    image_create("a", SIZE, "cluster_size=4k");
+    image_open(&i, "a", "");
+    b = add(&i, "b", CLUSTER);
+    assert_int_equal(qcow2_co_store_bitmaps(i.q, NULL), 0);
+    fill(&i, 0);
+    (void)snprintf(wanted, sizeof(wanted), "exactly: %llu bytes are stored as dirty that are not",
+                   (unsigned long long)(SIZE - dirty_bitmap_count(b->bits)));
+    file = begin_stderr(&saved);
+    assert_int_equal(qcow2_co_store_bits_of(i.node, &all, 1), 0);
+    end_stderr(file, saved, text, sizeof(text));
+    assert_non_null(strstr(text, wanted));
+    close_full(&i);
 }
 
 static void a_spare_cluster_is_used_for_bits(void *arg)
@@ -701,6 +748,7 @@ int main(void)
         CO_TEST(a_bitmap_has_its_room_when_it_is_added),
         CO_TEST(room_comes_back_with_a_bitmap_that_goes),
         CO_TEST(a_new_bitmap_is_stored_as_all_dirty),
+        CO_TEST(bits_kept_as_all_dirty_are_counted),
         CO_TEST(a_spare_cluster_is_used_for_bits),
         CO_TEST(a_stored_bitmap_is_stored_in_place),
         CO_TEST(stored_and_new_bitmaps_find_room_together),

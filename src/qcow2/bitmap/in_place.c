@@ -77,18 +77,16 @@ static bool co_is_sole_owner(struct qcow2 *q, uint64_t offset, uint64_t length)
     return refcount == 1 && !hit;
 }
 
-/*
- * Bytes of the disk that are not dirty, and are stored as dirty if entry `i` becomes "all dirty".
- */
-static uint64_t clean_bytes(const struct qcow2 *q, const struct bitmap_tables *t, uint64_t i)
+uint64_t qcow2_bitmap_clean_bytes(const struct qcow2 *q, const struct block_bitmap *b,
+                                  const uint8_t *bits, uint64_t i)
 {
-    const uint64_t span = q->cluster_size * 8, granularity = t->bitmap->granularity;
+    const uint64_t span = q->cluster_size * 8, granularity = b->granularity;
     const uint64_t begin = i * span * granularity;
-    const uint64_t end = MIN(begin + span * granularity, dirty_bitmap_size(t->bitmap->bits));
+    const uint64_t end = MIN(begin + span * granularity, dirty_bitmap_size(b->bits));
     uint64_t dirty = 0;
 
     for (uint64_t k = 0; k < q->cluster_size; k++) {
-        dirty += (uint64_t)__builtin_popcount(t->bits[k]) * granularity;
+        dirty += (uint64_t)__builtin_popcount(bits[k]) * granularity;
     }
     return end > begin + dirty ? end - begin - dirty : 0;
 }
@@ -108,7 +106,7 @@ int qcow2_co_in_place_bits(struct qcow2 *q, struct bitmap_store *st, struct bitm
     }
     if (qcow2_is_no_room(r)) {
         t->now[i] = BITMAP_TABLE_ALL_ONES;
-        t->overstated += clean_bytes(q, t, i);
+        t->overstated += qcow2_bitmap_clean_bytes(q, t->bitmap, t->bits, i);
         r = 0;
     }
     return r;

@@ -94,9 +94,9 @@ static int co_keep_cluster(struct keep *k, uint64_t index, uint64_t position)
     if (k->st.no_room) {
         value = BITMAP_TABLE_ALL_ONES;
         log_warning("image '%s': no space to store bitmap '%s' exactly: %llu bytes are stored as "
-                    "dirty",
+                    "dirty that are not",
                     block_node_display_name(q->node), k->b->name,
-                    (unsigned long long)q->cluster_size * 8 * k->b->granularity);
+                    (unsigned long long)qcow2_bitmap_clean_bytes(q, k->b, k->bits, index));
         r = 0;
     }
     return UNLESS_FAILED(r, add_kept_entry(k, position, value));

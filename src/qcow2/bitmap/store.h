@@ -131,6 +131,12 @@ void qcow2_co_collect_clusters(struct qcow2 *q, const struct stored_bitmap *b,
  */
 int qcow2_co_in_place_begin(struct qcow2 *q, struct error *err);
 /*
+ * Bytes of the disk that are not dirty, and are stored as dirty if entry `i` of the bitmap becomes
+ * "all dirty". `bits`: a cluster, those of the entry. Does not yield.
+ */
+uint64_t qcow2_bitmap_clean_bytes(const struct qcow2 *q, const struct block_bitmap *b,
+                                  const uint8_t *bits, uint64_t i);
+/*
  * Store t->bits, which differ from what is stored as entry `i`, and set t->now[i]: over the old
  * bits, or in a new cluster, or as "all dirty".
  */
