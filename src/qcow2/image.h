@@ -117,7 +117,8 @@ struct qcow2_header {
     uint64_t length; /* header_length: bytes of the fields, without extensions */
     uint64_t end;    /* on disk, with extensions and backing file name; 0: not written yet */
     struct co_mutex mark_mutex;
-    uint64_t incompatible; /* [mark_mutex] while I/O is running, and bits are only added then */
+    /* [mark_mutex] while I/O is running, and bits are only added then; read without the mutex. */
+    _Atomic uint64_t incompatible;
     uint64_t compatible;
     uint64_t autoclear;
     char *backing_filename;  /* as recorded; NULL if none */

@@ -40,8 +40,11 @@ struct stored_bitmap {
     /* The table: file offset and number of entries (8 bytes each). */
     uint64_t table_offset;
     uint32_t table_entries;
-    /* BITMAP_FLAG_ bits, as they are on disk. */
-    uint32_t flags;
+    /*
+     * BITMAP_FLAG_ bits, as they are on disk. The main reactor reads them without the mutex while
+     * another one sets the mark.
+     */
+    _Atomic uint32_t flags;
     uint8_t type;
     uint8_t granularity_bits;
     /* Extra data, kept as it is. */
