@@ -19,6 +19,7 @@ struct mirror_top {
     struct dirty_bitmap *untouched;
     /* Granules that the target has as a whole; NULL: the backing node has what is missing. */
     struct dirty_bitmap *whole;
+    bool zeroes_are_data; /* the target has no other zeroes of its own */
     struct range_lock busy;
     /* Blocking writes in flight, by the lowest bit of the turn in which they began. */
     _Atomic unsigned following[2];
@@ -315,22 +316,27 @@ static int co_mirror_zeroes(struct mirror_top *s, uint64_t offset, uint64_t leng
 }
 
 /*
- * Likewise, where the target's own layer must have them: a format without a flag for zeroes may
- * have removed what it had instead, and then gets them as data.
+ * As far as one run of the target goes, or the granule in which that ends: *length becomes the
+ * length of that. Where the target's own layer must have the zeroes, a format without a flag for
+ * them may have removed what it had instead, and then gets them as data.
  */
-static int co_mirror_own_zeroes(struct mirror_top *s, uint64_t offset, uint64_t length,
-                                void *buffer, size_t buffer_size)
+static int co_mirror_zero_run(struct mirror_top *s, uint64_t offset, uint64_t *length, void *buffer,
+                              size_t buffer_size)
 {
-    uint64_t end = offset + length;
-    int r = co_mirror_zeroes(s, offset, length);
+    uint64_t n = s->zeroes_are_data ? MIN(*length, buffer_size) : *length;
+    uint64_t end = offset + n;
+    int r;
 
-    if (r < 0 || !s->whole || co_mirror_target_is_zero(s, offset, length)) {
-        return r;
+    (void)co_target_zero_run(s, offset, &n);
+    n = MIN(round_up(offset + n, s->params.granularity), end) - offset;
+    r = co_mirror_zeroes(s, offset, n);
+    if (r == 0 && s->whole && !co_mirror_target_is_zero(s, offset, n)) {
+        s->zeroes_are_data = true;
+        n = MIN(n, buffer_size);
+        memset(buffer, 0, n);
+        r = block_co_pwrite(s->target, offset, buffer, (size_t)n, 0);
     }
-    memset(buffer, 0, MIN(buffer_size, length));
-    for (; r == 0 && offset < end; offset += MIN(buffer_size, end - offset)) {
-        r = block_co_pwrite(s->target, offset, buffer, MIN(buffer_size, end - offset), 0);
-    }
+    *length = n;
     return r;
 }
 
@@ -363,10 +369,8 @@ static bool begin_reading(struct mirror_top *s, struct block_edge *entrance)
     return true;
 }
 
-/* From now on the copy concerns the target. */
-static void end_reading(struct mirror_top *s, struct block_edge *entrance)
+static void stop_reading(struct mirror_top *s, struct block_edge *entrance)
 {
-    atomic_fetch_add(&s->writing, 1);
     if (entrance) {
         block_edge_leave(entrance);
     } else {
@@ -374,17 +378,20 @@ static void end_reading(struct mirror_top *s, struct block_edge *entrance)
     }
 }
 
-/*
- * A part that reads as zeroes as a whole, or is data; *length becomes its length. `entrance`: that
- * of begin_reading(), which the caller of the copy may change meanwhile.
- */
-static int co_mirror_part(struct mirror_top *s, struct mirror_top_copy *c,
-                          struct block_edge *entrance, uint64_t offset, uint64_t *length)
+/* From now on the copy concerns the target. */
+static void end_reading(struct mirror_top *s, struct block_edge *entrance)
+{
+    atomic_fetch_add(&s->writing, 1);
+    stop_reading(s, entrance);
+}
+
+/* Of [offset, offset + length): a part that reads as zeroes as a whole (true), or is data. */
+static bool co_source_part(struct mirror_top *s, const struct mirror_top_copy *c, uint64_t offset,
+                           uint64_t *length)
 {
     uint32_t granularity = s->params.granularity;
     uint64_t end = offset + *length, n = *length;
     bool zero = co_source_is_zero(s, offset, &n);
-    int r = 0;
 
     /* Whole granules, so that no cluster is written in parts. */
     if (zero && offset + n < end) {
@@ -393,17 +400,51 @@ static int co_mirror_part(struct mirror_top *s, struct mirror_top_copy *c,
     }
     if (!zero) {
         n = MIN(MIN(round_up(n + (n == 0), granularity), end - offset), c->buffer_size);
-        r = block_co_pread(s->file, offset, c->buffer, (size_t)n);
     }
+    *length = n;
+    return zero;
+}
+
+/*
+ * How much to lock, so that guests who write to the rest do not wait for this part. While the
+ * source is drained that is not known, nor is anything copied.
+ */
+static uint64_t co_part_to_lock(struct mirror_top *s, const struct mirror_top_copy *c,
+                                uint64_t offset, uint64_t length)
+{
+    struct block_edge *entrance = c->entrance;
+    uint64_t n = length;
+
+    if (length <= s->params.granularity || !begin_reading(s, entrance)) {
+        return MIN(length, s->params.granularity);
+    }
+    (void)co_source_part(s, c, offset, &n);
+    stop_reading(s, entrance);
+    return n;
+}
+
+/*
+ * With the lock of it: a part that reads as zeroes as a whole, or is data; *length becomes its
+ * length. `entrance`: that of begin_reading(), which the caller of the copy may change meanwhile.
+ */
+static int co_mirror_part(struct mirror_top *s, struct mirror_top_copy *c,
+                          struct block_edge *entrance, uint64_t offset, uint64_t *length)
+{
+    bool zero = co_source_part(s, c, offset, length);
+    int r = zero ? 0 : block_co_pread(s->file, offset, c->buffer, (size_t)*length);
+
     end_reading(s, entrance);
     c->reading = r < 0;
-    *length = n;
     if (r == 0 && zero) {
-        r = co_mirror_own_zeroes(s, offset, n, c->buffer, c->buffer_size);
+        r = co_mirror_zero_run(s, offset, length, c->buffer, c->buffer_size);
     } else if (r == 0) {
-        touch(s, offset, n);
-        r = block_co_pwrite(s->target, offset, c->buffer, (size_t)n, 0);
+        touch(s, offset, *length);
+        r = block_co_pwrite(s->target, offset, c->buffer, (size_t)*length, 0);
     }
+    if (r == 0 && s->whole) {
+        dirty_bitmap_set(s->whole, offset, *length);
+    }
+    dirty_bitmap_set(s->sent, offset, *length);
     atomic_fetch_sub(&s->writing, 1);
     return r;
 }
@@ -411,28 +452,29 @@ static int co_mirror_part(struct mirror_top *s, struct mirror_top_copy *c,
 /* A drain may wait for a guest that waits for the lock: nobody waits for its end with the lock. */
 int mirror_top_co_copy(struct mirror_top *s, struct mirror_top_copy *c)
 {
-    uint64_t offset = c->offset, end = c->offset + c->length, n;
-    struct block_edge *entrance;
+    uint64_t offset = c->offset, end = c->offset + c->length, look = c->length;
     struct range_entry range;
     int r = 0;
 
     while (r == 0 && offset < end) {
-        co_range_lock(&s->busy, &range, offset, end - offset, true);
-        for (; r == 0 && offset < end && begin_reading(s, entrance = c->entrance); offset += n) {
-            n = end - offset;
+        uint64_t n = co_part_to_lock(s, c, offset, MIN(end - offset, look));
+        struct block_edge *entrance;
+        bool reads;
+
+        co_range_lock(&s->busy, &range, offset, n, true);
+        entrance = c->entrance;
+        reads = begin_reading(s, entrance);
+        if (reads) {
             r = co_mirror_part(s, c, entrance, offset, &n);
-            if (r == 0 && s->whole) {
-                dirty_bitmap_set(s->whole, offset, n);
-            }
-            dirty_bitmap_set(s->sent, offset, n);
-            if (r == 0 && offset + n < end && c->is_cancelled && c->is_cancelled(c->arg)) {
-                r = -ECANCELED;
-            }
+            offset += n;
+            look = MAX(4 * n, c->buffer_size); /* many short parts: not all of it for each */
         }
         range_unlock(&s->busy, &range);
-        if (r == 0 && offset < end) {
+        if (!reads) {
             block_co_edge_enter(c->entrance);
             block_edge_leave(c->entrance);
+        } else if (r == 0 && offset < end && c->is_cancelled && c->is_cancelled(c->arg)) {
+            r = -ECANCELED;
         }
     }
     return r;

@@ -6,13 +6,13 @@
  *
  *      guest write, background:   write source -> set bits
  *      guest write, blocking:     lock range -> write source -> write target -> unlock
- *      copy:                      (the caller clears bits ->) lock range -> read source -> write
+ *      copy, part by part:        (the caller clears bits ->) lock part -> read source -> write
  *                                 target -> unlock
  *
  * 1. Bits are set after the write to the source, and cleared before the source is read: so a write
  *    that a copy has missed is copied again.
- * 2. A copy reads and writes under the lock: the later one of two copies of a range has the newer
- *    contents.
+ * 2. A copy reads and writes under the lock: the later one of two copies of a part has the newer
+ *    contents. A part is one request to the target, mostly: a guest's write waits for that one.
  * 3. A blocking write leaves the target alone where all of its range is dirty already: the copy
  *    that is due reads the source after the write has unlocked. So random writes that are smaller
  *    than a granule make no granule dirty, and copy none twice.

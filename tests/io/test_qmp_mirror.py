@@ -345,6 +345,61 @@ class Convergence(MirrorCase):
         self.stop_guests()
         self.assert_target_is(self.model)
 
+    def start_slow(self, *rules):
+        """The target "slow", raw, as large as the source; its path."""
+        path = self.make("slow.raw", "raw")
+        self.start(fill=False)
+        self.qmp.command(
+            "blockdev-add", driver="blkdebug", node_name="slow",
+            **{"image": {"driver": "file", "filename": path}, "inject-error": rules},
+        )  # fmt: skip
+        self.guest = RawClient(self.nbd)
+        self.guest.go(b"disk")
+        return path
+
+    def slow_stats(self):
+        for o in self.qmp.command("query-stats", target="node"):
+            if o["labels"]["node"] == "slow":
+                return {s["name"]: s["value"] for s in o["stats"]}
+        return {}
+
+    def write(self, offset, byte):
+        self.model[offset : offset + BLOCK] = bytes([byte]) * BLOCK
+        self.guest.request(WRITE, offset, BLOCK, payload=bytes([byte]) * BLOCK)
+        self.assertEqual(self.guest.error(), 0)
+
+    def complete_slow(self, path):
+        self.wait_ready()
+        self.complete()
+        self.guest.sock.close()
+        self.assert_target_is(self.model, path, "raw")
+
+    def test_a_write_does_not_wait_for_other_parts_of_a_piece(self):
+        """The part before the guest's is on its way to the target for long."""
+        rule = {"event": "none", "iotype": "write", "sector": 0, "errno": 0, "delay-ns": 2 * 10**9}
+        path = self.start_slow(rule)
+        self.write(0, 1)
+        self.write(256 * 1024, 2)  # so that the piece has several parts
+        self.mirror(target="slow", copy_mode="write-blocking")
+        tidemark.wait_until(lambda: self.job()["offset"] >= 15 * MIB, "the other pieces")
+        self.write(768 * 1024, 3)
+        self.assertLess(self.job()["offset"], 16 * MIB)
+        self.complete_slow(path)
+
+    def test_a_write_waits_for_one_request_of_a_piece_of_zeroes(self):
+        """The target has data in between."""
+        rule = {"event": "none", "iotype": "write-zeroes", "errno": 0, "delay-ns": 10**8}
+        path = self.start_slow(rule)
+        with open(path, "r+b") as file:
+            for at in range(0, self.size, MIB):
+                file.seek(at)
+                file.write(b"old")
+        self.mirror(target="slow", copy_mode="write-blocking")
+        tidemark.wait_until(lambda: self.slow_stats()["in-flight"] > 0, "the first part")
+        self.write(15 * MIB, 3)
+        self.assertLess(self.slow_stats()["zeroes-operations"], 12)
+        self.complete_slow(path)
+
     def test_change_to_write_blocking(self):
         """A mirror that does not catch up does so when its mode changes."""
         self.start()
