@@ -15,6 +15,7 @@
 #include "backup/backup_internal.h"
 #include "backup/chain.h"
 #include "backup/files.h"
+#include "backup/verified.h"
 #include "base/cleanup.h"
 #include "base/size.h"
 
@@ -61,6 +62,17 @@ static int check_earlier_image(struct run *run, const struct repository_entry *e
     return 0;
 }
 
+/* What builds on a backup that verification has found damaged could not be restored. */
+static int check_verified(struct run *run, const struct verified *verified,
+                          const struct repository_entry *e)
+{
+    const struct verified_entry *found = &verified->list[e - run->repository.entries];
+
+    return verified_found_damage(found)
+               ? say(&run->reason, "'tidemark verify' has found backup %s damaged", e->id)
+               : 0;
+}
+
 /*
  * Check the images that the next backup would build on. Their checksum files are compared with the
  * manifests when the chain is opened.
@@ -69,14 +81,21 @@ static int check_chain_images(struct run *run, const struct repository_entry *la
 {
     const struct repository_entry **chain AUTO_FREE = NULL;
     ERROR_AUTO(err);
+    VERIFIED_AUTO(verified);
     size_t count;
-    int r = 0;
+    int r = verified_load(&run->repository, &verified);
 
+    if (r < 0) {
+        return r;
+    }
     if (repository_chain(&run->repository, last, &chain, &count, &err) < 0) {
         return say(&run->reason, "%s", error_message(&err));
     }
     for (size_t i = 0; r == 0 && chain && !run->reason && i < count; i++) {
         r = check_earlier_image(run, chain[i]);
+        if (r == 0 && !run->reason) {
+            r = check_verified(run, &verified, chain[i]);
+        }
     }
     return r;
 }

@@ -188,6 +188,13 @@ int repository_chain(const struct repository *r, const struct repository_entry *
                      const struct repository_entry ***ret_entry, size_t *ret_count,
                      struct error *err);
 
+/*
+ * The backup that `e`, an incremental one, builds on: one link of that chain. *ret_parent is
+ * borrowed. 0 or -EINVAL.
+ */
+int repository_check_parent(const struct repository *r, const struct repository_entry *e,
+                            const struct repository_entry **ret_parent, struct error *err);
+
 /* "<path>/<id>/<file>", malloc'ed, for messages; NULL: no memory. */
 char *repository_file(const struct repository *r, const char *id, const char *file);
 /* Open the directory of a backup. A descriptor that the caller owns, or -errno. */

@@ -61,8 +61,14 @@ static const struct repository_entry *find_newest(const struct repository *r, st
     const struct repository_entry *last = repository_last(r);
     const struct repository_entry *damaged = repository_damaged_last(r);
 
+    if (!last && !damaged) {
+        error_set(err, ENOENT, "There is no backup in '%s'", r->path);
+        return NULL;
+    }
     if (!last) {
-        error_set(err, ENOENT, "There is no %sbackup in '%s'", r->count ? "sound " : "", r->path);
+        error_set(err, EBADMSG, "There is no sound backup in '%s'; the newest, %s: %s", r->path,
+                  damaged->id, damaged->problem);
+        error_hint(err, "'tidemark repair' makes again what is lost and can be made again.");
         return NULL;
     }
     if (damaged) {
@@ -125,6 +131,18 @@ static int check_link(const struct repository_entry *e, const struct repository_
                          parent->id);
     }
     return 0;
+}
+
+int repository_check_parent(const struct repository *r, const struct repository_entry *e,
+                            const struct repository_entry **ret_parent, struct error *err)
+{
+    const struct repository_entry *parent = find_parent(r, e);
+    int result = check_link(e, parent, err);
+
+    if (result == 0) {
+        *ret_parent = parent;
+    }
+    return result;
 }
 
 int repository_chain(const struct repository *repository, const struct repository_entry *e,

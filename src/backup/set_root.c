@@ -281,7 +281,8 @@ int prune_root_co_run(const struct prune_options *options, const char *machine,
 
 /* Whether a set is to be copied: all of them, that of --at, or the newest whole ones. */
 static int select_sets(const struct repository_copy_options *options, const char *machine,
-                       const struct set_root *root, bool *selected, struct error *err)
+                       const struct set_root *root, bool *selected, size_t *ret_left_out,
+                       struct error *err)
 {
     uint64_t most = options->last ? options->last : UINT64_MAX;
     const struct set *s;
@@ -298,9 +299,10 @@ static int select_sets(const struct repository_copy_options *options, const char
     }
     for (size_t i = root->sets.count; i-- > 0 && most > 0;) {
         s = &root->sets.list[i];
-        if (set_is_of(s, machine) && !problem_of(s)) {
-            selected[i] = true;
-            most--;
+        if (set_is_of(s, machine)) {
+            selected[i] = !problem_of(s);
+            most -= selected[i];
+            *ret_left_out += !selected[i];
         }
     }
     return 0;
@@ -346,39 +348,64 @@ static int co_copy_disk(const struct repository_copy_options *options, const str
     return r;
 }
 
-/* Copy the disks of which there is a copy, or the others; those that are done are in `done`. */
+/*
+ * Copy the disks of which there is a copy, or the others; those that are done are in `done`. The
+ * first damage that is found on the way is left in `damage`.
+ */
 static int co_copy_disks(const struct repository_copy_options *options, const struct set_root *root,
                          bool exist, bool *done, const bool *selected,
-                         struct repository_copy_result *sum, struct error *err)
+                         struct repository_copy_result *sum, struct error *damage,
+                         struct error *err)
 {
     int r = 0;
 
     for (size_t i = 0; r == 0 && i < root->count; i++) {
         char *to AUTO_FREE = files_join(options->to, root->disks[i]);
+        ERROR_AUTO(one);
 
         if (!to) {
-            r = error_out_of_memory(err);
-        } else if (exist ? repository_is_described(to) : !done[i]) {
+            return error_out_of_memory(err);
+        }
+        if (exist ? repository_is_described(to) : !done[i]) {
             done[i] = true;
-            r = co_copy_disk(options, root, root->disks[i], selected, sum, err);
+            r = co_copy_disk(options, root, root->disks[i], selected, sum, &one);
+        }
+        if (r < 0 && r != -EBADMSG) {
+            error_move(err, &one);
+        } else if (r < 0) {
+            r = 0;
+            if (!error_is_set(damage)) {
+                error_move(damage, &one);
+            }
         }
     }
     return r;
 }
 
-/* The key of the copy of a set: its own is that of one of its disks, an encrypted one if any is. */
+/*
+ * The key of the copy of a set: its own is that of one of its disks, an encrypted one if any is.
+ * *ret_whole: the copy has all backups of the set.
+ */
 static int find_key_of_copy(const char *to, const struct set *s, struct set_key *ret_key,
-                            struct error *err)
+                            bool *ret_whole, struct error *err)
 {
     int r = 0;
 
     *ret_key = (struct set_key){0};
-    for (size_t i = 0; r == 0 && !ret_key->seal && i < s->count; i++) {
+    *ret_whole = true;
+    for (size_t i = 0; r == 0 && *ret_whole && i < s->count; i++) {
         char *disk AUTO_FREE = files_join(to, s->disks[i].directory);
         REPOSITORY_AUTO(repository);
+        const struct repository_entry *e;
 
+        if (disk && !repository_is_described(disk)) {
+            *ret_whole = false;
+            return 0;
+        }
         r = disk ? repository_open(disk, &repository, err) : error_out_of_memory(err);
-        if (r == 0 && (i == 0 || repository_seal(&repository))) {
+        e = r == 0 ? repository_get(&repository, s->disks[i].backup) : NULL;
+        *ret_whole = e && !e->problem;
+        if (r == 0 && (i == 0 || (!ret_key->seal && repository_seal(&repository)))) {
             *ret_key =
                 (struct set_key){.key = repository.key, .seal = repository_seal(&repository)};
         }
@@ -404,20 +431,27 @@ static int join_copies(const char *to, const struct set_root *root, struct error
     return r;
 }
 
-static int copy_set(const char *from, const char *to, const struct set *s, struct error *err)
+static int copy_set(const char *from, const char *to, const struct set *s,
+                    struct copy_root_result *result, struct error *err)
 {
     char *definition AUTO_FREE = NULL;
     struct set_key key;
-    int r = find_key_of_copy(to, s, &key, err);
+    bool whole;
+    int r = find_key_of_copy(to, s, &key, &whole, err);
 
-    if (r == 0 && s->definition) {
+    if (r == 0 && whole && s->definition) {
         r = set_load_definition(from, s->id, &definition, err);
     }
-    return r < 0 ? r : set_add(to, s, definition, &key, err);
+    if (r == 0 && whole) {
+        r = set_add(to, s, definition, &key, err);
+    }
+    result->sets += r == 0 && whole;
+    result->left_out += r == 0 && !whole;
+    return r;
 }
 
 static int copy_sets(const struct repository_copy_options *options, const struct set_root *root,
-                     const bool *selected, size_t *ret_sets, struct error *err)
+                     const bool *selected, struct copy_root_result *result, struct error *err)
 {
     struct set_list there = {0};
     int r = set_read_all(options->to, &there, err);
@@ -430,8 +464,7 @@ static int copy_sets(const struct repository_copy_options *options, const struct
             found = found || strcmp(there.list[k].id, s->id) == 0;
         }
         if (selected[i] && !found) {
-            r = copy_set(root->path, options->to, s, err);
-            *ret_sets += r == 0;
+            r = copy_set(root->path, options->to, s, result, err);
         }
     }
     set_list_clear(&there);
@@ -450,29 +483,33 @@ static int check_copy_of_root(const char *from, const char *to, struct error *er
 }
 
 int copy_root_co_run(const struct repository_copy_options *options, const char *machine,
-                     struct repository_copy_result *ret_result, size_t *ret_sets, struct error *err)
+                     struct copy_root_result *ret_result, struct error *err)
 {
     struct set_root root = {0};
     struct set_root_made made = {0};
+    struct repository_copy_result *sum = &ret_result->disks;
+    ERROR_AUTO(damage);
     bool *selected AUTO_FREE = NULL, *done AUTO_FREE = NULL;
     int r = set_root_open(options->from, machine, &root, err);
 
-    *ret_result = (struct repository_copy_result){0};
-    *ret_sets = 0;
+    *ret_result = (struct copy_root_result){0};
     selected = calloc(root.sets.count + 1, sizeof(*selected));
     done = calloc(root.count + 1, sizeof(*done));
     if (r == 0 && (!selected || !done)) {
         r = error_out_of_memory(err);
     }
-    UNLESS_FAILED(r, select_sets(options, machine, &root, selected, err));
+    UNLESS_FAILED(r, select_sets(options, machine, &root, selected, &ret_result->left_out, err));
     UNLESS_FAILED(r, set_make_root(options->to, &made, err));
     UNLESS_FAILED(r, check_copy_of_root(options->from, options->to, err));
-    UNLESS_FAILED(r, co_copy_disks(options, &root, true, done, selected, ret_result, err));
+    UNLESS_FAILED(r, co_copy_disks(options, &root, true, done, selected, sum, &damage, err));
     UNLESS_FAILED(r, join_copies(options->to, &root, err));
-    UNLESS_FAILED(r, co_copy_disks(options, &root, false, done, selected, ret_result, err));
-    UNLESS_FAILED(r, copy_sets(options, &root, selected, ret_sets, err));
+    UNLESS_FAILED(r, co_copy_disks(options, &root, false, done, selected, sum, &damage, err));
+    UNLESS_FAILED(r, copy_sets(options, &root, selected, ret_result, err));
     if (r < 0) {
         set_unmake_root(options->to, &made);
+    } else if (error_is_set(&damage)) {
+        error_move(err, &damage);
+        r = -EBADMSG;
     }
     set_root_clear(&root);
     return r;

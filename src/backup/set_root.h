@@ -52,13 +52,18 @@ int prune_root_co_run(const struct prune_options *options, const char *machine,
                       struct prune_root_result *ret_result, struct error *err);
 void prune_root_result_clear(struct prune_root_result *r);
 
+struct copy_root_result {
+    struct repository_copy_result disks; /* the sums; not `id` */
+    size_t sets;                         /* that are new in the copy */
+    size_t left_out;                     /* sets that are not whole, or are damaged */
+};
+
 /*
  * Copy all disks of a root, and the sets of which the copy has all backups: with `at` or `last`
  * only those of that set, or of the newest ones that are whole. `options` has the two roots, which
- * are directories. *ret_result has the sums, *ret_sets the number of new sets.
+ * are directories. Damage of one disk does not keep the others from being copied.
  */
 int copy_root_co_run(const struct repository_copy_options *options, const char *machine,
-                     struct repository_copy_result *ret_result, size_t *ret_sets,
-                     struct error *err);
+                     struct copy_root_result *ret_result, struct error *err);
 
 #endif

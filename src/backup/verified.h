@@ -21,6 +21,12 @@ struct verified_entry {
     uint64_t position; /* clusters that a check which was cut short has compared; 0: none was */
 };
 
+/* Whether the last whole check has found damage, in the backup or in one that it builds on. */
+static inline bool verified_found_damage(const struct verified_entry *e)
+{
+    return e->at && !e->sound;
+}
+
 /* An entry for each backup of the repository, in the same order. */
 struct verified {
     struct verified_entry *list; /* owned */

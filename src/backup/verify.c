@@ -372,6 +372,12 @@ static void report_backup(const struct verify *v, size_t i, uint64_t from,
     v->options->report(&report, v->options->arg);
 }
 
+/* Such a failure is one of this run: nothing about the files is known by it. */
+static bool is_of_this_run(int r)
+{
+    return r == -ENOMEM || r == -EMFILE || r == -ENFILE || r == -EACCES || r == -EPERM;
+}
+
 #define TIME_IS_UP 1
 #define WAS_CHANGED 2
 
@@ -405,7 +411,9 @@ static int co_take_turn(struct verify *v, size_t i, struct verify_result *result
         return error_out_of_memory(err);
     }
     v->damaged[i] = r < 0;
-    *state = (struct verified_entry){.at = (int64_t)time(NULL), .sound = r == 0};
+    if (!is_of_this_run(r)) {
+        *state = (struct verified_entry){.at = (int64_t)time(NULL), .sound = r == 0};
+    }
     result->damaged += r < 0;
     result->verified++;
     report_backup(v, i, from, &problem);

@@ -228,6 +228,36 @@ class Copy(Roots):
         self.assert_restores(whole, 3)
         self.ask("copy", self.repository, "sftp://localhost/x", status=1)
 
+    def damage(self, *names):
+        path = os.path.join(self.repository, *names)
+        with open(path, "r+b") as f:
+            f.seek(os.path.getsize(path) // 2)
+            f.write(b"damage")
+
+    def test_damage_of_one_disk_keeps_nothing_else_from_being_copied(self):
+        self.start()
+        self.take(2)
+        self.damage("a", self.taken[1][0]["backups"][0]["id"], "disk.qcow2")
+        copy = self.path("copy")
+        answer = self.ask("copy", self.repository, copy, status=1)
+        self.assertEqual(answer["error"]["kind"], "damaged")
+        self.assertEqual(self.backups_of("b", copy), self.backups_of("b"))
+        self.assertEqual(self.ids(copy), [self.set_id(0)])
+        self.assert_restores(copy, 0)
+
+    def test_sets_that_are_left_out_are_said(self):
+        self.start()
+        self.take(3)
+        self.damage("sets", self.set_id(0), "set.json")
+        self.damage("a", self.taken[1][0]["backups"][0]["id"], "manifest.json")
+        words = [*tool("copy"), self.repository, self.path("copy")]
+        said = run(*words, check=False)
+        self.assertEqual(said.returncode, 2, said.stderr)
+        self.assertIn("2 damaged, and left out", said.stdout)
+        self.assertIn("3 sets are not whole, and left out", said.stdout)
+        answer = self.ask("copy", self.repository, self.path("copy"), status=2)
+        self.assertEqual((answer["sets"], answer["sets-left-out"]), (0, 3))
+
 
 class Keys(Roots):
     def make_key(self, name):

@@ -149,6 +149,13 @@ class TestOneDamagedOrForeign(TrustCase):
         self.assertIn(f"--at {self.first['id']}", self.why)
         self.assertTrue(self.restore("--at", self.first["id"]) == self.models[self.first["id"]])
 
+    def test_without_a_sound_one_it_says_why(self):
+        for manifest in self.first, self.second:
+            path, _ = self.damage_manifest(manifest)
+        self.assertIsNone(self.restore())
+        self.assertIn("There is no sound backup in", self.why)
+        self.assertIn(f"the newest, {self.second['id']}: Manifest '{path}'", self.why)
+
     def test_the_list_shows_it_at_its_place(self):
         self.damage_manifest(self.second)
         ids = [b["id"] for b in self.list_backups()]

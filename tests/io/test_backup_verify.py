@@ -93,6 +93,51 @@ class Order(VerifyCase):
         second = self.verify("--for", "1h", status=2)[0]
         self.assertEqual((second["id"], second["sound"]), (self.second["id"], False))
 
+    def listed(self, *words):
+        return json.loads(run(*tool("backups"), "--output=json", *words).stdout)
+
+    def test_damage_that_was_found_is_listed_and_not_built_on(self):
+        root = os.path.dirname(self.repository)
+        self.damage(self.second)
+        self.assertNotIn("problem", self.listed(root)["repositories"][0])
+        self.verify(status=2)
+        first, second = self.listed(self.repository)
+        self.assertNotIn("problem", first)
+        self.assertIn("'tidemark verify' found damage at", second["problem"])
+        self.assertIn(second["verified-utc"], second["problem"])
+        self.assertIn("damaged: 'tid", run(*tool("backups"), self.repository).stdout)
+        row = self.listed(root)["repositories"][0]
+        self.assertEqual(row["problem"], f"the newest backup, {self.second['id']}, is damaged")
+        self.assertEqual((row["damaged"], row["newest-sound"]), (1, self.first["id"]))
+        figures = run(*tool("metrics"), self.repository).stdout
+        for name in "backups_damaged", "repository_problem":
+            self.assertRegex(figures, rf"(?m)^tidemark_{name}{{.*}} 1$")
+        third = self.backup()
+        self.assertEqual(third["kind"], "full")
+        self.assertIn(f"has found backup {self.second['id']} damaged", third["reason"])
+        self.damage(self.first)
+        self.verify(status=2)
+        first, second, third = self.listed(self.repository)
+        self.assertIn(f"builds on backup {self.first['id']}, which is damaged", second["problem"])
+        self.assertNotIn("problem", third)
+        self.assertEqual(self.backup()["kind"], "incremental")
+
+    def test_a_file_that_may_not_be_read_is_no_damaged_one(self):
+        self.verify()
+        as_other, program = [], [os.path.abspath(w) if "/" in w else w for w in tool("verify")]
+        if os.geteuid() == 0:
+            as_other = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+            os.chmod(self.dir, 0o755)
+            for folder, _, names in os.walk(self.repository):
+                for name in [folder, *(os.path.join(folder, n) for n in names)]:
+                    os.chown(name, 65534, 65534)
+            os.chown(self.image_of(self.second), 0, 0)
+        os.chmod(self.image_of(self.second), 0)
+        result = run(*as_other, *program, self.repository, check=False)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("Permission denied", result.stdout)
+        self.assertTrue(self.recorded()[self.second["id"]]["sound"])
+
     def test_the_record_is_not_trusted(self):
         for text in "", "[]", "{", '{"%s": {"at": "x", "position": -1}}' % self.first["id"]:
             with open(self.state, "w", encoding="utf-8") as f:

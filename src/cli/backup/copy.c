@@ -48,6 +48,16 @@ static int print_copy_json(const struct repository_copy_options *o,
     return backup_print_json(json);
 }
 
+static void print_damaged(const struct repository_copy_options *o, size_t damaged)
+{
+    char *word AUTO_FREE = shell_word(o->from);
+
+    if (damaged) {
+        printf("  %zu damaged, and left out: 'tidemark verify %s' says why\n", damaged,
+               word ?: o->from);
+    }
+}
+
 static void print_copy(const struct repository_copy_options *o,
                        const struct repository_copy_result *result)
 {
@@ -61,45 +71,55 @@ static void print_copy(const struct repository_copy_options *o,
         printf("  %zu of them with what they build on, as that is not in the copy\n",
                result->merged);
     }
-    if (result->damaged) {
-        char *word AUTO_FREE = shell_word(o->from);
+    print_damaged(o, result->damaged);
+}
 
-        printf("  %zu damaged, and left out: 'tidemark verify %s' says why\n", result->damaged,
-               word ?: o->from);
+static void print_copy_of_root(const struct repository_copy_options *o,
+                               const struct copy_root_result *result)
+{
+    const struct repository_copy_result *disks = &result->disks;
+    char *word AUTO_FREE = shell_word(o->from);
+    char written[16];
+
+    printf("%zu %s, %zu %s copied to '%s', %s written; %zu %s there already\n", result->sets,
+           result->sets == 1 ? "set" : "sets", disks->copied,
+           disks->copied == 1 ? "backup" : "backups", o->to, backup_size(disks->bytes, written),
+           disks->present, disks->present == 1 ? "backup was" : "backups were");
+    print_damaged(o, disks->damaged);
+    if (result->left_out) {
+        printf("  %zu %s not whole, and left out: 'tidemark sets %s' says why\n", result->left_out,
+               result->left_out == 1 ? "set is" : "sets are", word ?: o->from);
     }
 }
 
 static int co_copy_root(const struct repository_copy_options *options, const char *machine,
                         bool json, struct error *err)
 {
-    struct repository_copy_result result = {0};
+    struct copy_root_result result = {0};
+    const struct repository_copy_result *disks = &result.disks;
     struct json_object *o;
-    size_t sets = 0;
-    char written[16];
 
     if (strstr(options->to, "://")) {
         error_set(err, EINVAL, "Sets are copied to a directory, not to '%s'", options->to);
         return backup_fail(err, json);
     }
-    if (copy_root_co_run(options, machine, &result, &sets, err) < 0) {
+    if (copy_root_co_run(options, machine, &result, err) < 0) {
         return backup_fail(err, json);
     }
     if (json) {
         o = json_object_new_object();
-        json_object_object_add(o, "sets", json_object_new_uint64(sets));
-        json_object_object_add(o, "copied", json_object_new_uint64(result.copied));
-        json_object_object_add(o, "merged", json_object_new_uint64(result.merged));
-        json_object_object_add(o, "present", json_object_new_uint64(result.present));
-        json_object_object_add(o, "damaged", json_object_new_uint64(result.damaged));
-        json_object_object_add(o, "written-bytes", json_object_new_uint64(result.bytes));
+        json_object_object_add(o, "sets", json_object_new_uint64(result.sets));
+        json_object_object_add(o, "sets-left-out", json_object_new_uint64(result.left_out));
+        json_object_object_add(o, "copied", json_object_new_uint64(disks->copied));
+        json_object_object_add(o, "merged", json_object_new_uint64(disks->merged));
+        json_object_object_add(o, "present", json_object_new_uint64(disks->present));
+        json_object_object_add(o, "damaged", json_object_new_uint64(disks->damaged));
+        json_object_object_add(o, "written-bytes", json_object_new_uint64(disks->bytes));
         backup_print_json(o);
     } else {
-        printf("%zu %s, %zu %s copied to '%s', %s written; %zu %s there already\n", sets,
-               sets == 1 ? "set" : "sets", result.copied, result.copied == 1 ? "backup" : "backups",
-               options->to, backup_size(result.bytes, written), result.present,
-               result.present == 1 ? "backup was" : "backups were");
+        print_copy_of_root(options, &result);
     }
-    return result.damaged ? BACKUP_DAMAGED : 0;
+    return disks->damaged || result.left_out ? BACKUP_DAMAGED : 0;
 }
 
 static int copy_co_main(int argc, char **argv, struct error *err)

@@ -10,8 +10,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "backup/condition.h"
 #include "backup/repository.h"
-#include "backup/verified.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "cli/args.h"
@@ -70,14 +70,15 @@ static const struct {
     [STORED] = {"backup_stored_bytes", "Space that the newest backup takes."},
     [DURATION] = {"backup_duration_seconds", "How long the newest backup took."},
     [COUNT] = {"backups", "Backups in the repository."},
-    [DAMAGED] = {"backups_damaged", "Backups that can't be read, or that verify found damaged."},
+    [DAMAGED] = {"backups_damaged",
+                 "Backups that can't be restored, as far as is known: verify looks."},
     [TOTAL_STORED] = {"backups_stored_bytes", "Space that all backups take."},
     [VERIFIED_LAST] = {"backups_verified_newest_timestamp_seconds",
                        "When a backup was verified last; 0: never."},
     [VERIFIED_OLDEST] = {"backups_verified_oldest_timestamp_seconds",
                          "Since when all backups were verified; 0: one was never."},
     [NEVER_VERIFIED] = {"backups_never_verified", "Backups that were never verified."},
-    [PROBLEM] = {"repository_problem", "1 if the repository can't take a backup as it is, else 0."},
+    [PROBLEM] = {"repository_problem", "1 if the next backup fails, or the newest one is damaged."},
 };
 
 struct figures {
@@ -102,17 +103,20 @@ static double moment_seconds(const struct backup_moment *m)
     return rest ? (double)timegm(&tm) + (*rest == '.' ? strtod(rest, NULL) : 0) : 0;
 }
 
-static void add_verified(const struct repository *r, double *value)
+static void add_condition(const struct repository *r, double *value)
 {
-    VERIFIED_AUTO(verified);
+    CONDITION_AUTO(condition);
 
-    if (verified_load(r, &verified) < 0) {
+    if (condition_read(r, &condition) < 0) {
         return;
     }
-    for (size_t i = 0; i < verified.count; i++) {
-        const struct verified_entry *e = &verified.list[i];
+    value[DAMAGED] = (double)condition.damaged;
+    if (condition.count && condition.problems[condition.count - 1]) {
+        value[PROBLEM] = 1;
+    }
+    for (size_t i = 0; i < condition.count; i++) {
+        const struct verified_entry *e = &condition.verified.list[i];
 
-        value[DAMAGED] += r->entries[i].problem || (e->at && !e->sound);
         value[NEVER_VERIFIED] += !e->at;
         value[VERIFIED_LAST] = MAX(value[VERIFIED_LAST], (double)e->at);
         if (i == 0 || (double)e->at < value[VERIFIED_OLDEST]) {
@@ -160,7 +164,7 @@ static int add_disk_figures(struct all_figures *all, const struct repository *r)
     }
     f->value[COUNT] = (double)r->count;
     f->value[PROBLEM] = r->problem || repository_damaged_last(r);
-    add_verified(r, f->value);
+    add_condition(r, f->value);
     return 0;
 }
 

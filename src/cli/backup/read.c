@@ -236,8 +236,8 @@ static int report_damage(const struct verify_result *result, const char *dir)
                  word ?: dir);
     }
     if (result->damaged) {
-        cli_fail("%zu %s can't be restored. Bring the named files back from a copy, or remove "
-                 "those backups; the next backup is then a full one",
+        cli_fail("%zu %s can't be restored. Bring the named files back from a copy, and verify "
+                 "again; otherwise the next backup that would build on them is a full one",
                  result->damaged, result->damaged == 1 ? "backup" : "backups");
     }
     return result->damaged || result->description ? BACKUP_DAMAGED : 0;
