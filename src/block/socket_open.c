@@ -17,6 +17,7 @@
 #include "base/inet.h"
 #include "base/list.h"
 #include "base/unix_socket.h"
+#include "base/time_units.h"
 #include "block/passed_fd.h"
 #include "block/socket_address.h"
 #include "loop/loop.h"
@@ -25,6 +26,9 @@
 #define PEER_IDLE_S 60
 #define PEER_PROBE_S 15
 #define PEER_PROBES 4
+
+/* How often a search for an address looks whether it was given up. */
+#define GIVE_UP_LOOK_NS (250 * NS_PER_MS)
 
 #ifndef IPPROTO_MPTCP
 #define IPPROTO_MPTCP 262
@@ -111,7 +115,7 @@ struct dial {
     int64_t timeout_ns;
 };
 
-/* A socket that connects. */
+/* A socket that connects, or the search for its address, which has no descriptor. */
 struct dialing {
     struct list link;
     int fd;
@@ -134,19 +138,40 @@ void socket_address_give_up_dials(void)
     pthread_mutex_unlock(&dialings_lock);
 }
 
+static void begin_dialing(struct dialing *d)
+{
+    pthread_mutex_lock(&dialings_lock);
+    list_append(&dialings, &d->link);
+    pthread_mutex_unlock(&dialings_lock);
+}
+
+static bool is_given_up(const struct dialing *d)
+{
+    bool given_up;
+
+    pthread_mutex_lock(&dialings_lock);
+    given_up = d->given_up;
+    pthread_mutex_unlock(&dialings_lock);
+    return given_up;
+}
+
+/* Whether it was given up. */
+static bool end_dialing(struct dialing *d)
+{
+    pthread_mutex_lock(&dialings_lock);
+    list_remove(&d->link);
+    pthread_mutex_unlock(&dialings_lock);
+    return d->given_up;
+}
+
 static int co_connect_socket(int fd, const void *addr, socklen_t size, int64_t timeout_ns)
 {
     struct dialing d = {.fd = fd};
     int r;
 
-    pthread_mutex_lock(&dialings_lock);
-    list_append(&dialings, &d.link);
-    pthread_mutex_unlock(&dialings_lock);
+    begin_dialing(&d);
     r = loop_co_connect(fd, addr, size, timeout_ns);
-    pthread_mutex_lock(&dialings_lock);
-    list_remove(&d.link);
-    pthread_mutex_unlock(&dialings_lock);
-    return d.given_up ? -ECANCELED : r;
+    return end_dialing(&d) ? -ECANCELED : r;
 }
 
 /* Connect a new socket. */
@@ -218,12 +243,28 @@ static int co_dial_vsock(const struct socket_address *a, const struct dial *d, i
 
 /* --- internet --------------------------------------------------------------------------------- */
 
-/* Name resolution asks servers: for the offload pool. */
+/*
+ * Name resolution asks servers: for the offload pool. A search that is given up goes on, and then
+ * owns itself.
+ */
 struct resolving {
-    const struct socket_address *address;
-    int flags;
+    char *host, *port;
+    struct addrinfo hints;
     struct addrinfo *result;
+    int r; /* 0, or an error of getaddrinfo(3) */
+    bool is_late;
+    struct loop_answer answer;
 };
+
+static void resolving_free(struct resolving *q)
+{
+    if (q->result) {
+        freeaddrinfo(q->result);
+    }
+    free(q->host);
+    free(q->port);
+    free(q);
+}
 
 static int wanted_family(const struct socket_address *a)
 {
@@ -236,28 +277,91 @@ static int wanted_family(const struct socket_address *a)
     return a->ipv4 == SOCKET_FAMILY_YES || a->ipv6 == SOCKET_FAMILY_NO ? AF_INET : AF_UNSPEC;
 }
 
+static struct resolving *resolving_new(const struct socket_address *a, int flags)
+{
+    struct resolving *q = calloc(1, sizeof(*q));
+    bool any = !a->host || !a->host[0];
+
+    if (!q) {
+        return NULL;
+    }
+    q->hints = (struct addrinfo){
+        .ai_family = wanted_family(a),
+        .ai_socktype = SOCK_STREAM,
+        .ai_flags = flags | (a->numeric ? AI_NUMERICHOST | AI_NUMERICSERV : 0),
+    };
+    q->host = any ? NULL : strdup(a->host);
+    q->port = strdup(a->port && a->port[0] ? a->port : "0");
+    loop_answer_init(&q->answer);
+    if (!q->port || (!any && !q->host)) {
+        resolving_free(q);
+        return NULL;
+    }
+    return q;
+}
+
 static int resolve_address(void *arg)
 {
     struct resolving *q = arg;
-    const struct socket_address *a = q->address;
-    struct addrinfo hints = {
-        .ai_family = wanted_family(a),
-        .ai_socktype = SOCK_STREAM,
-        .ai_flags = q->flags | (a->numeric ? AI_NUMERICHOST | AI_NUMERICSERV : 0),
-    };
 
-    return inet_lookup(a->host && a->host[0] ? a->host : NULL,
-                       a->port && a->port[0] ? a->port : "0", &hints, &q->result);
+    q->r = inet_lookup(q->host, q->port, &q->hints, &q->result);
+    q->result = q->r == 0 ? q->result : NULL;
+    return 0;
 }
 
-static int co_resolve_host(struct resolving *q, struct error *err)
+static void co_resolve_name(void *arg)
 {
-    const struct socket_address *a = q->address;
-    int r = loop_co_offload(resolve_address, q);
+    struct resolving *q = arg;
 
-    return r == 0 ? 0
-                  : error_set(err, EINVAL, "address resolution failed for %s:%s: %s", a->host ?: "",
-                              a->port ?: "", gai_strerror(r));
+    loop_co_offload(resolve_address, q);
+    if (q->is_late) {
+        resolving_free(q);
+    } else {
+        loop_answer_give(&q->answer);
+    }
+}
+
+/* Whether it has ended; false: it was given up, and belongs to itself now. */
+static bool co_wait_for_address(struct resolving *q)
+{
+    struct dialing d = {.fd = -1};
+    bool ended;
+
+    if (reactor_spawn(reactor_current(), co_resolve_name, q) < 0) {
+        loop_co_offload(resolve_address, q);
+        return true;
+    }
+    begin_dialing(&d);
+    do {
+        ended = loop_co_answer_wait(&q->answer, GIVE_UP_LOOK_NS);
+    } while (!ended && !is_given_up(&d));
+    end_dialing(&d);
+    q->is_late = !ended;
+    return ended;
+}
+
+/* The addresses, at least one, which are to be released with freeaddrinfo(3). -ECANCELED */
+static int co_resolve_host(const struct socket_address *a, int flags, struct addrinfo **ret_list,
+                           struct error *err)
+{
+    struct resolving *q = resolving_new(a, flags);
+    int r = 0;
+
+    if (!q) {
+        return error_out_of_memory(err);
+    }
+    if (!co_wait_for_address(q)) {
+        return error_set_errno(err, ECANCELED, "Failed to connect to '%s:%s'", a->host ?: "",
+                               a->port ?: "");
+    }
+    if (q->r == 0) {
+        *ret_list = TAKE_PTR(q->result);
+    } else {
+        r = error_set(err, EINVAL, "address resolution failed for %s:%s: %s", a->host ?: "",
+                      a->port ?: "", gai_strerror(q->r));
+    }
+    resolving_free(q);
+    return r;
 }
 
 static int protocol_of_address(const struct socket_address *a)
@@ -336,23 +440,23 @@ static int bind_port(const struct socket_address *a, const struct addrinfo *list
 static int co_listen_inet(const struct socket_address *a, int backlog, int *ret_fd,
                           struct error *err)
 {
-    struct resolving q = {.address = a, .flags = AI_PASSIVE};
-    int r = co_resolve_host(&q, err), fd = -EADDRINUSE;
+    struct addrinfo *list;
+    int r = co_resolve_host(a, AI_PASSIVE, &list, err), fd = -EADDRINUSE;
     unsigned first;
 
     if (r < 0) {
         return r;
     }
-    first = tcp_port(q.result->ai_addr);
+    first = tcp_port(list->ai_addr);
     if (a->to && a->to < first) {
-        freeaddrinfo(q.result);
+        freeaddrinfo(list);
         return error_set(err, EINVAL, "The last port (to=%u) is below the first one (port=%u)",
                          a->to, first);
     }
     for (unsigned port = first; fd == -EADDRINUSE && port <= (a->to ? a->to : first); port++) {
-        fd = bind_port(a, q.result, port, backlog);
+        fd = bind_port(a, list, port, backlog);
     }
-    freeaddrinfo(q.result);
+    freeaddrinfo(list);
     if (fd == -EADDRINUSE) {
         return error_set_errno(err, EADDRINUSE, "Failed to find an available port");
     }
@@ -366,18 +470,18 @@ static int co_listen_inet(const struct socket_address *a, int backlog, int *ret_
 static int co_dial_inet(const struct socket_address *a, const struct dial *d, int *ret_fd,
                         struct error *err)
 {
-    struct resolving q = {.address = a};
-    int r = co_resolve_host(&q, err), on = 1;
+    struct addrinfo *list;
+    int r = co_resolve_host(a, 0, &list, err), on = 1;
 
     if (r < 0) {
         return r;
     }
     r = -EADDRNOTAVAIL;
-    for (struct addrinfo *i = q.result; i && r < 0 && r != -ECANCELED; i = i->ai_next) {
+    for (struct addrinfo *i = list; i && r < 0 && r != -ECANCELED; i = i->ai_next) {
         r = co_dial(new_socket(i->ai_family, protocol_of_address(a)), i->ai_addr, i->ai_addrlen, d,
                     ret_fd);
     }
-    freeaddrinfo(q.result);
+    freeaddrinfo(list);
     if (r < 0) {
         return error_set_errno(err, -r, "Failed to connect to '%s:%s'", a->host ?: "",
                                a->port ?: "");

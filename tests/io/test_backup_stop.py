@@ -14,6 +14,7 @@ import threading
 import time
 import unittest
 
+from backup_case import heed_signals
 from made_repository import CLUSTER, MadeRepository, change_manifest
 from tidemark import Process, TestCase, can_connect, nbd_uri, run, tool, wait_until
 
@@ -29,6 +30,13 @@ def has_open(pid, path):
         except FileNotFoundError:
             pass
     return False
+
+
+def open_for_reader(fifo):
+    """A descriptor to write by, when somebody reads; None until then."""
+    with contextlib.suppress(OSError):
+        return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    return None
 
 
 class StopCase(TestCase):
@@ -184,6 +192,29 @@ class Silent(StopCase):
                     begin = time.monotonic()
                     self.stops_with(what, *words)
                     self.assertLess(time.monotonic() - begin, 20)  # a dial takes 30 s
+
+    def test_a_name_that_is_looked_up(self):
+        """The file that a lookup begins with does not come, as an answer of a name server."""
+        how = "-m" if os.geteuid() == 0 else "-rm"
+        uri = "nbd://host.invalid/x"
+        for what, *words in (
+            (b"The backup was stopped", "backup", "--image", uri, "--to", self.path("new")),
+            (b"The restore was stopped", "restore", self.made.path, "--force", uri),
+        ):
+            hosts = self.path("hosts-" + words[0])
+            os.mkfifo(hosts)
+            process = subprocess.Popen(
+                ["unshare", how, "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', hosts,
+                 *tool(words[0]), *words[1:]], stderr=subprocess.PIPE, preexec_fn=heed_signals,
+            )  # fmt: skip
+            self.addCleanup(process.kill)
+            silent = wait_until(lambda h=hosts: open_for_reader(h), "the lookup")
+            self.addCleanup(os.close, silent)
+            begin = time.monotonic()
+            process.terminate()
+            self.assertIn(what, process.communicate(timeout=60)[1])
+            self.assertEqual(process.returncode, 1)
+            self.assertLess(time.monotonic() - begin, 30)
 
     def test_a_daemon_that_hangs(self):
         image, qmp = self.path("disk.qcow2"), self.path("qmp.sock")
