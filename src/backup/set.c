@@ -238,11 +238,27 @@ static int write_description(int dir, const char *name, const struct set *s,
     return r;
 }
 
+static int digest_definition(const char *text, char ret_hex[static SHA256_HEX_SIZE])
+{
+    uint8_t digest[SHA256_SIZE];
+    int r = sha256_of_buffer(text, strlen(text), digest);
+
+    if (r == 0) {
+        sha256_to_hex(digest, ret_hex);
+    }
+    return r;
+}
+
 static int fill_set(int dir, const struct set *s, const char *definition, const struct set_key *key,
                     const char *shown, struct error *err)
 {
-    int r = write_description(dir, SET_FILE, s, key, shown, err);
+    struct set described = *s;
+    int r;
 
+    if (definition && digest_definition(definition, described.definition_sha256) < 0) {
+        return error_out_of_memory(err);
+    }
+    r = write_description(dir, SET_FILE, &described, key, shown, err);
     if (r == 0 && definition) {
         r = stored_write_at(dir, SET_DEFINITION, definition, key->seal, STORED_DEFINITION, shown,
                             err);
@@ -322,7 +338,7 @@ int set_rewrite(const char *root, const struct set *s, const struct set_key *key
     return r;
 }
 
-int set_load_definition(const char *root, const char *id, char **ret_text, struct error *err)
+static int read_definition(const char *root, const char *id, char **ret_text, struct error *err)
 {
     char *shown AUTO_FREE = NULL, *data AUTO_FREE = NULL;
     int sets AUTO_CLOSE = open_sets(root, &shown, err);
@@ -344,6 +360,26 @@ int set_load_definition(const char *root, const char *id, char **ret_text, struc
     }
     UNLESS_FAILED(r,
                   stored_open_text(key, STORED_DEFINITION, data, size, id, ret_text, &size, err));
+    return r;
+}
+
+int set_load_definition(const char *root, const struct set *s, char **ret_text, struct error *err)
+{
+    char *text AUTO_FREE = NULL;
+    char actual[SHA256_HEX_SIZE];
+    int r = read_definition(root, s->id, &text, err);
+
+    if (r == 0 && digest_definition(text, actual) < 0) {
+        r = error_out_of_memory(err);
+    }
+    if (r == 0 && s->definition_sha256[0] && strcmp(actual, s->definition_sha256) != 0) {
+        r = error_set(err, EBADMSG,
+                      "The definition of set '%s' was changed: its SHA-256 is not that of the set",
+                      s->id);
+    }
+    if (r == 0) {
+        *ret_text = TAKE_PTR(text);
+    }
     return r;
 }
 

@@ -23,6 +23,7 @@
 #include "backup/key.h"
 #include "backup/manifest.h"
 #include "base/error.h"
+#include "base/sha256.h"
 
 #define SET_DIRECTORY "sets"
 #define SET_DISKS_MAX 256
@@ -36,8 +37,9 @@ struct set_disk {
 
 struct set {
     char id[BACKUP_ID_SIZE];
-    char *machine;    /* NULL: not named */
-    char *definition; /* name of the file it was; NULL: none */
+    char *machine;                           /* NULL: not named */
+    char *definition;                        /* name of the file it was; NULL: none */
+    char definition_sha256[SHA256_HEX_SIZE]; /* "": not known, in sets of earlier versions */
     struct backup_moment begin, end;
     struct set_disk *disks;
     size_t count;
@@ -102,8 +104,11 @@ int set_commit(const char *root, const struct set *s, struct error *err);
 /* Both, for the copy of a set, with the id that it has. */
 int set_add(const char *root, const struct set *s, const char *definition,
             const struct set_key *key, struct error *err);
-/* The definition that a set has; *ret_text is malloc'ed. */
-int set_load_definition(const char *root, const char *id, char **ret_text, struct error *err);
+/*
+ * The definition that a set has; *ret_text is malloc'ed. -EBADMSG: it is not the one that the set
+ * was made with.
+ */
+int set_load_definition(const char *root, const struct set *s, char **ret_text, struct error *err);
 
 /* Replace the description of a set that exists, in one step. */
 int set_rewrite(const char *root, const struct set *s, const struct set_key *key,

@@ -74,6 +74,9 @@ struct json_object *set_to_json(const struct set *s, const struct backup_key *ke
     add_set_text(o, "id", s->id);
     add_set_text(o, "machine", s->machine);
     add_set_text(o, "definition", s->definition);
+    if (s->definition_sha256[0]) {
+        add_set_text(o, "definition-sha256", s->definition_sha256);
+    }
     add_set_moment(o, "begin", &s->begin);
     add_set_moment(o, "end", &s->end);
     for (size_t i = 0; i < s->count; i++) {
@@ -195,6 +198,8 @@ static bool take_set(struct json_object *o, const char *id, struct set *s)
     memcpy(s->id, id, strlen(id) + 1);
     s->machine = set_text(o, "machine") ? strdup(set_text(o, "machine")) : NULL;
     s->definition = set_text(o, "definition") ? strdup(set_text(o, "definition")) : NULL;
+    snprintf(s->definition_sha256, sizeof(s->definition_sha256), "%s",
+             set_text(o, "definition-sha256") ?: "");
     s->disks = calloc(count, sizeof(*s->disks));
     for (size_t i = 0; s->disks && i < count; i++) {
         if (!take_set_disk(s, json_object_array_get_idx(disks, i))) {

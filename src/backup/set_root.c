@@ -348,6 +348,17 @@ static int co_copy_disk(const struct repository_copy_options *options, const str
     return r;
 }
 
+/* What a step `r` with the error `one` means for the whole: damage is for the end, the first. */
+static int keep_damage(int r, struct error *one, struct error *damage, struct error *err)
+{
+    if (r == -EBADMSG && !error_is_set(damage)) {
+        error_move(damage, one);
+    } else if (r < 0 && r != -EBADMSG) {
+        error_move(err, one);
+    }
+    return r == -EBADMSG ? 0 : r;
+}
+
 /*
  * Copy the disks of which there is a copy, or the others; those that are done are in `done`. The
  * first damage that is found on the way is left in `damage`.
@@ -370,14 +381,7 @@ static int co_copy_disks(const struct repository_copy_options *options, const st
             done[i] = true;
             r = co_copy_disk(options, root, root->disks[i], selected, sum, &one);
         }
-        if (r < 0 && r != -EBADMSG) {
-            error_move(err, &one);
-        } else if (r < 0) {
-            r = 0;
-            if (!error_is_set(damage)) {
-                error_move(damage, &one);
-            }
-        }
+        r = keep_damage(r, &one, damage, err);
     }
     return r;
 }
@@ -440,7 +444,7 @@ static int copy_set(const char *from, const char *to, const struct set *s,
     int r = find_key_of_copy(to, s, &key, &whole, err);
 
     if (r == 0 && whole && s->definition) {
-        r = set_load_definition(from, s->id, &definition, err);
+        r = set_load_definition(from, s, &definition, err);
     }
     if (r == 0 && whole) {
         r = set_add(to, s, definition, &key, err);
@@ -451,7 +455,8 @@ static int copy_set(const char *from, const char *to, const struct set *s,
 }
 
 static int copy_sets(const struct repository_copy_options *options, const struct set_root *root,
-                     const bool *selected, struct copy_root_result *result, struct error *err)
+                     const bool *selected, struct copy_root_result *result, struct error *damage,
+                     struct error *err)
 {
     struct set_list there = {0};
     int r = set_read_all(options->to, &there, err);
@@ -459,12 +464,13 @@ static int copy_sets(const struct repository_copy_options *options, const struct
     for (size_t i = 0; r == 0 && i < root->sets.count; i++) {
         const struct set *s = &root->sets.list[i];
         bool found = false;
+        ERROR_AUTO(one);
 
         for (size_t k = 0; k < there.count; k++) {
             found = found || strcmp(there.list[k].id, s->id) == 0;
         }
         if (selected[i] && !found) {
-            r = copy_set(root->path, options->to, s, result, err);
+            r = keep_damage(copy_set(root->path, options->to, s, result, &one), &one, damage, err);
         }
     }
     set_list_clear(&there);
@@ -504,7 +510,7 @@ int copy_root_co_run(const struct repository_copy_options *options, const char *
     UNLESS_FAILED(r, co_copy_disks(options, &root, true, done, selected, sum, &damage, err));
     UNLESS_FAILED(r, join_copies(options->to, &root, err));
     UNLESS_FAILED(r, co_copy_disks(options, &root, false, done, selected, sum, &damage, err));
-    UNLESS_FAILED(r, copy_sets(options, &root, selected, ret_result, err));
+    UNLESS_FAILED(r, copy_sets(options, &root, selected, ret_result, &damage, err));
     if (r < 0) {
         set_unmake_root(options->to, &made);
     } else if (error_is_set(&damage)) {

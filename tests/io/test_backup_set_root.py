@@ -302,6 +302,30 @@ class Keys(Roots):
         with open(path, "w", encoding="utf-8") as f:
             json.dump(o, f)
 
+    def test_a_definition_that_was_changed(self):
+        definition = self.path("guest1.xml")
+        with open(definition, "w", encoding="utf-8") as f:
+            f.write("<domain/>\n")
+        for words in [], self.make_key("key"):
+            self.keys = words
+            self.repository, self.taken = self.path(f"root{len(words)}"), []
+            if not words:
+                self.start()
+            self.take(1, "--definition", definition)
+            place = os.path.join(self.repository, "sets", self.set_id(0), "definition")
+            with open(place, "r+", encoding="utf-8") as f:
+                f.write("<Domain/>")
+            copy = self.path(f"copy{len(words)}")
+            for face, *more in ["sets", "--definition"], ["copy", copy]:
+                result = run(*tool(face), *words, self.repository, *more, check=False)
+                self.assertEqual(result.returncode, 1, result.stdout)
+                self.assertIn("was changed: its SHA-256 is not that of the set", result.stderr)
+            said = self.ask("verify", self.repository, status=2)
+            self.assertEqual([s["directory"] for s in said if not s["sound"]], ["sets"])
+            os.unlink(place)
+            said = self.ask("verify", self.repository, status=2)
+            self.assertIn("No such file", [s for s in said if not s["sound"]][0]["problem"])
+
     def test_sets_that_are_older_than_the_key_get_it(self):
         self.start()
         self.take(3)

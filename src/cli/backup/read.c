@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "backup/backup.h"
 #include "backup/files.h"
@@ -254,6 +255,18 @@ static void add_result(struct verify_result *sum, const struct verify_result *on
     sum->unrecorded = sum->unrecorded ? sum->unrecorded : one->unrecorded;
 }
 
+/* Whether a set lacks its definition, or has another one; not of one that a prune removes. */
+static bool has_lost_definition(const char *root, const struct set *s, struct error *err)
+{
+    char *text AUTO_FREE = NULL, *path AUTO_FREE = NULL;
+    int r = s->definition ? set_load_definition(root, s, &text, err) : 0;
+
+    if (r == -ENOENT && asprintf(&path, "%s/" SET_DIRECTORY "/%s", root, s->id) < 0) {
+        path = NULL;
+    }
+    return r < 0 && !(path && access(path, F_OK) < 0);
+}
+
 /* Sets that have lost a backup, or have a damaged one; as backups of the directory "sets". */
 static void report_sets(const struct set_root *root, const char *machine, const char *at,
                         struct verify_reports *reports, struct verify_result *sum)
@@ -262,10 +275,13 @@ static void report_sets(const struct set_root *root, const char *machine, const 
     for (size_t i = 0; i < root->sets.count; i++) {
         const struct set *s = &root->sets.list[i];
         const struct set_disk *d = set_problem_disk(s);
+        ERROR_AUTO(err);
+        bool lost = !s->damaged && has_lost_definition(root->path, s, &err);
         const struct verify_report report = {
             .id = s->id,
             .problem = s->damaged ? "its description is damaged"
                        : d        ? d->problem
+                       : lost     ? error_message(&err)
                                   : NULL,
         };
 

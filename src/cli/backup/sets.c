@@ -280,7 +280,7 @@ static int print_definition(const struct set_list *all, const struct sets_words 
     if (!s->definition) {
         return error_set(err, ENOENT, "Set %s has no definition", s->id);
     }
-    r = set_load_definition(w->root, s->id, &text, err);
+    r = set_load_definition(w->root, s, &text, err);
     if (r == 0) {
         fputs(text, stdout);
     }
