@@ -28,6 +28,11 @@
 #define ZSTD_TABLE_BITS 13
 #define ZSTD_TABLES_FROM (32 * KiB)
 #define ZSTD_TABLES_TO (64 * KiB)
+/* For clusters of 256 KiB: 3% larger than by that level, in 0.84 of the time. */
+#define ZSTD_LARGE_SHORT_BITS 12
+#define ZSTD_LARGE_MATCH 5
+#define ZSTD_LARGE_FROM (128 * KiB + 1)
+#define ZSTD_LARGE_TO (256 * KiB)
 #define DEFLATE_WINDOW_BITS (-12) /* QEMU's window; negative: no header */
 #define REPETITION_RATIO 512
 #define REPETITION_BYTES_MAX 4096u
@@ -40,6 +45,7 @@ struct codec {
     struct libdeflate_decompressor *inflate;
     ZSTD_CCtx *zstd;
     ZSTD_CCtx *zstd_tables; /* with small tables */
+    ZSTD_CCtx *zstd_large;  /* the same for larger clusters */
     ZSTD_DCtx *unzstd;
 };
 
@@ -55,6 +61,7 @@ static void codec_free(void *arg)
     libdeflate_free_decompressor(c->inflate);
     ZSTD_freeCCtx(c->zstd);
     ZSTD_freeCCtx(c->zstd_tables);
+    ZSTD_freeCCtx(c->zstd_large);
     ZSTD_freeDCtx(c->unzstd);
     free(c);
 }
@@ -130,16 +137,17 @@ static int deflate_cluster(struct codec *c, const void *in, size_t in_size, void
     return 0;
 }
 
-static ZSTD_CCtx *new_zstd_tables(void)
+/* `short_bits`: of the table of short matches, of `min_match` bytes and more. */
+static ZSTD_CCtx *new_zstd_tables(int short_bits, int min_match)
 {
-    static const struct {
+    const struct {
         ZSTD_cParameter parameter;
         int value;
     } wanted[] = {
         {ZSTD_c_strategy, ZSTD_dfast},
         {ZSTD_c_hashLog, ZSTD_TABLE_BITS},
-        {ZSTD_c_chainLog, ZSTD_TABLE_BITS},
-        {ZSTD_c_minMatch, 4},
+        {ZSTD_c_chainLog, short_bits},
+        {ZSTD_c_minMatch, min_match},
     };
     ZSTD_CCtx *c = ZSTD_createCCtx();
 
@@ -153,17 +161,20 @@ static int zstd_cluster(struct codec *c, const void *in, size_t in_size, void *o
                         size_t *ret_size)
 {
     bool tables = in_size >= ZSTD_TABLES_FROM && in_size <= ZSTD_TABLES_TO;
-    ZSTD_CCtx **context = tables ? &c->zstd_tables : &c->zstd;
+    bool large = in_size >= ZSTD_LARGE_FROM && in_size <= ZSTD_LARGE_TO;
+    ZSTD_CCtx **context = tables ? &c->zstd_tables : large ? &c->zstd_large : &c->zstd;
     size_t n;
 
     if (!*context) {
-        *context = tables ? new_zstd_tables() : ZSTD_createCCtx();
+        *context = tables  ? new_zstd_tables(ZSTD_TABLE_BITS, 4)
+                   : large ? new_zstd_tables(ZSTD_LARGE_SHORT_BITS, ZSTD_LARGE_MATCH)
+                           : ZSTD_createCCtx();
     }
     if (!*context) {
         return -ENOMEM;
     }
-    n = tables ? ZSTD_compress2(*context, out, room, in, in_size)
-               : ZSTD_compressCCtx(*context, out, room, in, in_size, ZSTD_LEVEL);
+    n = tables || large ? ZSTD_compress2(*context, out, room, in, in_size)
+                        : ZSTD_compressCCtx(*context, out, room, in, in_size, ZSTD_LEVEL);
     if (ZSTD_isError(n)) {
         return ZSTD_getErrorCode(n) == ZSTD_error_dstSize_tooSmall ? -E2BIG : -EIO;
     }
