@@ -94,6 +94,8 @@ static int co_pull(struct run *run, struct error *err)
         pull_input_co_close(input);
     }
     if (r == 0) {
+        run->manifest.cluster_size =
+            manifest_is_full(&run->manifest) ? BACKUP_FULL_CLUSTER_SIZE : BACKUP_CLUSTER_SIZE;
         run->manifest.changed = result.changed;
         run->manifest.moved = result.moved;
     }

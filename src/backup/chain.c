@@ -102,7 +102,7 @@ int chain_co_open_image(const struct repository *repository, const struct reposi
         r = image.shown ? files_check_size(fd, image.shown, m->image_size, err)
                         : error_out_of_memory(err);
     }
-    UNLESS_FAILED(r, layer_image_check(&image, err));
+    UNLESS_FAILED(r, layer_image_check(&image, &ret_image->cluster_bits, err));
     UNLESS_FAILED(r, stored_node_co_open(&image, &ret_image->node, err));
     if (r < 0) {
         return r;
@@ -320,20 +320,25 @@ static bool ask_layer(const struct chain *c, struct chain_layer *layer, uint64_t
 
 uint64_t chain_data_bytes(struct chain *c)
 {
-    return chain_data_bytes_above(c, 0);
+    return chain_data_bytes_above(c, 0, 1);
 }
 
-uint64_t chain_data_bytes_above(struct chain *c, size_t layers)
+uint64_t chain_data_bytes_above(struct chain *c, size_t layers, unsigned group)
 {
+    uint64_t groups = 0, counted = 0;
     struct chain_extent e;
-    uint64_t clusters = 0;
 
     chain_rewind(c);
     while (chain_next(c, UINT32_MAX, &e)) {
-        clusters += e.layer && e.layer >= c->layers + layers && e.kind == SUMS_DATA ? e.count : 0;
+        if (e.layer && e.layer >= c->layers + layers && e.kind == SUMS_DATA) {
+            uint64_t end = div_round_up(e.first + e.count, group);
+
+            groups += end - MAX(e.first / group, counted);
+            counted = end;
+        }
     }
     chain_rewind(c);
-    return clusters * BACKUP_CLUSTER_SIZE;
+    return groups * group * BACKUP_CLUSTER_SIZE;
 }
 
 void chain_extent_at(const struct chain *c, uint64_t cluster, uint64_t most,
@@ -486,33 +491,114 @@ static int co_read_extent(struct read_state *s, const struct chain_extent *e, ui
     return r;
 }
 
-/* Data in pieces that fit a buffer, zeroes in large ones. */
+/* --- whole clusters of a full image --- */
+
+/* Whether the sink gets what an extent belongs to. */
+static bool counts(const struct chain_reader *reader, const struct chain_extent *e)
+{
+    /* A new image reads as zeroes. */
+    return e->layer && e->layer >= reader->chain->layers + reader->skip &&
+           (reader->skip > 0 || e->kind == SUMS_DATA);
+}
+
+/* The next group that has something that counts. */
+static bool next_group(const struct chain_reader *reader, struct chain_extent *ret_group)
+{
+    struct chain *c = reader->chain;
+    struct chain_extent e;
+
+    do {
+        if (!chain_next(c, ZERO_CLUSTERS, &e)) {
+            return false;
+        }
+    } while (!counts(reader, &e));
+    *ret_group = (struct chain_extent){.first = e.first / reader->group * reader->group};
+    ret_group->count = MIN((uint64_t)reader->group, c->clusters - ret_group->first);
+    chain_seek(c, ret_group->first + ret_group->count);
+    return true;
+}
+
+/* Read what the layers have in a group, and give the sink all of it. */
+static int co_read_group(struct read_state *s, const struct chain_extent *group, uint8_t *buf,
+                         struct error *err)
+{
+    const struct chain_reader *reader = s->reader;
+    const struct chain *c = reader->chain;
+    uint64_t end = group->first + group->count, counted = 0;
+    uint64_t offset = group->first * BACKUP_CLUSTER_SIZE;
+    struct chain_extent e;
+    bool any = false;
+    int r = 0;
+
+    for (uint64_t at = group->first; r == 0 && at < end; at += e.count) {
+        uint8_t *to = buf + (at - group->first) * BACKUP_CLUSTER_SIZE;
+
+        chain_extent_at(c, at, end - at, &e);
+        if (e.layer && e.kind == SUMS_DATA) {
+            any = true;
+            counted += counts(reader, &e) ? e.count * BACKUP_CLUSTER_SIZE : 0;
+            r = chain_co_read_extent(&e, to, err);
+        } else {
+            memset(to, 0, e.count * BACKUP_CLUSTER_SIZE);
+        }
+    }
+    UNLESS_FAILED(r, co_give_sink(s, group, any ? buf : NULL,
+                                  MIN(end * BACKUP_CLUSTER_SIZE, c->disk_size) - offset, err));
+    if (r == 0 && reader->progress) {
+        progress_add(reader->progress, counted);
+    }
+    return r;
+}
+
+/* --- the workers --- */
+
+/*
+ * Data in pieces that fit a buffer, zeroes in large ones. Pieces end where clusters of a full image
+ * end, which are then read once.
+ */
 static bool next_chain_extent(struct chain *c, struct chain_extent *ret_extent)
 {
+    uint64_t most;
+
     if (!chain_next(c, ZERO_CLUSTERS, ret_extent)) {
         return false;
     }
-    if (ret_extent->layer && ret_extent->kind == SUMS_DATA && ret_extent->count > CHAIN_PIECE) {
-        ret_extent->count = CHAIN_PIECE;
-        c->position = ret_extent->first + CHAIN_PIECE;
+    most = CHAIN_PIECE - ret_extent->first % CHAIN_PIECE;
+    if (ret_extent->layer && ret_extent->kind == SUMS_DATA && ret_extent->count > most) {
+        ret_extent->count = most;
+        c->position = ret_extent->first + most;
     }
     return true;
+}
+
+static int co_read_next(struct read_state *s, uint8_t *buf, bool *ret_any, struct error *err)
+{
+    const struct chain_reader *reader = s->reader;
+    struct chain_extent e;
+
+    *ret_any = reader->group ? next_group(reader, &e) : next_chain_extent(reader->chain, &e);
+    if (!*ret_any) {
+        return 0;
+    }
+    if (reader->stop && *reader->stop) {
+        return error_set(err, EINTR, "Stopped");
+    }
+    return reader->group ? co_read_group(s, &e, buf, err) : co_read_extent(s, &e, buf, err);
 }
 
 static void co_read_worker(void *arg)
 {
     struct read_state *s = arg;
     uint8_t *buf = malloc((size_t)CHAIN_PIECE * BACKUP_CLUSTER_SIZE);
-    struct chain_extent e;
+    bool any = true;
 
     if (!buf && s->status == 0) {
         s->status = error_out_of_memory(s->err);
         co_cond_broadcast(&s->turn);
     }
-    while (buf && s->status == 0 && next_chain_extent(s->reader->chain, &e)) {
+    while (buf && any && s->status == 0) {
         ERROR_AUTO(err);
-        int r = s->reader->stop && *s->reader->stop ? error_set(&err, EINTR, "Stopped")
-                                                    : co_read_extent(s, &e, buf, &err);
+        int r = co_read_next(s, buf, &any, &err);
 
         if (r < 0 && s->status == 0) {
             s->status = r;

@@ -82,6 +82,7 @@ struct chain_image {
     char *path;
     struct block_node *node;
     struct block_root *root;
+    unsigned cluster_bits;
 };
 
 /* Open it. *ret_image is to be closed, also on failure. */
@@ -132,8 +133,8 @@ int chain_co_read_extent(const struct chain_extent *e, uint8_t *buf, struct erro
 /* Bytes in extents of data, of the whole chain; rewinds it. Does not yield. */
 uint64_t chain_data_bytes(struct chain *c);
 
-/* The same, without the lowest N layers. */
-uint64_t chain_data_bytes_above(struct chain *c, size_t layers);
+/* The same, without the lowest N layers, in whole groups of `group` clusters. */
+uint64_t chain_data_bytes_above(struct chain *c, size_t layers, unsigned group);
 
 /*
  * Read the whole chain, with many requests in flight, and compare every data cluster with its
@@ -146,8 +147,14 @@ struct chain_reader {
     struct chain *chain;
     int (*co_sink)(void *arg, uint64_t offset, uint8_t *data, uint64_t size, struct error *err);
     void *arg;
-    bool own_only;               /* what no layer holds is not given to co_sink */
-    bool ordered;                /* not with own_only */
+    bool own_only; /* what no layer holds is not given to co_sink */
+    bool ordered;  /* not with own_only */
+    /*
+     * Not 0: give co_sink aligned groups of as many clusters, at most CHAIN_PIECE, wherever a layer
+     * above the lowest `skip` ones holds something (with a `skip` of 0: data). A group is read
+     * whole, through all layers, of which the first is a full backup. Not with `ordered`.
+     */
+    unsigned group;
     uint64_t from;               /* the cluster to begin with */
     size_t skip;                 /* what is in the lowest N layers is not read */
     struct progress *progress;   /* counts bytes of data; NULL: none */

@@ -14,6 +14,7 @@
 #define HEADER_READ 104
 #define BACKING_OFFSET 8
 #define BACKING_SIZE 16
+#define CLUSTER_BITS 20
 #define VIRTUAL_SIZE 24
 
 /* The backup that an image names as its backing file; "": none. */
@@ -58,6 +59,7 @@ int image_header_read(int fd, const struct backup_key *seal, const char *shown,
     }
     if (r == 0) {
         ret_header->virtual_size = load_be64(header + VIRTUAL_SIZE);
+        ret_header->cluster_bits = load_be32(header + CLUSTER_BITS);
         r = read_parent(file, header, shown, ret_header->parent, err);
     }
     stored_free(file);

@@ -11,7 +11,8 @@
 #include "backup/repository.h"
 
 struct image_header {
-    uint64_t virtual_size;       /* bytes */
+    uint64_t virtual_size; /* bytes */
+    unsigned cluster_bits;
     char parent[BACKUP_ID_SIZE]; /* the backup that it names as its backing file; "": none */
 };
 

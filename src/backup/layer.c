@@ -65,7 +65,8 @@ struct layer_entry {
     struct stat sums_stat; /* of the file that was compared with the manifest */
     /* Open, unless they are opened for each read; they stay as they are while there are readers. */
     struct layer_files files;
-    bool ready; /* the files are as they stay */
+    bool ready;                      /* the files are as they stay */
+    struct layer_image_cache *cache; /* NULL: clusters are read whole */
     struct co_mutex opening;
 };
 
@@ -276,6 +277,7 @@ static void free_layer(struct layer_entry *e)
     }
     home_put(e->home);
     sums_runs_clear(&e->layer.runs);
+    layer_image_cache_free(e->cache);
     free(e->layer.image);
     free(e->layer.sums_path);
     co_mutex_destroy(&e->opening);
@@ -292,6 +294,7 @@ static void close_idle(struct loop_timer *timer)
     LIST_FOREACH (e, &idle, idle) {
         if (now - e->idle_since_ns >= IDLE_NS) {
             drop_files(e);
+            layer_image_cache_clear(e->cache);
         } else {
             more = more || e->files.sums_fd >= 0;
         }
@@ -512,6 +515,9 @@ static int co_load_layer(struct layer_entry *e, const struct manifest *m,
         close_files(&l.files);
         return r;
     }
+    if (l.files.tables.cluster_bits != BACKUP_CLUSTER_BITS) {
+        e->cache = layer_image_cache_new(); /* without memory, there is none */
+    }
     keep_files(e, &l.files);
     return 0;
 }
@@ -592,7 +598,7 @@ int layer_read_clusters(const struct layer *layer, uint64_t first, size_t count,
 
     UNLESS_FAILED(r, read_digests(e, f, digest, ret_digests, count));
     *ret_digests_failed = r < 0;
-    UNLESS_FAILED(r, layer_image_read(&f->tables, f->image, first, count, buf));
+    UNLESS_FAILED(r, layer_image_read(&f->tables, e->cache, f->image, first, count, buf));
     close_files(&own);
     return r;
 }

@@ -21,23 +21,37 @@ struct layer_image {
     uint64_t disk_size; /* bytes */
     uint64_t l1_offset; /* in the file */
     uint32_t l1_size;   /* entries */
+    unsigned cluster_bits;
     unsigned compression;
 };
 
 /*
  * Whether an image is one that a backup may have: without a data file, encryption and the like.
- * -EINVAL, or -EBADMSG: it was changed.
+ * *ret_cluster_bits is BACKUP_CLUSTER_BITS or, in one without a backing file,
+ * BACKUP_FULL_CLUSTER_BITS. -EINVAL, or -EBADMSG: it was changed.
  */
-int layer_image_check(const struct stored_image *image, struct error *err);
+int layer_image_check(const struct stored_image *image, unsigned *ret_cluster_bits,
+                      struct error *err);
 /* The same, of a file that is open; *ret_image says where the tables are. */
 int layer_image_open(struct stored *file, const char *shown, struct layer_image *ret_image,
                      struct error *err);
+
 /*
- * Read clusters. What has no data in the image, or is past the end of the disk, becomes zeroes.
+ * Of an image whose clusters are larger than what is read: clusters that were decompressed last, 2
+ * MiB at most. NULL: no memory. Clearing and freeing allow NULL.
+ */
+struct layer_image_cache;
+struct layer_image_cache *layer_image_cache_new(void);
+void layer_image_cache_clear(struct layer_image_cache *c);
+void layer_image_cache_free(struct layer_image_cache *c);
+
+/*
+ * Read clusters of BACKUP_CLUSTER_SIZE, whatever the image has. What has no data in the image, or
+ * is past the end of the disk, becomes zeroes. `cache` is the image's own, or NULL.
  * -EBADMSG: the tables or compressed data are damaged, or a sealed file was changed; -EIO and other
  * errors of read(2); -ENOMEM.
  */
-int layer_image_read(const struct layer_image *image, struct stored *file, uint64_t first,
-                     size_t count, uint8_t *buf);
+int layer_image_read(const struct layer_image *image, struct layer_image_cache *cache,
+                     struct stored *file, uint64_t first, size_t count, uint8_t *buf);
 
 #endif

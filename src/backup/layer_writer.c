@@ -73,7 +73,7 @@ static int co_copy_base(struct layer_writer *w, const struct layer_base *base, s
     int r = file_copy_co_run(&copy, &written, err);
 
     w->based = true;
-    UNLESS_FAILED(r, layer_image_check(&image, err));
+    UNLESS_FAILED(r, layer_image_check(&image, &w->cluster_bits, err));
     UNLESS_FAILED(r, stored_node_co_reopen(&image, &w->node, err));
     return r;
 }
@@ -88,6 +88,7 @@ int layer_writer_co_open(const struct repository_draft *draft, const char *paren
     *w = LAYER_WRITER_INIT;
     w->seal = draft->seal;
     w->full = !parent[0];
+    w->cluster_bits = w->full ? BACKUP_FULL_CLUSTER_BITS : BACKUP_CLUSTER_BITS;
     w->disk_size = disk_size;
     r = make_layer_files(w, draft, err);
     UNLESS_FAILED(r, base ? co_copy_base(w, base, err) : co_create_layer_image(w, parent, err));
@@ -204,6 +205,7 @@ int layer_writer_co_finish(struct layer_writer *w, volatile sig_atomic_t *stop, 
     if (r < 0) {
         return error_set_errno(err, -r, "Could not write '%s'", w->sums);
     }
+    m->cluster_size = 1u << w->cluster_bits;
     m->stored = 0;
     r = digest_co_complete(w->image_fd, w->image, stop, m->image_sha256, &m->image_size, &m->stored,
                            err);

@@ -15,7 +15,8 @@
 
 struct layer_writer {
     bool full;
-    bool based; /* the image began as a copy */
+    bool based;            /* the image began as a copy */
+    unsigned cluster_bits; /* of the image */
     uint64_t disk_size;
     int image_fd, sums_fd;
     const struct backup_key *seal; /* with which they are encrypted; NULL: they are not */
@@ -47,7 +48,7 @@ int layer_writer_co_open(const struct repository_draft *draft, const char *paren
                          struct layer_writer *ret_writer, struct error *err);
 /* Take over which clusters the layers of a chain hold together, and their digests. */
 int layer_writer_take_sums(struct layer_writer *w, struct chain *chain, struct error *err);
-/* Write whole clusters; `data` NULL: zeroes. Several at a time, in any order. */
+/* Write whole clusters of the image; `data` NULL: zeroes. Several at a time, in any order. */
 int layer_writer_co_write(struct layer_writer *w, uint64_t offset, uint8_t *data, uint64_t size,
                           struct error *err);
 /*

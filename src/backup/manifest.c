@@ -207,7 +207,7 @@ struct json_object *manifest_to_json(const struct manifest *m)
     add_moment(checkpoint, "begin", &m->begin);
     add_moment(checkpoint, "end", &m->end);
     add_uint(o, "virtual-size", m->virtual_size);
-    add_uint(o, "cluster-size", BACKUP_CLUSTER_SIZE);
+    add_uint(o, "cluster-size", m->cluster_size);
     add_uint(o, "changed-bytes", m->changed);
     add_uint(o, "moved-bytes", m->moved);
     add_uint(o, "stored-bytes", m->stored);
@@ -411,7 +411,8 @@ static int check_checksum(struct json_object *o, const char *where, struct error
     return 0;
 }
 
-static int parse_head(struct json_object *o, const char *where, struct error *err)
+static int parse_head(struct json_object *o, const char *where, uint32_t *ret_cluster_size,
+                      struct error *err)
 {
     const char *format = get_string(o, "format", MANIFEST_NAME_MAX, where, err);
     uint64_t version = 0, cluster_size = 0;
@@ -431,10 +432,11 @@ static int parse_head(struct json_object *o, const char *where, struct error *er
         get_uint(o, "cluster-size", where, &cluster_size, err) < 0) {
         return -EINVAL;
     }
-    if (cluster_size != BACKUP_CLUSTER_SIZE) {
-        return error_set(err, EINVAL, "Manifest '%s': cluster size %" PRIu64 ", expected %u", where,
-                         cluster_size, BACKUP_CLUSTER_SIZE);
+    if (cluster_size != BACKUP_CLUSTER_SIZE && cluster_size != BACKUP_FULL_CLUSTER_SIZE) {
+        return error_set(err, EINVAL, "Manifest '%s': cluster size %" PRIu64 ", expected %u or %u",
+                         where, cluster_size, BACKUP_CLUSTER_SIZE, BACKUP_FULL_CLUSTER_SIZE);
     }
+    *ret_cluster_size = (uint32_t)cluster_size;
     return 0;
 }
 
@@ -465,7 +467,7 @@ static int parse_fields(struct json_object *o, struct manifest *m, const char *w
 {
     struct json_object *checkpoint;
 
-    if (parse_head(o, where, err) < 0 || get_id(o, "id", m->id, where, err) < 0 ||
+    if (parse_head(o, where, &m->cluster_size, err) < 0 || get_id(o, "id", m->id, where, err) < 0 ||
         get_uint(o, "sequence", where, &m->sequence, err) < 0 || parse_kind(o, m, where, err) < 0 ||
         dup_string(o, "node", &m->node, where, err) < 0 ||
         dup_string(o, "bitmap", &m->bitmap, where, err) < 0 ||
@@ -495,7 +497,7 @@ static int parse_fields(struct json_object *o, struct manifest *m, const char *w
         (json_object_object_get_ex(o, "mac", NULL) && get_hash(o, "mac", m->mac, where, err) < 0)) {
         return -EINVAL;
     }
-    if (m->virtual_size == 0 || m->virtual_size > INT64_MAX - BACKUP_CLUSTER_SIZE) {
+    if (m->virtual_size == 0 || m->virtual_size > INT64_MAX - BACKUP_FULL_CLUSTER_SIZE) {
         return error_set(err, EINVAL, "Manifest '%s': 'virtual-size' is out of range", where);
     }
     return 0;

@@ -16,6 +16,13 @@
 #define BACKUP_ID_SIZE 33 /* with the NUL */
 #define BACKUP_CLUSTER_BITS 16
 #define BACKUP_CLUSTER_SIZE (1u << BACKUP_CLUSTER_BITS)
+/*
+ * The image of a full backup has larger clusters, which compress better and faster. What is
+ * recorded, compared and merged are clusters of BACKUP_CLUSTER_SIZE in all backups.
+ */
+#define BACKUP_FULL_CLUSTER_BITS 18
+#define BACKUP_FULL_CLUSTER_SIZE (1u << BACKUP_FULL_CLUSTER_BITS)
+#define BACKUP_FULL_CLUSTER_PARTS (BACKUP_FULL_CLUSTER_SIZE / BACKUP_CLUSTER_SIZE)
 #define MANIFEST_SIZE_MAX (1024ul * 1024)
 #define MANIFEST_TIME_SIZE 40
 #define MANIFEST_NAME_MAX 1023
@@ -52,6 +59,8 @@ struct manifest {
      */
     struct backup_moment begin, end;
     uint64_t virtual_size;
+    /* Of the qcow2 image, in bytes; programs before 0.2 know BACKUP_CLUSTER_SIZE only. */
+    uint32_t cluster_size;
     uint64_t changed; /* bytes marked by the bitmap or, in a full backup, allocated on the disk */
     uint64_t moved;   /* bytes that were read over NBD */
     uint64_t stored;  /* bytes that the backup takes on disk */

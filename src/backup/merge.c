@@ -36,6 +36,15 @@ static int describe_merged(const struct merge_config *config, struct manifest *r
     return 0;
 }
 
+/* Of the oldest image, when the rest was merged into it: whole clusters are written. */
+static uint64_t patched_bytes(struct chain *chain)
+{
+    const struct manifest *base = &chain->layers[0].entry->manifest;
+
+    return base->patched +
+           chain_data_bytes_above(chain, 1, base->cluster_size / BACKUP_CLUSTER_SIZE);
+}
+
 /* Merge what the layers hold; of what the writer has a copy of, only what lies above. */
 static int co_merge_contents(const struct merge_config *config, struct chain *chain,
                              struct layer_writer *w, struct manifest *m, struct error *err)
@@ -47,11 +56,12 @@ static int co_merge_contents(const struct merge_config *config, struct chain *ch
         .arg = w,
         .own_only = true,
         .skip = w->based ? 1 : 0,
+        .group = w->cluster_bits == BACKUP_CLUSTER_BITS ? 0 : BACKUP_FULL_CLUSTER_PARTS,
         .progress = &progress,
         .stop = config->stop,
     };
     uint64_t data = chain_data_bytes(chain);
-    uint64_t read = chain_data_bytes_above(chain, reader.skip);
+    uint64_t read = chain_data_bytes_above(chain, reader.skip, 1);
     int r = layer_writer_take_sums(w, chain, err);
 
     if (r < 0) {
@@ -59,7 +69,7 @@ static int co_merge_contents(const struct merge_config *config, struct chain *ch
     }
     m->changed = w->full ? data : w->runs.digests * BACKUP_CLUSTER_SIZE;
     m->changed = MIN(m->changed, m->virtual_size);
-    m->patched = w->based ? chain->layers[0].entry->manifest.patched + read : 0;
+    m->patched = w->based ? patched_bytes(chain) : 0;
     progress_begin(&progress, stderr, config->progress, "merge", read);
     r = chain_co_read(&reader, err);
     UNLESS_FAILED(r, layer_writer_co_finish(w, config->stop, m, err));
@@ -93,8 +103,7 @@ static bool is_worth_patching(const struct merge_config *config, struct chain *c
     }
     /* A copied file keeps its key. */
     return chain->count > 1 && repository_seal(config->from) == repository_seal(config->to) &&
-           chain->layers[0].entry->manifest.patched + chain_data_bytes_above(chain, 1) <=
-               base / PATCHED_PART;
+           patched_bytes(chain) <= base / PATCHED_PART;
 }
 
 /* -EBADMSG: the oldest image is damaged, somewhere. */

@@ -24,6 +24,12 @@
 
 /* --- one chunk --- */
 
+/* Clusters of the plan in one of the image. */
+static unsigned group_of(const struct pull *p)
+{
+    return p->config->backing ? 1 : BACKUP_FULL_CLUSTER_PARTS;
+}
+
 static int fail_read(struct pull *p, int r, uint64_t offset)
 {
     if (p->status == 0) {
@@ -58,10 +64,6 @@ static int co_write_data_chunk(struct pull *p, const struct pull_chunk *chunk, u
 
 static int co_write_zero_chunk(struct pull *p, uint64_t first, uint64_t count)
 {
-    /* A new image reads as zeroes, so a full backup need not write them. */
-    if (!p->config->backing) {
-        return 0;
-    }
     return block_co_write_zeroes(block_root_edge(p->root), first * BACKUP_CLUSTER_SIZE,
                                  pull_bytes(p->config->disk_size, first, count), 0);
 }
@@ -73,9 +75,10 @@ static int judge_chunk(struct pull *p, const struct pull_chunk *chunk, const uin
     int r = 0;
 
     for (uint64_t i = 0; i < chunk->count; i++) {
-        bool zero = buffer_is_zero(buf + i * BACKUP_CLUSTER_SIZE, BACKUP_CLUSTER_SIZE);
+        bool zero =
+            chunk->is_hole[i] || buffer_is_zero(buf + i * BACKUP_CLUSTER_SIZE, BACKUP_CLUSTER_SIZE);
 
-        ret_kinds[i] = zero ? PULL_ZERO : PULL_DATA;
+        ret_kinds[i] = chunk->is_hole[i] ? PULL_SKIP : zero ? PULL_ZERO : PULL_DATA;
         if (zero) {
             memset(digests + i * SUMS_DIGEST_SIZE, 0, SUMS_DIGEST_SIZE);
         }
@@ -89,10 +92,34 @@ static int judge_chunk(struct pull *p, const struct pull_chunk *chunk, const uin
     return r;
 }
 
+/* Whole clusters of the image, where one has data. A new image reads as zeroes. */
+static int co_store_full_chunk(struct pull *p, const struct pull_chunk *chunk, const uint8_t *kinds,
+                               uint8_t *buf)
+{
+    const uint64_t group = BACKUP_FULL_CLUSTER_PARTS;
+    uint64_t first = 0;
+    int r = 0;
+
+    for (uint64_t i = 0; r == 0 && i < chunk->count; i += group) {
+        uint64_t end = MIN(i + group, chunk->count);
+
+        if (!memchr(kinds + i, PULL_DATA, end - i)) {
+            r = first < i ? co_write_data_chunk(p, chunk, buf, first, i) : 0;
+            first = end;
+        }
+    }
+    return r == 0 && first < chunk->count ? co_write_data_chunk(p, chunk, buf, first, chunk->count)
+                                          : r;
+}
+
 static int co_store_chunk(struct pull *p, const struct pull_chunk *chunk, const uint8_t *kinds,
                           uint8_t *buf)
 {
     int r = 0;
+
+    if (!p->config->backing) {
+        return co_store_full_chunk(p, chunk, kinds, buf);
+    }
 
     for (uint64_t i = 0, end; r == 0 && i < chunk->count; i = end) {
         for (end = i + 1; end < chunk->count && kinds[end] == kinds[i]; end++) {
@@ -116,24 +143,72 @@ static bool is_all_the_same(const uint8_t *kinds, uint64_t count)
     return i == count;
 }
 
-static int co_pull_data(struct pull *p, const struct pull_chunk *chunk, uint8_t *buf)
+/* Read clusters [from, to) of a chunk, and make their digests. */
+static int co_read_data_run(struct pull *p, const struct pull_chunk *chunk, uint64_t from,
+                            uint64_t to, uint8_t *buf, uint8_t *digests)
 {
     struct pull_input *input = p->config->input;
-    uint64_t offset = chunk->first * BACKUP_CLUSTER_SIZE;
-    uint64_t size = pull_bytes(p->config->disk_size, chunk->first, chunk->count);
-    uint8_t digests[PULL_CHUNK_CLUSTERS * SUMS_DIGEST_SIZE], kinds[PULL_CHUNK_CLUSTERS];
+    uint64_t offset = (chunk->first + from) * BACKUP_CLUSTER_SIZE;
+    uint64_t size = pull_bytes(p->config->disk_size, chunk->first + from, to - from);
+    uint64_t room = (to - from) * BACKUP_CLUSTER_SIZE;
     int r;
 
+    buf += from * BACKUP_CLUSTER_SIZE;
     pull_co_await_turn(p, size);
     r = input->ops->co_read(input, offset, buf, size);
     if (r < 0) {
         *p->config->view_failed = true;
         return fail_read(p, r, offset);
     }
-    memset(buf + size, 0, chunk->count * BACKUP_CLUSTER_SIZE - size);
+    memset(buf + size, 0, room - size);
     p->moved += size;
-    r = sums_co_digest_clusters(buf, chunk->count * BACKUP_CLUSTER_SIZE, digests);
-    UNLESS_FAILED(r, judge_chunk(p, chunk, buf, digests, kinds));
+    progress_add(&p->progress, size);
+    r = sums_co_digest_clusters(buf, room, digests + from * SUMS_DIGEST_SIZE);
+    return r < 0 ? fail_write(p, r, p->config->image_path, offset) : 0;
+}
+
+/* Read what the plan has as data; the rest is zeroes. */
+static int co_read_pull_chunk(struct pull *p, const struct pull_chunk *chunk, uint8_t *buf,
+                              uint8_t *digests)
+{
+    int r = 0;
+
+    for (uint64_t i = 0, end; r == 0 && i < chunk->count; i = end) {
+        for (end = i + 1; end < chunk->count && chunk->is_hole[end] == chunk->is_hole[i]; end++) {
+        }
+        if (chunk->is_hole[i]) {
+            memset(buf + i * BACKUP_CLUSTER_SIZE, 0, (end - i) * BACKUP_CLUSTER_SIZE);
+        } else {
+            r = co_read_data_run(p, chunk, i, end, buf, digests);
+        }
+    }
+    return r;
+}
+
+/* The digests of a chunk in a row. Returns how many. */
+static size_t close_up_digests(const struct pull_chunk *chunk, uint8_t *digests)
+{
+    size_t count = 0;
+
+    for (uint64_t i = 0; i < chunk->count; i++) {
+        if (!chunk->is_hole[i]) {
+            memmove(digests + count++ * SUMS_DIGEST_SIZE, digests + i * SUMS_DIGEST_SIZE,
+                    SUMS_DIGEST_SIZE);
+        }
+    }
+    return count;
+}
+
+static int co_pull_data(struct pull *p, const struct pull_chunk *chunk, uint8_t *buf)
+{
+    uint64_t offset = chunk->first * BACKUP_CLUSTER_SIZE;
+    uint8_t digests[PULL_CHUNK_CLUSTERS * SUMS_DIGEST_SIZE] = {0}, kinds[PULL_CHUNK_CLUSTERS];
+    int r = co_read_pull_chunk(p, chunk, buf, digests);
+
+    if (r < 0) {
+        return r;
+    }
+    r = judge_chunk(p, chunk, buf, digests, kinds);
     UNLESS_FAILED(r, co_store_chunk(p, chunk, kinds, buf));
     if (r < 0) {
         return fail_write(p, r, p->config->image_path, offset);
@@ -141,7 +216,7 @@ static int co_pull_data(struct pull *p, const struct pull_chunk *chunk, uint8_t 
     writeback_co_push_all(&p->writeback);
     r = is_all_the_same(kinds, chunk->count)
             ? 0
-            : sums_write_digests(p->sums, chunk->slot, digests, chunk->count);
+            : sums_write_digests(p->sums, chunk->slot, digests, close_up_digests(chunk, digests));
     return r < 0 ? fail_write(p, r, p->config->sums_path, offset) : 0;
 }
 
@@ -154,7 +229,6 @@ static int co_pull_chunk(struct pull *p, const struct pull_chunk *chunk, uint8_t
 
     if (chunk->kind == PULL_DATA) {
         r = co_pull_data(p, chunk, buf);
-        progress_add(&p->progress, size);
     } else {
         r = co_write_zero_chunk(p, chunk->first, chunk->count);
         if (r < 0) {
@@ -173,7 +247,7 @@ static bool next_pull_chunk(struct pull *p, struct pull_chunk *ret_chunk)
     struct chain *parent = p->config->parent;
     int r;
 
-    if (!pull_plan_next(&p->plan, &p->cursor, ret_chunk)) {
+    if (!pull_plan_next(&p->plan, group_of(p), &p->cursor, ret_chunk)) {
         return false;
     }
     r = parent && ret_chunk->kind == PULL_DATA ? pull_compare_look_up(parent, ret_chunk) : 0;

@@ -37,7 +37,7 @@ static bool find_window(struct ahead *a)
     struct pull_chunk chunk;
 
     a->first = a->end = a->data_clusters = 0;
-    while (pull_plan_next(plan, &cursor, &chunk)) {
+    while (pull_plan_next(plan, 1, &cursor, &chunk)) {
         if (a->end > 0 && chunk.first + chunk.count > a->first + a->most) {
             break;
         }
@@ -102,7 +102,7 @@ static bool next_in_window(struct ahead *a, struct pull_chunk *ret_chunk)
 {
     struct pull_cursor before = a->cursor;
 
-    if (!pull_plan_next(&a->pull->plan, &a->cursor, ret_chunk)) {
+    if (!pull_plan_next(&a->pull->plan, 1, &a->cursor, ret_chunk)) {
         return false;
     }
     if (ret_chunk->first + ret_chunk->count > a->end) {

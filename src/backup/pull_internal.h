@@ -42,7 +42,7 @@ struct pull_parent {
     uint8_t digests[PULL_CHUNK_CLUSTERS * SUMS_DIGEST_SIZE];
 };
 
-/* Adjacent clusters of the same kind; of data at most PULL_CHUNK_CLUSTERS. */
+/* Adjacent clusters of the same kind (see is_hole); of data at most PULL_CHUNK_CLUSTERS. */
 struct pull_chunk {
     uint64_t first; /* cluster on the disk */
     uint64_t count;
@@ -50,6 +50,11 @@ struct pull_chunk {
     uint64_t slot;       /* index of the first one's digest */
     enum pull_kind kind;
     struct pull_parent parent; /* of data, if it is to be compared */
+    /*
+     * Of data in a full backup, whose chunks are whole clusters of the image: which clusters are
+     * zero by the plan. They are not read, and have no digest.
+     */
+    bool is_hole[PULL_CHUNK_CLUSTERS];
 };
 
 /* Iterates over clusters that are to be fetched or recorded, ascending. Starts as zeroes. */
@@ -70,9 +75,15 @@ int pull_co_plan_kinds(const struct pull_config *config, struct pull_plan *plan,
 /* Release what the plan holds. Does not yield. */
 void pull_plan_clear(struct pull_plan *plan);
 
-/* The next chunk; false at the end. Does not yield. */
-bool pull_plan_next(const struct pull_plan *plan, struct pull_cursor *cursor,
+/*
+ * The next chunk; false at the end. `group`: clusters of the plan in one of the image; a plan of
+ * the whole disk if that is not 1. Does not yield.
+ */
+bool pull_plan_next(const struct pull_plan *plan, unsigned group, struct pull_cursor *cursor,
                     struct pull_chunk *ret_chunk);
+
+/* How many digests a chunk has: clusters that are no holes. Does not yield. */
+uint64_t pull_chunk_digests(const struct pull_chunk *chunk);
 
 /* The runs of the checksum file, from the final kinds. 0 or -ENOMEM. Does not yield. */
 int pull_plan_to_sums(const struct pull_plan *plan, struct sums_runs *ret_runs);

@@ -221,7 +221,58 @@ int pull_co_plan_kinds(const struct pull_config *config, struct pull_plan *plan,
 
 /* --- walking --- */
 
-bool pull_plan_next(const struct pull_plan *plan, struct pull_cursor *cursor,
+/* Whether a cluster of the image has data. */
+static bool has_data(const struct pull_plan *plan, uint64_t first, uint64_t end)
+{
+    while (first < end && kind_map_get(&plan->kinds, first) != PULL_DATA) {
+        first = kind_map_run_end(&plan->kinds, first, end);
+    }
+    return first < end;
+}
+
+/*
+ * From a cluster with data on, whole clusters of the image that have some; the plan is of the whole
+ * disk, so its indices are numbers of clusters. Returns where they end.
+ */
+static uint64_t take_groups(const struct pull_plan *plan, unsigned group, uint64_t cluster,
+                            uint64_t slot, struct pull_chunk *ret_chunk)
+{
+    uint64_t first = cluster / group * group, end = first, all = plan->runs.digests;
+
+    do {
+        end = MIN(end + group, all);
+    } while (end < all && end - first + group <= PULL_CHUNK_CLUSTERS &&
+             has_data(plan, end, MIN(end + group, all)));
+    *ret_chunk = (struct pull_chunk){
+        .first = first, .count = end - first, .kind_index = first, .slot = slot, .kind = PULL_DATA};
+    for (uint64_t i = first; i < end; i++) {
+        ret_chunk->is_hole[i - first] = kind_map_get(&plan->kinds, i) != PULL_DATA;
+    }
+    return end;
+}
+
+static void go_to(const struct pull_plan *plan, struct pull_cursor *cursor, uint64_t index)
+{
+    const struct sums_run *run = &plan->runs.list[cursor->run];
+
+    if (index >= run->digest + run->count) {
+        cursor->run++;
+        run++;
+    }
+    cursor->in_run = cursor->run < plan->runs.count ? index - run->digest : 0;
+}
+
+uint64_t pull_chunk_digests(const struct pull_chunk *chunk)
+{
+    uint64_t count = chunk->count;
+
+    for (uint64_t i = 0; chunk->kind == PULL_DATA && i < chunk->count; i++) {
+        count -= chunk->is_hole[i];
+    }
+    return count;
+}
+
+bool pull_plan_next(const struct pull_plan *plan, unsigned group, struct pull_cursor *cursor,
                     struct pull_chunk *ret_chunk)
 {
     while (cursor->run < plan->runs.count) {
@@ -230,6 +281,12 @@ bool pull_plan_next(const struct pull_plan *plan, struct pull_cursor *cursor,
         enum pull_kind kind = (enum pull_kind)kind_map_get(&plan->kinds, index);
         uint64_t most = run->count - start;
 
+        if (group > 1 && kind == PULL_DATA) {
+            end = take_groups(plan, group, index, cursor->slot, ret_chunk);
+            go_to(plan, cursor, end);
+            cursor->slot += pull_chunk_digests(ret_chunk);
+            return true;
+        }
         most = kind == PULL_DATA ? MIN(most, PULL_CHUNK_CLUSTERS) : most;
         end = kind_map_run_end(&plan->kinds, index, index + most) - run->digest;
         cursor->in_run = end;

@@ -54,6 +54,8 @@ static int co_read_repaired_image(const struct repair *repair, const char *id, s
         return error_set_errno(err, errno, "Could not inspect '%s'", shown);
     }
     m->virtual_size = header.virtual_size;
+    m->cluster_size = header.cluster_bits == BACKUP_FULL_CLUSTER_BITS ? BACKUP_FULL_CLUSTER_SIZE
+                                                                      : BACKUP_CLUSTER_SIZE;
     m->image_size = (uint64_t)st.st_size;
     m->stored += (uint64_t)st.st_blocks * 512;
     memcpy(m->parent, header.parent, sizeof(m->parent));

@@ -39,39 +39,6 @@ struct sums_maker {
 
 /* --- what the image holds --- */
 
-/* Digest and record up to a chunk of clusters of data. */
-static int co_take_sums_chunk(struct sums_maker *m, uint64_t first, uint64_t count,
-                              struct error *err)
-{
-    uint8_t digests[CHUNK_CLUSTERS * SUMS_DIGEST_SIZE];
-    uint64_t offset = first * BACKUP_CLUSTER_SIZE, slot = m->runs.digests;
-    uint64_t size = MIN(count * BACKUP_CLUSTER_SIZE, m->entry->manifest.virtual_size - offset);
-    int r = block_co_pread(block_root_edge(m->image.root), offset, m->buf, size);
-
-    if (r < 0) {
-        return error_set_errno(err, -r, "Could not read '%s' at offset %" PRIu64, m->image.path,
-                               offset);
-    }
-    memset(m->buf + size, 0, count * BACKUP_CLUSTER_SIZE - size);
-    r = sums_co_digest_clusters(m->buf, count * BACKUP_CLUSTER_SIZE, digests);
-    UNLESS_FAILED(r, sums_runs_add(&m->runs, first, count, SUMS_DATA));
-    UNLESS_FAILED(r, sums_write_digests(m->file, slot, digests, count));
-    return r < 0 ? error_set_errno(err, -r, "Could not write '%s'", m->shown) : 0;
-}
-
-static int co_take_sums_data(struct sums_maker *m, uint64_t first, uint64_t count,
-                             struct error *err)
-{
-    int r = 0;
-
-    for (uint64_t done = 0, n; r == 0 && done < count; done += n) {
-        n = MIN(count - done, (uint64_t)CHUNK_CLUSTERS);
-        r = m->stop && *m->stop ? error_set(err, EINTR, "Stopped")
-                                : co_take_sums_chunk(m, first + done, n, err);
-    }
-    return r;
-}
-
 static int take_zeroes(struct sums_maker *m, uint64_t first, uint64_t count, struct error *err)
 {
     uint8_t none[SUMS_DIGEST_SIZE] = {0};
@@ -106,6 +73,65 @@ static int take_hole(struct sums_maker *m, uint64_t first, uint64_t count, struc
             break;
         }
         r = there->list[i].kind == SUMS_ZERO ? take_zeroes(m, begin, end - begin, err) : 0;
+    }
+    return r;
+}
+
+/* Digest and record clusters of data that are in m->buf. */
+static int co_record_data(struct sums_maker *m, uint64_t first, uint64_t count, const uint8_t *buf,
+                          struct error *err)
+{
+    uint8_t digests[CHUNK_CLUSTERS * SUMS_DIGEST_SIZE];
+    uint64_t slot = m->runs.digests;
+    int r = sums_co_digest_clusters(buf, count * BACKUP_CLUSTER_SIZE, digests);
+
+    UNLESS_FAILED(r, sums_runs_add(&m->runs, first, count, SUMS_DATA));
+    UNLESS_FAILED(r, sums_write_digests(m->file, slot, digests, count));
+    return r < 0 ? error_set_errno(err, -r, "Could not write '%s'", m->shown) : 0;
+}
+
+/* Whether a cluster is a hole that is in one cluster of the image with data. */
+static bool is_hidden_hole(const struct sums_maker *m, const uint8_t *cluster)
+{
+    return m->image.cluster_bits != BACKUP_CLUSTER_BITS &&
+           buffer_is_zero(cluster, BACKUP_CLUSTER_SIZE);
+}
+
+/* Read and record up to a chunk of clusters that the image has. */
+static int co_take_sums_chunk(struct sums_maker *m, uint64_t first, uint64_t count,
+                              struct error *err)
+{
+    uint64_t offset = first * BACKUP_CLUSTER_SIZE;
+    uint64_t size = MIN(count * BACKUP_CLUSTER_SIZE, m->entry->manifest.virtual_size - offset);
+    int r = block_co_pread(block_root_edge(m->image.root), offset, m->buf, size);
+
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not read '%s' at offset %" PRIu64, m->image.path,
+                               offset);
+    }
+    memset(m->buf + size, 0, count * BACKUP_CLUSTER_SIZE - size);
+    for (uint64_t i = 0, end; r == 0 && i < count; i = end) {
+        const uint8_t *buf = m->buf + i * BACKUP_CLUSTER_SIZE;
+        bool hole = is_hidden_hole(m, buf);
+
+        for (end = i + 1;
+             end < count && is_hidden_hole(m, m->buf + end * BACKUP_CLUSTER_SIZE) == hole; end++) {
+        }
+        r = hole ? take_hole(m, first + i, end - i, err)
+                 : co_record_data(m, first + i, end - i, buf, err);
+    }
+    return r;
+}
+
+static int co_take_sums_data(struct sums_maker *m, uint64_t first, uint64_t count,
+                             struct error *err)
+{
+    int r = 0;
+
+    for (uint64_t done = 0, n; r == 0 && done < count; done += n) {
+        n = MIN(count - done, (uint64_t)CHUNK_CLUSTERS);
+        r = m->stop && *m->stop ? error_set(err, EINTR, "Stopped")
+                                : co_take_sums_chunk(m, first + done, n, err);
     }
     return r;
 }

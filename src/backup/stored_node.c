@@ -248,12 +248,12 @@ static int co_open_sealed(const struct stored_image *image, bool is_new, bool re
 
 /*
  * An image is read from its beginning to its end, and written nearly so, which needs few tables. A
- * table of 64 KiB leads to 512 MiB of the disk.
+ * table of 64 KiB leads to 512 MiB of the disk, one of 256 KiB, in a full image, to 8 GiB.
  */
 static void limit_caches(struct options *opts, bool read_only)
 {
-    options_set_uint(opts, "l2-cache-size", (read_only ? 2 : 64) * (uint64_t)BACKUP_CLUSTER_SIZE);
-    options_set_uint(opts, "refcount-cache-size", UINT64_C(4) * BACKUP_CLUSTER_SIZE);
+    options_set_uint(opts, "l2-cache-size", read_only ? 512 * KiB : 4 * MiB);
+    options_set_uint(opts, "refcount-cache-size", 1 * MiB);
 }
 
 /* Of an image that nobody else sees: what is in it counts when the whole file was synced. */
@@ -354,7 +354,8 @@ static struct options *creation_options(const struct stored_image *image)
 
     if (opts) {
         options_set_str(opts, "compression_type", "zstd");
-        options_set_uint(opts, "cluster_size", BACKUP_CLUSTER_SIZE);
+        options_set_uint(opts, "cluster_size",
+                         image->backing ? BACKUP_CLUSTER_SIZE : BACKUP_FULL_CLUSTER_SIZE);
         if (image->backing) {
             options_set_str(opts, "backing_file", image->backing);
             options_set_str(opts, "backing_fmt", "qcow2");

@@ -19,7 +19,7 @@ struct stored_image {
     const struct backup_key *seal;
     /* Of a new image: */
     uint64_t size;
-    const char *backing; /* NULL: none */
+    const char *backing; /* NULL: none, and clusters of BACKUP_FULL_CLUSTER_SIZE */
 };
 
 /*

@@ -88,6 +88,30 @@ static int co_check_backing_link(const struct chain_image *image, struct error *
     return 0;
 }
 
+/* Whether there is something else than zeroes. */
+static int co_find_nonzero(const struct chain_image *image, uint64_t offset, uint64_t size,
+                           bool *ret_found, struct error *err)
+{
+    uint8_t *buf AUTO_FREE = malloc(BACKUP_FULL_CLUSTER_SIZE);
+
+    *ret_found = false;
+    if (!buf) {
+        return error_out_of_memory(err);
+    }
+    for (uint64_t done = 0, n; !*ret_found && done < size; done += n) {
+        int r;
+
+        n = MIN(size - done, (uint64_t)BACKUP_FULL_CLUSTER_SIZE);
+        r = block_co_pread(block_root_edge(image->root), offset + done, buf, n);
+        if (r < 0) {
+            return error_set_errno(err, -r, "Could not read '%s' at offset %" PRIu64, image->path,
+                                   offset + done);
+        }
+        *ret_found = !buffer_is_zero(buf, n);
+    }
+    return 0;
+}
+
 /* Check that [offset, end) is of one kind: zeroes in the image itself, or nothing of its own. */
 static int co_check_status(const struct chain_image *image, uint64_t offset, uint64_t end, bool own,
                            struct error *err)
@@ -99,13 +123,21 @@ static int co_check_status(const struct chain_image *image, uint64_t offset, uin
         int r = block_co_status(block_root_edge(image->root), offset,
                                 MIN(end - offset, STATUS_BYTES), &status);
         bool allocated = r == 0 && (status.flags & BLOCK_STATUS_ALLOCATED);
-        bool zero = r == 0 && (status.flags & BLOCK_STATUS_ZERO);
+        bool zero = r == 0 && (status.flags & BLOCK_STATUS_ZERO), bad;
 
         if (r < 0 || status.length == 0) {
             return error_set_errno(err, r < 0 ? -r : EIO, "Could not inspect '%s'", image->path);
         }
         /* A full backup has no backing file, so it does not matter how zeroes are stored. */
-        if (full ? allocated && !zero : own ? !(allocated && zero) : allocated) {
+        bad = full ? allocated && !zero : own ? !(allocated && zero) : allocated;
+        if (bad && image->cluster_bits != BACKUP_CLUSTER_BITS) {
+            /* They are in one cluster with data. */
+            r = co_find_nonzero(image, offset, status.length, &bad, err);
+            if (r < 0) {
+                return r;
+            }
+        }
+        if (bad) {
             return error_set(err, EBADMSG, "'%s' is damaged: at offset %" PRIu64 " it should %s",
                              image->path, offset,
                              own || full ? "read as zeroes" : "leave it to its backing file");

@@ -123,7 +123,7 @@ class TestFiles(RestoreCase):
     def test_a_changed_backup_leaves_the_old_file(self):
         self.put()
         with open(self.image_of(self.manifest), "r+b") as f:
-            f.seek(5 * 65536 + 100)
+            f.seek(5 * 262144 + 100)  # the first cluster of data
             f.write(b"damage")
         self.refuses("--force", why="do not match their checksum")
         self.assertEqual(self.content(), b"old")
@@ -223,7 +223,7 @@ class TestStandardOutput(RestoreCase):
         self.assertEqual(result.returncode, 1)
         self.assertIn(b"Could not write to standard output", result.stderr)
         with open(self.image_of(self.manifest), "r+b") as f:
-            f.seek(5 * 65536 + 100)
+            f.seek(5 * 262144 + 100)  # the first cluster of data
             f.write(b"damage")
         result = self.stream(subprocess.PIPE)
         self.assertEqual(result.returncode, 1)

@@ -107,6 +107,7 @@ static struct manifest sample(const char *id, const char *parent, uint64_t seque
         .node = strdup("disk"),
         .bitmap = strdup("x"),
         .virtual_size = 1 << 30,
+        .cluster_size = parent[0] ? BACKUP_CLUSTER_SIZE : BACKUP_FULL_CLUSTER_SIZE,
         .changed = 65536,
         .moved = 65536,
         .stored = 4096,
@@ -148,6 +149,7 @@ static void manifest_is_read_back(void **state)
     assert_string_equal(back.node, "disk");
     assert_int_equal(back.sequence, 7);
     assert_int_equal(back.virtual_size, 1 << 30);
+    assert_int_equal(back.cluster_size, BACKUP_CLUSTER_SIZE);
     assert_int_equal(back.begin.monotonic_ns, m.begin.monotonic_ns);
     assert_string_equal(back.sums_sha256, SHA);
     manifest_clear(&m);
@@ -537,20 +539,58 @@ static void plan_is_walked_in_chunks_of_one_kind(void **state)
     kind_map_set(&plan.kinds, 0, n + 1, PULL_DATA);
     kind_map_set(&plan.kinds, n + 1, 6, PULL_ZERO);
     kind_map_set(&plan.kinds, n + 11, 3, PULL_DATA); /* between them: PULL_SKIP */
-    assert_true(pull_plan_next(&plan, &cursor, &c));
+    assert_true(pull_plan_next(&plan, 1, &cursor, &c));
     assert_true(c.first == 10 && c.count == n && c.slot == 0);
-    assert_true(pull_plan_next(&plan, &cursor, &c));
+    assert_true(pull_plan_next(&plan, 1, &cursor, &c));
     assert_true(c.first == 10 + n && c.count == 1 && c.slot == n && c.kind == PULL_DATA);
-    assert_true(pull_plan_next(&plan, &cursor, &c));
+    assert_true(pull_plan_next(&plan, 1, &cursor, &c));
     assert_true(c.first == 11 + n && c.count == 6 && c.slot == n + 1 && c.kind == PULL_ZERO);
-    assert_true(pull_plan_next(&plan, &cursor, &c));
+    assert_true(pull_plan_next(&plan, 1, &cursor, &c));
     assert_true(c.first == 100 && c.count == 3 && c.slot == n + 7 && c.kind_index == n + 11);
-    assert_false(pull_plan_next(&plan, &cursor, &c));
+    assert_false(pull_plan_next(&plan, 1, &cursor, &c));
     assert_int_equal(pull_plan_to_sums(&plan, &sums), 0);
     assert_int_equal(sums.count, 3);
     assert_int_equal(sums.digests, n + 10);
     assert_true(sums.list[2].first == 100 && sums.list[2].digest == n + 7);
     sums_runs_clear(&sums);
+    pull_plan_clear(&plan);
+}
+
+static void check_group_chunk(const struct pull_plan *plan, struct pull_cursor *cursor,
+                              uint64_t first, uint64_t count, uint64_t slot, const char *holes)
+{
+    struct pull_chunk c;
+
+    assert_true(pull_plan_next(plan, BACKUP_FULL_CLUSTER_PARTS, cursor, &c));
+    assert_int_equal(c.first, first);
+    assert_int_equal(c.count, count);
+    assert_int_equal(c.kind_index, first);
+    assert_int_equal(c.slot, slot);
+    for (uint64_t i = 0; i < count; i++) {
+        assert_int_equal(c.is_hole[i], holes[i] == '-');
+    }
+}
+
+static void plan_of_a_full_backup_is_walked_in_whole_clusters(void **state)
+{
+    static const char disk[] = "-----D---D-D--------DDDDDDDDDDDDDDDDD-------------------D";
+    const uint64_t count = sizeof(disk) - 1;
+    struct pull_plan plan = {.data_clusters = 0};
+    struct pull_cursor cursor = {0};
+    struct pull_chunk c;
+
+    sums_runs_add(&plan.runs, 0, count, SUMS_DATA);
+    assert_int_equal(kind_map_init(&plan.kinds, count), 0);
+    for (uint64_t i = 0; i < count; i++) {
+        if (disk[i] == 'D') {
+            kind_map_set(&plan.kinds, i, 1, PULL_DATA);
+        }
+    }
+    check_group_chunk(&plan, &cursor, 4, 8, 0, "-D---D-D");
+    check_group_chunk(&plan, &cursor, 20, PULL_CHUNK_CLUSTERS, 3, "DDDDDDDDDDDDDDDD");
+    check_group_chunk(&plan, &cursor, 36, 4, 3 + PULL_CHUNK_CLUSTERS, "D---");
+    check_group_chunk(&plan, &cursor, 56, 1, 4 + PULL_CHUNK_CLUSTERS, "D");
+    assert_false(pull_plan_next(&plan, BACKUP_FULL_CLUSTER_PARTS, &cursor, &c));
     pull_plan_clear(&plan);
 }
 
@@ -769,6 +809,7 @@ int main(void)
         cmocka_unit_test(past_the_end_of_a_layer_are_zeroes),
         cmocka_unit_test(map_is_what_the_layers_say),
         cmocka_unit_test(plan_is_walked_in_chunks_of_one_kind),
+        cmocka_unit_test(plan_of_a_full_backup_is_walked_in_whole_clusters),
         cmocka_unit_test(kinds_are_what_was_set),
         cmocka_unit_test(repository_finds_chains_and_refuses_loops),
         cmocka_unit_test(no_id_comes_again_in_its_second),
