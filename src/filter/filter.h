@@ -47,10 +47,12 @@ typedef void fault_watch(const char *tag, bool held);
 void fault_set_watch(fault_watch *fn);
 
 /*
- * Called when the two nodes of a blkverify node disagree, with a sentence: on any thread. If it
- * returns, the request fails. Set once, at start.
+ * Called when the two nodes of a blkverify node disagree, or those of a quorum with `blkverify`,
+ * with a sentence: on any thread. If it returns, the request fails. Set once, at start.
  */
 typedef void verify_watch(const char *sentence);
 void verify_set_watch(verify_watch *fn);
+/* Call the watch; without one the sentence is logged. Returns -EIO, or does not return. */
+__attribute__((format(printf, 1, 2))) int verify_disagree(const char *fmt, ...);
 
 #endif

@@ -12,8 +12,6 @@
 #include "filter/filter.h"
 #include "schema/define.h"
 
-#define TRANSFER_MAX (4 * MiB) /* each child is read into memory of its own */
-
 /* --- open and close --------------------------------------------------------------------------- */
 
 static int check_quorum_options(const struct quorum *q, size_t count, struct error *err)
@@ -208,7 +206,6 @@ static int quorum_co_open(struct block_node *node, struct options *opts, struct 
     range_lock_init(&q->writes);
     node->beyond_filename = true;
     block_node_set_size(node, block_edge_size(q->children[0]));
-    node->limits.max_transfer = TRANSFER_MAX;
     node->discard_unmap = true; /* the children decide */
     node->supported_write_flags = BLOCK_REQ_FUA;
     node->supported_zero_flags = BLOCK_REQ_FUA | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK;

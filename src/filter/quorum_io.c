@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Requests of a quorum: to all children, with votes. quorum.c has the driver. */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/checked.h"
-#include "base/log.h"
 #include "block/vote.h"
 #include "co/co.h"
+#include "filter/filter.h"
 #include "filter/quorum.h"
 #include "loop/loop.h"
 
@@ -138,6 +139,32 @@ static int count_results(struct block_node *node, const struct part *parts, enum
 
 /* --- read ------------------------------------------------------------------------------------- */
 
+/* Bytes that each child reads at once, into memory of its own. */
+#define PIECE_MAX (4 * MiB)
+
+/*
+ * A read by vote. Its pieces are voted on one by one; a child is reported once, as bad for the
+ * whole request, so that the limit of such events in a second does not hide a part.
+ */
+struct voted_read {
+    struct block_node *node;
+    uint64_t offset;
+    struct iov iov;
+    bool has_failed[QUORUM_CHILDREN_MAX], differs[QUORUM_CHILDREN_MAX];
+    bool rewrite_failed[QUORUM_CHILDREN_MAX];
+};
+
+static void report_once(struct voted_read *read, bool *reported, int child, enum block_vote_op op,
+                        int error)
+{
+    const struct quorum *q = read->node->opaque;
+
+    if (!reported[child]) {
+        report_bad_child(q->children[child], op, error, read->offset, read->iov.size);
+    }
+    reported[child] = true;
+}
+
 static void free_data(struct part *parts, int count)
 {
     for (int i = 0; i < count; i++) {
@@ -194,23 +221,47 @@ static int vote(const struct quorum *q, const struct part *parts)
     return best_votes >= q->threshold ? best : -1;
 }
 
-static void print_mismatch(const struct part *a, const struct part *b)
+static int report_mismatch(const struct voted_read *read, const struct part *a,
+                           const struct part *b)
 {
     size_t at = 0;
 
     while (at < a->iov.size && a->data[at] == b->data[at]) {
         at++;
     }
-    log_error("quorum: offset=%llu bytes=%zu contents mismatch at offset %llu",
-              (unsigned long long)a->offset, a->iov.size, (unsigned long long)(a->offset + at));
+    return verify_disagree("quorum: offset=%" PRIu64 " bytes=%zu contents mismatch at offset "
+                           "%" PRIu64,
+                           read->offset, read->iov.size, a->offset + at);
+}
+
+/* Report the children that failed. 0 if enough succeeded, else the error. */
+static int count_reads(struct voted_read *read, const struct part *parts)
+{
+    const struct quorum *q = read->node->opaque;
+    int good = 0;
+
+    for (int i = 0; i < q->count; i++) {
+        if (parts[i].result < 0) {
+            report_once(read, read->has_failed, i, BLOCK_VOTE_READ, parts[i].result);
+        } else {
+            good++;
+        }
+    }
+    if (good >= q->threshold) {
+        return 0;
+    }
+    report_quorum_failure(read->node, BLOCK_VOTE_READ, read->offset, read->iov.size);
+    return common_error(parts, q->count);
 }
 
 /*
  * Report the children that could be read but disagree with the winner; rewrite them if wanted. A
  * failed write is only reported.
  */
-static void co_put_right(struct quorum *q, struct part *parts, int winner)
+static void co_put_right(struct voted_read *read, struct part *parts, int winner)
 {
+    struct quorum *q = read->node->opaque;
+
     for (int i = 0; i < q->count; i++) {
         struct part *p = &parts[i];
         int r;
@@ -218,59 +269,70 @@ static void co_put_right(struct quorum *q, struct part *parts, int winner)
         if (p->result < 0 || are_alike(p, &parts[winner])) {
             continue;
         }
-        report_bad_child(q->children[i], BLOCK_VOTE_READ, 0, p->offset, p->iov.size);
+        report_once(read, read->differs, i, BLOCK_VOTE_READ, 0);
         r = q->rewrite ? block_co_pwritev(p->edge, p->offset, parts[winner].iov, 0) : 0;
         if (r < 0) {
-            report_bad_child(q->children[i], BLOCK_VOTE_WRITE, r, p->offset, p->iov.size);
+            report_once(read, read->rewrite_failed, i, BLOCK_VOTE_WRITE, r);
         }
     }
 }
 
 /* Read and vote, while no write to the range is in flight. Returns the winner, or -errno. */
-static int co_settle_vote(struct block_node *node, struct part *parts)
+static int co_settle_vote(struct voted_read *read, struct part *parts)
 {
-    struct quorum *q = node->opaque;
-    uint64_t offset = parts[0].offset, size = parts[0].iov.size;
+    struct quorum *q = read->node->opaque;
     int r, winner;
 
     co_do_all(parts, q->count);
-    r = count_results(node, parts, BLOCK_VOTE_READ, offset, size);
+    r = count_reads(read, parts);
     if (r < 0) {
         return r;
     }
-    if (q->verify && !all_alike(q, parts) && parts[0].result == 0 && parts[1].result == 0) {
-        print_mismatch(&parts[0], &parts[1]);
+    if (q->verify && !all_alike(q, parts)) {
+        return report_mismatch(read, &parts[0], &parts[1]);
     }
     winner = vote(q, parts);
     if (winner < 0) {
-        report_quorum_failure(node, BLOCK_VOTE_READ, offset, size);
+        report_quorum_failure(read->node, BLOCK_VOTE_READ, read->offset, read->iov.size);
         return -EIO;
     }
-    co_put_right(q, parts, winner);
+    co_put_right(read, parts, winner);
     return winner;
 }
 
-static int co_read_by_vote(struct block_node *node, uint64_t offset, struct iov iov)
+/* The bytes from `at` of the request on. */
+static int co_vote_on_piece(struct voted_read *read, size_t at, size_t size)
 {
-    struct quorum *q = node->opaque;
+    struct quorum *q = read->node->opaque;
     struct part parts[QUORUM_CHILDREN_MAX] = {0};
-    int r = allocate_data(q, parts, offset, iov.size);
+    int r = allocate_data(q, parts, read->offset + at, size);
 
     if (r == 0) {
         co_do_all(parts, q->count);
         if (!all_alike(q, parts)) {
             struct range_entry range;
 
-            co_range_lock(&q->writes, &range, offset, iov.size, true);
-            r = co_settle_vote(node, parts);
+            co_range_lock(&q->writes, &range, read->offset + at, size, true);
+            r = co_settle_vote(read, parts);
             range_unlock(&q->writes, &range);
         }
     }
     if (r >= 0) {
-        iov_copy_from_buf(iov, 0, parts[r].data, iov.size);
+        iov_copy_from_buf(read->iov, at, parts[r].data, size);
     }
     free_data(parts, q->count);
     return MIN(r, 0);
+}
+
+static int co_read_by_vote(struct block_node *node, uint64_t offset, struct iov iov)
+{
+    struct voted_read read = {.node = node, .offset = offset, .iov = iov};
+    int r = 0;
+
+    for (size_t at = 0; at < iov.size && r == 0; at += PIECE_MAX) {
+        r = co_vote_on_piece(&read, at, MIN(PIECE_MAX, iov.size - at));
+    }
+    return r;
 }
 
 static int co_read_first_good(struct block_node *node, uint64_t offset, struct iov iov,

@@ -37,8 +37,7 @@ void verify_set_watch(verify_watch *fn)
     watch = fn;
 }
 
-/* Returns -EIO, unless the watch ends the process. */
-__attribute__((format(printf, 1, 2))) static int disagree(const char *fmt, ...)
+int verify_disagree(const char *fmt, ...)
 {
     char text[200];
     va_list ap;
@@ -216,9 +215,9 @@ static size_t first_unequal_byte(struct iov iov, const uint8_t *other)
 static int check_results(const char *what, uint64_t offset, uint64_t length, int raw, int test)
 {
     return raw == test ? test
-                       : disagree("blkverify: %s offset=%" PRIu64 " bytes=%" PRIu64
-                                  " return value mismatch %d != %d",
-                                  what, offset, length, test, raw);
+                       : verify_disagree("blkverify: %s offset=%" PRIu64 " bytes=%" PRIu64
+                                         " return value mismatch %d != %d",
+                                         what, offset, length, test, raw);
 }
 
 static int verify_co_preadv(struct block_node *node, uint64_t offset, struct iov iov,
@@ -244,9 +243,10 @@ static int verify_co_preadv(struct block_node *node, uint64_t offset, struct iov
     test = check_results("read", offset, iov.size, raw, test);
     difference = test < 0 ? iov.size : first_unequal_byte(iov, other);
     if (difference < iov.size) {
-        return disagree("blkverify: read offset=%" PRIu64 " bytes=%zu contents mismatch at offset "
-                        "%" PRIu64,
-                        offset, iov.size, offset + difference);
+        return verify_disagree("blkverify: read offset=%" PRIu64
+                               " bytes=%zu contents mismatch at offset "
+                               "%" PRIu64,
+                               offset, iov.size, offset + difference);
     }
     return test;
 }

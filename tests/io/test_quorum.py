@@ -123,8 +123,8 @@ class QuorumTest(tidemark.TestCase):
     def test_blkverify_prints_where_two_differ(self):
         self.write_child(1, 9, "8k 1k")
         options = self.options([self.child(0), self.child(1)], blkverify=True)
-        output = self.failing(options, "read 4k 8k")
-        self.assertIn("quorum: offset=4096 bytes=8192 contents mismatch at offset 8192", output)
+        output = self.failing(options, "read 4k 8k", "read 0 1k")
+        self.assertEqual("quorum: offset=4096 bytes=8192 contents mismatch at offset 8192\n", output)
         self.through(options, "write -P 3 8k 1k", "read -P 3 8k 1k")
 
     def test_children_without_a_driver(self):

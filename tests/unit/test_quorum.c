@@ -13,6 +13,7 @@
 #include "co_test.h"
 
 #include "base/checked.h"
+#include "block/vote.h"
 #include "filter/filter.h"
 
 #define DISKS 4
@@ -23,14 +24,14 @@ struct quorum_graph {
     struct block_edge *edge;
 };
 
-/* A quorum of the first two disks. */
-static void open_quorum(struct quorum_graph *g, const char *options)
+/* A quorum of the first two disks, of `size` bytes. */
+static void open_quorum_of(struct quorum_graph *g, size_t size, const char *options)
 {
     char json[256];
 
     for (int i = 0; i < DISKS; i++) {
         snprintf(json, sizeof(json),
-                 "{\"driver\":\"memory-disk\",\"node-name\":\"d%d\",\"size\":65536}", i);
+                 "{\"driver\":\"memory-disk\",\"node-name\":\"d%d\",\"size\":%zu}", i, size);
         g->disks[i] = fixture_open(json);
     }
     snprintf(json, sizeof(json),
@@ -42,6 +43,11 @@ static void open_quorum(struct quorum_graph *g, const char *options)
                                        BLOCK_PERM_ALL, &g->root, NULL),
                      0);
     g->edge = block_root_edge(g->root);
+}
+
+static void open_quorum(struct quorum_graph *g, const char *options)
+{
+    open_quorum_of(g, 64 * KiB, options);
 }
 
 static void close_quorum(struct quorum_graph *g)
@@ -252,6 +258,49 @@ static void blkverify_compares_nothing_that_a_write_is_about_to_change(void *arg
     close_quorum(&g);
 }
 
+/* --- reports ---------------------------------------------------------------------------------- */
+
+static struct {
+    int count;
+    char node_name[8];
+    uint64_t offset, length;
+} votes;
+
+static void on_vote(const struct block_vote *v)
+{
+    votes.count++;
+    snprintf(votes.node_name, sizeof(votes.node_name), "%s", v->node_name);
+    votes.offset = v->offset;
+    votes.length = v->length;
+}
+
+/* However many pieces it is read in: the events of a second are limited. */
+static void a_read_that_is_long_is_reported_as_one(void *arg)
+{
+    static const size_t bad[] = {5 * MiB, 10 * MiB};
+    size_t size = 12 * MiB;
+    uint8_t *data = test_malloc(size);
+    struct quorum_graph g;
+
+    open_quorum_of(&g, size, "\"vote-threshold\":1,\"rewrite-corrupted\":true");
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        memory_disk_of(g.disks[0])->data[bad[i]] = 1;
+    }
+    block_set_vote_fn(on_vote);
+    assert_int_equal(block_co_pread(g.edge, 512, data, size - 512), 0);
+    block_set_vote_fn(NULL);
+    assert_int_equal(votes.count, 1);
+    assert_string_equal(votes.node_name, "d1");
+    assert_int_equal(votes.offset, 512);
+    assert_int_equal(votes.length, size - 512);
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        assert_int_equal(data[bad[i] - 512], 1);
+        assert_int_equal(memory_disk_of(g.disks[1])->data[bad[i]], 1);
+    }
+    test_free(data);
+    close_quorum(&g);
+}
+
 static int setup(void **state)
 {
     block_register_driver(&memory_disk_driver);
@@ -269,6 +318,7 @@ int main(void)
         CO_TEST(a_quorum_is_not_its_own_child),
         CO_TEST(children_have_the_data_of_one_write),
         CO_TEST(blkverify_compares_nothing_that_a_write_is_about_to_change),
+        CO_TEST(a_read_that_is_long_is_reported_as_one),
     };
 
     return cmocka_run_group_tests(tests, setup, co_test_teardown);

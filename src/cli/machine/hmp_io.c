@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/time_units.h"
 #include "cli/io/command.h"
 #include "cli/machine/clock.h"
 #include "cli/machine/device.h"
@@ -55,6 +56,8 @@ static int co_run_io(struct io *io, const char *line, struct error *err)
     machine_clock_command_begins();
     r = io_co_run_text(io, line, err);
     machine_clock_command_ends();
+    loop_co_sleep(NS_PER_MS); /* events of the command come first: a turn of the loop sends them */
+    chardev_co_stdio_settle();
     fflush(stdout);
     return r;
 }
