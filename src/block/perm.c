@@ -88,14 +88,19 @@ static void cumulative_in_force(const struct block_node *node, unsigned *ret_per
 /*
  * An overlay that somebody writes needs its backing file as it is. One that is only read, by users
  * who can deal with contents that change, does not: it may be the target of a job that keeps there
- * what the backing file had at one moment.
+ * what the backing file had at one moment. Nor does one that a guest device writes which is asked
+ * to share its disk with other writers.
  */
 static bool has_writing_user(const struct block_node *node)
 {
     const struct block_edge *edge;
 
     LIST_FOREACH (edge, &node->parents, in_node) {
-        if ((edge->next_perm & BLOCK_PERM_WRITE) && !(edge->role & BLOCK_ROLE_TARGET)) {
+        bool is_sharing =
+            edge->root && edge->root->of_device && (edge->next_shared & BLOCK_PERM_WRITE);
+
+        if ((edge->next_perm & BLOCK_PERM_WRITE) && !(edge->role & BLOCK_ROLE_TARGET) &&
+            !is_sharing) {
             return true;
         }
     }

@@ -161,7 +161,8 @@ static int check_no_writer(const struct block_reopen *plan, const struct reopen_
 
     LIST_FOREACH (edge, &e->node->parents, in_node) {
         const struct reopen_entry *other;
-        bool stays = edge->perm & (BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE);
+        bool stays =
+            edge->perm & (BLOCK_PERM_WRITE | BLOCK_PERM_WRITE_UNCHANGED | BLOCK_PERM_RESIZE);
 
         LIST_FOREACH (other, &plan->entries, link) {
             stays = stays && !(other->node == edge->parent && other->next.read_only);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Planning to reopen nodes: which nodes, with which options and children. */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -190,6 +191,37 @@ static void set_link(struct reopen_link *link, const struct block_edge *edge,
     link->changes = link->was != link->next;
 }
 
+/* Whether the image names a backing file, or has a backing node. */
+static bool co_has_backing(struct block_node *node)
+{
+    struct block_info info;
+
+    return node->backing || (node->driver->co_get_info &&
+                             node->driver->co_get_info(node, &info) == 0 && info.backing_filename);
+}
+
+/* Another node, or none (NULL), in the place of the child at `edge`; NULL: there is none yet. */
+static int co_plan_link(struct reopen_entry *e, struct reopen_link *link, struct block_edge *edge,
+                        struct block_node *next, struct error *err)
+{
+    struct block_node *below = edge ? block_node_skip_implicit(edge->node) : NULL;
+
+    if (edge && next == below && below != edge->node) {
+        return 0; /* a job has put its filter in between */
+    }
+    if (edge && below != edge->node) {
+        return error_set(err, EPERM, "Cannot replace implicit %s child of %s", edge->name,
+                         e->node->name);
+    }
+    if (link == &e->backing && next && !e->node->driver->co_change_backing &&
+        !co_has_backing(e->node)) {
+        return error_set(err, EINVAL, "Driver '%s' of node '%s' does not support backing files",
+                         e->node->driver->name, e->node->name);
+    }
+    set_link(link, edge, next);
+    return 0;
+}
+
 /* What option `name` of a node says about its child: the one at `edge`, NULL if there is none. */
 static int co_plan_child(struct block_reopen *plan, struct reopen_entry *e, struct options *opts,
                          const char *name, struct block_edge *edge, struct error *err)
@@ -204,8 +236,7 @@ static int co_plan_child(struct block_reopen *plan, struct reopen_entry *e, stru
 
     if (link == &e->backing && options_is_null(opts, name)) {
         options_drop(opts, name);
-        set_link(link, edge, NULL);
-        return 0;
+        return co_plan_link(e, link, edge, NULL, err);
     }
     r = options_take_child(opts, name, &child_opts, &node_name, err);
     if (r < 0) {
@@ -213,9 +244,6 @@ static int co_plan_child(struct block_reopen *plan, struct reopen_entry *e, stru
     }
     if (child_opts && edge && edge->node->inherits_from == e->node) {
         return co_add_with_options(plan, edge->node, e, TAKE_PTR(child_opts), err);
-    }
-    if (child_opts) {
-        return error_set(err, EINVAL, "Cannot change the option '%s.driver'", name);
     }
     if (!node_name || (edge && strcmp(edge->node->name, node_name) == 0)) {
         return 0;
@@ -227,17 +255,7 @@ static int co_plan_child(struct block_reopen *plan, struct reopen_entry *e, stru
     if (!found) {
         return error_set(err, ENOENT, "Cannot find device='' nor node-name='%s'", node_name);
     }
-    set_link(link, edge, found);
-    return 0;
-}
-
-/* Whether the image names a backing file, or has a backing node. */
-static bool co_has_backing(struct block_node *node)
-{
-    struct block_info info;
-
-    return node->backing || (node->driver->co_get_info &&
-                             node->driver->co_get_info(node, &info) == 0 && info.backing_filename);
+    return co_plan_link(e, link, edge, found, err);
 }
 
 static int co_plan_children(struct block_reopen *plan, struct reopen_entry *e, struct options *opts,
@@ -289,22 +307,108 @@ static bool is_generic(const char *key)
     return *k != NULL;
 }
 
-/* Options that the driver can't change must be those that the node was opened with. */
-static int check_unchanged(const struct block_node *node, struct options *opts,
-                           struct json_object *given, struct error *err)
-{
-    struct json_object *value;
+/* --- options that can't change ---------------------------------------------------------------- */
 
-    json_object_object_foreach(given, key, text)
+/*
+ * Of several options that can't change QEMU names the one that its table of options has first, and
+ * the places there follow from the keys: this is the place of a key.
+ */
+static unsigned place_of_option(const char *key)
+{
+    uint32_t value = 0x238F13AFu * (uint32_t)strlen(key);
+
+    for (size_t i = 0; key[i] != '\0'; i++) {
+        value += (uint32_t)(unsigned char)key[i] << (i * 5 % 24);
+    }
+    return (1103515243u * value + 12345u) % 512;
+}
+
+/* The option that the message names; `key` is empty if all may stay as they are. */
+struct refused_option {
+    char key[256];
+};
+
+static void note_refused(struct refused_option *refused, const char *key)
+{
+    if (!refused->key[0] || place_of_option(key) < place_of_option(refused->key)) {
+        snprintf(refused->key, sizeof(refused->key), "%s", key);
+    }
+}
+
+/* All options within a value: those of a child that does not follow, or elements of a list. */
+static void note_all_refused(struct refused_option *refused, const char *key,
+                             struct json_object *value)
+{
+    char name[sizeof(refused->key)];
+
+    if (json_object_is_type(value, json_type_object) && json_object_object_length(value) > 0) {
+        json_object_object_foreach(value, inner_key, inner)
+        {
+            snprintf(name, sizeof(name), "%s.%s", key, inner_key);
+            note_all_refused(refused, name, inner);
+        }
+    } else if (json_object_is_type(value, json_type_array) && json_object_array_length(value) > 0) {
+        for (size_t i = 0; i < json_object_array_length(value); i++) {
+            snprintf(name, sizeof(name), "%s.%zu", key, i);
+            note_all_refused(refused, name, json_object_array_get_idx(value, i));
+        }
+    } else {
+        note_refused(refused, key);
+    }
+}
+
+/* Whether the node may get this value of an option; a child that follows is looked at itself. */
+static bool may_have_option(const struct block_node *node, const char *key,
+                            struct json_object *value)
+{
+    const struct block_node *child = block_node_child(node, key);
+    const char *text = value ? json_object_get_string(value) : "";
+    struct json_object *was;
+
+    if (strcmp(key, "driver") == 0) {
+        return strcmp(text, node->driver->name) == 0;
+    }
+    if (strcmp(key, "node-name") == 0) {
+        return strcmp(text, node->name) == 0;
+    }
+    if (strcmp(key, "active") == 0) {
+        return !json_object_is_type(value, json_type_boolean) || json_object_get_boolean(value);
+    }
+    if (is_generic(key) || driver_can_change(node->driver, key)) {
+        return true;
+    }
+    if (child || strcmp(key, "backing") == 0) {
+        return !json_object_is_type(value, json_type_object) ||
+               (child && child->inherits_from == node);
+    }
+    return json_object_object_get_ex(node->options, key, &was) &&
+           strcmp(json_object_to_json_string(was), json_object_to_json_string(value)) == 0;
+}
+
+static int check_can_change(const struct block_node *node, struct json_object *given,
+                            struct error *err)
+{
+    struct refused_option refused = {""};
+
+    json_object_object_foreach(given, key, value)
     {
-        if (!options_has(opts, key) || driver_can_change(node->driver, key)) {
-            continue;
+        if (!may_have_option(node, key, value)) {
+            note_all_refused(&refused, key, value);
         }
-        if (!json_object_object_get_ex(node->options, key, &value) ||
-            strcmp(json_object_to_json_string(value), json_object_to_json_string(text)) != 0) {
-            return refuse_change(key, err);
+    }
+    return refused.key[0] ? refuse_change(refused.key, err) : 0;
+}
+
+/* Options that are not given get their default value, which they must have if they can't change. */
+static int check_reset(const struct block_node *node, struct options *opts,
+                       struct json_object *given, struct error *err)
+{
+    json_object_object_foreach(given, key, value)
+    {
+        (void)value;
+        if (!driver_can_change(node->driver, key)) {
+            options_drop(opts, key); /* as it was */
         }
-        options_drop(opts, key);
     }
     json_object_object_foreach(node->options, old_key, old_value)
     {
@@ -321,7 +425,7 @@ static int check_unchanged(const struct block_node *node, struct options *opts,
     return 0;
 }
 
-static int take_identity(const struct block_node *node, struct options *opts, struct error *err)
+static int take_identity(struct options *opts, struct error *err)
 {
     AUTO_FREE char *driver = NULL;
     AUTO_FREE char *name = NULL;
@@ -330,16 +434,7 @@ static int take_identity(const struct block_node *node, struct options *opts, st
 
     UNLESS_FAILED(r, options_take_str(opts, "node-name", &name, err));
     UNLESS_FAILED(r, options_take_bool(opts, "active", true, &active, err));
-    if (r < 0) {
-        return r;
-    }
-    if (driver && strcmp(driver, node->driver->name) != 0) {
-        return refuse_change("driver", err);
-    }
-    if (!active) {
-        return refuse_change("active", err);
-    }
-    return name && strcmp(name, node->name) != 0 ? refuse_change("node-name", err) : 0;
+    return r == 0 && !active ? refuse_change("active", err) : r;
 }
 
 static int check_force_share(struct options *opts, bool was, struct error *err)
@@ -356,11 +451,12 @@ static int co_plan_options(struct block_reopen *plan, struct reopen_entry *e,
 {
     AUTO_OPTIONS struct options *all = options_clone(opts);
     struct json_object *given = all ? options_to_json(all) : NULL;
-    int r = given ? take_identity(e->node, opts, err) : error_out_of_memory(err);
+    int r = given ? check_can_change(e->node, given, err) : error_out_of_memory(err);
 
     json_object_put(e->options);
     e->options = given;
     e->explicit_use = block_explicit_use(opts);
+    UNLESS_FAILED(r, take_identity(opts, err));
     if (r == 0 && parent) {
         block_inherit_use(parent->node, &parent->next, opts, e->node->inherit_role);
     }
@@ -370,7 +466,7 @@ static int co_plan_options(struct block_reopen *plan, struct reopen_entry *e,
         e->next.discard_unmap = e->was.discard_unmap; /* the child decides */
     }
     UNLESS_FAILED(r, co_plan_children(plan, e, opts, err));
-    return UNLESS_FAILED(r, check_unchanged(e->node, opts, given, err));
+    return UNLESS_FAILED(r, check_reset(e->node, opts, given, err));
 }
 
 static int co_add_with_options(struct block_reopen *plan, struct block_node *node,

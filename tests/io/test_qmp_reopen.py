@@ -350,7 +350,7 @@ class ReopenTest(tidemark.TestCase):
             self.let_write(guests)
             tidemark.io(uri, f"read -P {pattern} 32M 1M", fmt="raw")
         self.refused(
-            "Cannot change the option 'encrypt'",
+            "Cannot change the option 'encrypt.format'",
             self.top(backing=None, encrypt={"format": "aes"}),
         )
         self.refused("backing is missing for 'top'", {k: v for k, v in self.top().items() if k != "backing"})
@@ -461,6 +461,82 @@ class ReopenTest(tidemark.TestCase):
         self.assertEqual(
             self.refusal({"driver": "blkdebug", "node-name": "debug", "image": "none"}),
             "Cannot change the option 'image'",
+        )
+
+    def add_image(self, name, fmt="qcow2", **options):
+        """A node of a new image, with its file."""
+        self.create(f"{name}.{fmt}", fmt=fmt)
+        file = {"driver": "file", "node-name": name + "-file"}
+        image = {
+            "driver": fmt,
+            "node-name": name,
+            "file": {**file, "filename": self.path(f"{name}.{fmt}")},
+            **options,
+        }
+        self.qmp.command("blockdev-add", **image)
+        return image
+
+    def test_a_format_without_backing_files_gets_none(self):
+        vdi = self.add_image("v", "vdi")
+        self.assertEqual(
+            self.refusal({**vdi, "backing": "two"}),
+            "Driver 'vdi' of node 'v' does not support backing files",
+        )
+        self.reopen({**vdi, "backing": None})
+        self.assertNotIn("backing-image", self.qmp.node("v")["image"])
+
+    def test_the_filter_of_a_job_stays(self):
+        """One that was not given a name is no node of the user's, who sees the chain without it."""
+        below = self.add_image("below")
+        middle = self.add_image("middle", backing=below["node-name"])
+        upper = self.add_image("upper", backing="middle")
+        self.qmp.command(
+            "block-commit", job_id="c", device="upper", top_node="middle", auto_finalize=False
+        )
+        self.qmp.wait_event("BLOCK_JOB_PENDING")
+        self.reopen({**upper, "backing": "middle"})
+        for backing in None, "two":
+            self.assertEqual(
+                self.refusal({**upper, "backing": backing}),
+                "Cannot replace implicit backing child of upper",
+            )
+        self.assertEqual(
+            self.refusal({**upper, "backing": middle}), "Cannot change the option 'backing.driver'"
+        )
+        self.qmp.command("job-finalize", id="c")
+        self.assertNotIn("error", self.qmp.wait_event("BLOCK_JOB_COMPLETED")["data"])
+
+    def test_who_copies_below_a_node_keeps_it_writable(self):
+        below = self.add_image("below")
+        upper = self.add_image("upper", backing=below["node-name"])
+        self.qmp.command("block-stream", job_id="s", device="upper", auto_finalize=False)
+        self.qmp.wait_event("BLOCK_JOB_PENDING")
+        self.assertEqual(
+            self.refusal({**upper, "read-only": True, "backing": "below"}),
+            "Read-only block node 'upper' cannot support read-write users",
+        )
+        self.qmp.command("job-finalize", id="s")
+        self.assertNotIn("error", self.qmp.wait_event("BLOCK_JOB_COMPLETED")["data"])
+
+    def test_which_of_several_options_is_named(self):
+        """That which QEMU names."""
+        self.add_image("leaf")
+        leaf = {"driver": "qcow2", "node-name": "leaf"}
+        other = {"driver": "file", "node-name": "x", "filename": "/x"}
+        self.create("deep.qcow2")
+        deep = self.add_image("deep", backing="leaf")
+        for backing, named in (
+            ({**leaf, "file": other}, "backing.driver"),
+            ({**leaf, "file": other, "backing": None}, "backing.driver"),
+            ({**leaf, "file": other, "backing": {**leaf, "file": other}},
+             "backing.backing.file.node-name"),
+        ):
+            self.assertEqual(
+                self.refusal({**deep, "backing": backing}), f"Cannot change the option '{named}'"
+            )
+        self.assertEqual(
+            self.refusal({**deep, "driver": "qed", "file": {**other, "node-name": "deep-file"}}),
+            "Cannot change the option 'driver'",
         )
 
     def test_the_check_of_dropped_pages_is_changed(self):
