@@ -17,6 +17,7 @@
 
 #define PIECE_SIZE (1024ul * 1024)
 
+#define UNIT_SIZE 4096ul      /* holes are as large */
 #define SLICE_SIZE (16 * MiB) /* between two reports of progress */
 
 struct copy_job {
@@ -58,6 +59,29 @@ static int read_kept(struct copy_job *job, size_t size)
     return r < 0 ? error_set_errno(job->err, -r, "Could not read '%s'", copy->to_shown) : 0;
 }
 
+/* Of a file, what is not zero. */
+static int write_units(struct copy_job *job, const char *buf, size_t size)
+{
+    bool any = false;
+    int r = 0;
+
+    for (size_t at = 0, end; r == 0 && at < size; at = end) {
+        bool zero = buffer_is_zero(buf + at, MIN(UNIT_SIZE, size - at));
+
+        for (end = at + UNIT_SIZE;
+             end < size && buffer_is_zero(buf + end, MIN(UNIT_SIZE, size - end)) == zero;
+             end += UNIT_SIZE) {
+        }
+        end = MIN(end, size);
+        if (!zero) {
+            any = true;
+            r = fd_write_at(job->copy->to, buf + at, end - at, job->done + at);
+        }
+    }
+    job->written += r == 0 && any ? size : 0;
+    return r < 0 ? fail_to_write(job, r) : 0;
+}
+
 static int write_piece(struct copy_job *job, const char *buf, size_t size)
 {
     const struct file_copy *copy = job->copy;
@@ -68,12 +92,7 @@ static int write_piece(struct copy_job *job, const char *buf, size_t size)
         job->written += size;
         return r < 0 ? fail_to_write(job, r) : 0;
     }
-    if (buffer_is_zero(buf, size)) {
-        return 0;
-    }
-    r = fd_write_at(copy->to, buf, size, job->done);
-    job->written += r < 0 ? 0 : size;
-    return r < 0 ? fail_to_write(job, r) : 0;
+    return write_units(job, buf, size);
 }
 
 static int copy_slice(void *arg)

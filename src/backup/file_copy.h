@@ -32,7 +32,8 @@ struct file_copy {
 /*
  * Copy, and sync. What `to` holds already is read and kept, if it turns out to be right in the end;
  * if not, all is copied again. Areas of zeroes become holes. Runs in the offload pool; yields.
- * -EBADMSG: `from` is not what it has to be; -EINTR: stopped. *ret_written: bytes written.
+ * -EBADMSG: `from` is not what it has to be; -EINTR: stopped. *ret_written: bytes of the
+ * pieces of 1 MiB that were written.
  */
 int file_copy_co_run(const struct file_copy *copy, uint64_t *ret_written, struct error *err);
 

@@ -18,6 +18,7 @@
 #define ENTRIES_MAX 8u
 /* zstd's blocks have at most this many bytes of contents, and are decompressed as a whole. */
 #define BLOCK_SIZE (128 * KiB)
+#define UNIT (4 * KiB)
 #define CACHE_SLOTS 8u
 #define CACHE_RECENT 64u
 #define NO_CLUSTER UINT64_MAX
@@ -264,6 +265,22 @@ static int read_whole(const struct layer_image *image, struct stored *file, uint
         n = MIN(count - done,
                 MIN((uint64_t)ENTRIES_MAX, l2_entries(image) - at % l2_entries(image)));
         r = read_some(image, file, at, n, buf + (done << image->cluster_bits));
+    }
+    return r;
+}
+
+int layer_image_find_compressed(const struct layer_image *image, struct stored *file,
+                                uint64_t cluster, uint64_t *ret_offset, uint64_t *ret_size)
+{
+    struct place p = {0};
+    int r = find_places(image, file, cluster, 1, &p);
+    uint64_t begin = round_up(p.offset, UNIT), end = p.offset + p.size;
+
+    *ret_offset = begin;
+    *ret_size = 0;
+    if (r == 0 && p.compressed && end - SECTOR_SIZE > begin) {
+        /* The next cluster may begin in its last sector. */
+        *ret_size = (end - SECTOR_SIZE - begin) / UNIT * UNIT;
     }
     return r;
 }

@@ -35,6 +35,12 @@ int layer_image_check(const struct stored_image *image, unsigned *ret_cluster_bi
 /* The same, of a file that is open; *ret_image says where the tables are. */
 int layer_image_open(struct stored *file, const char *shown, struct layer_image *ret_image,
                      struct error *err);
+/*
+ * The bytes of the file, in whole units of 4 KiB, that only the compressed contents of a cluster of
+ * the image occupy; *ret_size is 0 if there are none. Errors as layer_image_read().
+ */
+int layer_image_find_compressed(const struct layer_image *image, struct stored *file,
+                                uint64_t cluster, uint64_t *ret_offset, uint64_t *ret_size);
 
 /*
  * Of an image whose clusters are larger than what is read: clusters that were decompressed last, 2

@@ -2,6 +2,7 @@
 #include "backup/layer_writer.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -75,6 +76,10 @@ static int co_copy_base(struct layer_writer *w, const struct layer_base *base, s
     w->based = true;
     UNLESS_FAILED(r, layer_image_check(&image, &w->cluster_bits, err));
     UNLESS_FAILED(r, stored_node_co_reopen(&image, &w->node, err));
+    if (r == 0 && !w->seal) {
+        r = stored_open(w->image_fd, NULL, STORED_IMAGE, w->image, &w->tables_file, err);
+        UNLESS_FAILED(r, layer_image_open(w->tables_file, w->image, &w->tables, err));
+    }
     return r;
 }
 
@@ -150,6 +155,28 @@ int layer_writer_take_sums(struct layer_writer *w, struct chain *chain, struct e
 
 /* --- contents --- */
 
+/*
+ * Compressed clusters that are written over leave gaps, which qcow2 can use again when all of the
+ * cluster of the file is free. The file system gets their blocks back before that. Nothing else
+ * uses them yet: the cluster, which is written once, is still allocated.
+ */
+static void give_back_compressed(const struct layer_writer *w, uint64_t offset, uint64_t size)
+{
+    uint64_t cluster = UINT64_C(1) << w->cluster_bits;
+
+    for (uint64_t at = offset; w->tables_file && at < offset + size; at += cluster) {
+        uint64_t begin, count;
+
+        if (layer_image_find_compressed(&w->tables, w->tables_file, at / cluster, &begin, &count) ==
+                0 &&
+            count > 0) {
+            /* Where the file system can't do that, the gap takes space. */
+            (void)fallocate(w->image_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)begin,
+                            (off_t)count);
+        }
+    }
+}
+
 int layer_writer_co_write(struct layer_writer *w, uint64_t offset, uint8_t *data, uint64_t size,
                           struct error *err)
 {
@@ -157,6 +184,9 @@ int layer_writer_co_write(struct layer_writer *w, uint64_t offset, uint8_t *data
     struct iovec vec;
     int r = 0;
 
+    if (w->based) {
+        give_back_compressed(w, offset, size);
+    }
     if (data) {
         /* Clusters that are allocated would be written over uncompressed. */
         r = w->based ? block_co_discard(edge, offset, size) : 0;
@@ -219,6 +249,7 @@ void layer_writer_co_release(struct layer_writer *w)
     block_co_root_release(w->root);
     block_co_unref(w->node);
     stored_free(w->sums_file);
+    stored_free(w->tables_file);
     if (w->image_fd >= 0) {
         close(w->image_fd);
     }

@@ -9,6 +9,7 @@
 #include <signal.h>
 
 #include "backup/chain.h"
+#include "backup/layer_image.h"
 #include "backup/manifest.h"
 #include "backup/repository.h"
 #include "backup/writeback.h"
@@ -21,7 +22,9 @@ struct layer_writer {
     int image_fd, sums_fd;
     const struct backup_key *seal; /* with which they are encrypted; NULL: they are not */
     struct stored *sums_file;
-    char *image, *sums; /* their paths, for messages */
+    struct layer_image tables;  /* of an image that began as a copy */
+    struct stored *tables_file; /* to read them; NULL: another image, or an encrypted one */
+    char *image, *sums;         /* their paths, for messages */
     struct block_node *node;
     struct block_root *root;
     struct sums_runs runs;

@@ -164,6 +164,25 @@ class Merges(ClustersCase):
         hole = next(m for m in mapped if m["start"] <= 4 * CLUSTER < m["start"] + m["length"])
         self.assertTrue(hole["zero"])
 
+    def test_gaps_of_patches_take_no_space(self):
+        def text():
+            return self.random.randbytes(CLUSTER // 2).hex().encode()
+
+        for n in range(COUNT):
+            self.put(n, text())
+        first = self.backup()
+        before = os.stat(self.file(first)).st_blocks * 512
+        # The copy of the second merge has the gaps of the first.
+        for clusters, patched in ([0, 20, 40], 12), ([8], 16):
+            for n in clusters:
+                self.put(n, text())
+            ident = self.backup()
+            self.prune("--keep-last=1")
+            (full,) = self.listed()
+            self.assertEqual(full["patched-bytes"], patched * CLUSTER)
+            self.assertLess(os.stat(self.file(ident)).st_blocks * 512, before + 2 * CLUSTER)
+        self.assert_right(ident)
+
 
 class Holes(ClustersCase):
     def test_are_not_recorded_and_come_back_by_repair(self):
