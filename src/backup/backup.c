@@ -145,7 +145,7 @@ static int co_make_checkpoint(struct group *g, struct error *later, struct error
     if (has_no_answer(r) && !err->hint) {
         error_hint(err, "If it was made all the same, the next backup or --abort removes it.");
     }
-    if (quiesce_co_end(&quiesce, r, r < 0 ? NULL : later) == 0) {
+    if ((r < 0 ? quiesce_co_give_up(&quiesce, r, err) : quiesce_co_end(&quiesce, r, later)) == 0) {
         guard_say(g->guard, GUARD_THAWED);
     }
     for (size_t i = 0; i < g->count; i++) {

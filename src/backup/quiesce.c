@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <json-c/json.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,31 +22,62 @@
 #define DELIMITER 0xffu
 #define ANSWER_MAX 65536u
 #define THAW_ATTEMPTS 5
+/* An agent that is gone may be back after that. */
+#define THAW_PAUSE_NS NS_PER_SECOND
+#define THAW "{\"execute\":\"guest-fsfreeze-thaw\"}\n"
+
+/* How often the end of a hook is looked for; when one that is stopped is killed. */
+#define HOOK_LOOK_MIN_NS NS_PER_MS
+#define HOOK_LOOK_MAX_NS (100 * NS_PER_MS)
+#define HOOK_END_NS (5 * NS_PER_SECOND)
 
 /* --- hooks --- */
 
-struct hook {
-    const char *command;
-    char **environment;
-};
-
-static int hook_job_run(void *arg)
+/* What is written to standard output is a result, so a hook writes to standard error. */
+static int start_hook(const char *command, char **environment, pid_t *ret_child)
 {
-    const struct hook *h = arg;
-    char *const argv[] = {"/bin/sh", "-c", (char *)h->command, NULL};
-    int status;
-    pid_t pid;
-    int r = posix_spawn(&pid, argv[0], NULL, NULL, argv, h->environment);
+    char *const argv[] = {"/bin/sh", "-c", (char *)command, NULL};
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
+    sigset_t none, usual;
+    int r;
 
-    if (r != 0) {
-        return -r;
-    }
-    while (waitpid(pid, &status, 0) < 0) {
-        if (errno != EINTR) {
-            return -errno;
+    sigemptyset(&none);
+    sigemptyset(&usual);
+    sigaddset(&usual, SIGPIPE);
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO);
+    posix_spawnattr_init(&attributes);
+    posix_spawnattr_setsigmask(&attributes, &none);
+    posix_spawnattr_setsigdefault(&attributes, &usual);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+    r = posix_spawn(ret_child, argv[0], &actions, &attributes, argv, environment);
+    posix_spawn_file_actions_destroy(&actions);
+    posix_spawnattr_destroy(&attributes);
+    return -r;
+}
+
+/*
+ * Wait for a hook, and end it after a stop that comes meanwhile: what runs after a stop has to put
+ * things in order. *ret_status is that of waitpid(2). -EINTR: it was ended.
+ */
+static int co_wait_for_hook(pid_t child, volatile sig_atomic_t *stop, int *ret_status)
+{
+    bool was_stopped = stop && *stop;
+    int64_t pause = HOOK_LOOK_MIN_NS, asked_ns = 0;
+    pid_t ended;
+
+    while ((ended = waitpid(child, ret_status, WNOHANG)) == 0 || (ended < 0 && errno == EINTR)) {
+        if (!asked_ns && !was_stopped && stop && *stop) {
+            asked_ns = loop_now_ns();
+            kill(child, SIGTERM);
+        } else if (asked_ns && loop_now_ns() > asked_ns + HOOK_END_NS) {
+            kill(child, SIGKILL);
         }
+        loop_co_sleep(pause);
+        pause = MIN(2 * pause, HOOK_LOOK_MAX_NS);
     }
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 256;
+    return ended < 0 ? -errno : asked_ns ? -EINTR : 0;
 }
 
 /* This process's environment and two more variables; the list is malloc'ed, the rest borrowed. */
@@ -71,8 +103,8 @@ static int co_run_hook(const struct quiesce *q, const char *command, const char 
 {
     char *machine AUTO_FREE = NULL, *state AUTO_FREE = NULL;
     char **list AUTO_FREE = NULL;
-    struct hook hook = {.command = command};
-    int r;
+    int r, ended = 0;
+    pid_t child;
 
     if (!command) {
         return 0;
@@ -87,12 +119,21 @@ static int co_run_hook(const struct quiesce *q, const char *command, const char 
     if (!list) {
         return error_out_of_memory(err);
     }
-    hook.environment = list;
-    r = loop_co_offload(hook_job_run, &hook);
+    r = start_hook(command, list, &child);
+    UNLESS_FAILED(r, co_wait_for_hook(child, q->options->stop, &ended));
+    if (r == -EINTR) {
+        return error_set(err, EINTR, "The hook '%s' was stopped", command);
+    }
     if (r < 0) {
         return error_set_errno(err, -r, "Could not run the hook '%s'", command);
     }
-    return r > 0 ? error_set(err, ECANCELED, "The hook '%s' failed with status %d", command, r) : 0;
+    if (WIFSIGNALED(ended)) {
+        return error_set(err, ECANCELED, "The hook '%s' was ended by signal %d", command,
+                         WTERMSIG(ended));
+    }
+    return WEXITSTATUS(ended) ? error_set(err, ECANCELED, "The hook '%s' failed with status %d",
+                                          command, WEXITSTATUS(ended))
+                              : 0;
 }
 
 /* --- the guest agent --- */
@@ -155,22 +196,24 @@ static int co_receive_agent(int fd, bool delimited, int64_t deadline, char *buf,
     return -EPROTO;
 }
 
-/* Run a command. *ret_value (may be NULL) gets a number that is returned. */
-static int co_agent(int fd, const char *text, bool delimited, unsigned timeout_s,
-                    int64_t *ret_value, struct error *err)
+static int agent_failed(int r, unsigned timeout_s, struct error *err)
 {
-    int64_t deadline = loop_now_ns() + timeout_s * NS_PER_SECOND;
+    return r == -ETIMEDOUT
+               ? error_set(err, ETIMEDOUT, "The guest agent does not answer within %u seconds",
+                           timeout_s)
+               : error_set_errno(err, -r, "Could not ask the guest agent");
+}
+
+/* The answer to a command. *ret_value (may be NULL) gets a number that is returned. */
+static int co_take_answer(int fd, bool delimited, unsigned timeout_s, int64_t deadline,
+                          int64_t *ret_value, struct error *err)
+{
     char *answer AUTO_FREE = malloc(ANSWER_MAX);
     struct json_object *o = NULL, *v, *desc;
-    int r = answer ? co_send_agent(fd, text, strlen(text), deadline) : -ENOMEM;
+    int r = answer ? co_receive_agent(fd, delimited, deadline, answer, ANSWER_MAX) : -ENOMEM;
 
-    UNLESS_FAILED(r, co_receive_agent(fd, delimited, deadline, answer, ANSWER_MAX));
-    if (r == -ETIMEDOUT) {
-        return error_set(err, ETIMEDOUT, "The guest agent does not answer within %u seconds",
-                         timeout_s);
-    }
     if (r < 0) {
-        return error_set_errno(err, -r, "Could not ask the guest agent");
+        return agent_failed(r, timeout_s, err);
     }
     o = json_tokener_parse(answer);
     if (o && json_object_object_get_ex(o, "error", &v)) {
@@ -186,19 +229,29 @@ static int co_agent(int fd, const char *text, bool delimited, unsigned timeout_s
     return r;
 }
 
-/* What was said before on this channel, by anybody, must not be taken for an answer. */
-static int co_sync_agent(int fd, unsigned timeout_s, struct error *err)
+/*
+ * Send `text`, commands that end with a newline, after a synchronisation: what was said before on
+ * this channel, by anybody, must not be taken for an answer. That was answered when this returns.
+ */
+static int co_send_synced(int fd, const char *text, unsigned timeout_s, int64_t deadline,
+                          struct error *err)
 {
     int64_t id = loop_now_ns() & INT32_MAX, answer = -1;
-    char text[128];
+    char all[256];
     int r;
 
-    snprintf(text, sizeof(text),
-             "\xff{\"execute\":\"guest-sync-delimited\",\"arguments\":{\"id\":%" PRId64 "}}\n", id);
-    r = co_agent(fd, text, true, timeout_s, &answer, err);
-    return r < 0          ? r
-           : answer == id ? 0
-                          : error_set(err, EPROTO, "The guest agent answered another question");
+    snprintf(all, sizeof(all),
+             "\xff{\"execute\":\"guest-sync-delimited\",\"arguments\":{\"id\":%" PRId64 "}}\n%s",
+             id, text);
+    r = co_send_agent(fd, all, strlen(all), deadline);
+    if (r < 0) {
+        return agent_failed(r, timeout_s, err);
+    }
+    /* Earlier synchronisations may be answered before. */
+    while (r == 0 && answer != id) {
+        r = co_take_answer(fd, true, timeout_s, deadline, &answer, err);
+    }
+    return r;
 }
 
 static int co_connect_agent(const char *path, unsigned timeout_s, int *ret_fd, struct error *err)
@@ -219,55 +272,59 @@ static int co_connect_agent(const char *path, unsigned timeout_s, int *ret_fd, s
     if (r < 0) {
         return error_set_errno(err, -r, "Could not connect to the guest agent at '%s'", path);
     }
-    r = co_sync_agent(fd, timeout_s, err);
-    if (r == 0) {
-        *ret_fd = TAKE_FD(fd);
-    }
+    *ret_fd = TAKE_FD(fd);
+    return 0;
+}
+
+static int co_thaw_once(int fd, unsigned timeout_s, struct error *err)
+{
+    int64_t deadline = loop_now_ns() + timeout_s * NS_PER_SECOND;
+    int r = co_send_synced(fd, THAW, timeout_s, deadline, err);
+
+    UNLESS_FAILED(r, co_take_answer(fd, false, timeout_s, deadline, NULL, err));
     return r;
 }
 
+/* `fd`: connected, and closed by this; -1: not connected. */
 static int co_thaw(const char *path, int fd, unsigned timeout_s, struct error *err)
 {
-    int again AUTO_CLOSE = -1;
     int r = -EIO;
 
     for (int i = 0; r < 0 && i < THAW_ATTEMPTS; i++) {
         ERROR_AUTO(attempt);
 
-        /* An answer that came too late is skipped by a new synchronisation. */
-        r = i == 0 ? 0 : co_sync_agent(fd, timeout_s, &attempt);
-        UNLESS_FAILED(r, co_agent(fd, "{\"execute\":\"guest-fsfreeze-thaw\"}\n", false, timeout_s,
-                                  NULL, &attempt));
-        if (r == -ECONNRESET || r == -EPIPE) {
-            if (again >= 0) {
-                close(again);
-                again = -1;
-            }
-            r = co_connect_agent(path, timeout_s, &again, &attempt);
-            fd = r < 0 ? fd : again;
-            r = -EIO;
+        if (i > 0 && fd < 0) {
+            loop_co_sleep(THAW_PAUSE_NS);
+        }
+        r = fd < 0 ? co_connect_agent(path, timeout_s, &fd, &attempt) : 0;
+        UNLESS_FAILED(r, co_thaw_once(fd, timeout_s, &attempt));
+        if (fd >= 0 && (r == -ECONNRESET || r == -EPIPE)) {
+            close(fd);
+            fd = -1;
         }
         if (r < 0 && i + 1 == THAW_ATTEMPTS) {
             error_move(err, &attempt);
             error_prepend(err, "The guest may still be frozen: ");
         }
     }
+    if (fd >= 0) {
+        close(fd);
+    }
     return r;
 }
 
 int quiesce_co_thaw(const char *agent, unsigned timeout_s, struct error *err)
 {
-    int fd AUTO_CLOSE = -1;
-    int r = co_connect_agent(agent, timeout_s, &fd, err);
-
-    return r < 0 ? r : co_thaw(agent, fd, timeout_s, err);
+    return co_thaw(agent, -1, timeout_s, err);
 }
 
 /* --- both --- */
 
 static int co_freeze(struct quiesce *q, struct error *err)
 {
+    static const char freeze[] = "{\"execute\":\"guest-fsfreeze-freeze\"}\n";
     const struct quiesce_options *o = q->options;
+    int64_t deadline;
     int fd = -1, r;
 
     if (!o->agent) {
@@ -277,10 +334,17 @@ static int co_freeze(struct quiesce *q, struct error *err)
     if (r < 0) {
         return r;
     }
+    r = co_send_synced(fd, "", o->timeout_s, loop_now_ns() + o->timeout_s * NS_PER_SECOND, err);
+    if (r < 0) {
+        close(fd);
+        return r;
+    }
     /* From here on it may be frozen, whatever is answered. */
     q->agent_fd = fd;
-    return co_agent(fd, "{\"execute\":\"guest-fsfreeze-freeze\"}\n", false, o->timeout_s, NULL,
-                    err);
+    deadline = loop_now_ns() + o->timeout_s * NS_PER_SECOND;
+    r = co_send_agent(fd, freeze, strlen(freeze), deadline);
+    return r < 0 ? agent_failed(r, o->timeout_s, err)
+                 : co_take_answer(fd, false, o->timeout_s, deadline, NULL, err);
 }
 
 int quiesce_co_begin(struct quiesce *q, const struct quiesce_options *options, struct error *err)
@@ -293,7 +357,7 @@ int quiesce_co_begin(struct quiesce *q, const struct quiesce_options *options, s
     r = co_run_hook(q, options->pre_hook, "begin", err);
     UNLESS_FAILED(r, co_freeze(q, err));
     if (r < 0) {
-        quiesce_co_end(q, r, NULL);
+        quiesce_co_give_up(q, r, err);
     }
     return r;
 }
@@ -304,7 +368,6 @@ int quiesce_co_end(struct quiesce *q, int status, struct error *err)
 
     if (q->agent_fd >= 0) {
         r = co_thaw(q->options->agent, q->agent_fd, q->options->timeout_s, err);
-        close(q->agent_fd);
         q->agent_fd = -1;
     }
     if (q->pre_ran) {
@@ -313,4 +376,15 @@ int quiesce_co_end(struct quiesce *q, int status, struct error *err)
                            r < 0 ? NULL : err);
     }
     return error_first(r, hook);
+}
+
+int quiesce_co_give_up(struct quiesce *q, int status, struct error *err)
+{
+    ERROR_AUTO(later);
+    int r = quiesce_co_end(q, status, &later);
+
+    if (r < 0) {
+        error_hint(err, "%s.", error_message(&later));
+    }
+    return r;
 }

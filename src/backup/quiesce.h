@@ -6,6 +6,7 @@
 #ifndef TIDEMARK_BACKUP_QUIESCE_H
 #define TIDEMARK_BACKUP_QUIESCE_H
 
+#include <signal.h>
 #include <stdbool.h>
 
 #include "base/error.h"
@@ -16,6 +17,7 @@ struct quiesce_options {
     unsigned timeout_s;               /* for each answer of the agent */
     const char *pre_hook, *post_hook; /* shell commands; NULL: none */
     const char *machine;              /* TIDEMARK_VM of the hooks; NULL: none */
+    volatile sig_atomic_t *stop;      /* ends a hook that runs then; NULL: nobody stops it */
 };
 
 struct quiesce {
@@ -28,7 +30,7 @@ struct quiesce {
 
 /*
  * Run the first hook, and freeze. On failure everything is thawed again, and the second hook has
- * run, if the first one has.
+ * run. What failed of that is the hint of the error.
  */
 int quiesce_co_begin(struct quiesce *q, const struct quiesce_options *options, struct error *err);
 /*
@@ -37,6 +39,8 @@ int quiesce_co_begin(struct quiesce *q, const struct quiesce_options *options, s
  * case. May be called again.
  */
 int quiesce_co_end(struct quiesce *q, int status, struct error *err);
+/* The same after a failure `status` with the error `err`; what fails becomes its hint. */
+int quiesce_co_give_up(struct quiesce *q, int status, struct error *err);
 /* Only thaw, for who cleans up after a killed run. */
 int quiesce_co_thaw(const char *agent, unsigned timeout_s, struct error *err);
 

@@ -21,11 +21,17 @@ CLUSTER = 65536
 
 class Agent:
     """One that notes what it is asked; commands of `mute` get no answer, those of `refuse` an
-    error.
+    error. With the first command of `late` it waits for a while, with that of `leave` it is gone
+    for a while.
     """
 
-    def __init__(self, path, mute=(), refuse=()):
+    def __init__(self, path, mute=(), refuse=(), late=None, leave=None):
         self.commands, self.mute, self.refuse = [], mute, refuse
+        self.path, self.late, self.leave = path, late, leave
+        self.listen()
+
+    def listen(self):
+        path = self.path
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(path)
         self.listener.listen()
@@ -47,6 +53,17 @@ class Agent:
                 request = json.loads(line.lstrip(b"\xff"))
                 command = request["execute"]
                 self.commands.append((command, time.monotonic_ns()))
+                if command == self.leave:
+                    self.leave = None
+                    self.listener.shutdown(socket.SHUT_RDWR)
+                    os.unlink(self.path)
+                    client.shutdown(socket.SHUT_RDWR)
+                    time.sleep(1.5)
+                    self.listen()
+                    return
+                if command == self.late:
+                    self.late = None
+                    time.sleep(1.5)
                 if command in self.mute:
                     continue
                 if command in self.refuse:
@@ -516,9 +533,43 @@ class TestQuiesce(SetCase):
         process.kill()
         wait_until(lambda: agent.names()[-1] == "fsfreeze-thaw", "the guard")
 
+    def test_it_is_thawed_by_an_agent_that_is_late_or_gone(self):
+        """A late answer to the freeze is not taken for one to the thaw."""
+        for how, said in (({"late": "guest-fsfreeze-freeze"}, "does not answer within 1 seconds"),
+                          ({"leave": "guest-fsfreeze-freeze"}, "Could not ask the guest agent")):
+            with self.subTest(how=how):
+                path = self.path(f"qga-{list(how)[0]}.sock")
+                agent = Agent(path, **how)
+                result = run(*self.backup_words("--agent", path, "--agent-timeout=1"), check=False)
+                self.assertEqual(result.returncode, 1)
+                self.assertIn(said, result.stderr)
+                self.assertNotIn("frozen", result.stderr)
+                self.assertEqual(agent.names()[-1], "fsfreeze-thaw")
+
+    def test_a_guest_that_stays_frozen_after_a_failure_is_said(self):
+        self.agent(mute=("guest-fsfreeze-freeze",), refuse=("guest-fsfreeze-thaw",))
+        result = run(*self.backup_words(), check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("The guest may still be frozen: The guest agent refused", result.stderr)
+
+    def test_a_hook_that_is_stopped(self):
+        begun = self.path("begun")
+        stopped = subprocess.Popen(
+            self.backup_words("--pre-hook", f"echo x > {begun}; exec sleep 600"),
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.addCleanup(stopped.kill)
+        wait_until(lambda: os.path.exists(begun), "the hook")
+        stopped.terminate()
+        self.assertIn("exec sleep 600' was stopped", stopped.communicate(timeout=60)[1])
+        self.assertEqual(stopped.returncode, 1)
+        self.assertEqual(self.own_nodes(), [])
+
     def test_hooks(self):
         log = self.path("log")
-        note = f'echo "$TIDEMARK_VM $TIDEMARK_STATUS" >> {log}'
+        note = f'echo noise; echo "$TIDEMARK_VM $TIDEMARK_STATUS" >> {log}'
+        result = run(*self.backup_words("--pre-hook", "kill -9 $$"), check=False)
+        self.assertIn("The hook 'kill -9 $$' was ended by signal 9", result.stderr)
         self.backup("--pre-hook", note, "--post-hook", note)
         result = run(*self.backup_words("--pre-hook", "exit 3", "--post-hook", note), check=False)
         self.assertEqual(result.returncode, 1)

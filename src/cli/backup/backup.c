@@ -416,7 +416,8 @@ static void backup_words_clear(struct backup_words *w)
 
 static int backup_co_main(int argc, char **argv, struct error *err)
 {
-    struct backup_options options = {.source.stop = &backup_stop, .stop = &backup_stop};
+    struct backup_options options = {
+        .source.stop = &backup_stop, .stop = &backup_stop, .quiesce.stop = &backup_stop};
     __attribute__((cleanup(backup_words_clear))) struct backup_words words = {0};
     int r = parse_backup_words(argc, argv, &options, &words, err);
     int status;
