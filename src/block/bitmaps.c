@@ -245,9 +245,10 @@ void block_bitmap_free_detached(struct block_bitmap *b)
 
 /* --- fetch ------------------------------------------------------------------------------------ */
 
+/* Storage that fails may answer later. */
 static int cannot_read(struct block_bitmap *b, int r, struct error *err)
 {
-    if (r != -ENOMEM) {
+    if (r == -EINVAL) {
         block_bitmap_lose(b, "its bits could not be read from the image");
     }
     return error_set_errno(err, -r, "Could not read bitmap '%s' of '%s'", b->name,

@@ -208,8 +208,8 @@ void block_co_bitmap_restore(struct block_bitmap *b, struct block_bitmap_backup 
 
 /*
  * Read the stored bits into memory if they have not been read yet (they stay in the image until
- * somebody needs them). If they can't be read, the bitmap is inconsistent from then on. Not for an
- * inconsistent bitmap. -ENOMEM, -EIO
+ * somebody needs them). If they are invalid (-EINVAL), the bitmap is inconsistent from then on;
+ * after other errors it is as it was. Not for an inconsistent bitmap. -ENOMEM, errors of reading
  */
 int block_co_bitmap_fetch(struct block_bitmap *b, struct error *err);
 /*

@@ -319,6 +319,27 @@ static void a_bitmap_that_cannot_be_counted_is_inconsistent(void *arg)
     image_close(&i);
 }
 
+/* A query meanwhile costs the user no bitmap. */
+static void a_bitmap_can_be_read_when_storage_answers_again(void *arg)
+{
+    struct block_bitmap *b;
+    struct image i;
+
+    create_with_spread_bits();
+    image_open(&i, "a", "");
+    b = block_bitmap_find(i.node, "b");
+    i.file->fail_kinds = MEMORY_FILE_READ;
+    i.file->fail_after = 0;
+    i.file->fail_errno = EIO;
+    assert_int_equal(count_of(b, -EIO), 0);
+    assert_int_equal(block_co_bitmap_fetch(b, NULL), -EIO);
+    assert_false(b->inconsistent);
+    i.file->fail_kinds = 0;
+    assert_int_equal(count_of(b, 0), 2 * 64 * KiB);
+    assert_int_equal(dirty_bitmap_count(bits_of(b)), 2 * 64 * KiB);
+    image_close(&i);
+}
+
 static void only_clusters_of_bits_that_changed_are_stored_anew(void *arg)
 {
     for (int in_memory = 0; in_memory < 2; in_memory++) {
@@ -879,6 +900,7 @@ int main(void)
         CO_TEST(bits_are_counted_while_bitmaps_are_stored),
         CO_TEST(counting_without_memory_fails_and_may_be_tried_again),
         CO_TEST(a_bitmap_that_cannot_be_counted_is_inconsistent),
+        CO_TEST(a_bitmap_can_be_read_when_storage_answers_again),
         CO_TEST(only_clusters_of_bits_that_changed_are_stored_anew),
         CO_TEST(a_bitmap_whose_bits_cannot_be_read_is_inconsistent_the_others_are_not),
         CO_TEST(a_bitmap_that_cannot_be_read_when_it_is_stored_stays_in_use),

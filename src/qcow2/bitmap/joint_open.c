@@ -312,8 +312,12 @@ static int co_add_bits(struct block_bitmap *b, const struct stored_bitmap *o,
     uint64_t before, other = dirty_bitmap_count(bits), after;
     int r = block_co_bitmap_fetch(b, NULL);
 
+    if (r == -ENOMEM) {
+        return r;
+    }
     if (r < 0) {
-        return r == -ENOMEM ? r : 0; /* it is inconsistent now */
+        block_bitmap_lose(b, "its bits could not be read from the image");
+        return 0;
     }
     before = dirty_bitmap_count(b->bits);
     r = dirty_bitmap_merge_alone(b->bits, bits);
