@@ -264,6 +264,12 @@ void block_root_set_ops(struct block_root *root, const struct block_root_ops *op
 void block_co_change_begin(void);
 int block_co_change_settle(struct error *err);
 void block_co_change_end(void);
+/*
+ * What users have written to the nodes that they leave in this change is on stable storage where
+ * they go: a flush of such a node that fails is logged, and does not make settle fail. In a graph
+ * change, before its settle. Main reactor; does not yield.
+ */
+void block_change_excuse_flushes(void);
 
 /*
  * The users of `node` have left it for an image below it in its chain, which they write to: while

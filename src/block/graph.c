@@ -14,7 +14,9 @@
  * closing images, which may take long, are not parts of a change.
  */
 #include <errno.h>
+#include <string.h>
 
+#include "base/log.h"
 #include "block/internal.h"
 #include "trace/events.h"
 
@@ -24,7 +26,8 @@ static struct {
     bool ready;
     struct co *owner; /* the coroutine in a change; NULL: none */
     unsigned depth;
-    struct list moved; /* edges that the change has moved; each has its origin */
+    struct list moved;      /* edges that the change has moved; each has its origin */
+    bool flushed_elsewhere; /* see block_change_excuse_flushes() */
 } graph;
 
 void block_co_change_begin(void)
@@ -63,6 +66,20 @@ static bool flushes_origin(const struct block_edge *edge)
     return node == origin;
 }
 
+static int co_flush_origin(struct block_node *origin, struct error *err)
+{
+    const char *name = block_node_name(block_node_skip_filters(origin) ?: origin);
+    int r = block_co_flush_node(origin);
+
+    if (r < 0 && graph.flushed_elsewhere) {
+        log_warning("node '%s' could not be flushed before it was left: %s", name, strerror(-r));
+        r = 0;
+    } else if (r < 0) {
+        error_set_errno(err, -r, "Could not flush node '%s' before it is left", name);
+    }
+    return r;
+}
+
 static int co_flush_left(struct error *err)
 {
     struct block_edge *edge;
@@ -71,14 +88,15 @@ static int co_flush_left(struct error *err)
     LIST_FOREACH (edge, &graph.moved, moved) {
         if (r == 0 && (edge->perm & BLOCK_PERM_WRITE) &&
             !flush_is_shared(edge->origin, edge->node) && !flushes_origin(edge)) {
-            r = block_co_flush_node(edge->origin);
-            if (r < 0) {
-                error_set_errno(err, -r, "Could not flush node '%s' before it is left",
-                                block_node_name(edge->origin));
-            }
+            r = co_flush_origin(edge->origin, err);
         }
     }
     return r;
+}
+
+void block_change_excuse_flushes(void)
+{
+    graph.flushed_elsewhere = true;
 }
 
 int block_co_change_settle(struct error *err)
@@ -130,6 +148,7 @@ void block_co_change_finish(struct list *ret_unused)
     }
     block_co_perm_release();
     forget_moves(ret_unused);
+    graph.flushed_elsewhere = false;
     graph.depth = 0;
     graph.owner = NULL;
     co_mutex_unlock(&graph.lock);

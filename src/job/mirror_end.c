@@ -374,6 +374,7 @@ static int co_pivot(struct mirror *s, struct error *err)
     s->root = NULL;
     co_call_detach(s);
     block_co_change_begin();
+    block_change_excuse_flushes(); /* the target was: users can leave a source that fails */
     r = co_move_to_target(s, &moves, err);
     if (block_node_reaches(s->params.source, s->params.target)) {
         block_node_leave_for_below(s->params.source);

@@ -407,6 +407,20 @@ class Errors(MirrorCase):
         self.qmp.command("job-cancel", id="j")
         self.wait_end("BLOCK_JOB_CANCELLED")
 
+    def test_guests_leave_a_source_that_cannot_be_flushed(self):
+        """The target has been flushed, and has all."""
+        self.start_with("s", {"event": "none", "iotype": "flush", "errno": 5})
+        self.mirror()
+        self.wait_ready()
+        uri = tidemark.nbd_uri(self.nbd, "disk")
+        tidemark.io(uri, "write -P 77 8M 8k", fmt="raw", check=False)
+        self.model[8 * MIB : 8 * MIB + 8192] = bytes([77]) * 8192
+        self.complete()
+        self.assertEqual(self.exported_node(), "t")
+        self.server.quit(expect=1)  # the file of the source is closed
+        self.assertIn("node 's' could not be flushed before it was left", self.server.log())
+        self.assert_same(self.contents(self.target, "raw"), bytes(self.model))
+
     def test_failing_flush(self):
         self.start_with("t", {"event": "flush_to_disk", "errno": 5, "once": "on"})
         self.mirror()
