@@ -170,9 +170,9 @@ static void give_bitmap(struct mirror *s)
 
 /*
  * The target has, on stable storage, all that is not in `todo`: the bitmap keeps what is in there.
- * The source is drained.
+ * *backup has what it had; on failure it still has that. The source is drained.
  */
-static int co_settle_bitmap(struct mirror *s, struct error *err)
+static int co_settle_bitmap(struct mirror *s, struct block_bitmap_backup *backup, struct error *err)
 {
     struct block_bitmap *b = s->params.bitmap;
     struct block_bitmap_commits commits;
@@ -184,15 +184,22 @@ static int co_settle_bitmap(struct mirror *s, struct error *err)
         return 0;
     }
     block_bitmap_commits_begin(&commits); /* both at once, also for a crash */
-    r = block_co_bitmap_clear(b, NULL, err);
+    r = block_co_bitmap_clear(b, backup, err);
     if (r >= 0 && dirty_bitmap_count(mirror_top_todo(s->top)) > 0) {
         r = block_co_bitmap_add_bits(b, mirror_top_todo(s->top), err);
     }
-    return block_co_bitmap_commits_finish(&commits, r, err);
+    UNLESS_FAILED(r, block_co_bitmap_commits_run(&commits, err));
+    if (r < 0 && backup->bits) {
+        block_co_bitmap_restore(b, backup);
+        block_co_bitmap_commits_retry(&commits);
+    }
+    block_bitmap_commits_end(&commits);
+    return r;
 }
 
 void mirror_co_give_up_bitmap(struct mirror *s)
 {
+    struct block_bitmap_backup backup = {0};
     ERROR_AUTO(err);
     bool held;
     int r;
@@ -206,10 +213,11 @@ void mirror_co_give_up_bitmap(struct mirror *s)
         r = mirror_top_co_flush_target(s->top, NULL);
         block_co_control_resume(held);
         job_co_drain(s->job, &s->filter, 1);
-        if (r == 0 && co_settle_bitmap(s, &err) < 0) {
+        if (r == 0 && co_settle_bitmap(s, &backup, &err) < 0) {
             log_error("mirror: bitmap '%s': %s", block_bitmap_name(s->params.bitmap),
                       error_message(&err));
         }
+        dirty_bitmap_free(backup.bits);
         mirror_top_set_mode(s->top, MIRROR_TOP_OFF);
         block_drain_end(s->filter);
     }
@@ -501,6 +509,7 @@ int mirror_co_conclude(struct mirror *s, bool pivot, struct error *err)
 {
     struct block_node *nodes[] = {s->filter, s->params.source, s->params.target,
                                   s->params.replaces ?: s->params.source};
+    struct block_bitmap_backup backup = {0};
     bool drained;
     int r = pivot ? co_open_target_backing(s, err) : 0;
 
@@ -511,7 +520,7 @@ int mirror_co_conclude(struct mirror *s, bool pivot, struct error *err)
     if (r >= 0 && !job_begin_last_step(s->job)) {
         r = -ECANCELED;
     }
-    UNLESS_FAILED(r, co_settle_bitmap(s, err));
+    UNLESS_FAILED(r, co_settle_bitmap(s, &backup, err));
     if (r >= 0) {
         mirror_restart_settle(s);
     }
@@ -523,6 +532,10 @@ int mirror_co_conclude(struct mirror *s, bool pivot, struct error *err)
             error_set(err, EPERM, "%s", strerror(EPERM)); /* QEMU's words */
         }
     }
+    if (r < 0 && backup.bits && s->params.bitmap_mode == MIRROR_BITMAP_ON_SUCCESS) {
+        block_co_bitmap_restore(s->params.bitmap, &backup);
+    }
+    dirty_bitmap_free(backup.bits);
     if (r >= 0) {
         mirror_top_set_mode(s->top, MIRROR_TOP_OFF);
     }

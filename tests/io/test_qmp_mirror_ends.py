@@ -234,8 +234,8 @@ class Verbs(MirrorCase):
         for path in children[0], self.target:
             self.assert_same(self.contents(path, "qcow2"), bytes(self.model))
 
-    def mirror_to_replace_a_child(self, child, *filters):
-        """Of a quorum, `child` of which is c1 or a filter above it; refused while c1 has users."""
+    def start_quorum(self, child, *filters):
+        """Of c0 and `child`, which is c1 or a filter above it."""
         self.server = self.daemon(
             *self.blockdev("c0", self.make("c0", "qcow2"), "qcow2"),
             *self.blockdev("c1", self.make("c1", "qcow2"), "qcow2"),
@@ -247,6 +247,10 @@ class Verbs(MirrorCase):
             f"addr.type=unix,addr.path={self.nbd}",
         )
         self.qmp = self.server.qmp
+
+    def mirror_to_replace_a_child(self, *words):
+        """Refused while c1 has users."""
+        self.start_quorum(*words)
         self.qmp.command("block-export-add", id="e", type="nbd", node_name="c1")
         self.assert_refused(
             "Cannot replace 'c1' by a node mirrored from 'q', because it cannot be guaranteed that "
@@ -270,6 +274,19 @@ class Verbs(MirrorCase):
             "so would not lead to an abrupt change of visible data",
         )
         self.qmp.command("blockdev-del", node_name="t")
+
+    def test_a_pivot_that_fails_leaves_the_bitmap(self):
+        """In the mode on-success."""
+        self.start_quorum("c1")
+        self.qmp.command("block-export-add", id="d", type="nbd", node_name="q", name="disk", writable=True)
+        self.qmp.command("block-dirty-bitmap-add", node="q", name="b")
+        tidemark.io(tidemark.nbd_uri(self.nbd, "disk"), "write -P 1 1M 1M", fmt="raw")
+        self.mirror(device="q", replaces="c1", sync="bitmap", bitmap="b", bitmap_mode="on-success")
+        self.wait_ready()
+        self.qmp.command("block-export-add", id="e", type="nbd", node_name="c1")
+        self.qmp.command("job-complete", id="j")
+        self.assertIn("Can no longer replace 'c1'", self.wait_end()["error"])
+        self.assertEqual(self.qmp.bitmaps("q")["b"]["count"], MIB)
 
     def test_a_node_below_a_filter_in_a_quorum_with_another_parent_is_not_replaced(self):
         self.mirror_to_replace_a_child(
