@@ -5,7 +5,7 @@ import json
 import os
 import unittest
 
-from tidemark import TestCase, img, io, qemu_img
+from tidemark import TestCase, compat, img, io, qemu_img, run
 
 
 class Rebase(TestCase):
@@ -40,6 +40,12 @@ class Rebase(TestCase):
         self.assertEqual(os.stat(path).st_size, size)
         io(path, "write -P 1 0 1", fmt="qcow2")
         self.assertEqual(os.stat(path).st_size % 65536, 0)
+
+    def test_progress_is_shown_where_only_the_name_changes(self):
+        words = ("rebase", "-p", "-u", "-b", self.new, "-F", "qcow2", self.top)
+        self.assertEqual(
+            run(compat("qemu-img"), *words).stdout, "    (0.00/100%)\n    (100.00/100%)\n"
+        )
 
     def test_to_another_image(self):
         self.rebase("-b", self.new, "-F", "qcow2")

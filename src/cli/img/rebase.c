@@ -372,8 +372,14 @@ static int co_rebase_image(struct rebase *b, const struct cli_image *image)
     if (b->backing_format && !block_find_driver(b->backing_format)) {
         return error_set(b->err, ENOENT, "Invalid format name: '%s'", b->backing_format);
     }
+    if (b->unsafe) {
+        img_progress_begin(&b->progress, b->progress_wanted && !b->quiet, 1);
+    }
     r = b->unsafe ? 0 : co_copy_from_bases(b);
     UNLESS_FAILED(r, co_record_rebase(b));
+    if (b->unsafe) {
+        progress_end(&b->progress, r == 0);
+    }
     block_co_root_release(b->old_root);
     b->old_root = NULL;
     return r < 0 ? r : cli_co_finish_disk(&b->image, b->err);
