@@ -291,6 +291,9 @@ struct block_node {
     struct latency_set latencies;
 };
 
+/* Bytes at the end of an image by which a format can be recognized. */
+#define BLOCK_TRAILER_SIZE 512
+
 struct block_driver {
     /* "qcow2" */
     const char *name;
@@ -361,6 +364,13 @@ struct block_driver {
      * How sure it is, 0 to 100, that an image that begins with these bytes has this format. No I/O.
      */
     int (*probe)(const uint8_t *head, size_t size);
+    /*
+     * For a format whose images are recognized by their last bytes: how their names end, and how
+     * sure it is, 0 to 100, that an image with such a name and these BLOCK_TRAILER_SIZE bytes at
+     * its end has this format. NULL: there are none. No I/O.
+     */
+    const char *suffix;
+    int (*probe_trailer)(const uint8_t *trailer);
     /*
      * Open: remove the driver's options from `opts`, open children with block_co_open_child(), set
      * the size and the limits. On failure release everything but edges. The node is hidden.

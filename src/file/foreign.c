@@ -31,12 +31,14 @@ static int foreign_co_open(struct block_node *node, struct options *opts, struct
 
 static int foreign_probe(const struct block_driver *driver, const uint8_t *head, size_t size);
 
-#define FOREIGN(id, name_)                                                                         \
+#define FOREIGN(id, name_, suffix_, probe_trailer_)                                                \
     static int id##_probe(const uint8_t *head, size_t size);                                       \
     static const struct block_driver id##_driver = {                                               \
         .name = name_,                                                                             \
         .is_format = true,                                                                         \
         .probe = id##_probe,                                                                       \
+        .suffix = suffix_,                                                                         \
+        .probe_trailer = probe_trailer_,                                                           \
         .refuse = foreign_refuse,                                                                  \
         .co_open = foreign_co_open,                                                                \
     };                                                                                             \
@@ -45,10 +47,16 @@ static int foreign_probe(const struct block_driver *driver, const uint8_t *head,
         return foreign_probe(&id##_driver, head, size);                                            \
     }
 
-FOREIGN(cloop, "cloop")
-FOREIGN(dmg, "dmg")
-FOREIGN(parallels, "parallels")
-FOREIGN(qcow1, "qcow")
+/* Apple's disk images end with a block of 512 bytes that has this signature. */
+static int dmg_probe_trailer(const uint8_t *trailer)
+{
+    return memcmp(trailer, "koly", 4) == 0 ? 100 : 0;
+}
+
+FOREIGN(cloop, "cloop", NULL, NULL)
+FOREIGN(dmg, "dmg", ".dmg", dmg_probe_trailer)
+FOREIGN(parallels, "parallels", NULL, NULL)
+FOREIGN(qcow1, "qcow", NULL, NULL)
 
 static const struct signature signatures[] = {
     {&cloop_driver, 0, 23, "#!/bin/sh\n#V2.0 Format\n"},

@@ -5,6 +5,7 @@ state, and the formats it refuses by name.
 
 import json
 import os
+import shutil
 import subprocess
 import unittest
 
@@ -437,6 +438,23 @@ class RefusedFormats(TestCase):
                 result = run(*tool("img"), "create", "-f", name, self.path("new"), "1M", check=False)
                 self.assertEqual(result.returncode, 1)
                 self.assertFalse(os.path.exists(self.path("new")))
+
+    def test_images_that_end_with_a_signature_are_refused(self):
+        """Disk images of Apple have no header."""
+        path = self.path("image.DMG")
+        with open(path, "wb") as file:
+            file.write(bytes(4096) + b"koly" + bytes(508))
+        result = img("convert", "-O", "raw", path, self.path("out"), check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("The format 'dmg' is not supported", result.stderr)
+        self.assertFalse(os.path.exists(self.path("out")))
+        img("info", "-f", "raw", path)
+        # neither the name nor the signature alone
+        other = self.path("image.raw")
+        shutil.copyfile(path, other)
+        os.truncate(path, 4096)
+        for name in path, other:
+            self.assertIn("file format: raw", img("info", name).stdout)
 
     def test_a_guest_cannot_make_a_guessed_raw_image_one_of_them(self):
         path = self.create("disk.raw", "1M", "raw")
