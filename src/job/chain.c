@@ -178,30 +178,34 @@ static struct block_edge *storage_of(struct block_node *image, size_t number)
 
 /*
  * A flush asks nobody if there is nothing to flush: read something of what the image lies in.
- * Commands may change that meanwhile.
+ * Commands may change that meanwhile. An error is an answer, too, and counts where the image needs
+ * what is read: a quorum may do without a child.
  */
-static int co_read_storage(struct block_node *image)
+static void co_read_storage(struct block_node *image)
 {
     struct block_edge *edge;
     uint8_t header[512];
-    int r = 0;
 
-    for (size_t i = 0; r == 0 && (edge = storage_of(image, i)); i++) {
+    for (size_t i = 0; (edge = storage_of(image, i)); i++) {
         if (block_node_size(block_edge_node(edge)) >= sizeof(header)) {
-            r = block_co_pread(edge, 0, header, sizeof(header));
+            (void)block_co_pread(edge, 0, header, sizeof(header));
         }
     }
-    return r;
 }
 
-int chain_co_ask(struct job *job, struct block_node *image)
+int chain_co_ask(struct job *job, struct block_node *image, struct error *err)
 {
     bool held = block_control_pause();
     int r = block_co_flush_node(image);
 
-    UNLESS_FAILED(r, co_read_storage(image));
+    if (r == 0) {
+        co_read_storage(image);
+    }
     block_co_control_resume(held);
-    return r < 0 ? r : job_begin_last_step(job) ? 0 : -ECANCELED;
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not flush '%s'", block_node_display_name(image));
+    }
+    return job_begin_last_step(job) ? 0 : -ECANCELED;
 }
 
 /* --- overlays --------------------------------------------------------------------------------- */

@@ -64,9 +64,9 @@ const char *chain_backing_format(const struct block_node *base, bool mask_protoc
  * For the co_prepare of a job that can be cancelled there, before it writes an image of its own.
  * Between the work and this moment the job may have waited for long, and the image's storage may
  * not answer any more: flush the image, and ask the storage. Other commands go on meanwhile. 0: it
- * answers, and the last step has begun; -ECANCELED, or -errno of the storage. Yields.
+ * answers, and the last step has begun; -ECANCELED (without `err`), or -errno of the flush. Yields.
  */
-int chain_co_ask(struct job *job, struct block_node *image);
+int chain_co_ask(struct job *job, struct block_node *image, struct error *err);
 
 /*
  * Record `base` (NULL: none) as the backing file in the header of an image. `backing_file`: under

@@ -344,10 +344,10 @@ static int co_leave_graph(struct commit *s, struct error *err)
 static int commit_co_prepare(struct job *job, void *state, struct error *err)
 {
     struct commit *s = state;
-    int r = chain_co_ask(job, s->base);
+    int r = chain_co_ask(job, s->base, err);
 
     if (r < 0) {
-        return error_set(err, -r, "%s", strerror(-r));
+        return error_is_set(err) ? r : error_set(err, -r, "%s", strerror(-r));
     }
     r = end_of_commit(s) <= s->end
             ? co_collect_commit_bitmaps(s, err)

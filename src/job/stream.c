@@ -284,7 +284,7 @@ static int stream_co_prepare(struct job *job, void *state, struct error *err)
         return 0;
     }
     if (s->bottom != s->image) {
-        r = chain_co_ask(job, s->image);
+        r = chain_co_ask(job, s->image, err);
         UNLESS_FAILED(r, co_merge_bitmaps(job, s, err));
         UNLESS_FAILED(r, block_co_flush_node(s->image));
     }

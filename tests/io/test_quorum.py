@@ -207,6 +207,25 @@ class QuorumTest(tidemark.TestCase):
         server.qmp.command("query-block-exports")
         self.assertNotIn("QUORUM", str(server.qmp.events))
 
+    def test_a_commit_into_one_needs_no_child_that_cannot_be_read(self):
+        """The job asks the storage of its base whether it answers, before its last step."""
+        base = self.options([self.child(0), self.child(1, "read"), self.child(2)])
+        overlays = [
+            {
+                "driver": "qcow2", "node-name": name, "backing": below,
+                "file": {"driver": "file", "filename": self.create(name, "1M", fmt="qcow2")},
+            }
+            for name, below in (("middle", "base"), ("top", "middle"))
+        ]  # fmt: skip
+        tidemark.io(overlays[0]["file"]["filename"], "write -P 5 64k 64k", fmt="qcow2")
+        nodes = [{**base, "node-name": "base"}, *overlays]
+        server = self.daemon(*[w for node in nodes for w in ("--blockdev", json.dumps(node))])
+        server.qmp.command("block-commit", job_id="job", device="top", top_node="middle", base_node="base")
+        self.assertNotIn("error", server.qmp.wait_event("BLOCK_JOB_COMPLETED")["data"])
+        server.quit()
+        self.read_child(0, 5, "64k 64k")
+        self.read_child(2, 5, "64k 64k")
+
     # What is known about it.
 
     def test_status_is_zero_only_where_all_children_say_so(self):
