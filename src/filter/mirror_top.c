@@ -19,7 +19,7 @@ struct mirror_top {
     struct dirty_bitmap *untouched;
     /* Granules that the target has as a whole; NULL: the backing node has what is missing. */
     struct dirty_bitmap *whole;
-    bool zeroes_are_data; /* the target has no other zeroes of its own */
+    _Atomic bool zeroes_are_data; /* the target has no other zeroes of its own */
     struct range_lock busy;
     /* Blocking writes in flight, by the lowest bit of the turn in which they began. */
     _Atomic unsigned following[2];
@@ -323,7 +323,7 @@ static int co_mirror_zeroes(struct mirror_top *s, uint64_t offset, uint64_t leng
 static int co_mirror_zero_run(struct mirror_top *s, uint64_t offset, uint64_t *length, void *buffer,
                               size_t buffer_size)
 {
-    uint64_t n = s->zeroes_are_data ? MIN(*length, buffer_size) : *length;
+    uint64_t n = atomic_load(&s->zeroes_are_data) ? MIN(*length, buffer_size) : *length;
     uint64_t end = offset + n;
     int r;
 
@@ -331,7 +331,7 @@ static int co_mirror_zero_run(struct mirror_top *s, uint64_t offset, uint64_t *l
     n = MIN(round_up(offset + n, s->params.granularity), end) - offset;
     r = co_mirror_zeroes(s, offset, n);
     if (r == 0 && s->whole && !co_mirror_target_is_zero(s, offset, n)) {
-        s->zeroes_are_data = true;
+        atomic_store(&s->zeroes_are_data, true);
         n = MIN(n, buffer_size);
         memset(buffer, 0, n);
         r = block_co_pwrite(s->target, offset, buffer, (size_t)n, 0);
@@ -562,19 +562,44 @@ static int co_follow_discard(struct mirror_top *s, const struct change *c)
     return co_mirror_zeroes(s, c->offset, c->length);
 }
 
-/* A flush concerns the source: the target is flushed before guests move there. */
+/* Whether the target's own layer has something everywhere: what was written last. */
+static bool co_target_is_allocated(struct mirror_top *s, uint64_t offset, uint64_t length)
+{
+    uint64_t end = offset + length;
+
+    while (offset < end) {
+        struct block_status status;
+        int r = block_co_status(s->target, offset, end - offset, &status);
+
+        if (r < 0 || status.length == 0 || !(status.flags & BLOCK_STATUS_ALLOCATED)) {
+            return false;
+        }
+        offset += MIN(status.length, end - offset);
+    }
+    return true;
+}
+
+/*
+ * A flush concerns the source: the target is flushed before guests move there. Where its own layer
+ * must have zeroes that it can't have as such, the copy writes them.
+ */
 static int co_follow(struct mirror_top *s, const struct change *c)
 {
-    if (s->whole && c->kind != CHANGE_WRITE) {
-        return -EAGAIN; /* the copy makes sure that the target's own layer has zeroes */
+    bool own_zeroes = s->whole && c->kind != CHANGE_WRITE;
+    int r;
+
+    if (own_zeroes && atomic_load(&s->zeroes_are_data)) {
+        return -EAGAIN;
     }
     if (c->kind == CHANGE_DISCARD) {
-        return co_follow_discard(s, c);
+        r = co_follow_discard(s, c);
+    } else {
+        touch(s, c->offset, c->length);
+        r = co_apply_change(
+            s->target, c,
+            c->kind == CHANGE_ZEROES && s->params.unmap ? c->flags & BLOCK_REQ_MAY_UNMAP : 0);
     }
-    touch(s, c->offset, c->length);
-    return co_apply_change(
-        s->target, c,
-        c->kind == CHANGE_ZEROES && s->params.unmap ? c->flags & BLOCK_REQ_MAY_UNMAP : 0);
+    return r == 0 && own_zeroes && !co_target_is_allocated(s, c->offset, c->length) ? -EAGAIN : r;
 }
 
 static int co_change_both(struct mirror_top *s, const struct change *c)

@@ -345,6 +345,22 @@ class Convergence(MirrorCase):
         self.stop_guests()
         self.assert_target_is(self.model)
 
+    def test_zeroes_into_a_layer_of_its_own(self):
+        """The target follows, so that the job comes to its end whatever guests discard."""
+        base = self.make("base", "qcow2")
+        self.start(source=self.make("top", "qcow2", None, "-b", base, "-F", "qcow2"))
+        self.mirror(sync="top", copy_mode="write-blocking")
+        self.wait_ready()
+        self.qmp.command("job-pause", id="j")
+        uri = tidemark.nbd_uri(self.nbd, "disk")
+        tidemark.io(uri, "write -z 1M 256k", "discard 12M 256k", fmt="raw")
+        self.assertTrue(self.job()["actively-synced"])
+        self.qmp.command("job-resume", id="j")
+        self.complete()
+        self.model[MIB : MIB + 256 * 1024] = bytes(256 * 1024)
+        self.model[12 * MIB : 12 * MIB + 256 * 1024] = bytes(256 * 1024)
+        self.assert_target_is(self.model)
+
     def start_slow(self, *rules):
         """The target "slow", raw, as large as the source; its path."""
         path = self.make("slow.raw", "raw")
