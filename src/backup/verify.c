@@ -32,7 +32,7 @@
 struct checked {
     char id[BACKUP_ID_SIZE];
     char image_sha256[SHA256_HEX_SIZE];
-    bool sound;
+    int status; /* 0: sound */
 };
 
 struct checked_list {
@@ -46,7 +46,7 @@ struct verify {
     struct checked_list *checked;
     struct verified state;
     int64_t deadline_ns; /* INT64_MAX: none */
-    bool *damaged;       /* by index of the entry */
+    int *found;          /* by index of the entry: -errno, 0 if it is sound or not known */
     uint64_t bytes;      /* of the backup that is verified */
 };
 
@@ -252,22 +252,49 @@ static int co_verify_files(struct verify *v, const struct repository_entry *e,
     return r;
 }
 
+/* Such a failure is one of this run: nothing about the files is known by it. */
+static bool is_of_this_run(int r)
+{
+    switch (-r) {
+    case ENOMEM:
+    case EMFILE:
+    case ENFILE:
+    case EACCES:
+    case EPERM:
+    case EAGAIN: /* another program has locked the image */
+    case ENOLCK:
+    case ESTALE:
+    case ETIMEDOUT:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* What builds on a backup that can't be read now is not known to be damaged, either. */
+static int fail_for_parent(const struct repository_entry *parent, int found, struct error *err)
+{
+    if (is_of_this_run(found)) {
+        return error_set(err, -found, "Backup %s, which it builds on, could not be read",
+                         parent->id);
+    }
+    return error_set(err, EBADMSG, "Backup %s, which it builds on, is damaged", parent->id);
+}
+
 /* Verify one backup. 0: sound. */
 static int co_verify_one(struct verify *v, const struct repository_entry *e,
                          struct verified_entry *state, struct error *err)
 {
     const struct repository_entry **chain AUTO_FREE = NULL;
     size_t count;
-    int r = repository_chain(v->repository, e, &chain, &count, err);
+    int r = repository_chain(v->repository, e, &chain, &count, err), found;
 
     if (r < 0) {
         return r;
     }
-    if (count > 1 && v->damaged[chain[count - 2] - v->repository->entries]) {
-        return error_set(err, EBADMSG, "Backup %s, which it builds on, is damaged",
-                         chain[count - 2]->id);
-    }
-    return co_verify_files(v, e, state, err);
+    found = count > 1 ? v->found[chain[count - 2] - v->repository->entries] : 0;
+    return found < 0 ? fail_for_parent(chain[count - 2], found, err)
+                     : co_verify_files(v, e, state, err);
 }
 
 /* Whether to verify the backup: with --at only that one and those it builds on. */
@@ -359,7 +386,7 @@ static const struct checked *find_checked(const struct verify *v, const struct r
     return NULL;
 }
 
-static int note_checked(struct checked_list *all, const struct repository_entry *e, bool sound)
+static int note_checked(struct checked_list *all, const struct repository_entry *e, int status)
 {
     struct checked *list = realloc(all->list, (all->count + 1) * sizeof(*list));
     struct checked *c;
@@ -369,7 +396,7 @@ static int note_checked(struct checked_list *all, const struct repository_entry 
     }
     all->list = list;
     c = &list[all->count++];
-    *c = (struct checked){.sound = sound};
+    *c = (struct checked){.status = status};
     memcpy(c->id, e->id, sizeof(c->id));
     memcpy(c->image_sha256, e->manifest.image_sha256, sizeof(c->image_sha256));
     return 0;
@@ -384,10 +411,12 @@ static void take_former_results(struct verify *v, bool *selected)
     for (size_t i = 0; i < v->state.count; i++) {
         const struct checked *c = find_checked(v, &v->repository->entries[i]);
 
-        v->damaged[i] = v->repository->entries[i].problem ||
-                        (v->options->limit_ns && v->state.list[i].at && !v->state.list[i].sound);
+        if (v->repository->entries[i].problem ||
+            (v->options->limit_ns && verified_found_damage(&v->state.list[i]))) {
+            v->found[i] = -EBADMSG;
+        }
         if (c) {
-            v->damaged[i] = !c->sound;
+            v->found[i] = c->status;
             selected[i] = false;
         }
     }
@@ -399,15 +428,9 @@ static void report_backup(const struct verify *v, size_t i, uint64_t from,
     struct verify_report report = {.id = v->repository->entries[i].id,
                                    .bytes = v->bytes,
                                    .from = from * BACKUP_CLUSTER_SIZE,
-                                   .problem = v->damaged[i] ? error_message(problem) : NULL};
+                                   .problem = v->found[i] < 0 ? error_message(problem) : NULL};
 
     v->options->report(&report, v->options->arg);
-}
-
-/* Such a failure is one of this run: nothing about the files is known by it. */
-static bool is_of_this_run(int r)
-{
-    return r == -ENOMEM || r == -EMFILE || r == -ENFILE || r == -EACCES || r == -EPERM;
 }
 
 #define TIME_IS_UP 1
@@ -439,10 +462,10 @@ static int co_take_turn(struct verify *v, size_t i, struct verify_result *result
     if (r < 0 && repository_was_changed(v->repository)) {
         return WAS_CHANGED;
     }
-    if (note_checked(v->checked, &v->repository->entries[i], r == 0) < 0) {
+    if (note_checked(v->checked, &v->repository->entries[i], MIN(r, 0)) < 0) {
         return error_out_of_memory(err);
     }
-    v->damaged[i] = r < 0;
+    v->found[i] = MIN(r, 0);
     if (!is_of_this_run(r)) {
         *state = (struct verified_entry){.at = (int64_t)time(NULL), .sound = r == 0};
     }
@@ -490,7 +513,7 @@ static int co_verify_what_is_there(const struct verify_options *options, int64_t
 {
     REPOSITORY_AUTO(repository);
     bool *selected AUTO_FREE = NULL;
-    bool *damaged AUTO_FREE = NULL;
+    int *found AUTO_FREE = NULL;
     struct verify v = {.options = options,
                        .repository = &repository,
                        .checked = checked,
@@ -504,8 +527,8 @@ static int co_verify_what_is_there(const struct verify_options *options, int64_t
         return error_set(err, ENOENT, "There is no backup in '%s'", repository.path);
     }
     selected = calloc(repository.count, sizeof(*selected));
-    v.damaged = damaged = calloc(repository.count, sizeof(*damaged));
-    if (!selected || !damaged || verified_load(&repository, &v.state) < 0) {
+    v.found = found = calloc(repository.count, sizeof(*found));
+    if (!selected || !found || verified_load(&repository, &v.state) < 0) {
         return error_out_of_memory(err);
     }
     r = select_entries(&repository, options->at, selected, err);

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verifying a little at a time: the order, the limit, and going on where the last run was."""
 
+import fcntl
 import json
 import os
 import signal
@@ -131,12 +132,28 @@ class Order(VerifyCase):
             for folder, _, names in os.walk(self.repository):
                 for name in [folder, *(os.path.join(folder, n) for n in names)]:
                     os.chown(name, 65534, 65534)
-            os.chown(self.image_of(self.second), 0, 0)
-        os.chmod(self.image_of(self.second), 0)
-        result = run(*as_other, *program, self.repository, check=False)
-        self.assertEqual(result.returncode, 2, result.stderr)
-        self.assertIn("Permission denied", result.stdout)
-        self.assertTrue(self.recorded()[self.second["id"]]["sound"])
+        for manifest in self.second, self.first:
+            path = self.image_of(manifest)
+            if as_other:
+                os.chown(path, 0, 0)
+            os.chmod(path, 0)
+            result = run(*as_other, *program, self.repository, check=False)
+            self.assertEqual(result.returncode, 2, result.stderr)
+            self.assertIn("Permission denied", result.stdout)
+            self.assertNotIn("is damaged", result.stdout)
+            for state in self.recorded().values():
+                self.assertTrue(state["sound"])
+
+    def test_nor_is_one_that_another_program_has_locked(self):
+        self.verify()
+        with open(self.image_of(self.first), "rb") as f:
+            fcntl.lockf(f, fcntl.LOCK_SH, 1, 101)  # as QEMU does to write
+            first, second = self.verify(status=2)
+        self.assertIn("lock", first["problem"])
+        self.assertIn("could not be read", second["problem"])
+        for state in self.recorded().values():
+            self.assertTrue(state["sound"])
+        self.assertEqual(self.backup()["kind"], "incremental")
 
     def test_the_record_is_not_trusted(self):
         for text in "", "[]", "{", '{"%s": {"at": "x", "position": -1}}' % self.first["id"]:
