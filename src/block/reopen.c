@@ -103,7 +103,19 @@ static int co_renew_size(struct block_node *node, struct error *err)
     return r;
 }
 
-/* Another file that holds another image would be taken for the one whose metadata are in memory. */
+/* What has the image: below filters, and nodes that show a file as it is. */
+static const struct block_node *image_storage_of(const struct block_node *node)
+{
+    while (node->filtered || (node->file && strcmp(node->driver->name, "raw") == 0)) {
+        node = (node->filtered ?: node->file)->node;
+    }
+    return node;
+}
+
+/*
+ * Another file that holds another image would be taken for the one whose metadata are in memory,
+ * which would be written over those of the other. A raw node may show another part of the file.
+ */
 static int co_put_file(struct reopen_entry *e, struct error *err)
 {
     struct block_node *node = e->node;
@@ -121,7 +133,8 @@ static int co_put_file(struct reopen_entry *e, struct error *err)
         UNLESS_FAILED(r, co_read_head(node, heads + size, err));
     }
     if (r == 0 && size > 0 &&
-        (block_edge_size(node->file) < file_size || memcmp(heads, heads + size, size) != 0)) {
+        (image_storage_of(e->file.was) != image_storage_of(e->file.next) ||
+         block_edge_size(node->file) < file_size || memcmp(heads, heads + size, size) != 0)) {
         r = block_perm_check_edge(node->file, err);
         UNLESS_FAILED(r, error_set(err, EINVAL,
                                    "Node '%s' does not have the contents of the file of '%s'",

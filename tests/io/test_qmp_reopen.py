@@ -476,6 +476,17 @@ class ReopenTest(tidemark.TestCase):
         self.qmp.command("blockdev-add", **image)
         return image
 
+    def test_another_image_with_an_equal_header(self):
+        """What the node has in memory of its own image would go to the other one."""
+        image = self.add_image("mine")
+        other = {"driver": "file", "node-name": "other", "filename": self.create("other.qcow2")}
+        tidemark.io(other["filename"], "write -P 1 0 1M", fmt="qcow2")
+        self.qmp.command("blockdev-add", **other)
+        self.assertEqual(
+            self.refusal({**image, "file": "other"}),
+            "Node 'other' does not have the contents of the file of 'mine'",
+        )
+
     def test_a_format_without_backing_files_gets_none(self):
         vdi = self.add_image("v", "vdi")
         self.assertEqual(
