@@ -6,6 +6,9 @@
  * A format compresses whole clusters, so requests are aligned to clusters: the gate reads the rest
  * of the first and last cluster of a write. A cluster that is written again may be stored plain:
  * the format decides. Zeroes, discards and flushes are passed on.
+ *
+ * The image below may be exchanged, by a snapshot or the pivot of a job, for one that has larger
+ * clusters, or compresses nothing: what it refuses to compress is written as it is.
  */
 #include <errno.h>
 
@@ -59,8 +62,14 @@ static int compress_co_pwritev(struct block_node *node, uint64_t offset, struct 
     IOV_PART_AUTO(part);
     int r = clip_to_disk(node, offset, iov, &part);
 
-    return r < 0 ? r
-                 : block_co_pwritev(node->filtered, offset, part.iov, flags | BLOCK_REQ_COMPRESSED);
+    if (r < 0) {
+        return r;
+    }
+    r = block_co_pwritev(node->filtered, offset, part.iov, flags | BLOCK_REQ_COMPRESSED);
+    if (r == -EINVAL || r == -ENOTSUP) {
+        r = block_co_pwritev(node->filtered, offset, part.iov, flags);
+    }
+    return r;
 }
 
 const struct block_driver compress_driver = {

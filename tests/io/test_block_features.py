@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import unittest
 
-from tidemark import TestCase, compat, img, io, qemu_img, qemu_io, run, tool
+from tidemark import TestCase, compat, img, io, nbd_uri, qemu_img, qemu_io, run, tool
 
 LUKS = b"LUKS\xba\xbe"
 HEADERS = {
@@ -216,6 +216,22 @@ class Compress(TestCase):
                             "discard 128k 64k", "flush")  # fmt: skip
         qemu_io(self.path_of_image, "read -P 5 0 4k", "read -P 6 4k 4k", "read -P 5 8k 56k",
                 "read -P 0 64k 4k", "read -P 5 68k 60k", fmt="qcow2")  # fmt: skip
+
+    def test_an_overlay_with_larger_clusters_is_written(self):
+        """A snapshot puts it below the filter."""
+        overlay, place = self.path("overlay.qcow2"), self.path("n")
+        img("create", "-q", "-f", "qcow2", "-o", "cluster_size=256k", overlay, "1000000")
+        server = self.daemon(
+            *("--blockdev", f"driver=qcow2,node-name=disk,file.driver=file,file.filename={self.path_of_image}"),
+            *("--blockdev", "driver=compress,node-name=guest,file=disk"),
+            *("--blockdev", f"driver=qcow2,node-name=overlay,backing=,file.driver=file,file.filename={overlay}"),
+            *("--nbd-server", f"addr.type=unix,addr.path={place}"),
+            *("--export", "type=nbd,id=e,node-name=guest,writable=on"),
+        )
+        server.qmp.command("blockdev-snapshot", node="disk", overlay="overlay")
+        io(nbd_uri(place, "guest"), "write -P 9 64k 64k", "write -P 8 512k 256k", fmt="raw")
+        server.quit()
+        io(overlay, "read -P 9 64k 64k", "read -P 8 512k 256k", fmt="qcow2")
 
     def test_a_format_that_compresses_nothing_is_refused(self):
         raw = self.create("r.raw", "1M", fmt="raw")
