@@ -99,6 +99,7 @@ static int co_add_filter(struct chain *c)
     static const char *const filters[] = {
         "\"driver\":\"throttle\",\"throttle-group\":\"" FILTER_NODE "-limits\"",
         "\"driver\":\"copy-on-read\"",
+        "\"driver\":\"compress\"",
     };
     uint64_t random = random_mix(c->w->seed + 31 * c->w->model.session_count);
     uint64_t which = random_below(&random, 2 * ARRAY_SIZE(filters));
