@@ -235,6 +235,9 @@ int block_co_bitmap_remove_detached(struct block_bitmap *b, struct error *err)
     }
     r = node->log && b->driver_state ? co_end_change(b, err)
                                      : block_co_remove_stored_bitmap(node, b->name, err);
+    if (r >= 0 && b->unread) {
+        block_bitmap_lose(b, "its bits could not be read from the image"); /* they are gone */
+    }
     return MIN(r, 0);
 }
 

@@ -340,6 +340,34 @@ static void a_bitmap_can_be_read_when_storage_answers_again(void *arg)
     image_close(&i);
 }
 
+static int no_answer(struct block_node *node, struct block_bitmap *b)
+{
+    return -EIO;
+}
+
+/* Nobody has the bits when the removal is undone. Without a log it is the driver that says so. */
+static void a_removed_bitmap_that_could_not_be_read_comes_back_inconsistent(void *arg)
+{
+    const struct block_driver *driver;
+    struct block_driver poor;
+    struct block_bitmap *b;
+    struct image i;
+
+    create_with_spread_bits();
+    image_open(&i, "a", ",durable-bitmaps=power");
+    driver = i.node->driver;
+    poor = *driver;
+    poor.co_fetch_bitmap = no_answer;
+    b = block_bitmap_find(i.node, "b");
+    i.node->driver = &poor;
+    block_co_bitmap_detach(b);
+    assert_int_equal(block_co_bitmap_remove_detached(b, NULL), 0);
+    i.node->driver = driver;
+    block_co_bitmap_reattach(b);
+    assert_true(b->inconsistent);
+    image_close(&i);
+}
+
 static void only_clusters_of_bits_that_changed_are_stored_anew(void *arg)
 {
     for (int in_memory = 0; in_memory < 2; in_memory++) {
@@ -901,6 +929,7 @@ int main(void)
         CO_TEST(counting_without_memory_fails_and_may_be_tried_again),
         CO_TEST(a_bitmap_that_cannot_be_counted_is_inconsistent),
         CO_TEST(a_bitmap_can_be_read_when_storage_answers_again),
+        CO_TEST(a_removed_bitmap_that_could_not_be_read_comes_back_inconsistent),
         CO_TEST(only_clusters_of_bits_that_changed_are_stored_anew),
         CO_TEST(a_bitmap_whose_bits_cannot_be_read_is_inconsistent_the_others_are_not),
         CO_TEST(a_bitmap_that_cannot_be_read_when_it_is_stored_stays_in_use),
