@@ -324,6 +324,25 @@ class DiskTest(MachineCase):
             machine.qmp.wait_event("DEVICE_DELETED")
             machine.qmp.command("device_add", driver="scsi-hd", drive="n")
 
+    def test_a_guest_device_that_shares_its_disk_lets_others_write_below_it(self):
+        overlay = {"driver": "qcow2", "node-name": "o"}
+        overlay["file"] = {"driver": "file", "filename": self.create("o.qcow2")}
+        conflict = "Permission conflict on node 'n': permissions 'write' are both required"
+        for sharing, wanted in (False, conflict), (True, None):
+            with self.machine(
+                "-blockdev",
+                "qcow2,node-name=n,file.driver=file,file.filename=disk.qcow2",
+                *("-blockdev", json.dumps(overlay)),
+                *("-device", "virtio-scsi", "-device", "scsi-hd,drive=n,share-rw=on"),
+            ) as machine:
+                qmp = machine.qmp
+                qmp.command("device_add", driver="scsi-hd", drive="o", **{"share-rw": sharing})
+                reopen = {"options": [{**overlay, "backing": "n"}]}
+                if wanted:
+                    self.assertIn(wanted, self.refusal(machine, "blockdev-reopen", **reopen))
+                else:
+                    qmp.command("blockdev-reopen", **reopen)
+
     def test_corruption_is_reported_with_the_name_of_the_drive(self):
         with open(self.path("disk.qcow2"), "r+b") as f:
             f.seek(65536)
