@@ -362,6 +362,15 @@ static int check_replaced(const struct mirror *s, struct error *err)
                            block_node_name(replaces), block_node_name(s->params.target));
 }
 
+/* Whether guests at the target still read what they wrote to the source: it is below the target. */
+static bool target_needs_source(const struct mirror *s)
+{
+    struct block_node *target = s->params.target, *backing = s->params.target_backing;
+
+    return block_node_reaches(target, s->params.source) ||
+           (backing && block_node_reaches(backing, s->params.source));
+}
+
 static int co_pivot(struct mirror *s, struct error *err)
 {
     const struct mirror_hooks *hooks = s->params.hooks;
@@ -382,7 +391,9 @@ static int co_pivot(struct mirror *s, struct error *err)
     s->root = NULL;
     co_call_detach(s);
     block_co_change_begin();
-    block_change_excuse_flushes(); /* the target was: users can leave a source that fails */
+    if (!target_needs_source(s)) {
+        block_change_excuse_flushes(); /* the target was: users can leave a source that fails */
+    }
     r = co_move_to_target(s, &moves, err);
     if (block_node_reaches(s->params.source, s->params.target)) {
         block_node_leave_for_below(s->params.source);

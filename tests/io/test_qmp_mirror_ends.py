@@ -438,6 +438,20 @@ class Errors(MirrorCase):
         self.assertIn("node 's' could not be flushed before it was left", self.server.log())
         self.assert_same(self.contents(self.target, "raw"), bytes(self.model))
 
+    def test_guests_stay_where_the_target_needs_what_cannot_be_flushed(self):
+        """As its backing node: a guest's flush would concern the target alone."""
+        self.start_with("s", {"event": "none", "iotype": "flush", "errno": 5})
+        self.qmp.command(
+            "drive-mirror", job_id="j", device="s", sync="none", target=self.path("top"), format="qcow2"
+        )
+        self.wait_ready()
+        uri = tidemark.nbd_uri(self.nbd, "disk")
+        tidemark.io(uri, "write -P 77 8M 8k", fmt="raw", check=False)
+        self.qmp.command("job-complete", id="j")
+        self.assertIn("Could not flush node 's'", self.wait_end()["error"])
+        self.assertEqual(self.exported_node(), "s")
+        self.server.quit(expect=1)
+
     def test_failing_flush(self):
         self.start_with("t", {"event": "flush_to_disk", "errno": 5, "once": "on"})
         self.mirror()
