@@ -38,6 +38,7 @@ struct offload_job {
     int (*fn)(void *arg);
     void *arg;
     int result;
+    unsigned ends; /* pool.ends, when the job was queued */
     struct offload_group *group;
 };
 
@@ -67,6 +68,8 @@ static struct {
     /* one of the threads stands by */
     bool has_standby;
     bool stopping;
+    /* how often the pool has ended; set with the lock held */
+    atomic_uint ends;
     /* last_ended has to be joined */
     bool has_ended;
     pthread_t last_ended;
@@ -150,6 +153,7 @@ static void group_done(struct offload_group *group)
     }
 }
 
+/* After the end of the pool nobody waits for a job, and the reactor may be gone. */
 static void run_jobs_locked(void)
 {
     struct offload_job *job;
@@ -158,7 +162,9 @@ static void run_jobs_locked(void)
     while ((job = next_job_locked())) {
         pthread_mutex_unlock(&pool.lock);
         job->result = job->fn(job->arg);
-        group_done(job->group);
+        if (atomic_load(&pool.ends) == job->ends) {
+            group_done(job->group);
+        }
         pthread_mutex_lock(&pool.lock);
     }
 }
@@ -282,6 +288,7 @@ static bool queue_job(struct offload_job *job)
     bool taken;
 
     pthread_mutex_lock(&pool.lock);
+    job->ends = atomic_load(&pool.ends);
     list_append(&pool.jobs, &job->link);
     pool.queued++;
     taken = have_thread_locked();
@@ -401,6 +408,7 @@ void loop_offload_stop(void)
 
     pthread_mutex_lock(&pool.lock);
     pool.stopping = true;
+    atomic_fetch_add(&pool.ends, 1);
     pthread_cond_broadcast(&pool.work);
     pthread_cond_broadcast(&pool.standby);
     while (pool.count > 0 && loop_now_ns() < until) {

@@ -450,6 +450,36 @@ static void test_jobs_that_hang_leave_threads_to_others(void **state)
     run(hung_jobs_main);
 }
 
+static void co_wait_for_start(void *arg)
+{
+    struct test *t = arg;
+
+    while (atomic_load(&t->started) == 0) {
+        loop_co_sleep(MS);
+    }
+}
+
+static void hang_for_good(void *arg)
+{
+    (void)loop_co_offload(hang, arg);
+}
+
+/* The last one: its coroutine stays. With a sanitizer it shows that the reactor is left alone. */
+static void test_a_job_may_end_after_the_main_reactor(void **state)
+{
+    static struct test t;
+
+    assert_int_equal(reactor_init_main(NULL), 0);
+    freeze(0);
+    assert_int_equal(reactor_spawn(reactor_main(), hang_for_good, &t), 0);
+    assert_int_equal(reactor_run_until_done(co_wait_for_start, &t), 0);
+    reactor_exit_main();
+    freeze(-1);
+    assert_int_equal(reactor_init_main(NULL), 0);
+    reactor_exit_main(); /* waits for the thread */
+    assert_int_equal(co_count(), 1);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -465,6 +495,7 @@ int main(void)
         TEST(test_one_write_of_a_file_system_hangs_at_most),
         TEST(test_a_rescued_reactor_can_be_destroyed),
         TEST(test_jobs_that_hang_leave_threads_to_others),
+        cmocka_unit_test(test_a_job_may_end_after_the_main_reactor),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
