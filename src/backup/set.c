@@ -363,12 +363,26 @@ static int read_definition(const char *root, const char *id, char **ret_text, st
     return r;
 }
 
+static bool set_exists(const char *root, const char *id)
+{
+    char *shown AUTO_FREE = NULL;
+    int sets AUTO_CLOSE = open_sets(root, &shown, NULL);
+
+    return sets >= 0 && faccessat(sets, id, F_OK, 0) == 0;
+}
+
 int set_load_definition(const char *root, const struct set *s, char **ret_text, struct error *err)
 {
     char *text AUTO_FREE = NULL;
     char actual[SHA256_HEX_SIZE];
-    int r = read_definition(root, s->id, &text, err);
+    ERROR_AUTO(why);
+    int r = read_definition(root, s->id, &text, &why);
 
+    if (r == -ENOENT && set_exists(root, s->id)) {
+        r = error_set(err, EBADMSG, "The definition of set '%s' is lost", s->id);
+    } else if (r < 0) {
+        error_move(err, &why);
+    }
     if (r == 0 && digest_definition(text, actual) < 0) {
         r = error_out_of_memory(err);
     }
@@ -379,6 +393,21 @@ int set_load_definition(const char *root, const struct set *s, char **ret_text, 
     }
     if (r == 0) {
         *ret_text = TAKE_PTR(text);
+    }
+    return r;
+}
+
+int set_sum_definition(const char *root, struct set *s, struct error *err)
+{
+    char *text AUTO_FREE = NULL;
+    int r;
+
+    if (!s->definition || s->definition_sha256[0]) {
+        return 0;
+    }
+    r = set_load_definition(root, s, &text, err);
+    if (r == 0 && digest_definition(text, s->definition_sha256) < 0) {
+        r = error_out_of_memory(err);
     }
     return r;
 }

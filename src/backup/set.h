@@ -105,10 +105,12 @@ int set_commit(const char *root, const struct set *s, struct error *err);
 int set_add(const char *root, const struct set *s, const char *definition,
             const struct set_key *key, struct error *err);
 /*
- * The definition that a set has; *ret_text is malloc'ed. -EBADMSG: it is not the one that the set
- * was made with.
+ * The definition that a set has; *ret_text is malloc'ed. -EBADMSG: it is lost, or not the one that
+ * the set was made with; -ENOENT: the set is gone.
  */
 int set_load_definition(const char *root, const struct set *s, char **ret_text, struct error *err);
+/* Take the checksum of the definition into a set that has none. Errors as above. */
+int set_sum_definition(const char *root, struct set *s, struct error *err);
 
 /* Replace the description of a set that exists, in one step. */
 int set_rewrite(const char *root, const struct set *s, const struct set_key *key,

@@ -44,18 +44,41 @@ static int find_unproved(const char *root, const struct set_list *all, struct se
     return 0;
 }
 
+/* Sign a set, with its definition as it is now. *ret_problem: why that can't be done. */
+static int sign_set(const char *root, struct set *s, const struct set_key *key,
+                    struct error *ret_problem, struct error *err)
+{
+    const struct set_disk *d = set_problem_disk(s);
+    int r;
+
+    if (d) {
+        error_set(ret_problem, EBADMSG, "%s", d->problem);
+        return 0;
+    }
+    r = set_sum_definition(root, s, ret_problem);
+    if (r < 0 && r != -EBADMSG) {
+        error_move(err, ret_problem);
+        return r;
+    }
+    return r < 0 ? 0 : set_rewrite(root, s, key, err);
+}
+
 static int sign_proved(const char *root, const struct set_list *list, const struct set_key *key,
                        struct repair_result *result, struct error *err)
 {
     int r = 0;
 
     for (size_t i = 0; r == 0 && i < list->count; i++) {
-        const struct set *s = &list->list[i];
-        const struct set_disk *d = set_problem_disk(s);
+        struct set *s = &list->list[i];
+        ERROR_AUTO(problem);
+        bool failed;
 
-        r = d ? 0 : set_rewrite(root, s, key, err);
-        if (r == 0 && repair_result_add(result, s->id, DESCRIPTION,
-                                        d ? d->problem : "It had no code of the key", !d) < 0) {
+        r = sign_set(root, s, key, &problem, err);
+        failed = error_is_set(&problem);
+        if (r == 0 &&
+            repair_result_add(result, s->id, DESCRIPTION,
+                              failed ? error_message(&problem) : "It had no code of the key",
+                              !failed) < 0) {
             r = error_out_of_memory(err);
         }
     }

@@ -3,7 +3,8 @@
  * The key for descriptions of sets that have no code by it: those of a root whose disks got a key
  * later, or that were made before sets had codes. Such a set gets one if the manifests of its
  * backups, which have theirs, say what it says: same set, node and moment. The name of the machine
- * is in no manifest, and is taken as it is. Nothing here yields.
+ * is in no manifest, and is taken as it is, and so is a definition whose checksum is not in the
+ * description. Nothing here yields.
  */
 #ifndef TIDEMARK_BACKUP_SET_SIGN_H
 #define TIDEMARK_BACKUP_SET_SIGN_H

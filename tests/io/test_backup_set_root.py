@@ -324,7 +324,41 @@ class Keys(Roots):
             self.assertEqual([s["directory"] for s in said if not s["sound"]], ["sets"])
             os.unlink(place)
             said = self.ask("verify", self.repository, status=2)
-            self.assertIn("No such file", [s for s in said if not s["sound"]][0]["problem"])
+            self.assertIn("is lost", [s for s in said if not s["sound"]][0]["problem"])
+
+    def test_a_lost_definition_keeps_no_other_set_from_being_copied(self):
+        self.start()
+        definition = self.path("guest1.xml")
+        with open(definition, "w", encoding="utf-8") as f:
+            f.write("<domain/>\n")
+        self.take(2, "--definition", definition)
+        os.unlink(os.path.join(self.repository, "sets", self.set_id(0), "definition"))
+        copy = self.path("copy")
+        answer = self.ask("copy", self.repository, copy, status=1)
+        self.assertIn("is lost", answer["error"]["message"])
+        self.assertEqual(self.ids(copy), [self.set_id(1)])
+        self.assert_restores(copy, 1)
+
+    def test_a_key_that_is_given_later_authenticates_the_definition(self):
+        definition = self.path("guest1.xml")
+        with open(definition, "w", encoding="utf-8") as f:
+            f.write("<domain/>\n")
+        self.start()
+        self.take(2, "--definition", definition)
+        for n in range(2):
+            self.forge(n, **{"definition-sha256": None})  # as programs before made it
+        places = [os.path.join(self.repository, "sets", self.set_id(n), "definition") for n in range(2)]
+        os.unlink(places[1])
+        self.keys = self.make_key("key")
+        for disk in self.disks:
+            self.ask("repair", "--sign", self.at(disk))
+        items = self.ask("repair", "--sign", self.repository, status=2)["items"]
+        self.assertEqual([i["repaired"] for i in items], [True, False])
+        self.assertIn("is lost", items[1]["problem"])
+        with open(places[0], "w", encoding="utf-8") as f:
+            f.write("<Domain/>\n")
+        words = [*tool("sets"), *self.keys, self.repository, "--definition", "--at", self.set_id(0)]
+        self.assertIn("was changed", run(*words, check=False).stderr)
 
     def test_sets_that_are_older_than_the_key_get_it(self):
         self.start()

@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "backup/backup.h"
 #include "backup/files.h"
@@ -258,13 +257,10 @@ static void add_result(struct verify_result *sum, const struct verify_result *on
 /* Whether a set lacks its definition, or has another one; not of one that a prune removes. */
 static bool has_lost_definition(const char *root, const struct set *s, struct error *err)
 {
-    char *text AUTO_FREE = NULL, *path AUTO_FREE = NULL;
+    char *text AUTO_FREE = NULL;
     int r = s->definition ? set_load_definition(root, s, &text, err) : 0;
 
-    if (r == -ENOENT && asprintf(&path, "%s/" SET_DIRECTORY "/%s", root, s->id) < 0) {
-        path = NULL;
-    }
-    return r < 0 && !(path && access(path, F_OK) < 0);
+    return r < 0 && r != -ENOENT;
 }
 
 /* Sets that have lost a backup, or have a damaged one; as backups of the directory "sets". */
