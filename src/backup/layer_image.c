@@ -392,7 +392,7 @@ static int unpack_beginning(const struct layer_image *image, struct stored *file
 static int unpack_part(const struct layer_image *image, struct layer_image_cache *cache,
                        struct stored *file, const struct place *p, const struct part *part)
 {
-    size_t size = cluster_size_of(image);
+    size_t size = cluster_size_of(image), enough = size;
     uint8_t *all AUTO_FREE = NULL;
     bool again = false;
     int r;
@@ -400,11 +400,17 @@ static int unpack_part(const struct layer_image *image, struct layer_image_cache
     if (cache && copy_from_cache(cache, part, &again)) {
         return 0;
     }
-    if (!again && image->compression == COMPRESSION_ZSTD) {
-        size = MIN(size, round_up(part->skip + part->size, BLOCK_SIZE));
+    if (image->compression == COMPRESSION_ZSTD) {
+        enough = MIN(size, round_up(part->skip + part->size, BLOCK_SIZE));
     }
+    size = again ? size : enough;
     all = malloc(size);
     r = all ? unpack_beginning(image, file, p, all, size) : -ENOMEM;
+    if (r == -EBADMSG && size > enough) {
+        /* What is damaged may be behind the part. */
+        size = enough;
+        r = unpack_beginning(image, file, p, all, size);
+    }
     if (r < 0) {
         return r;
     }

@@ -248,6 +248,33 @@ class Parts(ClustersCase):
             server.terminate()
             server.wait()
 
+    def test_before_damage_are_read(self):
+        for n in range(8):
+            self.put(n, self.random.randbytes(CLUSTER // 2).hex().encode())
+        ident = self.backup()
+        image = Image(self.file(ident))
+        place = image.u64(image.l2_place(0)) & ((1 << 52) - 1)
+        # A frame of zstd: a header of 9 bytes, and two blocks with a header of 3 bytes each.
+        second = place + 12 + (int.from_bytes(image.read(place + 9, 3), "little") >> 3)
+        image.write(second + 3, b"\xff" * 64)
+        socket = self.path("point.sock")
+        server = subprocess.Popen([*tool("serve"), self.repository, "-k", socket],
+                                  stderr=subprocess.DEVNULL)  # fmt: skip
+        try:
+            wait_until(lambda: can_connect(socket), "the server")
+            client = nbd.NBD()
+            client.connect_uri(nbd_uri(socket, ""))
+            for n in 0, 1, 0, 1, 4, 5, 6, 7:
+                offset = n * CLUSTER
+                data = client.pread(CLUSTER, offset)
+                self.assertEqual(data, self.model[offset : offset + CLUSTER], n)
+            for n in 2, 3:
+                self.assertRaises(nbd.Error, client.pread, CLUSTER, n * CLUSTER)
+            client.shutdown()
+        finally:
+            server.terminate()
+            server.wait()
+
     def test_increments_do_not_have_large_clusters(self):
         self.fill()
         self.backup()

@@ -33,6 +33,8 @@
 #define ZSTD_LARGE_MATCH 5
 #define ZSTD_LARGE_FROM (128 * KiB + 1)
 #define ZSTD_LARGE_TO (256 * KiB)
+/* Bytes of a frame that say how long its header is. */
+#define ZSTD_HEADER_BEGIN 5u
 #define DEFLATE_WINDOW_BITS (-12) /* QEMU's window; negative: no header */
 #define REPETITION_RATIO 512
 #define REPETITION_BYTES_MAX 4096u
@@ -232,9 +234,31 @@ static int inflate_cluster(struct codec *c, const void *in, size_t in_size, void
     return inflate_unended(in, in_size, out, out_size);
 }
 
+/*
+ * Of a frame with more than is wanted: input is given block by block, as zstd would decompress the
+ * next block too, and fail if that is damaged.
+ */
+static int unzstd_beginning(ZSTD_DCtx *unzstd, const void *in, size_t in_size, ZSTD_outBuffer *to)
+{
+    ZSTD_inBuffer from = {.src = in};
+    size_t n = ZSTD_HEADER_BEGIN;
+
+    while (to->pos < to->size) {
+        size_t from_before = from.pos, to_before = to->pos;
+
+        from.size = n ? MIN(in_size, from.pos + n) : in_size;
+        n = ZSTD_decompressStream(unzstd, to, &from);
+        if (ZSTD_isError(n) || (from.pos == from_before && to->pos == to_before)) {
+            return -EIO;
+        }
+    }
+    return 0;
+}
+
 static int unzstd_cluster(struct codec *c, const void *in, size_t in_size, void *out,
                           size_t out_size)
 {
+    unsigned long long contents = ZSTD_getFrameContentSize(in, in_size);
     ZSTD_inBuffer from = {.src = in, .size = in_size};
     ZSTD_outBuffer to = {.dst = out, .size = out_size};
 
@@ -245,6 +269,9 @@ static int unzstd_cluster(struct codec *c, const void *in, size_t in_size, void 
         return -ENOMEM;
     }
     ZSTD_DCtx_reset(c->unzstd, ZSTD_reset_session_only);
+    if (contents > out_size && contents < ZSTD_CONTENTSIZE_ERROR) {
+        return unzstd_beginning(c->unzstd, in, in_size, &to);
+    }
     while (to.pos < to.size) {
         size_t from_before = from.pos, to_before = to.pos;
         size_t n = ZSTD_decompressStream(c->unzstd, &to, &from);
