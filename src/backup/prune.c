@@ -6,6 +6,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "backup/condition.h"
 #include "backup/image_header.h"
 #include "backup/merge.h"
 #include "backup/set.h"
@@ -42,22 +43,34 @@ static int set_prune_problem(struct prune_item *item, const char *text)
 
 /* --- what to remove --- */
 
-/* Set apart what cannot be restored, so that no rule counts it. */
+/*
+ * Set apart what cannot be restored, also by what verification has found, so that no rule counts
+ * it.
+ */
 static int find_damaged(struct prune *p)
 {
+    CONDITION_AUTO(condition);
+
+    if (condition_read(&p->repository, &condition) < 0) {
+        return -ENOMEM;
+    }
     for (size_t i = 0; i < p->repository.count; i++) {
         const struct repository_entry *e = &p->repository.entries[i];
         const struct repository_entry **chain AUTO_FREE = NULL;
         struct prune_item *item = &p->result->items[i];
+        const char *found = condition.problems[i];
         ERROR_AUTO(why);
         size_t count;
 
         memcpy(item->id, e->id, sizeof(item->id));
         item->time = e->problem ? INT64_MIN : backup_moment_seconds(&e->manifest.begin);
         p->result->stored_before += e->manifest.stored;
-        if (repository_chain(&p->repository, e, &chain, &count, &why) < 0) {
+        if (!e->problem && repository_chain(&p->repository, e, &chain, &count, &why) < 0) {
+            found = error_message(&why);
+        }
+        if (found) {
             item->fate = PRUNE_DAMAGED;
-            if (set_prune_problem(item, e->problem ? e->problem : error_message(&why)) < 0) {
+            if (set_prune_problem(item, found) < 0) {
                 return -ENOMEM;
             }
         }

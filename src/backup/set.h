@@ -151,6 +151,8 @@ const struct set *set_find(const struct set_list *list, const char *id, struct e
  * that were removed meanwhile leave the list. 0, -ENOMEM, -ENOKEY, -EKEYREJECTED.
  */
 int set_list_examine(struct set_list *list, const char *root, struct error *err);
+/* After that: add what the last verification has found (backup/condition.h). Errors as above. */
+int set_list_take_found_damage(struct set_list *list, const char *root, struct error *err);
 /*
  * Find out which sets are what the manifests of their backups say, which have the code of the
  * program's key: `problem` of each disk that is not. *ret_key is that of the disks; `key` NULL:

@@ -265,6 +265,7 @@ int prune_root_co_run(const struct prune_options *options, const char *machine,
 
     *result = (struct prune_root_result){0};
     r = set_root_open(options->dir, machine, &result->root, err);
+    UNLESS_FAILED(r, set_list_take_found_damage(&result->root.sets, result->root.path, err));
     if (r == 0 && (list_sets_of_root(result) < 0 || judge_sets(options, machine, result) < 0)) {
         r = error_out_of_memory(err);
     }

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "backup/condition.h"
 #include "backup/files.h"
 #include "backup/repository.h"
 #include "backup/set.h"
@@ -16,6 +17,9 @@ struct known_disk {
     char *directory;
     struct repository repository;
     char *problem; /* NULL: it is open */
+    /* What is known of its backups, read when it is asked for. */
+    bool has_condition;
+    struct condition condition;
 };
 
 struct known_disks {
@@ -30,6 +34,7 @@ static void clear_known(struct known_disks *k)
     for (size_t i = 0; i < k->count; i++) {
         free(k->list[i].directory);
         free(k->list[i].problem);
+        condition_clear(&k->list[i].condition);
         repository_close(&k->list[i].repository);
     }
     free(k->list);
@@ -139,6 +144,58 @@ int set_list_examine(struct set_list *list, const char *root, struct error *err)
     }
     clear_known(&known);
     set_list_drop_removed(list, root);
+    return r;
+}
+
+/* --- what verification has found --- */
+
+/* What is known to be wrong with a backup that is there; NULL: nothing. Borrowed. */
+static int ask_condition(struct known_disk *known, const char *id, const char **ret_problem)
+{
+    const struct repository_entry *e = repository_get(&known->repository, id);
+
+    if (!known->has_condition) {
+        known->has_condition = true;
+        if (condition_read(&known->repository, &known->condition) < 0) {
+            return -ENOMEM;
+        }
+    }
+    *ret_problem = e ? known->condition.problems[e - known->repository.entries] : NULL;
+    return 0;
+}
+
+static int take_found_in_set(struct known_disks *k, struct set *s, struct error *err)
+{
+    for (size_t i = 0; i < s->count; i++) {
+        struct set_disk *d = &s->disks[i];
+        const char *problem = NULL;
+        struct known_disk *known;
+        int r = get_known(k, d->directory, &known, err);
+
+        if (r < 0) {
+            return r;
+        }
+        if (d->problem || known->problem) {
+            continue;
+        }
+        r = ask_condition(known, d->backup, &problem);
+        d->problem = problem ? strdup(problem) : NULL;
+        if (r < 0 || (problem && !d->problem)) {
+            return error_out_of_memory(err);
+        }
+    }
+    return 0;
+}
+
+int set_list_take_found_damage(struct set_list *list, const char *root, struct error *err)
+{
+    struct known_disks known = {.root = root};
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && i < list->count; i++) {
+        r = take_found_in_set(&known, &list->list[i], err);
+    }
+    clear_known(&known);
     return r;
 }
 

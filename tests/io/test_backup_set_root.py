@@ -152,6 +152,19 @@ class Prune(Roots):
         self.assertEqual([len(self.backups_of(d, copy)) for d in self.disks], [1, 1])
         self.assert_restores(copy, 3)
 
+    def test_a_set_that_verify_has_found_damaged_is_not_counted(self):
+        self.start()
+        self.take(1)
+        self.take(1, "--full")
+        path = os.path.join(self.at("a"), self.taken[1][0]["backups"][0]["id"], "disk.qcow2")
+        with open(path, "r+b") as f:
+            f.seek(os.path.getsize(path) // 2)
+            f.write(b"damage")
+        self.ask("verify", self.repository, status=2)
+        self.ask("prune", "--keep-last=1", self.repository, status=2)
+        self.assertEqual(self.ids(), [self.set_id(0), self.set_id(1)])
+        self.assert_restores(self.repository, 0)
+
     def test_a_set_that_is_not_whole_stays(self):
         self.start()
         self.take(3)

@@ -123,6 +123,23 @@ class Order(VerifyCase):
         self.assertNotIn("problem", third)
         self.assertEqual(self.backup()["kind"], "incremental")
 
+    def test_damage_that_was_found_is_not_counted_by_prune(self):
+        third = self.backup("--full")
+        fourth = self.backup()
+        self.damage(third)
+        words = [*tool("prune"), self.repository, "--keep-last=1"]
+        self.verify(status=2)
+        result = run(*words, check=False)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("'tidemark verify' found damage", result.stdout)
+        ids = [self.second["id"], third["id"], fourth["id"]]
+        self.assertEqual([b["id"] for b in self.listed(self.repository)], ids)
+        run(*tool("restore"), self.repository, "--at", ids[0], self.path("out.raw"))
+        # What is damaged goes when it is named.
+        run(*words, "--remove", third["id"], "--remove", fourth["id"])
+        self.assertEqual([b["id"] for b in self.listed(self.repository)], ids[:1])
+        self.assertEqual(self.backup()["kind"], "incremental")
+
     def test_a_file_that_may_not_be_read_is_no_damaged_one(self):
         self.verify()
         as_other, program = [], [os.path.abspath(w) if "/" in w else w for w in tool("verify")]
