@@ -503,10 +503,9 @@ class TestQuiesce(SetCase):
 
     def test_it_is_thawed_when_the_freeze_is_not_answered(self):
         agent = self.agent(mute=("guest-fsfreeze-freeze",))
-        result = run(*self.backup_words(), check=False)
+        result = run(*self.backup_words("--no-guard"), check=False)  # which would thaw, too
         self.assertEqual(result.returncode, 1)
         self.assertIn("does not answer within 1 seconds", result.stderr)
-        # The guard may thaw, too, when the command ends: on a busy machine it has been seen.
         self.assertEqual(agent.names()[0], "fsfreeze-freeze")
         self.assertEqual(set(agent.names()[1:]), {"fsfreeze-thaw"})
 
