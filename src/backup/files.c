@@ -254,15 +254,20 @@ static void replace_all(char **text, const char *old, const char *new)
     }
 }
 
+void files_replace_in_error(struct error *err, const char *old, const char *new)
+{
+    if (err) {
+        replace_all(&err->message, old, new);
+        replace_all(&err->hint, old, new);
+    }
+}
+
 void files_name_in_error(struct error *err, int fd, const char *shown)
 {
     char self[FILES_SELF_SIZE];
 
     files_self_path(fd, self);
-    if (err) {
-        replace_all(&err->message, self, shown);
-        replace_all(&err->hint, self, shown);
-    }
+    files_replace_in_error(err, self, shown);
 }
 
 int files_random_name(char *ret_text, size_t size, struct error *err)

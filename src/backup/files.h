@@ -70,7 +70,9 @@ void files_remove_at(int dir, const char *name);
 #define FILES_SELF_SIZE 32
 /* A path that opens the file of a descriptor, also after the file was renamed or removed. */
 void files_self_path(int fd, char ret_text[static FILES_SELF_SIZE]);
-/* In the message of `err`, replace that path by `shown`. */
+/* In the message and hint of `err` (NULL is fine), replace one path by another. */
+void files_replace_in_error(struct error *err, const char *old, const char *new);
+/* The same, of the path of a descriptor by `shown`. */
 void files_name_in_error(struct error *err, int fd, const char *shown);
 
 /* `size` - 1 random letters and digits, and a NUL. 0 or -errno. */

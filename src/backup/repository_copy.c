@@ -11,16 +11,12 @@
 #include "backup/giving_up.h"
 #include "backup/merge.h"
 #include "backup/upload.h"
+#include "backup/upload_files.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/shell_word.h"
-#include "base/time_units.h"
-#include "loop/loop.h"
-#include "ssh/remote_file.h"
 
 #define ATTEMPTS 5
-/* How long a server may take to end a copy in order. */
-#define STOPPED_TIMEOUT_NS (5 * NS_PER_SECOND)
 
 struct repository_copy {
     const struct repository_copy_options *options;
@@ -29,7 +25,6 @@ struct repository_copy {
     bool *selected;             /* by index of the entry of `from` */
     struct progress progress;
     struct repository_copy_result *result;
-    int64_t stopped_ns; /* when the stop was seen; 0: not yet */
 };
 
 /* --- what to copy --- */
@@ -383,16 +378,6 @@ static int co_open_copy_target(struct repository_copy *c, struct error *err)
     return r;
 }
 
-static void co_give_up_server(void *arg)
-{
-    struct repository_copy *c = arg;
-
-    c->stopped_ns = c->stopped_ns ?: loop_now_ns();
-    if (loop_now_ns() - c->stopped_ns >= STOPPED_TIMEOUT_NS) {
-        remote_give_up_all();
-    }
-}
-
 /* One attempt. *ret_again: the source changed meanwhile. */
 static int co_copy_repository(struct repository_copy *c, bool *ret_again, struct error *err)
 {
@@ -432,6 +417,7 @@ int repository_copy_co_run(const struct repository_copy_options *options,
 {
     struct repository_copy c = {
         .options = options, .from = REPOSITORY_INIT, .to = REPOSITORY_INIT, .result = ret_result};
+    int64_t stopped_ns = 0;
     bool again = false;
     int r;
 
@@ -439,7 +425,7 @@ int repository_copy_co_run(const struct repository_copy_options *options,
         struct giving_up giving_up;
 
         again = false;
-        giving_up_begin(&giving_up, options->stop, co_give_up_server, &c);
+        giving_up_begin(&giving_up, options->stop, upload_co_give_up, &stopped_ns);
         r = co_copy_repository(&c, &again, err);
         r = giving_up_co_end(&giving_up, r, "The copy was stopped", err);
         if (!again) {

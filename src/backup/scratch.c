@@ -27,7 +27,7 @@ static bool scratch_is_named(int fd, int parent, const char *name)
            held.st_dev == named.st_dev && held.st_ino == named.st_ino;
 }
 
-static void empty_scratch(int fd)
+static void for_each_name(int fd, void (*fn)(int fd, const char *name))
 {
     int list = files_open_dir_at(fd, ".", ".", NULL);
     DIR *dir = list < 0 ? NULL : fdopendir(list);
@@ -35,7 +35,7 @@ static void empty_scratch(int fd)
 
     while (dir && (d = readdir(dir)) != NULL) {
         if (strcmp(d->d_name, ".") != 0 && strcmp(d->d_name, "..") != 0) {
-            files_remove_at(fd, d->d_name);
+            fn(fd, d->d_name);
         }
     }
     if (dir) {
@@ -43,6 +43,22 @@ static void empty_scratch(int fd)
     } else if (list >= 0) {
         close(list);
     }
+}
+
+/* A file, or a directory with files and directories of files. */
+static void remove_name(int fd, const char *name)
+{
+    int inner AUTO_CLOSE = files_open_dir_at(fd, name, name, NULL);
+
+    if (inner >= 0) {
+        for_each_name(inner, files_remove_at);
+    }
+    files_remove_at(fd, name);
+}
+
+static void empty_scratch(int fd)
+{
+    for_each_name(fd, remove_name);
 }
 
 /* Whoever owns the directory could have put it there: only those of this user are removed. */

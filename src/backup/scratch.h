@@ -22,7 +22,7 @@ struct scratch {
  */
 int scratch_make(const char *parent, const char *kind, struct scratch *ret_scratch,
                  struct error *err);
-/* Remove the directory with the files in it and in its directories, if there is one. */
+/* Remove the directory, if there is one, with the files in it and in directories two deep. */
 void scratch_remove(struct scratch *s);
 
 #endif

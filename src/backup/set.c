@@ -19,8 +19,6 @@
 #include "base/cleanup.h"
 #include "base/sha256.h"
 
-#define SET_FILE "set.json"
-#define SET_DEFINITION "definition"
 #define SET_TMP ".tidemark-tmp-"
 #define SET_TMP_SIZE (sizeof(SET_TMP) + BACKUP_ID_SIZE)
 /* Names that a run tries for its set: this number of runs may begin in one second. */

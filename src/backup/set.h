@@ -26,6 +26,9 @@
 #include "base/sha256.h"
 
 #define SET_DIRECTORY "sets"
+/* The files of a set. */
+#define SET_FILE "set.json"
+#define SET_DEFINITION "definition"
 #define SET_DISKS_MAX 256
 
 struct set_disk {

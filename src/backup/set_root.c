@@ -8,6 +8,8 @@
 #include <time.h>
 
 #include "backup/files.h"
+#include "backup/upload_files.h"
+#include "backup/upload_root.h"
 #include "base/cleanup.h"
 
 bool set_is_root(const char *path)
@@ -280,6 +282,13 @@ int prune_root_co_run(const struct prune_options *options, const char *machine,
 
 /* --- copying ---------------------------------------------------------------------------------- */
 
+/* Where a root is copied to: a directory, or the mirror of one on a server. */
+struct copy_place {
+    struct upload_root *upload; /* NULL: to a directory */
+    const char *path;           /* of the directory or mirror */
+    struct set_root_made made;
+};
+
 /* Whether a set is to be copied: all of them, that of --at, or the newest whole ones. */
 static int select_sets(const struct repository_copy_options *options, const char *machine,
                        const struct set_root *root, bool *selected, size_t *ret_left_out,
@@ -314,7 +323,9 @@ static int co_copy_disk(const struct repository_copy_options *options, const str
                         struct repository_copy_result *sum, struct error *err)
 {
     char *from AUTO_FREE = files_join(root->path, directory);
-    char *to AUTO_FREE = files_join(options->to, directory);
+    char *to AUTO_FREE = upload_is_address(options->to)
+                             ? upload_join_address(options->to, directory)
+                             : files_join(options->to, directory);
     const char **ids AUTO_FREE = calloc(root->sets.count + 1, sizeof(const char *));
     struct repository_copy_options one = *options;
     struct repository_copy_result result = {0};
@@ -365,14 +376,14 @@ static int keep_damage(int r, struct error *one, struct error *damage, struct er
  * first damage that is found on the way is left in `damage`.
  */
 static int co_copy_disks(const struct repository_copy_options *options, const struct set_root *root,
-                         bool exist, bool *done, const bool *selected,
+                         const char *place, bool exist, bool *done, const bool *selected,
                          struct repository_copy_result *sum, struct error *damage,
                          struct error *err)
 {
     int r = 0;
 
     for (size_t i = 0; r == 0 && i < root->count; i++) {
-        char *to AUTO_FREE = files_join(options->to, root->disks[i]);
+        char *to AUTO_FREE = files_join(place, root->disks[i]);
         ERROR_AUTO(one);
 
         if (!to) {
@@ -455,12 +466,11 @@ static int copy_set(const char *from, const char *to, const struct set *s,
     return r;
 }
 
-static int copy_sets(const struct repository_copy_options *options, const struct set_root *root,
-                     const bool *selected, struct copy_root_result *result, struct error *damage,
-                     struct error *err)
+static int copy_sets(const char *to, const struct set_root *root, const bool *selected,
+                     struct copy_root_result *result, struct error *damage, struct error *err)
 {
     struct set_list there = {0};
-    int r = set_read_all(options->to, &there, err);
+    int r = set_read_all(to, &there, err);
 
     for (size_t i = 0; r == 0 && i < root->sets.count; i++) {
         const struct set *s = &root->sets.list[i];
@@ -471,7 +481,7 @@ static int copy_sets(const struct repository_copy_options *options, const struct
             found = found || strcmp(there.list[k].id, s->id) == 0;
         }
         if (selected[i] && !found) {
-            r = keep_damage(copy_set(root->path, options->to, s, result, &one), &one, damage, err);
+            r = keep_damage(copy_set(root->path, to, s, result, &one), &one, damage, err);
         }
     }
     set_list_clear(&there);
@@ -489,11 +499,54 @@ static int check_copy_of_root(const char *from, const char *to, struct error *er
                : 0;
 }
 
+static int co_open_place(const struct repository_copy_options *options, const struct set_root *root,
+                         struct copy_place *p, struct error *err)
+{
+    int r = 0;
+
+    p->path = options->to;
+    if (upload_is_address(options->to)) {
+        r = upload_root_co_open(options->to, root->disks, root->count, options->stop, &p->upload,
+                                err);
+        p->path = r == 0 ? upload_root_path(p->upload) : NULL;
+        return r;
+    }
+    r = set_make_root(p->path, &p->made, err);
+    UNLESS_FAILED(r, check_copy_of_root(options->from, p->path, err));
+    return r;
+}
+
+/* The sets, once the disks are there. */
+static int co_copy_sets(struct copy_place *p, const struct set_root *root, const bool *selected,
+                        struct copy_root_result *result, struct error *damage, struct error *err)
+{
+    int r = 0;
+
+    if (p->upload) {
+        r = upload_root_co_refresh(p->upload, root->disks, root->count, err);
+        p->path = upload_root_path(p->upload);
+    }
+    UNLESS_FAILED(r, copy_sets(p->path, root, selected, result, damage, err));
+    if (p->upload) {
+        UNLESS_FAILED(r, upload_root_co_put_sets(p->upload, err));
+    }
+    return r;
+}
+
+static void close_place(struct copy_place *p, int r, struct error *damage, struct error *err)
+{
+    if (p->upload) {
+        upload_root_close(p->upload, error_is_set(err) ? err : damage);
+    } else if (r < 0 && p->path) {
+        set_unmake_root(p->path, &p->made);
+    }
+}
+
 int copy_root_co_run(const struct repository_copy_options *options, const char *machine,
                      struct copy_root_result *ret_result, struct error *err)
 {
     struct set_root root = {0};
-    struct set_root_made made = {0};
+    struct copy_place place = {0};
     struct repository_copy_result *sum = &ret_result->disks;
     ERROR_AUTO(damage);
     bool *selected AUTO_FREE = NULL, *done AUTO_FREE = NULL;
@@ -506,15 +559,15 @@ int copy_root_co_run(const struct repository_copy_options *options, const char *
         r = error_out_of_memory(err);
     }
     UNLESS_FAILED(r, select_sets(options, machine, &root, selected, &ret_result->left_out, err));
-    UNLESS_FAILED(r, set_make_root(options->to, &made, err));
-    UNLESS_FAILED(r, check_copy_of_root(options->from, options->to, err));
-    UNLESS_FAILED(r, co_copy_disks(options, &root, true, done, selected, sum, &damage, err));
-    UNLESS_FAILED(r, join_copies(options->to, &root, err));
-    UNLESS_FAILED(r, co_copy_disks(options, &root, false, done, selected, sum, &damage, err));
-    UNLESS_FAILED(r, copy_sets(options, &root, selected, ret_result, &damage, err));
-    if (r < 0) {
-        set_unmake_root(options->to, &made);
-    } else if (error_is_set(&damage)) {
+    UNLESS_FAILED(r, co_open_place(options, &root, &place, err));
+    UNLESS_FAILED(
+        r, co_copy_disks(options, &root, place.path, true, done, selected, sum, &damage, err));
+    UNLESS_FAILED(r, join_copies(place.path, &root, err));
+    UNLESS_FAILED(
+        r, co_copy_disks(options, &root, place.path, false, done, selected, sum, &damage, err));
+    UNLESS_FAILED(r, co_copy_sets(&place, &root, selected, ret_result, &damage, err));
+    close_place(&place, r, &damage, err);
+    if (r == 0 && error_is_set(&damage)) {
         error_move(err, &damage);
         r = -EBADMSG;
     }

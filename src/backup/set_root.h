@@ -60,8 +60,8 @@ struct copy_root_result {
 
 /*
  * Copy all disks of a root, and the sets of which the copy has all backups: with `at` or `last`
- * only those of that set, or of the newest ones that are whole. `options` has the two roots, which
- * are directories. Damage of one disk does not keep the others from being copied.
+ * only those of that set, or of the newest ones that are whole. `options` has the two roots; the
+ * second may be an address. Damage of one disk does not keep the others from being copied.
  */
 int copy_root_co_run(const struct repository_copy_options *options, const char *machine,
                      struct copy_root_result *ret_result, struct error *err);

@@ -12,6 +12,7 @@
 #include "backup/file_copy.h"
 #include "backup/files.h"
 #include "backup/scratch.h"
+#include "backup/upload_files.h"
 #include "backup/upload_lock.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -34,104 +35,7 @@ struct upload {
     struct scratch mirror;
 };
 
-bool upload_is_address(const char *target)
-{
-    return strncmp(target, "sftp://", 7) == 0 || strncmp(target, "ssh://", 6) == 0;
-}
-
-/* --- small files ------------------------------------------------------------------------------ */
-
-/* The contents of a small file on the server; *ret_text is malloc'ed, with a NUL after it. */
-static int fetch_file(struct upload *u, const char *name, char **ret_text, size_t *ret_size,
-                      struct error *err)
-{
-    struct remote_file *f = NULL;
-    char *text AUTO_FREE = NULL;
-    uint64_t size = 0;
-    struct iovec vec;
-    int r = remote_dir_open_file(u->remote, name, O_RDONLY, &f, err);
-
-    UNLESS_FAILED(r, remote_file_size(f, &size, err));
-    if (r == 0 && size > MANIFEST_SIZE_MAX) {
-        r = error_set(err, EINVAL, "'%s' on the server is too large", name);
-    }
-    if (r == 0) {
-        text = calloc(1, size + 1);
-        r = text ? 0 : error_out_of_memory(err);
-    }
-    if (r == 0 && remote_file_read(f, 0, iov_from_buf(&vec, text, size)) < 0) {
-        r = error_set(err, EIO, "Could not read '%s' on the server", name);
-    }
-    remote_file_close(f);
-    if (r == 0) {
-        *ret_text = TAKE_PTR(text);
-        *ret_size = size;
-    }
-    return r;
-}
-
-/* `data` is not changed. */
-static int upload_put_file(struct upload *u, const char *name, void *data, size_t size,
-                           struct error *err)
-{
-    struct remote_file *f = NULL;
-    struct iovec vec;
-    int r = remote_dir_open_file(u->remote, name, O_RDWR | O_CREAT | O_TRUNC, &f, err);
-
-    if (r == 0) {
-        r = remote_file_write(f, 0, iov_from_buf(&vec, data, size));
-        UNLESS_FAILED(r, remote_file_can_sync(f) ? remote_file_sync(f) : 0);
-        if (r < 0) {
-            error_set_errno(err, -r, "Could not write '%s' on the server", name);
-        }
-    }
-    remote_file_close(f);
-    return r;
-}
-
 /* --- the mirror ------------------------------------------------------------------------------- */
-
-/* A manifest that cannot be read leaves an empty directory, which is a damaged backup. */
-static int mirror_backup(struct upload *u, const char *id, struct error *err)
-{
-    char *name AUTO_FREE = files_join(id, REPOSITORY_MANIFEST), *text AUTO_FREE = NULL;
-    int dir AUTO_CLOSE = files_make_dir_at(u->mirror.fd, id, id, err);
-    ERROR_AUTO(why);
-    size_t size = 0;
-    int r;
-
-    if (dir < 0 || !name) {
-        return dir < 0 ? dir : error_out_of_memory(err);
-    }
-    r = fetch_file(u, name, &text, &size, &why);
-    if (r == 0) {
-        return files_write_bytes_at(dir, REPOSITORY_MANIFEST, text, size, name, err);
-    }
-    if (r == -ENOMEM || r == -EIO) {
-        error_move(err, &why);
-        return r;
-    }
-    return 0;
-}
-
-static int mirror_description(struct upload *u, const char *name, struct error *err)
-{
-    char *text AUTO_FREE = NULL;
-    size_t size = 0;
-    int r = fetch_file(u, name, &text, &size, err);
-
-    UNLESS_FAILED(
-        r, files_write_bytes_at(u->mirror.fd, REPOSITORY_DESCRIPTION, text, size, name, err));
-    return r;
-}
-
-static int mirror_name(struct upload *u, const char *name, struct error *err)
-{
-    if (backup_id_is_valid(name)) {
-        return mirror_backup(u, name, err);
-    }
-    return strcmp(name, REPOSITORY_DESCRIPTION) == 0 ? mirror_description(u, name, err) : 0;
-}
 
 /* Nothing is written to a directory of something else. */
 static int check_names(const struct upload *u, char **names, size_t count, struct error *err)
@@ -146,37 +50,24 @@ static int check_names(const struct upload *u, char **names, size_t count, struc
     return 0;
 }
 
-/*
- * Whether the new description is all that a kill has left, where a rename does not replace a file:
- * the first one of a repository may be cut short, and is made again.
- */
-static bool is_new_description_alone(char **names, size_t count)
+static int keep_lock(void *arg, struct error *err)
 {
-    bool described = false, has_new = false, has_backup = false;
+    struct upload *u = arg;
 
-    for (size_t i = 0; i < count; i++) {
-        described = described || strcmp(names[i], REPOSITORY_DESCRIPTION) == 0;
-        has_new = has_new || strcmp(names[i], REPOSITORY_NEW_DESCRIPTION) == 0;
-        has_backup = has_backup || backup_id_is_valid(names[i]);
-    }
-    return has_new && has_backup && !described;
+    return upload_lock_keep(&u->lock, err);
 }
 
 static int mirror_all(struct upload *u, struct error *err)
 {
+    struct upload_mirror mirror = {.remote = u->remote, .dir = "", .alive = keep_lock, .arg = u};
     char **names = NULL;
     size_t count = 0;
     int r = scratch_make(NULL, "copy", &u->mirror, err);
 
+    mirror.fd = u->mirror.fd;
     UNLESS_FAILED(r, remote_dir_list(u->remote, "", &names, &count, err));
     UNLESS_FAILED(r, check_names(u, names, count, err));
-    for (size_t i = 0; r == 0 && i < count; i++) {
-        r = upload_lock_keep(&u->lock, err);
-        UNLESS_FAILED(r, mirror_name(u, names[i], err));
-    }
-    if (r == 0 && is_new_description_alone(names, count)) {
-        r = mirror_description(u, REPOSITORY_NEW_DESCRIPTION, err);
-    }
+    UNLESS_FAILED(r, upload_mirror_names(&mirror, names, count, err));
     remote_dir_free_names(names, count);
     return r;
 }
@@ -192,15 +83,6 @@ static int lock_upload(struct upload *u, volatile sig_atomic_t *stop, struct err
     UNLESS_FAILED(r, check_names(u, names, count, err));
     UNLESS_FAILED(r, upload_lock_take(&u->lock, u->remote, u->address, stop, err));
     remote_dir_free_names(names, count);
-    return r;
-}
-
-static int take_upload_address(struct upload *u, struct error *err)
-{
-    AUTO_OPTIONS struct options *opts = options_new();
-    int r = opts ? ssh_target_parse_filename(u->address, opts, err) : error_out_of_memory(err);
-
-    UNLESS_FAILED(r, ssh_target_take(opts, &u->target, err));
     return r;
 }
 
@@ -233,7 +115,7 @@ int upload_co_open(const char *address, const struct repository *like, volatile 
     }
     u->address = address;
     u->mirror = SCRATCH_INIT;
-    r = take_upload_address(u, err);
+    r = upload_take_address(address, &u->target, err);
     UNLESS_FAILED(r, loop_co_offload(open_job_run,
                                      &(struct upload_job){.upload = u, .stop = stop, .err = err}));
     UNLESS_FAILED(r, repository_open_mirror(u->mirror.path, like, ret_mirror, err));
@@ -312,13 +194,15 @@ static int description_job_run(void *arg)
                           REPOSITORY_DESCRIPTION, &text, &size, job->err);
 
     /* A server that refuses to replace files need not be asked. */
-    if (r == 0 && fetch_file(job->upload, REPOSITORY_DESCRIPTION, &there, &there_size, NULL) == 0 &&
+    if (r == 0 &&
+        upload_fetch_file(job->upload->remote, REPOSITORY_DESCRIPTION, MANIFEST_SIZE_MAX, &there,
+                          &there_size, NULL) == 0 &&
         size == there_size && memcmp(text, there, size) == 0) {
         return 0;
     }
     UNLESS_FAILED(r, upload_lock_confirm(&job->upload->lock, job->err));
-    UNLESS_FAILED(r,
-                  upload_put_file(job->upload, REPOSITORY_NEW_DESCRIPTION, text, size, job->err));
+    UNLESS_FAILED(
+        r, upload_put_file(job->upload->remote, REPOSITORY_NEW_DESCRIPTION, text, size, job->err));
     UNLESS_FAILED(r, remote_dir_rename(job->upload->remote, REPOSITORY_NEW_DESCRIPTION,
                                        REPOSITORY_DESCRIPTION, job->err));
     UNLESS_FAILED(r, remote_dir_sync(job->upload->remote, "", job->err));
@@ -472,7 +356,7 @@ static int publish_job_run(void *arg)
     name_part(m, "", part, sizeof(part));
     name_part(m, REPOSITORY_MANIFEST, manifest, sizeof(manifest));
     r = repository_manifest_data(job->backup->key, job->backup->seal, m, &data, &size);
-    r = r == 0 ? upload_put_file(job->upload, manifest, data, size, job->err)
+    r = r == 0 ? upload_put_file(job->upload->remote, manifest, data, size, job->err)
                : error_out_of_memory(job->err);
     UNLESS_FAILED(r, remote_dir_sync(job->upload->remote, part, job->err));
     UNLESS_FAILED(r, upload_lock_confirm(&job->upload->lock, job->err));

@@ -16,9 +16,6 @@
 
 struct upload;
 
-/* Whether a target is an address ("sftp://...") and no path. */
-bool upload_is_address(const char *target);
-
 /*
  * Connect, and mirror. *ret_mirror is a locked repository, to be closed before the upload is.
  * Errors of remote_file_open(), upload_lock_take() and repository_open_mirror(). `stop` may be

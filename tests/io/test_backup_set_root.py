@@ -239,7 +239,6 @@ class Copy(Roots):
         again = self.ask("copy", self.repository, whole)
         self.assertEqual((again["sets"], again["copied"], again["present"]), (1, 2, 6))
         self.assert_restores(whole, 3)
-        self.ask("copy", self.repository, "sftp://localhost/x", status=1)
 
     def damage(self, *names):
         path = os.path.join(self.repository, *names)

@@ -99,10 +99,6 @@ static int co_copy_root(const struct repository_copy_options *options, const cha
     const struct repository_copy_result *disks = &result.disks;
     struct json_object *o;
 
-    if (strstr(options->to, "://")) {
-        error_set(err, EINVAL, "Sets are copied to a directory, not to '%s'", options->to);
-        return backup_fail(err, json);
-    }
     if (copy_root_co_run(options, machine, &result, err) < 0) {
         return backup_fail(err, json);
     }

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "backup/upload_files.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backup/files.h"
+#include "backup/repository.h"
+#include "base/cleanup.h"
+#include "base/iov.h"
+#include "base/time_units.h"
+#include "block/options.h"
+#include "loop/loop.h"
+
+/* How long a server may take to end a copy in order. */
+#define STOPPED_TIMEOUT_NS (5 * NS_PER_SECOND)
+
+/* --- addresses --- */
+
+bool upload_is_address(const char *target)
+{
+    return strncmp(target, "sftp://", 7) == 0 || strncmp(target, "ssh://", 6) == 0;
+}
+
+int upload_take_address(const char *address, struct ssh_target *ret_target, struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = options_new();
+    int r = opts ? ssh_target_parse_filename(address, opts, err) : error_out_of_memory(err);
+
+    UNLESS_FAILED(r, ssh_target_take(opts, ret_target, err));
+    return r;
+}
+
+char *upload_join_address(const char *address, const char *name)
+{
+    int length = (int)strcspn(address, "?");
+    char *s;
+
+    while (length > 0 && address[length - 1] == '/') {
+        length--;
+    }
+    return asprintf(&s, "%.*s/%s%s", length, address, name, address + strcspn(address, "?")) < 0
+               ? NULL
+               : s;
+}
+
+void upload_co_give_up(void *arg)
+{
+    int64_t *stopped_ns = arg;
+
+    *stopped_ns = *stopped_ns ?: loop_now_ns();
+    if (loop_now_ns() - *stopped_ns >= STOPPED_TIMEOUT_NS) {
+        remote_give_up_all();
+    }
+}
+
+/* --- small files --- */
+
+int upload_fetch_file(struct remote_dir *d, const char *name, size_t max, char **ret_text,
+                      size_t *ret_size, struct error *err)
+{
+    struct remote_file *f = NULL;
+    char *text AUTO_FREE = NULL;
+    uint64_t size = 0;
+    struct iovec vec;
+    int r = remote_dir_open_file(d, name, O_RDONLY, &f, err);
+
+    UNLESS_FAILED(r, remote_file_size(f, &size, err));
+    if (r == 0 && size > max) {
+        r = error_set(err, EINVAL, "'%s' on the server is too large", name);
+    }
+    if (r == 0) {
+        text = calloc(1, size + 1);
+        r = text ? 0 : error_out_of_memory(err);
+    }
+    if (r == 0 && remote_file_read(f, 0, iov_from_buf(&vec, text, size)) < 0) {
+        r = error_set(err, EIO, "Could not read '%s' on the server", name);
+    }
+    remote_file_close(f);
+    if (r == 0) {
+        *ret_text = TAKE_PTR(text);
+        *ret_size = size;
+    }
+    return r;
+}
+
+int upload_put_file(struct remote_dir *d, const char *name, const void *data, size_t size,
+                    struct error *err)
+{
+    struct remote_file *f = NULL;
+    struct iovec vec;
+    int r = remote_dir_open_file(d, name, O_RDWR | O_CREAT | O_TRUNC, &f, err);
+
+    if (r == 0) {
+        r = remote_file_write(f, 0, iov_from_buf(&vec, (void *)data, size));
+        UNLESS_FAILED(r, remote_file_can_sync(f) ? remote_file_sync(f) : 0);
+        if (r < 0) {
+            error_set_errno(err, -r, "Could not write '%s' on the server", name);
+        }
+    }
+    remote_file_close(f);
+    return r;
+}
+
+/* --- the mirror of a repository --- */
+
+static char *name_there(const struct upload_mirror *m, const char *name)
+{
+    return m->dir[0] ? files_join(m->dir, name) : strdup(name);
+}
+
+/* A manifest that cannot be read leaves an empty directory, which is a damaged backup. */
+static int mirror_backup(const struct upload_mirror *m, const char *id, struct error *err)
+{
+    char *path AUTO_FREE = name_there(m, id), *text AUTO_FREE = NULL;
+    char *name AUTO_FREE = path ? files_join(path, REPOSITORY_MANIFEST) : NULL;
+    int dir AUTO_CLOSE = name ? files_make_dir_at(m->fd, id, id, err) : error_out_of_memory(err);
+    ERROR_AUTO(why);
+    size_t size = 0;
+    int r;
+
+    if (dir < 0) {
+        return dir;
+    }
+    r = upload_fetch_file(m->remote, name, MANIFEST_SIZE_MAX, &text, &size, &why);
+    if (r == 0) {
+        return files_write_bytes_at(dir, REPOSITORY_MANIFEST, text, size, name, err);
+    }
+    if (r == -ENOMEM || r == -EIO) {
+        error_move(err, &why);
+        return r;
+    }
+    return 0;
+}
+
+static int mirror_description(const struct upload_mirror *m, const char *file, struct error *err)
+{
+    char *name AUTO_FREE = name_there(m, file), *text AUTO_FREE = NULL;
+    size_t size = 0;
+    int r = name ? upload_fetch_file(m->remote, name, MANIFEST_SIZE_MAX, &text, &size, err)
+                 : error_out_of_memory(err);
+
+    UNLESS_FAILED(r, files_write_bytes_at(m->fd, REPOSITORY_DESCRIPTION, text, size, name, err));
+    return r;
+}
+
+static int mirror_name(const struct upload_mirror *m, const char *name, struct error *err)
+{
+    if (backup_id_is_valid(name)) {
+        return mirror_backup(m, name, err);
+    }
+    return strcmp(name, REPOSITORY_DESCRIPTION) == 0 ? mirror_description(m, name, err) : 0;
+}
+
+/*
+ * Whether the new description is all that a kill has left, where a rename does not replace a file:
+ * the first one of a repository may be cut short, and is made again.
+ */
+static bool is_new_description_alone(char **names, size_t count)
+{
+    bool described = false, has_new = false, has_backup = false;
+
+    for (size_t i = 0; i < count; i++) {
+        described = described || strcmp(names[i], REPOSITORY_DESCRIPTION) == 0;
+        has_new = has_new || strcmp(names[i], REPOSITORY_NEW_DESCRIPTION) == 0;
+        has_backup = has_backup || backup_id_is_valid(names[i]);
+    }
+    return has_new && has_backup && !described;
+}
+
+int upload_mirror_names(const struct upload_mirror *m, char **names, size_t count,
+                        struct error *err)
+{
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && i < count; i++) {
+        r = m->alive ? m->alive(m->arg, err) : 0;
+        UNLESS_FAILED(r, mirror_name(m, names[i], err));
+    }
+    if (r == 0 && is_new_description_alone(names, count)) {
+        r = mirror_description(m, REPOSITORY_NEW_DESCRIPTION, err);
+    }
+    return r;
+}

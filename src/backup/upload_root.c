@@ -1,0 +1,291 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "backup/upload_root.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "backup/files.h"
+#include "backup/giving_up.h"
+#include "backup/repository.h"
+#include "backup/scratch.h"
+#include "backup/set.h"
+#include "backup/upload_files.h"
+#include "backup/upload_lock.h"
+#include "base/cleanup.h"
+#include "loop/loop.h"
+#include "ssh/remote_dir.h"
+
+/* Of a file of a set: a definition of 16 MiB, encrypted. */
+#define SET_FILE_MAX ((size_t)20 * 1024 * 1024)
+#define STOPPED "The copy was stopped"
+
+struct upload_root {
+    struct ssh_target target;
+    const char *address; /* borrowed */
+    volatile sig_atomic_t *stop;
+    struct scratch mirror;
+};
+
+/* A session on the server, in the offload pool. */
+struct root_job {
+    struct upload_root *root;
+    char *const *disks; /* to be mirrored */
+    size_t count;
+    struct remote_dir *remote;
+    struct upload_lock lock;
+    int (*fn)(struct root_job *job);
+    struct error *err;
+};
+
+static bool server_has(char **names, size_t count, const char *name)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(names[i], name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* --- the mirror --- */
+
+static int mirror_disk(struct root_job *job, const char *disk)
+{
+    struct upload_mirror mirror = {.remote = job->remote, .dir = disk};
+    char **names = NULL;
+    size_t count = 0;
+    int fd AUTO_CLOSE = -1;
+    int r = remote_dir_list(job->remote, disk, &names, &count, job->err);
+
+    if (r == 0) {
+        mirror.fd = fd = files_make_dir_at(job->root->mirror.fd, disk, disk, job->err);
+        r = fd < 0 ? fd : upload_mirror_names(&mirror, names, count, job->err);
+    }
+    remote_dir_free_names(names, count);
+    return r;
+}
+
+/* The description; without one that can be read it is a damaged set. */
+static int mirror_set(struct root_job *job, int sets, const char *id)
+{
+    char name[sizeof(SET_DIRECTORY SET_FILE) + BACKUP_ID_SIZE + 2], *text AUTO_FREE = NULL;
+    int dir AUTO_CLOSE = files_make_dir_at(sets, id, id, job->err);
+    ERROR_AUTO(why);
+    size_t size = 0;
+    int r;
+
+    if (dir < 0) {
+        return dir;
+    }
+    snprintf(name, sizeof(name), "%s/%s/%s", SET_DIRECTORY, id, SET_FILE);
+    r = upload_fetch_file(job->remote, name, SET_FILE_MAX, &text, &size, &why);
+    if (r == 0) {
+        return files_write_bytes_at(dir, SET_FILE, text, size, name, job->err);
+    }
+    if (r == -ENOMEM || r == -EIO) {
+        error_move(job->err, &why);
+        return r;
+    }
+    return 0;
+}
+
+static int mirror_sets(struct root_job *job)
+{
+    char **names = NULL;
+    size_t count = 0;
+    int sets AUTO_CLOSE =
+        files_make_dir_at(job->root->mirror.fd, SET_DIRECTORY, SET_DIRECTORY, job->err);
+    int r = sets < 0 ? sets : remote_dir_list(job->remote, SET_DIRECTORY, &names, &count, job->err);
+
+    for (size_t i = 0; r == 0 && i < count; i++) {
+        r = backup_id_is_valid(names[i]) ? mirror_set(job, sets, names[i]) : 0;
+    }
+    remote_dir_free_names(names, count);
+    return r;
+}
+
+static int mirror_root_run(struct root_job *job)
+{
+    char **names = NULL;
+    size_t count = 0;
+    int r = remote_dir_list(job->remote, "", &names, &count, job->err);
+
+    if (r == 0 && server_has(names, count, REPOSITORY_DESCRIPTION)) {
+        r = error_set(job->err, EINVAL, "'%s' holds the backups of one disk", job->root->address);
+        error_hint(job->err, "Several disks go to a directory that has one for each of them.");
+    }
+    UNLESS_FAILED(r, remote_dir_make(job->remote, SET_DIRECTORY, job->err));
+    UNLESS_FAILED(r, mirror_sets(job));
+    for (size_t i = 0; r == 0 && i < job->count; i++) {
+        r = server_has(names, count, job->disks[i]) ? mirror_disk(job, job->disks[i]) : 0;
+    }
+    remote_dir_free_names(names, count);
+    return r;
+}
+
+/* --- sets --- */
+
+/* One of the two files; a set need not have the second. */
+static int put_set_file(struct root_job *job, int dir, const char *part, const char *file)
+{
+    char *name AUTO_FREE = files_join(part, file), *data AUTO_FREE = NULL;
+    size_t size;
+    int r = name ? upload_lock_keep(&job->lock, job->err) : error_out_of_memory(job->err);
+
+    UNLESS_FAILED(r, files_read_at(dir, file, SET_FILE_MAX, file, &data, &size, job->err));
+    UNLESS_FAILED(r, upload_put_file(job->remote, name, data, size, job->err));
+    return r;
+}
+
+/* Fill `part` on the server; the set appears when that becomes `name`. */
+static int put_set_as(struct root_job *job, int dir, const char *part, const char *name)
+{
+    int r = upload_lock_confirm(&job->lock, job->err);
+
+    if (r == 0) {
+        remote_dir_remove(job->remote, part); /* what a kill has left may have another file */
+        r = remote_dir_make(job->remote, part, job->err);
+    }
+    UNLESS_FAILED(r, put_set_file(job, dir, part, SET_FILE));
+    if (r == 0 && faccessat(dir, SET_DEFINITION, F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
+        r = put_set_file(job, dir, part, SET_DEFINITION);
+    }
+    UNLESS_FAILED(r, remote_dir_sync(job->remote, part, job->err));
+    UNLESS_FAILED(r, upload_lock_confirm(&job->lock, job->err));
+    UNLESS_FAILED(r, remote_dir_rename(job->remote, part, name, job->err));
+    return r;
+}
+
+static int put_set(struct root_job *job, int sets, const char *id)
+{
+    char *part AUTO_FREE = NULL, *name AUTO_FREE = files_join(SET_DIRECTORY, id);
+    int dir AUTO_CLOSE = files_open_dir_at(sets, id, id, job->err);
+
+    if (dir < 0) {
+        return dir;
+    }
+    if (asprintf(&part, "%s/%s%s", SET_DIRECTORY, REPOSITORY_PART, id) < 0 || !name) {
+        part = NULL;
+        return error_out_of_memory(job->err);
+    }
+    return put_set_as(job, dir, part, name);
+}
+
+static int put_new_sets(struct root_job *job)
+{
+    char **names = NULL;
+    size_t count = 0;
+    int sets = files_open_dir_at(job->root->mirror.fd, SET_DIRECTORY, SET_DIRECTORY, job->err);
+    DIR *dir = sets < 0 ? NULL : fdopendir(sets);
+    struct dirent *d;
+    int r = sets < 0 ? sets : remote_dir_list(job->remote, SET_DIRECTORY, &names, &count, job->err);
+
+    while (r == 0 && dir && (d = readdir(dir)) != NULL) {
+        if (backup_id_is_valid(d->d_name) && !server_has(names, count, d->d_name)) {
+            r = put_set(job, sets, d->d_name);
+        }
+    }
+    UNLESS_FAILED(r, remote_dir_sync(job->remote, SET_DIRECTORY, job->err));
+    remote_dir_free_names(names, count);
+    if (dir) {
+        closedir(dir);
+    }
+    return r;
+}
+
+static int put_sets_run(struct root_job *job)
+{
+    struct upload_root *root = job->root;
+    int r = upload_lock_take(&job->lock, job->remote, root->address, root->stop, job->err);
+
+    UNLESS_FAILED(r, put_new_sets(job));
+    upload_lock_release(&job->lock);
+    return r;
+}
+
+/* --- sessions --- */
+
+/* Connections are not kept while disks are uploaded: a server may cut those that do nothing. */
+static int session_run(void *arg)
+{
+    struct root_job *job = arg;
+    int r = remote_dir_open(&job->root->target, &job->remote, job->err);
+
+    UNLESS_FAILED(r, job->fn(job));
+    remote_dir_close(job->remote);
+    return r;
+}
+
+static int co_run_session(struct root_job *job)
+{
+    struct giving_up giving_up;
+    int64_t stopped_ns = 0;
+    int r;
+
+    giving_up_begin(&giving_up, job->root->stop, upload_co_give_up, &stopped_ns);
+    r = loop_co_offload(session_run, job);
+    return giving_up_co_end(&giving_up, r, STOPPED, job->err);
+}
+
+int upload_root_co_refresh(struct upload_root *root, char *const *disks, size_t count,
+                           struct error *err)
+{
+    struct root_job job = {
+        .root = root, .disks = disks, .count = count, .fn = mirror_root_run, .err = err};
+    int r;
+
+    scratch_remove(&root->mirror);
+    r = scratch_make(NULL, "copy", &root->mirror, err);
+    return r < 0 ? r : co_run_session(&job);
+}
+
+int upload_root_co_open(const char *address, char *const *disks, size_t count,
+                        volatile sig_atomic_t *stop, struct upload_root **ret_root,
+                        struct error *err)
+{
+    struct upload_root *root = calloc(1, sizeof(*root));
+    int r;
+
+    if (!root) {
+        return error_out_of_memory(err);
+    }
+    root->address = address;
+    root->stop = stop;
+    root->mirror = SCRATCH_INIT;
+    r = upload_take_address(address, &root->target, err);
+    UNLESS_FAILED(r, upload_root_co_refresh(root, disks, count, err));
+    if (r < 0) {
+        upload_root_close(root, err);
+        return r;
+    }
+    *ret_root = root;
+    return 0;
+}
+
+const char *upload_root_path(const struct upload_root *root)
+{
+    return root->mirror.path;
+}
+
+int upload_root_co_put_sets(struct upload_root *root, struct error *err)
+{
+    return co_run_session(&(struct root_job){.root = root, .fn = put_sets_run, .err = err});
+}
+
+void upload_root_close(struct upload_root *root, struct error *err)
+{
+    if (root) {
+        if (root->mirror.path) {
+            files_replace_in_error(err, root->mirror.path, root->address);
+        }
+        scratch_remove(&root->mirror);
+        ssh_target_clear(&root->target);
+        free(root);
+    }
+}

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies of sets to an SSH server, which has a plain root of sets then."""
+
+import os
+import shutil
+import subprocess
+import threading
+import unittest
+
+from test_backup_set_root import Roots
+from test_ssh import Ssh
+from tidemark import tool, wait_until
+
+
+class Server(Ssh):
+    """The server alone, for a test case."""
+
+    subsystem = "internal-sftp"
+
+    def sftp(self):
+        return self.subsystem
+
+
+class CopyOfSets(Roots):
+    subsystem = "internal-sftp"
+
+    def setUp(self):
+        super().setUp()
+        self.ssh = Server("setUp")
+        self.addCleanup(self.ssh.doCleanups)
+        self.ssh.subsystem = self.subsystem
+        self.ssh.setUp()
+        self.there = self.ssh.local("root")
+        self.uri = self.ssh.uri("root").replace("ssh://", "sftp://", 1)
+        # Mirrors are here, and nothing of them is left in the end.
+        self.temporary = self.path("mirrors")
+        os.mkdir(self.temporary)
+        os.environ["TMPDIR"] = self.temporary
+        self.addCleanup(os.environ.pop, "TMPDIR")
+
+    def copy(self, *words, status=0):
+        answer = self.ask("copy", *words, self.repository, self.uri, status=status)
+        self.assertEqual(os.listdir(self.temporary), [])
+        return answer
+
+    def assert_right(self, *numbers):
+        self.assertEqual(self.ids(self.there), [self.set_id(n) for n in numbers])
+        for n in numbers:
+            self.assert_restores(self.there, n)
+        self.ask("verify", self.there)
+
+    def take_two(self):
+        self.start()
+        definition = self.path("guest1.xml")
+        with open(definition, "w", encoding="utf-8") as f:
+            f.write("<domain/>\n")
+        self.take(2, "--definition", definition)
+
+
+class Sets(CopyOfSets):
+    def test_all_what_is_new_and_the_definition(self):
+        self.take_two()
+        result = self.copy()
+        self.assertEqual((result["sets"], result["copied"], result["present"]), (2, 4, 0))
+        self.assert_right(0, 1)
+        path = os.path.join(self.there, "sets", self.set_id(1), "definition")
+        with open(path, encoding="utf-8") as f:
+            self.assertEqual(f.read(), "<domain/>\n")
+        self.take(1)
+        again = self.copy()
+        self.assertEqual((again["sets"], again["copied"], again["present"]), (1, 2, 4))
+        self.assert_right(0, 1, 2)
+        self.assertEqual(self.copy()["sets"], 0)
+        names = os.listdir(self.there) + os.listdir(os.path.join(self.there, "sets"))
+        self.assertEqual([n for n in names if n.startswith(".tidemark-part")], [])
+
+    def test_the_newest_and_one(self):
+        self.start()
+        self.take(3)
+        self.assertEqual(self.copy("--last=1")["sets"], 1)
+        self.assert_right(2)
+        self.assertEqual(self.copy("--at", self.set_id(0))["sets"], 1)
+        self.assert_right(0, 2)
+
+    def test_what_a_kill_has_left_is_made_again(self):
+        self.take_two()
+        self.copy("--at", self.set_id(0))
+        part = os.path.join(self.there, "sets", ".tidemark-part-" + self.set_id(1))
+        os.mkdir(part)
+        for name in ("set.json", "definition", "other"):
+            with open(os.path.join(part, name), "w", encoding="utf-8") as f:
+                f.write("cut short")
+        self.assertEqual(self.copy()["sets"], 1)
+        self.assert_right(0, 1)
+        self.assertEqual(
+            sorted(os.listdir(os.path.join(self.there, "sets", self.set_id(1)))),
+            ["definition", "set.json"],
+        )
+
+    def test_damage_of_one_disk(self):
+        self.start()
+        self.take(2)
+        path = os.path.join(
+            self.repository, "a", self.taken[1][0]["backups"][0]["id"], "disk.qcow2"
+        )
+        with open(path, "r+b") as f:
+            f.seek(os.path.getsize(path) // 2)
+            f.write(b"damage")
+        self.assertEqual(self.copy(status=1)["error"]["kind"], "damaged")
+        self.assertEqual(self.backups_of("b", self.there), self.backups_of("b"))
+        self.assert_right(0)
+
+    def test_a_directory_of_one_disk_is_refused(self):
+        self.start()
+        self.take(1)
+        shutil.copytree(self.at("a"), self.there)
+        message = self.copy(status=1)["error"]["message"]
+        self.assertIn(f"'{self.uri}' holds the backups of one disk", message)
+
+    def test_two_keys(self):
+        key, other = self.path("key"), self.path("other")
+        for path in (key, other):
+            with open(path, "wb") as f:
+                f.write(os.urandom(32))
+            os.chmod(path, 0o600)
+        self.keys = ["--key-file", key]
+        self.start()
+        self.take(1, "--encrypt")
+        self.assertEqual(self.copy()["sets"], 1)
+        path = os.path.join(self.there, "sets", self.set_id(0), "set.json")
+        with open(path, "rb") as f:
+            self.assertFalse(f.read().startswith(b"{"))
+        self.assert_right(0)
+        self.keys = ["--key-file", other]
+        self.assertIn("key", self.copy(status=1)["error"]["message"])
+
+    def put_words(self, words):
+        path = os.path.join(self.there, ".tidemark-upload")
+        with open(path, "r+" if os.path.exists(path) else "w", encoding="utf-8") as f:
+            f.write(words.ljust(255) + "\n")
+
+    def test_one_copy_of_sets_at_a_time(self):
+        """The disks, which have locks of their own, are copied all the same."""
+        self.start()
+        self.take(1)
+        os.mkdir(self.there)
+        ended = threading.Event()
+
+        def copy_elsewhere():
+            beats = 1
+            while not ended.wait(0.5):
+                self.put_words(f"elsewhere/pid:[1] 5 other {beats}")
+                beats += 1
+
+        self.put_words("elsewhere/pid:[1] 5 other 0")
+        other = threading.Thread(target=copy_elsewhere)
+        other.start()
+        try:
+            self.assertEqual(self.copy(status=1)["error"]["kind"], "busy")
+        finally:
+            ended.set()
+            other.join()
+        self.assertEqual(self.ids(self.there), [])
+        self.assertEqual(self.backups_of("a", self.there), self.backups_of("a"))
+        os.unlink(os.path.join(self.there, ".tidemark-upload"))
+        self.assertEqual(self.copy()["sets"], 1)
+        self.assert_right(0)
+
+
+class NothingIsRemoved(CopyOfSets):
+    subsystem = "internal-sftp -P remove,rmdir,posix-rename,setstat,fsetstat"
+
+    def test_sets_that_only_grow(self):
+        self.start()
+        self.take(1)
+        self.assertEqual(self.copy("--append-only")["sets"], 1)
+        self.take(1)
+        self.assertEqual(self.copy()["sets"], 1)
+        self.assert_right(0, 1)
+
+
+class NoAnswer(CopyOfSets):
+    subsystem = f"{shutil.which('sleep')} 100"
+
+    def test_a_stop_is_heard(self):
+        self.start()
+        self.take(1)
+        process = subprocess.Popen([*tool("copy"), self.repository, self.uri],
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+        self.addCleanup(process.kill)
+        wait_until(lambda: "Accepted" in self.ssh.server.log(), "the session")
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 1, err)
+        self.assertIn(b"The copy was stopped", err)
+        self.assertEqual(os.listdir(self.temporary), [])
+
+
+if __name__ == "__main__":
+    unittest.main()
