@@ -194,21 +194,21 @@ class Silent(StopCase):
                     self.assertLess(time.monotonic() - begin, 20)  # a dial takes 30 s
 
     def test_a_name_that_is_looked_up(self):
-        """The file that a lookup begins with does not come, as an answer of a name server."""
+        """The file that names the servers does not come, as an answer of one."""
         how = "-m" if os.geteuid() == 0 else "-rm"
         uri = "nbd://host.invalid/x"
         for what, *words in (
             (b"The backup was stopped", "backup", "--image", uri, "--to", self.path("new")),
             (b"The restore was stopped", "restore", self.made.path, "--force", uri),
         ):
-            hosts = self.path("hosts-" + words[0])
-            os.mkfifo(hosts)
+            fifo = self.path("resolv-" + words[0])
+            os.mkfifo(fifo)
             process = subprocess.Popen(
-                ["unshare", how, "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', hosts,
+                ["unshare", how, "sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"', fifo,
                  *tool(words[0]), *words[1:]], stderr=subprocess.PIPE, preexec_fn=heed_signals,
             )  # fmt: skip
             self.addCleanup(process.kill)
-            silent = wait_until(lambda h=hosts: open_for_reader(h), "the lookup")
+            silent = wait_until(lambda f=fifo: open_for_reader(f), "the lookup")
             self.addCleanup(os.close, silent)
             begin = time.monotonic()
             process.terminate()
