@@ -30,6 +30,8 @@
 #define HOOK_LOOK_MIN_NS NS_PER_MS
 #define HOOK_LOOK_MAX_NS (100 * NS_PER_MS)
 #define HOOK_END_NS (5 * NS_PER_SECOND)
+/* The status that the first hook sees. */
+#define BEGIN "begin"
 
 /* --- hooks --- */
 
@@ -57,18 +59,14 @@ static int start_hook(const char *command, char **environment, pid_t *ret_child)
     return -r;
 }
 
-/*
- * Wait for a hook, and end it after a stop that comes meanwhile: what runs after a stop has to put
- * things in order. *ret_status is that of waitpid(2). -EINTR: it was ended.
- */
+/* Wait for a hook. `stop` ends it; NULL: nothing does. *ret_status: waitpid(2). -EINTR: ended. */
 static int co_wait_for_hook(pid_t child, volatile sig_atomic_t *stop, int *ret_status)
 {
-    bool was_stopped = stop && *stop;
     int64_t pause = HOOK_LOOK_MIN_NS, asked_ns = 0;
     pid_t ended;
 
     while ((ended = waitpid(child, ret_status, WNOHANG)) == 0 || (ended < 0 && errno == EINTR)) {
-        if (!asked_ns && !was_stopped && stop && *stop) {
+        if (!asked_ns && stop && *stop) {
             asked_ns = loop_now_ns();
             kill(child, SIGTERM);
         } else if (asked_ns && loop_now_ns() > asked_ns + HOOK_END_NS) {
@@ -101,11 +99,16 @@ static char **make_environment(char *machine, char *status)
 static int co_run_hook(const struct quiesce *q, const char *command, const char *status,
                        struct error *err)
 {
+    volatile sig_atomic_t *stop = q->options->stop;
     char *machine AUTO_FREE = NULL, *state AUTO_FREE = NULL;
     char **list AUTO_FREE = NULL;
     int r, ended = 0;
     pid_t child;
 
+    /* What ends after a stop has to put things in order. */
+    if (stop && *stop && strcmp(status, BEGIN) != 0) {
+        stop = NULL;
+    }
     if (!command) {
         return 0;
     }
@@ -120,7 +123,7 @@ static int co_run_hook(const struct quiesce *q, const char *command, const char 
         return error_out_of_memory(err);
     }
     r = start_hook(command, list, &child);
-    UNLESS_FAILED(r, co_wait_for_hook(child, q->options->stop, &ended));
+    UNLESS_FAILED(r, co_wait_for_hook(child, stop, &ended));
     if (r == -EINTR) {
         return error_set(err, EINTR, "The hook '%s' was stopped", command);
     }
@@ -354,7 +357,7 @@ int quiesce_co_begin(struct quiesce *q, const struct quiesce_options *options, s
     *q = QUIESCE_INIT;
     q->options = options;
     q->pre_ran = true;
-    r = co_run_hook(q, options->pre_hook, "begin", err);
+    r = co_run_hook(q, options->pre_hook, BEGIN, err);
     UNLESS_FAILED(r, co_freeze(q, err));
     if (r < 0) {
         quiesce_co_give_up(q, r, err);

@@ -14,7 +14,7 @@ import time
 import test_backup_files
 import test_backup_set
 from backup_case import MIB, BackupCase
-from tidemark import Process, run, tool, wait_until
+from tidemark import Process, open_paths, run, tool, wait_until
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -115,9 +115,7 @@ class Points(MountCase):
                 thread.join()
 
         def count():
-            folder = f"/proc/{self.mounted.pid}/fd"
-            links = [os.readlink(os.path.join(folder, name)) for name in os.listdir(folder)]
-            return sum(link == os.path.realpath(self.repository) for link in links)
+            return open_paths(self.mounted.pid).count(os.path.realpath(self.repository))
 
         open_all()
         before = count()

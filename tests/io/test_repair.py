@@ -11,15 +11,10 @@ import subprocess
 import unittest
 
 from made_repository import CLUSTER, KEPT, MadeRepository
-from tidemark import TestCase, run, tool, wait_until
+from tidemark import TestCase, open_paths, run, tool, wait_until
 
 START = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
 HOUR = datetime.timedelta(hours=1)
-
-
-def has_open(pid, path):
-    folder = f"/proc/{pid}/fd"
-    return path in (os.readlink(os.path.join(folder, fd)) for fd in os.listdir(folder))
 
 
 class RepairCase(TestCase):
@@ -217,7 +212,7 @@ class Limits(RepairCase):
             [*tool("repair"), "--output=json", self.made.path], stdout=subprocess.PIPE
         )
         self.addCleanup(process.kill)
-        wait_until(lambda: has_open(process.pid, self.file(1, "disk.qcow2")), "its reading")
+        wait_until(lambda: self.file(1, "disk.qcow2") in open_paths(process.pid), "its reading")
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=60)
         self.assertEqual(process.returncode, 1, out)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What tests of whole programs share: tools, temporary directories, daemons."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -85,6 +86,16 @@ def qemu_io(image, *commands, fmt=None, options=(), **more):
     words = [word for command in commands for word in ("-c", command)]
     how = ["-f", fmt] if fmt else []
     return run(qemu("qemu-io"), *how, *options, *words, image, **more)
+
+
+def open_paths(pid):
+    """What a process has open; files that it closes meanwhile may be missing."""
+    folder = f"/proc/{pid}/fd"
+    paths = []
+    for fd in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):
+            paths.append(os.readlink(os.path.join(folder, fd)))
+    return paths
 
 
 def wait_until(condition, what, timeout=20):
