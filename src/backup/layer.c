@@ -296,7 +296,7 @@ static void close_idle(struct loop_timer *timer)
             drop_files(e);
             layer_image_cache_clear(e->cache);
         } else {
-            more = more || e->files.sums_fd >= 0;
+            more = true;
         }
     }
     timer_runs = more;

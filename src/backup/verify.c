@@ -9,6 +9,7 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +28,7 @@
 #define STATUS_BYTES (1ULL << 40)
 #define DAY_S (INT64_C(24) * 60 * 60)
 #define RECORD_INTERVAL_NS (10 * NS_PER_SECOND)
+#define STOPPED "Verifying was stopped"
 
 /* A backup that was verified in this run. */
 struct checked {
@@ -148,7 +150,8 @@ static int co_check_status(const struct chain_image *image, uint64_t offset, uin
 }
 
 /* Check that zeroes are zeroes, and that the image has nothing outside its clusters. */
-static int co_check_rest(struct chain *chain, const struct chain_image *image, struct error *err)
+static int co_check_rest(struct chain *chain, const struct chain_image *image,
+                         volatile sig_atomic_t *stop, struct error *err)
 {
     struct chain_extent e;
 
@@ -158,6 +161,9 @@ static int co_check_rest(struct chain *chain, const struct chain_image *image, s
         uint64_t end = MIN((e.first + e.count) * BACKUP_CLUSTER_SIZE, chain->disk_size);
         int r = 0;
 
+        if (stop && *stop) {
+            return error_set(err, EINTR, STOPPED);
+        }
         if (!e.layer || e.kind == SUMS_ZERO) {
             r = co_check_status(image, offset, end, e.layer != NULL, err);
         }
@@ -213,7 +219,7 @@ static int co_read_contents(struct verify *v, struct contents *c, struct error *
     int r = co_check_qcow2(&c->image, err);
 
     UNLESS_FAILED(r, co_check_backing_link(&c->image, err));
-    UNLESS_FAILED(r, co_check_rest(&c->chain, &c->image, err));
+    UNLESS_FAILED(r, co_check_rest(&c->chain, &c->image, v->options->stop, err));
     if (r == 0) {
         v->bytes = chain_data_bytes(&c->chain);
         progress_begin(&c->progress, stderr, v->options->progress, "verify", v->bytes);
@@ -454,7 +460,7 @@ static int co_take_turn(struct verify *v, size_t i, struct verify_result *result
     from = state->position;
     r = co_verify_one(v, &v->repository->entries[i], state, &problem);
     if (v->options->stop && *v->options->stop) {
-        return error_set(err, EINTR, "Verifying was stopped");
+        return error_set(err, EINTR, STOPPED);
     }
     if (r == -ETIME) {
         return TIME_IS_UP;
