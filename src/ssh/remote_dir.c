@@ -72,8 +72,10 @@ static int sync_parent(struct remote_dir *d, const char *path, const char *shown
 int remote_dir_make(struct remote_dir *d, const char *name, struct error *err)
 {
     char *path AUTO_FREE = remote_path_of(d, name);
+    ERROR_AUTO(why);
     sftp_attributes a;
     bool is_dir;
+    int r;
 
     if (!path) {
         return error_out_of_memory(err);
@@ -81,12 +83,17 @@ int remote_dir_make(struct remote_dir *d, const char *name, struct error *err)
     if (sftp_mkdir(d->connection.sftp, path, DIR_MODE) == 0) {
         return sync_parent(d, path, name, err);
     }
+    r = dir_error(d, "make directory", name, &why);
     a = sftp_lstat(d->connection.sftp, path);
     is_dir = a && a->type == SSH_FILEXFER_TYPE_DIRECTORY;
     if (a) {
         sftp_attributes_free(a);
     }
-    return is_dir ? 0 : dir_error(d, "make directory", name, err);
+    if (is_dir) {
+        return 0;
+    }
+    error_move(err, &why);
+    return r;
 }
 
 int remote_dir_open(const struct ssh_target *t, struct remote_dir **ret_dir, struct error *err)
@@ -194,6 +201,8 @@ int remote_dir_sync(struct remote_dir *d, const char *name, struct error *err)
 int remote_dir_rename(struct remote_dir *d, const char *from, const char *to, struct error *err)
 {
     char *a AUTO_FREE = remote_path_of(d, from), *b AUTO_FREE = remote_path_of(d, to);
+    ERROR_AUTO(why);
+    int r;
 
     if (!a || !b) {
         return error_out_of_memory(err);
@@ -201,11 +210,13 @@ int remote_dir_rename(struct remote_dir *d, const char *from, const char *to, st
     if (sftp_rename(d->connection.sftp, a, b) == 0) {
         return 0;
     }
+    r = dir_error(d, "rename", from, &why);
     /* Servers without posix-rename do not replace. */
-    if (sftp_unlink(d->connection.sftp, b) == 0 && sftp_rename(d->connection.sftp, a, b) == 0) {
-        return 0;
+    if (sftp_unlink(d->connection.sftp, b) == 0) {
+        return sftp_rename(d->connection.sftp, a, b) == 0 ? 0 : dir_error(d, "rename", from, err);
     }
-    return dir_error(d, "rename", from, err);
+    error_move(err, &why);
+    return r;
 }
 
 void remote_dir_remove(struct remote_dir *d, const char *name)

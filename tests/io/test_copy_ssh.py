@@ -309,6 +309,18 @@ class RenamesDoNotReplace(UploadCase):
         self.assert_right()
 
 
+class NothingIsMadeOrRenamed(UploadCase):
+    def sftp(self):
+        return "internal-sftp -P mkdir,rename,posix-rename"
+
+    def test_the_cause_is_told(self):
+        for what in ("make directory", "rename"):
+            message = self.copy(status=1)["error"]["message"]
+            self.assertIn(f"Could not {what} ", message)
+            self.assertIn("Permission denied", message)
+            os.makedirs(self.there, exist_ok=True)
+
+
 class NothingIsRemoved(UploadCase):
     """A server that refuses to remove, replace and cut files takes copies that only grow."""
 
