@@ -407,7 +407,7 @@ static int co_copy_repository(struct repository_copy *c, bool *ret_again, struct
     c->selected = NULL;
     repository_close(&c->from);
     repository_close(&c->to);
-    upload_co_close(c->upload);
+    upload_co_close(c->upload, err);
     c->upload = NULL;
     return r;
 }

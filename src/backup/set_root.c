@@ -371,6 +371,12 @@ static int keep_damage(int r, struct error *one, struct error *damage, struct er
     return r == -EBADMSG ? 0 : r;
 }
 
+/* A disk of which all is there takes so little time that nothing else sees a stop. */
+static int look_for_copy_stop(const struct repository_copy_options *options, struct error *err)
+{
+    return options->stop && *options->stop ? error_set(err, EINTR, "The copy was stopped") : 0;
+}
+
 /*
  * Copy the disks of which there is a copy, or the others; those that are done are in `done`. The
  * first damage that is found on the way is left in `damage`.
@@ -391,7 +397,8 @@ static int co_copy_disks(const struct repository_copy_options *options, const st
         }
         if (exist ? repository_is_described(to) : !done[i]) {
             done[i] = true;
-            r = co_copy_disk(options, root, root->disks[i], selected, sum, &one);
+            r = look_for_copy_stop(options, &one);
+            UNLESS_FAILED(r, co_copy_disk(options, root, root->disks[i], selected, sum, &one));
         }
         r = keep_damage(r, &one, damage, err);
     }

@@ -120,7 +120,7 @@ int upload_co_open(const char *address, const struct repository *like, volatile 
                                      &(struct upload_job){.upload = u, .stop = stop, .err = err}));
     UNLESS_FAILED(r, repository_open_mirror(u->mirror.path, like, ret_mirror, err));
     if (r < 0) {
-        upload_co_close(u);
+        upload_co_close(u, err);
         return r;
     }
     *ret_upload = u;
@@ -137,9 +137,12 @@ static int close_job_run(void *arg)
     return 0;
 }
 
-void upload_co_close(struct upload *u)
+void upload_co_close(struct upload *u, struct error *err)
 {
     if (u) {
+        if (u->mirror.path) {
+            upload_name_in_error(err, u->mirror.path, u->address);
+        }
         loop_co_offload(close_job_run, u);
         ssh_target_clear(&u->target);
         free(u);

@@ -51,7 +51,7 @@ struct upload_backup {
 int upload_co_backup(struct upload *u, const struct upload_backup *backup, uint64_t *ret_written,
                      struct error *err);
 
-/* Disconnect, and remove the mirror. NULL is fine. Yields. */
-void upload_co_close(struct upload *u);
+/* Disconnect, and remove the mirror, which `err` does not name then. NULL is fine. Yields. */
+void upload_co_close(struct upload *u, struct error *err);
 
 #endif

@@ -47,6 +47,20 @@ char *upload_join_address(const char *address, const char *name)
                : s;
 }
 
+void upload_name_in_error(struct error *err, const char *mirror, const char *address)
+{
+    char *shown AUTO_FREE = strndup(address, strcspn(address, "?"));
+
+    if (err && (err->code == ENOSPC || err->code == EDQUOT)) {
+        error_hint(err,
+                   "A copy keeps what the server has in '%.*s' on this machine; TMPDIR names "
+                   "another place.",
+                   (int)(strrchr(mirror, '/') - mirror), mirror);
+    } else if (shown) {
+        files_replace_in_error(err, mirror, shown);
+    }
+}
+
 void upload_co_give_up(void *arg)
 {
     int64_t *stopped_ns = arg;

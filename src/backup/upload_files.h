@@ -20,6 +20,11 @@ bool upload_is_address(const char *target);
 int upload_take_address(const char *address, struct ssh_target *ret_target, struct error *err);
 /* The address of `name` in the directory of an address, malloc'ed. NULL: no memory. */
 char *upload_join_address(const char *address, const char *name);
+/*
+ * In an error about a mirror, name the address instead; of a full disk, that of the mirror. NULL is
+ * fine. Does not block.
+ */
+void upload_name_in_error(struct error *err, const char *mirror, const char *address);
 
 /*
  * For giving_up_begin(): give up all connections 5 s after the first call. `stopped_ns` is an

@@ -30,6 +30,8 @@ struct upload_root {
     const char *address; /* borrowed */
     volatile sig_atomic_t *stop;
     struct scratch mirror;
+    char **sets; /* those of the server that are in the mirror */
+    size_t set_count;
 };
 
 /* A session on the server, in the offload pool. */
@@ -43,7 +45,7 @@ struct root_job {
     struct error *err;
 };
 
-static bool server_has(char **names, size_t count, const char *name)
+static bool names_have(char **names, size_t count, const char *name)
 {
     for (size_t i = 0; i < count; i++) {
         if (strcmp(names[i], name) == 0) {
@@ -53,11 +55,20 @@ static bool server_has(char **names, size_t count, const char *name)
     return false;
 }
 
+/* Before each file: what a server does in time would hide a stop until the end. */
+static int look_for_root_stop(void *arg, struct error *err)
+{
+    const struct upload_root *root = arg;
+
+    return root->stop && *root->stop ? error_set(err, EINTR, STOPPED) : 0;
+}
+
 /* --- the mirror --- */
 
 static int mirror_disk(struct root_job *job, const char *disk)
 {
-    struct upload_mirror mirror = {.remote = job->remote, .dir = disk};
+    struct upload_mirror mirror = {
+        .remote = job->remote, .dir = disk, .alive = look_for_root_stop, .arg = job->root};
     char **names = NULL;
     size_t count = 0;
     int fd AUTO_CLOSE = -1;
@@ -97,16 +108,19 @@ static int mirror_set(struct root_job *job, int sets, const char *id)
 
 static int mirror_sets(struct root_job *job)
 {
-    char **names = NULL;
-    size_t count = 0;
+    struct upload_root *root = job->root;
     int sets AUTO_CLOSE =
-        files_make_dir_at(job->root->mirror.fd, SET_DIRECTORY, SET_DIRECTORY, job->err);
-    int r = sets < 0 ? sets : remote_dir_list(job->remote, SET_DIRECTORY, &names, &count, job->err);
+        files_make_dir_at(root->mirror.fd, SET_DIRECTORY, SET_DIRECTORY, job->err);
+    int r = sets < 0 ? sets
+                     : remote_dir_list(job->remote, SET_DIRECTORY, &root->sets, &root->set_count,
+                                       job->err);
 
-    for (size_t i = 0; r == 0 && i < count; i++) {
-        r = backup_id_is_valid(names[i]) ? mirror_set(job, sets, names[i]) : 0;
+    for (size_t i = 0; r == 0 && i < root->set_count; i++) {
+        r = look_for_root_stop(root, job->err);
+        if (r == 0 && backup_id_is_valid(root->sets[i])) {
+            r = mirror_set(job, sets, root->sets[i]);
+        }
     }
-    remote_dir_free_names(names, count);
     return r;
 }
 
@@ -116,14 +130,14 @@ static int mirror_root_run(struct root_job *job)
     size_t count = 0;
     int r = remote_dir_list(job->remote, "", &names, &count, job->err);
 
-    if (r == 0 && server_has(names, count, REPOSITORY_DESCRIPTION)) {
+    if (r == 0 && names_have(names, count, REPOSITORY_DESCRIPTION)) {
         r = error_set(job->err, EINVAL, "'%s' holds the backups of one disk", job->root->address);
         error_hint(job->err, "Several disks go to a directory that has one for each of them.");
     }
     UNLESS_FAILED(r, remote_dir_make(job->remote, SET_DIRECTORY, job->err));
     UNLESS_FAILED(r, mirror_sets(job));
     for (size_t i = 0; r == 0 && i < job->count; i++) {
-        r = server_has(names, count, job->disks[i]) ? mirror_disk(job, job->disks[i]) : 0;
+        r = names_have(names, count, job->disks[i]) ? mirror_disk(job, job->disks[i]) : 0;
     }
     remote_dir_free_names(names, count);
     return r;
@@ -177,25 +191,44 @@ static int put_set(struct root_job *job, int sets, const char *id)
     return put_set_as(job, dir, part, name);
 }
 
+/* One that the server had before was removed there meanwhile, and does not come back. */
+static bool is_new_set(struct root_job *job, const char *name, char **names, size_t count)
+{
+    return backup_id_is_valid(name) && !names_have(names, count, name) &&
+           !names_have(job->root->sets, job->root->set_count, name);
+}
+
+/* `names` is what the server has now. */
+static int put_new_sets_of(struct root_job *job, DIR *dir, char **names, size_t count)
+{
+    struct dirent *d;
+    int r = 0;
+
+    while (r == 0 && (d = readdir(dir)) != NULL) {
+        if (is_new_set(job, d->d_name, names, count)) {
+            r = look_for_root_stop(job->root, job->err);
+            UNLESS_FAILED(r, put_set(job, dirfd(dir), d->d_name));
+        }
+    }
+    return r;
+}
+
 static int put_new_sets(struct root_job *job)
 {
     char **names = NULL;
     size_t count = 0;
     int sets = files_open_dir_at(job->root->mirror.fd, SET_DIRECTORY, SET_DIRECTORY, job->err);
     DIR *dir = sets < 0 ? NULL : fdopendir(sets);
-    struct dirent *d;
-    int r = sets < 0 ? sets : remote_dir_list(job->remote, SET_DIRECTORY, &names, &count, job->err);
+    int r;
 
-    while (r == 0 && dir && (d = readdir(dir)) != NULL) {
-        if (backup_id_is_valid(d->d_name) && !server_has(names, count, d->d_name)) {
-            r = put_set(job, sets, d->d_name);
-        }
+    if (!dir) {
+        return sets < 0 ? sets : (close(sets), error_out_of_memory(job->err));
     }
+    r = remote_dir_list(job->remote, SET_DIRECTORY, &names, &count, job->err);
+    UNLESS_FAILED(r, put_new_sets_of(job, dir, names, count));
     UNLESS_FAILED(r, remote_dir_sync(job->remote, SET_DIRECTORY, job->err));
     remote_dir_free_names(names, count);
-    if (dir) {
-        closedir(dir);
-    }
+    closedir(dir);
     return r;
 }
 
@@ -207,6 +240,14 @@ static int put_sets_run(struct root_job *job)
     UNLESS_FAILED(r, put_new_sets(job));
     upload_lock_release(&job->lock);
     return r;
+}
+
+static void clear_mirror(struct upload_root *root)
+{
+    remote_dir_free_names(root->sets, root->set_count);
+    root->sets = NULL;
+    root->set_count = 0;
+    scratch_remove(&root->mirror);
 }
 
 /* --- sessions --- */
@@ -240,7 +281,7 @@ int upload_root_co_refresh(struct upload_root *root, char *const *disks, size_t 
         .root = root, .disks = disks, .count = count, .fn = mirror_root_run, .err = err};
     int r;
 
-    scratch_remove(&root->mirror);
+    clear_mirror(root);
     r = scratch_make(NULL, "copy", &root->mirror, err);
     return r < 0 ? r : co_run_session(&job);
 }
@@ -282,9 +323,9 @@ void upload_root_close(struct upload_root *root, struct error *err)
 {
     if (root) {
         if (root->mirror.path) {
-            files_replace_in_error(err, root->mirror.path, root->address);
+            upload_name_in_error(err, root->mirror.path, root->address);
         }
-        scratch_remove(&root->mirror);
+        clear_mirror(root);
         ssh_target_clear(&root->target);
         free(root);
     }

@@ -29,8 +29,8 @@ int upload_root_co_refresh(struct upload_root *root, char *const *disks, size_t 
 /* The path of the mirror, until the next refresh. Borrowed. */
 const char *upload_root_path(const struct upload_root *root);
 /*
- * Upload the sets that the mirror has and the server lacks: each appears there as a whole, or not
- * at all. -EBUSY: another copy does this.
+ * Upload the sets that were added to the mirror and the server lacks: each appears there as a
+ * whole, or not at all. -EBUSY: another copy does this.
  */
 int upload_root_co_put_sets(struct upload_root *root, struct error *err);
 /* Remove the mirror. In `err`, its path becomes the address. NULL is fine. Does not yield. */

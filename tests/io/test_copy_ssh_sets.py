@@ -9,7 +9,8 @@ import unittest
 
 from test_backup_set_root import Roots
 from test_ssh import Ssh
-from tidemark import tool, wait_until
+from test_ssh_stable import SFTP
+from tidemark import run, tool, wait_until
 
 
 class Server(Ssh):
@@ -117,6 +118,19 @@ class Sets(CopyOfSets):
         message = self.copy(status=1)["error"]["message"]
         self.assertIn(f"'{self.uri}' holds the backups of one disk", message)
 
+    def test_errors_name_the_server_or_the_full_disk_here(self):
+        self.start()
+        self.take(1)
+        self.copy()
+        result = run("strace", "-f", "-o", "/dev/null", "-e", "inject=mkdirat:error=ENOSPC",
+                     *tool("copy"), self.repository, self.uri, check=False)  # fmt: skip
+        self.assertIn(f"in '{self.temporary}' on this machine", result.stderr)
+        path = os.path.join("a", "repository.json")
+        with open(os.path.join(self.there, path), "w", encoding="utf-8") as f:
+            f.write("[]")
+        message = self.copy(status=1)["error"]["message"]
+        self.assertIn(f"'{self.uri.split('?')[0]}/{path}'", message)
+
     def test_two_keys(self):
         key, other = self.path("key"), self.path("other")
         for path in (key, other):
@@ -175,6 +189,59 @@ class NothingIsRemoved(CopyOfSets):
         self.take(1)
         self.assertEqual(self.copy("--append-only")["sets"], 1)
         self.take(1)
+        self.assertEqual(self.copy()["sets"], 1)
+        self.assert_right(0, 1)
+
+
+class BetweenSessions(CopyOfSets):
+    """What else is done on the server, or to the copy, when a session begins."""
+
+    @property
+    def subsystem(self):
+        script = self.path("serve")
+        with open(script, "w", encoding="utf-8") as f:
+            f.write(
+                "#!/bin/sh\necho >>$0.sessions\n"
+                "step=$0.$(wc -l <$0.sessions)\n[ ! -e $step ] || . $step\n"
+                f"exec {SFTP}\n"
+            )
+        os.chmod(script, 0o700)
+        return script
+
+    def sessions(self):
+        with open(self.path("serve.sessions"), encoding="utf-8") as f:
+            return len(f.readlines())
+
+    def at_session(self, number, command):
+        os.unlink(self.path("serve.sessions"))
+        with open(self.path(f"serve.{number}"), "w", encoding="utf-8") as f:
+            f.write(command + "\n")
+
+    def test_a_set_that_is_removed_meanwhile_stays_away(self):
+        self.start()
+        self.take(1)
+        self.copy()
+        self.take(1)
+        self.at_session(self.sessions(), f"rm -r {self.there}/sets/{self.set_id(0)}")
+        self.assertEqual(self.copy()["sets"], 1)
+        self.assert_right(1)
+
+    def test_a_stop_is_heard_where_a_server_is_fast(self):
+        self.start()
+        self.take(1)
+        self.copy()
+        last = self.sessions()
+        process = self.path("serve.process")
+        for session in (1, 2, last):
+            if session == last:
+                self.take(1)
+            self.at_session(session, f"kill $(cat {process})")
+            result = run("sh", "-c", 'echo $$ >$0; exec "$@"', process,
+                         *tool("copy"), self.repository, self.uri, check=False)  # fmt: skip
+            self.assertEqual(result.returncode, 1, result.stdout)
+            self.assertIn("The copy was stopped", result.stderr)
+            self.assertEqual((self.sessions(), os.listdir(self.temporary)), (session, []))
+            os.unlink(self.path(f"serve.{session}"))
         self.assertEqual(self.copy()["sets"], 1)
         self.assert_right(0, 1)
 
