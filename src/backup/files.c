@@ -136,16 +136,11 @@ int files_write_at(int dir, const char *name, const char *text, const char *show
     return files_write_bytes_at(dir, name, text, strlen(text), shown, err);
 }
 
-int files_write_bytes_at(int dir, const char *name, const void *data, size_t size,
-                         const char *shown, struct error *err)
+static int put_bytes(int fd, const void *data, size_t size, const char *shown, struct error *err)
 {
-    int fd AUTO_CLOSE = files_create_at(dir, name, shown, err);
     const char *bytes = data;
     size_t done = 0;
 
-    if (fd < 0) {
-        return fd;
-    }
     while (done < size) {
         ssize_t n = write(fd, bytes + done, size - done);
 
@@ -157,7 +152,29 @@ int files_write_bytes_at(int dir, const char *name, const void *data, size_t siz
         }
         done += (size_t)n;
     }
-    return files_sync(fd, shown, err);
+    return 0;
+}
+
+int files_write_bytes_at(int dir, const char *name, const void *data, size_t size,
+                         const char *shown, struct error *err)
+{
+    int fd AUTO_CLOSE = files_create_at(dir, name, shown, err);
+    int r = fd < 0 ? fd : put_bytes(fd, data, size, shown, err);
+
+    return r < 0 ? r : files_sync(fd, shown, err);
+}
+
+int files_write_temporary_at(int dir, const char *name, const void *data, size_t size,
+                             const char *shown, struct error *err)
+{
+    int fd AUTO_CLOSE = files_create_at(dir, name, shown, err);
+    int r = fd < 0 ? fd : put_bytes(fd, data, size, shown, err);
+
+    /* On some file systems this is where a full disk is noticed. */
+    if (r == 0 && close(TAKE_FD(fd)) < 0) {
+        r = error_set_errno(err, errno, "Could not write '%s'", shown);
+    }
+    return r;
 }
 
 int files_check_size(int fd, const char *shown, uint64_t expected, struct error *err)

@@ -50,6 +50,9 @@ int files_write_at(int dir, const char *name, const char *text, const char *show
 /* The same, with any bytes. */
 int files_write_bytes_at(int dir, const char *name, const void *data, size_t size,
                          const char *shown, struct error *err);
+/* The same, without a sync: for what is of no use after a crash. */
+int files_write_temporary_at(int dir, const char *name, const void *data, size_t size,
+                             const char *shown, struct error *err);
 
 /* -EBADMSG unless the file has as many bytes as its manifest says. */
 int files_check_size(int fd, const char *shown, uint64_t expected, struct error *err);

@@ -530,7 +530,7 @@ static int co_copy_sets(struct copy_place *p, const struct set_root *root, const
     int r = 0;
 
     if (p->upload) {
-        r = upload_root_co_refresh(p->upload, root->disks, root->count, err);
+        r = upload_root_co_mirror(p->upload, root->disks, root->count, err);
         p->path = upload_root_path(p->upload);
     }
     UNLESS_FAILED(r, copy_sets(p->path, root, selected, result, damage, err));

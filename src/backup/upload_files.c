@@ -141,7 +141,7 @@ static int mirror_backup(const struct upload_mirror *m, const char *id, struct e
     }
     r = upload_fetch_file(m->remote, name, MANIFEST_SIZE_MAX, &text, &size, &why);
     if (r == 0) {
-        return files_write_bytes_at(dir, REPOSITORY_MANIFEST, text, size, name, err);
+        return files_write_temporary_at(dir, REPOSITORY_MANIFEST, text, size, name, err);
     }
     if (r == -ENOMEM || r == -EIO) {
         error_move(err, &why);
@@ -157,14 +157,15 @@ static int mirror_description(const struct upload_mirror *m, const char *file, s
     int r = name ? upload_fetch_file(m->remote, name, MANIFEST_SIZE_MAX, &text, &size, err)
                  : error_out_of_memory(err);
 
-    UNLESS_FAILED(r, files_write_bytes_at(m->fd, REPOSITORY_DESCRIPTION, text, size, name, err));
+    UNLESS_FAILED(r,
+                  files_write_temporary_at(m->fd, REPOSITORY_DESCRIPTION, text, size, name, err));
     return r;
 }
 
 static int mirror_name(const struct upload_mirror *m, const char *name, struct error *err)
 {
     if (backup_id_is_valid(name)) {
-        return mirror_backup(m, name, err);
+        return m->no_backups ? 0 : mirror_backup(m, name, err);
     }
     return strcmp(name, REPOSITORY_DESCRIPTION) == 0 ? mirror_description(m, name, err) : 0;
 }

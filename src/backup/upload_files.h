@@ -43,6 +43,7 @@ struct upload_mirror {
     struct remote_dir *remote;
     const char *dir; /* of the repository; "": that of the connection */
     int fd;          /* of the directory that becomes the mirror */
+    bool no_backups; /* the description only */
     /* Called before each file; a failure ends the mirroring. NULL: nobody asks. */
     int (*alive)(void *arg, struct error *err);
     void *arg;

@@ -39,6 +39,7 @@ struct root_job {
     struct upload_root *root;
     char *const *disks; /* to be mirrored */
     size_t count;
+    bool descriptions_only;
     struct remote_dir *remote;
     struct upload_lock lock;
     int (*fn)(struct root_job *job);
@@ -68,7 +69,12 @@ static int look_for_root_stop(void *arg, struct error *err)
 static int mirror_disk(struct root_job *job, const char *disk)
 {
     struct upload_mirror mirror = {
-        .remote = job->remote, .dir = disk, .alive = look_for_root_stop, .arg = job->root};
+        .remote = job->remote,
+        .dir = disk,
+        .no_backups = job->descriptions_only,
+        .alive = look_for_root_stop,
+        .arg = job->root,
+    };
     char **names = NULL;
     size_t count = 0;
     int fd AUTO_CLOSE = -1;
@@ -97,7 +103,7 @@ static int mirror_set(struct root_job *job, int sets, const char *id)
     snprintf(name, sizeof(name), "%s/%s/%s", SET_DIRECTORY, id, SET_FILE);
     r = upload_fetch_file(job->remote, name, SET_FILE_MAX, &text, &size, &why);
     if (r == 0) {
-        return files_write_bytes_at(dir, SET_FILE, text, size, name, job->err);
+        return files_write_temporary_at(dir, SET_FILE, text, size, name, job->err);
     }
     if (r == -ENOMEM || r == -EIO) {
         error_move(job->err, &why);
@@ -135,7 +141,7 @@ static int mirror_root_run(struct root_job *job)
         error_hint(job->err, "Several disks go to a directory that has one for each of them.");
     }
     UNLESS_FAILED(r, remote_dir_make(job->remote, SET_DIRECTORY, job->err));
-    UNLESS_FAILED(r, mirror_sets(job));
+    UNLESS_FAILED(r, job->descriptions_only ? 0 : mirror_sets(job));
     for (size_t i = 0; r == 0 && i < job->count; i++) {
         r = names_have(names, count, job->disks[i]) ? mirror_disk(job, job->disks[i]) : 0;
     }
@@ -274,16 +280,28 @@ static int co_run_session(struct root_job *job)
     return giving_up_co_end(&giving_up, r, STOPPED, job->err);
 }
 
-int upload_root_co_refresh(struct upload_root *root, char *const *disks, size_t count,
-                           struct error *err)
+static int co_mirror(struct upload_root *root, char *const *disks, size_t count,
+                     bool descriptions_only, struct error *err)
 {
     struct root_job job = {
-        .root = root, .disks = disks, .count = count, .fn = mirror_root_run, .err = err};
+        .root = root,
+        .disks = disks,
+        .count = count,
+        .descriptions_only = descriptions_only,
+        .fn = mirror_root_run,
+        .err = err,
+    };
     int r;
 
     clear_mirror(root);
     r = scratch_make(NULL, "copy", &root->mirror, err);
     return r < 0 ? r : co_run_session(&job);
+}
+
+int upload_root_co_mirror(struct upload_root *root, char *const *disks, size_t count,
+                          struct error *err)
+{
+    return co_mirror(root, disks, count, false, err);
 }
 
 int upload_root_co_open(const char *address, char *const *disks, size_t count,
@@ -300,7 +318,7 @@ int upload_root_co_open(const char *address, char *const *disks, size_t count,
     root->stop = stop;
     root->mirror = SCRATCH_INIT;
     r = upload_take_address(address, &root->target, err);
-    UNLESS_FAILED(r, upload_root_co_refresh(root, disks, count, err));
+    UNLESS_FAILED(r, co_mirror(root, disks, count, true, err));
     if (r < 0) {
         upload_root_close(root, err);
         return r;

@@ -17,16 +17,17 @@
 struct upload_root;
 
 /*
- * Make the root on the server, with its directory of sets, if there is none, and mirror these disks
- * and all sets. -EINVAL: the directory is that of one disk. Others as upload_co_open().
+ * Make the root on the server, with its directory of sets, if there is none, and mirror the
+ * descriptions of these disks. -EINVAL: the directory is that of one disk. Others as
+ * upload_co_open().
  */
 int upload_root_co_open(const char *address, char *const *disks, size_t count,
                         volatile sig_atomic_t *stop, struct upload_root **ret_root,
                         struct error *err);
-/* Mirror again, after disks were uploaded; what was in the mirror is lost. */
-int upload_root_co_refresh(struct upload_root *root, char *const *disks, size_t count,
-                           struct error *err);
-/* The path of the mirror, until the next refresh. Borrowed. */
+/* Mirror the disks and all sets, after disks were uploaded; what was in the mirror is lost. */
+int upload_root_co_mirror(struct upload_root *root, char *const *disks, size_t count,
+                          struct error *err);
+/* The path of the mirror, until the next one is made. Borrowed. */
 const char *upload_root_path(const struct upload_root *root);
 /*
  * Upload the sets that were added to the mirror and the server lacks: each appears there as a

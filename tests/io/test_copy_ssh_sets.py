@@ -75,6 +75,21 @@ class Sets(CopyOfSets):
         names = os.listdir(self.there) + os.listdir(os.path.join(self.there, "sets"))
         self.assertEqual([n for n in names if n.startswith(".tidemark-part")], [])
 
+    def test_a_manifest_that_is_there_is_fetched_twice_and_not_synced(self):
+        """With its disk, and for the sets."""
+        self.start()
+        self.take(1)
+        self.copy()
+        trace = self.path("trace")
+        run("strace", "-f", "-y", "-o", trace, "-e", "trace=openat,fsync",
+            *tool("copy"), self.repository, self.uri, check=False)  # fmt: skip
+        with open(trace, encoding="utf-8", errors="replace") as f:
+            calls = [line for line in f if "manifest.json" in line or "set.json" in line]
+        made = [line for line in calls if "O_CREAT" in line]
+        self.assertEqual(["set.json" in line for line in made].count(True), 1, made)
+        self.assertEqual(len(made), 1 + 2 * len(self.disks), made)
+        self.assertEqual([line for line in calls if "fsync(" in line], [])
+
     def test_the_newest_and_one(self):
         self.start()
         self.take(3)
