@@ -115,7 +115,7 @@ struct block_edge *mirror_top_target(struct mirror_top *top);
 struct mirror_top_copy {
     /* bytes, within the size of the source */
     uint64_t offset, length;
-    /* `buffer_size` bytes, a multiple of the granularity; not used for what reads as zeroes */
+    /* `buffer_size` bytes, a multiple of the granularity */
     void *buffer;
     size_t buffer_size;
     /*
