@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <spawn.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -17,6 +16,7 @@
 #include "base/cleanup.h"
 #include "base/hmac.h"
 #include "base/secret_memory.h"
+#include "base/spawn.h"
 #include "block/user_object.h"
 
 #define KEY_MIN 32
@@ -140,18 +140,17 @@ static int read_file(const char *path, bool is_passphrase, struct error *err)
 /* Start a shell command whose standard output is `out`. */
 static int spawn_command(const char *command, int out, pid_t *ret_pid)
 {
-    char *const argv[] = {"sh", "-c", (char *)command, NULL};
+    char *const argv[] = {"/bin/sh", "-c", (char *)command, NULL};
     posix_spawn_file_actions_t files;
     int r = posix_spawn_file_actions_init(&files);
 
-    if (r == 0) {
-        r = posix_spawn_file_actions_adddup2(&files, out, STDOUT_FILENO);
-        if (r == 0) {
-            r = posix_spawn(ret_pid, "/bin/sh", &files, NULL, argv, environ);
-        }
-        posix_spawn_file_actions_destroy(&files);
+    if (r != 0) {
+        return -r;
     }
-    return -r;
+    r = -posix_spawn_file_actions_adddup2(&files, out, STDOUT_FILENO);
+    UNLESS_FAILED(r, spawn_program(argv, environ, &files, ret_pid));
+    posix_spawn_file_actions_destroy(&files);
+    return r;
 }
 
 static int run_command(const char *command, struct error *err)

@@ -5,7 +5,6 @@
 #include <inttypes.h>
 #include <json-c/json.h>
 #include <signal.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +15,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/spawn.h"
 #include "base/time_units.h"
 #include "loop/loop.h"
 
@@ -40,23 +40,13 @@ static int start_hook(const char *command, char **environment, pid_t *ret_child)
 {
     char *const argv[] = {"/bin/sh", "-c", (char *)command, NULL};
     posix_spawn_file_actions_t actions;
-    posix_spawnattr_t attributes;
-    sigset_t none, usual;
     int r;
 
-    sigemptyset(&none);
-    sigemptyset(&usual);
-    sigaddset(&usual, SIGPIPE);
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO);
-    posix_spawnattr_init(&attributes);
-    posix_spawnattr_setsigmask(&attributes, &none);
-    posix_spawnattr_setsigdefault(&attributes, &usual);
-    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-    r = posix_spawn(ret_child, argv[0], &actions, &attributes, argv, environment);
+    r = spawn_program(argv, environment, &actions, ret_child);
     posix_spawn_file_actions_destroy(&actions);
-    posix_spawnattr_destroy(&attributes);
-    return -r;
+    return r;
 }
 
 /* Wait for a hook. `stop` ends it; NULL: nothing does. *ret_status: waitpid(2). -EINTR: ended. */
