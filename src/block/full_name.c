@@ -191,6 +191,7 @@ static const struct block_node *next_in_chain(const struct block_node *node,
 }
 
 static struct json_object *chain_json(const struct chain_names *c, size_t i, struct naming *naming);
+static char *name_of_node(const struct block_node *node, struct real_names *record);
 
 /* The options of a child that is no backing image; NULL: there are too many. */
 static struct json_object *child_json(const struct block_node *node, struct naming *naming)
@@ -237,6 +238,9 @@ static char *chain_name(const struct chain_names *c, size_t i, struct real_names
 
     if (!c->needs[i]) {
         return strdup(block_node_filename(c->images[i]));
+    }
+    if (block_node_shows_filename(c->images[i]) && c->images[i]->file) {
+        return name_of_node(c->images[i]->file->node, record);
     }
     o = chain_json(c, i, &naming);
     if (naming.failed || naming.nodes >= NODES_MAX) {

@@ -524,6 +524,8 @@ int block_reopen_add_read_only(struct block_reopen *plan, struct block_node *nod
         return error_out_of_memory(err);
     }
     e->next.read_only = read_only;
+    /* It has been asked for: reopening the parent does not change that. */
+    e->explicit_use |= BLOCK_USE_READ_ONLY;
     return expand(plan, err);
 }
 

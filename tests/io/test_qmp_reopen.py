@@ -517,6 +517,60 @@ class ReopenTest(tidemark.TestCase):
         self.qmp.command("job-finalize", id="c")
         self.assertNotIn("error", self.qmp.wait_event("BLOCK_JOB_COMPLETED")["data"])
 
+    def add_chain(self):
+        """`upper` over `middle` over `below`, opened together."""
+        below = self.path("below.qcow2")
+        middle = self.path("middle.qcow2")
+        self.create("below.qcow2", "4M")
+        self.create("middle.qcow2", "4M", options=("-F", "qcow2", "-b", below))
+        self.create("upper.qcow2", "4M", options=("-F", "qcow2", "-b", middle))
+        for path in middle, self.path("upper.qcow2"):
+            tidemark.io(path, "write 0 1M", fmt="qcow2")
+        chain = None
+        for name in "below", "middle", "upper":
+            file = {"driver": "file", "filename": self.path(f"{name}.qcow2")}
+            chain = {"driver": "qcow2", "node-name": name, "file": file} | (
+                {"backing": chain} if chain else {}
+            )
+        self.qmp.command("blockdev-add", **chain)
+        return chain
+
+    def test_a_node_that_a_job_has_made_writable_stays_so(self):
+        """It does not follow its parent in that, while a job or a user has asked for it."""
+        upper = self.add_chain()
+        middle = upper["backing"]
+        by_name = {**upper, "backing": "middle"}
+        for top in "upper", "middle":
+            self.qmp.command("block-commit", job_id="c", device="upper", top_node=top, speed=1)
+            self.reopen({**by_name, "l2-cache-size": 65536})
+            if top == "upper":  # else a filter is in between
+                self.reopen({**upper, "backing": {**middle, "backing": "below"}})
+            self.reopen({**middle, "backing": "below"})
+            self.assertFalse(self.qmp.node("below")["ro"])
+            # These say that it is a backing image again, and nothing else.
+            self.assertEqual(
+                self.refusal(middle), "Read-only block node 'below' cannot support read-write users"
+            )
+            self.qmp.command("job-cancel", id="c")
+            self.qmp.wait_event("BLOCK_JOB_CANCELLED")
+            self.assertTrue(self.qmp.node("below")["ro"])
+            self.reopen(by_name)
+            self.assertTrue(self.qmp.node("below")["ro"])
+
+    def test_the_filter_of_a_job_is_called_like_its_disk(self):
+        upper = self.add_chain()
+        self.reopen({**upper, "backing": None})
+        for job, name in ("blockdev-mirror", "filter_node_name"), ("blockdev-backup", None):
+            more = {name: "filter"} if name else {}
+            self.qmp.command(
+                job, job_id="j", device="upper", target="two", sync="full", speed=1, **more
+            )
+            nodes = self.qmp.command("query-named-block-nodes", flat=True)
+            found = {n["file"] for n in nodes if n["drv"] in ("mirror_top", "copy-before-write")}
+            self.assertEqual(found, {self.qmp.node("upper")["file"]})
+            self.qmp.command("block-job-cancel", device="j", force=True)
+            self.qmp.wait_event("BLOCK_JOB_CANCELLED")
+
     def test_who_copies_below_a_node_keeps_it_writable(self):
         below = self.add_image("below")
         upper = self.add_image("upper", backing=below["node-name"])
