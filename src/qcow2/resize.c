@@ -9,7 +9,7 @@
  *            -> drop what is mapped beyond the end, zero what a backing file would expose, and the
  *            rest of the last cluster -> bitmaps for the new size -> switch
  *   shrink   bitmaps for the new size -> switch -> drop what is beyond the end -> cut off the free
- *            end of the file
+ *            end of the file (cut.h)
  *
  * With durable bitmaps (bitmap/activity.c) the directory of those for the new size is switched to
  * together with the size: a crash finds both old or both new. Otherwise, or without space for them,
@@ -26,6 +26,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "qcow2/bitmap/bitmap.h"
+#include "qcow2/cut.h"
 #include "qcow2/data/data.h"
 #include "qcow2/header/header.h"
 #include "qcow2/options.h"
@@ -33,7 +34,6 @@
 #include "qcow2/table/commit.h"
 #include "qcow2/table/map.h"
 #include "qcow2/table/new_table.h"
-#include "qcow2/table/refcount.h"
 #include "qcow2/table/verdict.h"
 
 static int failed(struct qcow2 *q, const char *what, int r, struct error *err)
@@ -305,48 +305,6 @@ static int co_drop_tables(struct qcow2 *q, uint64_t size)
     return r;
 }
 
-/* Index after the last cluster of the file that has a refcount. */
-static int co_used_end_locked(struct qcow2 *q, uint64_t *ret_value)
-{
-    uint64_t end = div_round_up(block_edge_size(q->node->file), q->cluster_size);
-    uint64_t area = 1ULL << q->refcounts.block_bits, refcount = 0;
-    int r = 0;
-
-    while (end > 0 && r == 0) {
-        uint64_t index = (end - 1) >> q->refcounts.block_bits;
-
-        if (index >= q->reftable.size || !(q->reftable.entries[index] & REFTABLE_OFFSET_MASK)) {
-            end = MIN(round_down(end - 1, area), q->reftable.size * area);
-            continue;
-        }
-        r = qcow2_co_refcount_get_locked(q, end - 1, &refcount);
-        if (refcount != 0) {
-            break;
-        }
-        end--;
-    }
-    *ret_value = end;
-    return r;
-}
-
-/* Cut off the free end of the file. Failing is no error: the clusters are free in any case. */
-static void co_cut_file(struct qcow2 *q)
-{
-    struct block_edge *file = q->node->file;
-    uint64_t end;
-    int r;
-
-    co_mutex_lock(&q->lock);
-    r = co_used_end_locked(q, &end);
-    co_mutex_unlock(&q->lock);
-    end <<= q->cluster_bits;
-    if (r == 0 && end < block_edge_size(file) &&
-        block_co_truncate(file, end, BLOCK_PREALLOC_OFF, NULL) == 0 &&
-        q->alloc.zero_from != UINT64_MAX) {
-        q->alloc.zero_from = end;
-    }
-}
-
 static int co_shrink(struct qcow2 *q, uint64_t size, struct error *err)
 {
     int r = co_switch_size(q, size, err);
@@ -364,7 +322,10 @@ static int co_shrink(struct qcow2 *q, uint64_t size, struct error *err)
     if (r < 0) {
         return failed(q, "what lies beyond the new end can't be freed", r, err);
     }
-    co_cut_file(q);
+    r = qcow2_co_cut_file(q);
+    if (r < 0) {
+        return failed(q, "clusters in use at the end of the file have no refcount", r, err);
+    }
     return co_fit_data_file(q, size, true, err);
 }
 
@@ -452,6 +413,9 @@ int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_preallo
         return error_set(err, EINVAL, "Preallocation can't be used for shrinking an image");
     }
     r = qcow2_co_check_bitmaps_fit(q, size, "resize", err);
+    if (size < old_size) {
+        UNLESS_FAILED(r, qcow2_co_check_refcount_blocks(q, err));
+    }
     if (r < 0) {
         return r;
     }

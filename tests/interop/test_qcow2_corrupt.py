@@ -156,6 +156,58 @@ class Corrupt(TestCase):
         ours, theirs = Image(self.path("ours.qcow2")), Image(self.path("theirs.qcow2"))
         self.assertEqual(ours.file_size(), theirs.file_size())
 
+    def is_whole(self, path):
+        """A repair finds everything that was written."""
+        img("check", "-q", "-f", "qcow2", "-r", "all", path, check=False)
+        io(path, "read -P 1 0 128k", fmt="qcow2")
+
+    def test_a_shrink_with_lost_refcounts_changes_nothing(self):
+        """What has no refcount is not free: it was cut off, up to the whole file."""
+        refblock, cluster = self.image.refblock(), self.image.cluster_size
+        size = self.image.file_size()
+        faults = {
+            "There are no references in the refcount table": lambda i: i.put64(i.reftable, 0),
+            f"Refblock at {refblock:#x} has the refcount 0": lambda i: i.write(refblock, bytes(cluster)),
+            "Refblock at 0x1000000000 is not covered": lambda i: i.put64(i.reftable + 8, 1 << 36),
+            "Refblock offset 0x20200 unaligned": lambda i: i.put64(i.reftable, refblock + MISPLACED),
+        }
+        for word, damage in faults.items():
+            with self.subTest(word):
+                path, _ = self.copies()
+                damage(Image(path))
+                result = img("resize", "-f", "qcow2", "--shrink", path, "32M", check=False)
+                self.assertEqual(result.returncode, 1)
+                self.assertIn("Marking image as corrupt: " + word, result.stderr)
+                self.assertIn("Failed to discard unused refblocks", result.stderr)
+                image = Image(path)
+                self.assertTrue(is_marked(path))
+                self.assertEqual((image.u64(24), image.file_size()), (64 << 20, size))
+                self.is_whole(path)
+
+    def test_a_shrink_cuts_off_nothing_in_use(self):
+        """Data and tables of the disk and of a snapshot, from each cluster on without refcounts."""
+        img("snapshot", "-f", "qcow2", "-c", "s", self.source)
+        io(self.source, "write -P 2 1M 64k", fmt="qcow2")
+        self.image = Image(self.source)
+        size, cluster = self.image.file_size(), self.image.cluster_size
+        for first in range(self.image.refblock() // cluster + 1, size // cluster):
+            with self.subTest(first):
+                path, _ = self.copies()
+                for n in range(first, size // cluster):
+                    Image(path).put_refcount(n * cluster, 0)
+                result = img("resize", "-f", "qcow2", "--shrink", path, "32M", check=False)
+                self.assertEqual((result.returncode, is_marked(path)), (1, True), result.stderr)
+                self.assertIn(f"Cluster {first * cluster:#x} is in use, but its refcount is 0",
+                              result.stderr)  # fmt: skip
+                self.assertEqual(Image(path).file_size(), size)
+                self.is_whole(path)
+
+    def test_a_refcount_table_beyond_the_end_is_built_again_in_the_file(self):
+        size = self.image.file_size()
+        self.image.put64(48, 1 << 36)
+        self.is_whole(self.source)
+        self.assertLess(self.image.file_size(), 2 * size)
+
     def test_monitors_are_told(self):
         self.image.put64(self.image.l1, self.image.l2_table() + MISPLACED | COPIED)
         path, uri = self.path("nbd.sock"), nbd_uri(self.path("nbd.sock"), "disk")

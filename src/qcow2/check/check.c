@@ -187,6 +187,7 @@ static int co_repair_snapshot_table(struct check *c, struct error *err)
 static int co_check_references(struct check *c, struct error *err)
 {
     struct block_check_result contents, structures;
+    uint64_t beyond_end;
     int r = qcow2_co_check_snapshot_table(c, err);
 
     UNLESS_FAILED(r, qcow2_co_check_contents(c));
@@ -197,7 +198,9 @@ static int co_check_references(struct check *c, struct error *err)
     if (contents.check_errors > 0 || c->incomplete) {
         c->fix = 0; /* tables that were not read may refer to clusters that seem to be leaked */
     }
+    beyond_end = c->beyond_end;
     qcow2_check_refcount_structures(c);
+    c->beyond_end = beyond_end; /* nothing refers to the old structures once they are replaced */
     structures = *c->result;
     r = c->out_of_memory ? -ENOMEM : qcow2_co_check_refcounts(c, 0);
     if (r == 0 && c->fix) {
