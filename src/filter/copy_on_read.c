@@ -6,8 +6,9 @@
  *
  * A copy covers whole allocation units. It locks them exclusively, from the look at their status
  * until the data are written; a write of the guest locks its range shared. So a copy never
- * overwrites newer data. Others may not write to `file` (the filter does not share that
- * permission). Reads of allocated areas take no lock.
+ * overwrites newer data. A long read does so part by part: a write waits for the copy of the part
+ * that it concerns, not for those before. Others may not write to `file` (the filter does not share
+ * that permission). Reads of allocated areas take no lock.
  *
  * A job that streams copies through this filter (copy_on_read_serve_job()).
  */
@@ -317,9 +318,12 @@ static int co_copy_zeroes(const struct copy_on_read *s, uint64_t offset, uint64_
     return block_co_write_zeroes(s->file, offset, length, BLOCK_REQ_UNCHANGED);
 }
 
-/* Read [offset, offset + iov.size), and copy the units [at, end), which are locked exclusively. */
-static int cor_co_copy_range(struct copy_on_read *s, uint64_t at, uint64_t end, uint64_t offset,
-                             struct iov iov, unsigned flags)
+/*
+ * Read the bytes of [offset, offset + iov.size) that the units [at, end) have, and copy these,
+ * which are locked exclusively.
+ */
+static int cor_co_copy_locked(struct copy_on_read *s, uint64_t at, uint64_t end, uint64_t offset,
+                              struct iov iov, unsigned flags)
 {
     int r = 0;
 
@@ -351,12 +355,29 @@ static int cor_co_copy_range(struct copy_on_read *s, uint64_t at, uint64_t end, 
     return r;
 }
 
+/* Read [offset, offset + iov.size), and copy the units [at, end). */
+static int cor_co_copy_range(struct copy_on_read *s, uint64_t at, uint64_t end, uint64_t offset,
+                             struct iov iov, unsigned flags)
+{
+    uint64_t most = longest_copy(s);
+    int r = 0;
+
+    for (uint64_t length; at < end && r == 0; at += length) {
+        struct range_entry range;
+
+        length = MIN(most - at % most, end - at);
+        co_range_lock(&s->busy, &range, at, length, true);
+        r = cor_co_copy_locked(s, at, at + length, offset, iov, flags);
+        range_unlock(&s->busy, &range);
+    }
+    return r;
+}
+
 static int cor_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
 {
     struct copy_on_read *s = node->opaque;
     uint64_t unit = unit_of(s), first = round_down(offset, unit), at = offset;
     uint64_t end = MIN(round_up(offset + iov.size, unit), block_edge_size(s->file));
-    struct range_entry range;
     int r = 0;
 
     if (s->for_job && !(flags & BLOCK_REQ_PREFETCH)) {
@@ -379,10 +400,7 @@ static int cor_co_preadv(struct block_node *node, uint64_t offset, struct iov io
     if (at >= offset + iov.size) {
         return block_co_preadv(s->file, offset, iov, flags);
     }
-    co_range_lock(&s->busy, &range, first, end - first, true);
-    r = cor_co_copy_range(s, first, end, offset, iov, flags);
-    range_unlock(&s->busy, &range);
-    return r;
+    return cor_co_copy_range(s, first, end, offset, iov, flags);
 }
 
 /* --- changes ---------------------------------------------------------------------------------- */
