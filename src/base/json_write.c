@@ -20,8 +20,6 @@
 /* Its address is in values of json_text_new(). */
 static char text_mark;
 
-static void write_value(struct strbuf *out, struct json_object *value, bool pretty, int level);
-
 /*
  * Decode the code point at *p, and advance *p. Bytes that are no well-formed UTF-8 give U+FFFD:
  * strings can come from file names, which are any bytes. C0 80 is a NUL in a key (base/json_lex.h).
@@ -145,7 +143,7 @@ static void separate(struct strbuf *out, bool pretty, bool first, int level)
 
 /* --- members in the order of QEMU's monitor --------------------------------------------------- */
 
-/* Members of an object that are sorted on the stack. */
+/* Objects with up to this many members are sorted in place. */
 #define MEMBERS_FEW 32
 
 struct member {
@@ -199,54 +197,6 @@ static void sort_members(struct member *members, size_t count)
     }
 }
 
-static void write_members(struct strbuf *out, const struct member *members, size_t count,
-                          bool pretty, int level)
-{
-    for (size_t i = 0; i < count; i++) {
-        separate(out, pretty, i == 0, level + 1);
-        write_string(out, members[i].key, members[i].length);
-        strbuf_append(out, ": ", 2);
-        write_value(out, members[i].value, pretty, level + 1);
-    }
-}
-
-static void write_object(struct strbuf *out, struct json_object *object, bool pretty, int level)
-{
-    struct member few[MEMBERS_FEW];
-    size_t count = (size_t)json_object_object_length(object), i = 0;
-    AUTO_FREE struct member *many = count > ARRAY_SIZE(few) ? malloc(count * sizeof(*many)) : NULL;
-    struct member *members = count > ARRAY_SIZE(few) ? many : few;
-
-    if (!members) {
-        out->failed = true;
-        return;
-    }
-    json_object_object_foreach(object, key, value)
-    {
-        size_t length = strlen(key);
-        uint64_t place = place_of(key, length);
-
-        members[i] = (struct member){place << 32 | (UINT32_MAX - i), key, length, value};
-        i++;
-    }
-    sort_members(members, i);
-    strbuf_puts(out, "{");
-    write_members(out, members, i, pretty, level);
-    new_line(out, pretty, level);
-    strbuf_puts(out, "}");
-}
-
-static void write_array(struct strbuf *out, struct json_object *array, bool pretty, int level)
-{
-    strbuf_puts(out, "[");
-    for (size_t i = 0; i < json_object_array_length(array); i++) {
-        separate(out, pretty, i == 0, level + 1);
-        write_value(out, json_object_array_get_idx(array, i), pretty, level + 1);
-    }
-    new_line(out, pretty, level);
-    strbuf_puts(out, "]");
-}
-
 static void write_integer(struct strbuf *out, struct json_object *value)
 {
     int64_t number = json_object_get_int64(value);
@@ -264,12 +214,10 @@ static void write_integer(struct strbuf *out, struct json_object *value)
     strbuf_append(out, digits + at, sizeof(digits) - at);
 }
 
-static void write_value(struct strbuf *out, struct json_object *value, bool pretty, int level)
+/* Anything but an array or an object. */
+static void write_scalar(struct strbuf *out, struct json_object *value)
 {
     switch (json_object_get_type(value)) {
-    case json_type_null:
-        strbuf_puts(out, "null");
-        break;
     case json_type_boolean:
         strbuf_puts(out, json_object_get_boolean(value) ? "true" : "false");
         break;
@@ -291,18 +239,160 @@ static void write_value(struct strbuf *out, struct json_object *value, bool pret
         }
         write_string(out, json_object_get_string(value), (size_t)json_object_get_string_len(value));
         break;
-    case json_type_object:
-        write_object(out, value, pretty, level);
-        break;
-    case json_type_array:
-        write_array(out, value, pretty, level);
+    default:
+        strbuf_puts(out, "null");
         break;
     }
 }
 
+/* --- nested values ---------------------------------------------------------------------------- */
+
+/*
+ * A client nests its "id" as deep as it likes, so arrays and objects that are open are on a stack
+ * of our own and not on that of the thread. Both arrays move to the heap when they grow.
+ */
+#define OPEN_FEW 16
+#define MEMBERS_ON_STACK 64
+
+/* An array or object of which a part is written. */
+struct open_value {
+    struct json_object *array; /* NULL: an object */
+    size_t next, count;
+    size_t members; /* of an object: index of the first one in `members` of the writer */
+};
+
+struct writer {
+    struct strbuf *out;
+    bool pretty;
+    struct open_value *open;
+    size_t depth, open_room;
+    /* The members of all objects that are open, sorted. */
+    struct member *members;
+    size_t member_count, member_room;
+    struct open_value open_few[OPEN_FEW];
+    struct member members_few[MEMBERS_ON_STACK];
+};
+
+/*
+ * `array`, or a larger one in its place, that has room for `need` elements of `size` bytes. *room
+ * is how many it has; `few`: where it is at first. NULL if out of memory: `array` stays.
+ */
+static void *with_room(void *array, const void *few, size_t *room, size_t need, size_t size)
+{
+    size_t more = MAX(*room * 2, need);
+    void *larger;
+
+    if (need <= *room) {
+        return array;
+    }
+    larger = realloc(array == few ? NULL : array, more * size);
+    if (larger && array == few) {
+        memcpy(larger, few, *room * size);
+    }
+    *room = larger ? more : *room;
+    return larger;
+}
+
+/* Push the members of an object, in the order in which they are written. */
+static bool push_members(struct writer *w, struct json_object *object, struct open_value *ret_value)
+{
+    size_t count = (size_t)json_object_object_length(object), i = 0;
+    struct member *members = with_room(w->members, w->members_few, &w->member_room,
+                                       w->member_count + count, sizeof(*members));
+
+    if (!members) {
+        return false;
+    }
+    w->members = members;
+    members += w->member_count;
+    json_object_object_foreach(object, key, value)
+    {
+        size_t length = strlen(key);
+        uint64_t place = place_of(key, length);
+
+        members[i] = (struct member){place << 32 | (UINT32_MAX - i), key, length, value};
+        i++;
+    }
+    sort_members(members, i);
+    *ret_value = (struct open_value){.count = i, .members = w->member_count};
+    w->member_count += i;
+    return true;
+}
+
+/* Begin a value: a scalar is written, an array or object is opened. False if out of memory. */
+static bool begin_value(struct writer *w, struct json_object *value)
+{
+    bool is_array = json_object_is_type(value, json_type_array);
+    struct open_value open = {.array = value}, *all;
+
+    if (!is_array && !json_object_is_type(value, json_type_object)) {
+        write_scalar(w->out, value);
+        return true;
+    }
+    if (is_array) {
+        open.count = json_object_array_length(value);
+    } else if (!push_members(w, value, &open)) {
+        return false;
+    }
+    all = with_room(w->open, w->open_few, &w->open_room, w->depth + 1, sizeof(*all));
+    if (!all) {
+        return false;
+    }
+    w->open = all;
+    strbuf_puts(w->out, is_array ? "[" : "{");
+    w->open[w->depth++] = open;
+    return true;
+}
+
+/* Write the next part of the innermost array or object, or its end. False if out of memory. */
+static bool continue_value(struct writer *w)
+{
+    struct open_value *open = &w->open[w->depth - 1];
+    const struct member *m;
+    size_t i = open->next;
+
+    if (i == open->count) {
+        w->member_count -= open->array ? 0 : open->count;
+        w->depth--;
+        new_line(w->out, w->pretty, (int)w->depth);
+        strbuf_puts(w->out, open->array ? "]" : "}");
+        return true;
+    }
+    separate(w->out, w->pretty, i == 0, (int)w->depth);
+    open->next++;
+    if (open->array) {
+        return begin_value(w, json_object_array_get_idx(open->array, i));
+    }
+    m = &w->members[open->members + i];
+    write_string(w->out, m->key, m->length);
+    strbuf_append(w->out, ": ", 2);
+    return begin_value(w, m->value);
+}
+
 void json_write(struct strbuf *out, struct json_object *value, bool pretty)
 {
-    write_value(out, value, pretty, 0);
+    struct writer w;
+    bool ok;
+
+    w.out = out;
+    w.pretty = pretty;
+    w.open = w.open_few;
+    w.members = w.members_few;
+    w.open_room = OPEN_FEW;
+    w.member_room = MEMBERS_ON_STACK;
+    w.depth = w.member_count = 0;
+    for (ok = begin_value(&w, value); ok && w.depth > 0;) {
+        ok = continue_value(&w);
+    }
+    if (!ok) {
+        out->failed = true;
+    }
+    if (w.open != w.open_few) {
+        free(w.open);
+    }
+    if (w.members != w.members_few) {
+        free(w.members);
+    }
 }
 
 struct json_object *json_text_new(const struct strbuf *text)

@@ -11,13 +11,23 @@
 #include "base/strbuf.h"
 #include "schema/schema.h"
 
+/*
+ * Most levels of arrays and objects. Types refer to themselves, as that of nodes does to its
+ * children, and each level takes up to 6 KiB of a stack with the address sanitizer. Options of
+ * nodes have half as many (block/options_parse.c).
+ */
+#define DEPTH_MAX 64
+
 struct checker {
     unsigned flags;
+    int depth;          /* of the value that is checked */
     struct strbuf path; /* of the value that is checked: "addr.data" */
 };
 
 static int check_value(struct checker *c, const struct schema_type *type, const char *name,
                        struct json_object **value, struct error *err);
+static int check_value_of_kind(struct checker *c, const struct schema_type *type, const char *name,
+                               struct json_object **value, struct error *err);
 
 static void truncate_path(struct checker *c, size_t len)
 {
@@ -51,9 +61,17 @@ static int out_of_range(struct checker *c, const char *expected, struct error *e
                      expected);
 }
 
-/* Names and paths become C strings: one with a NUL would be cut, and mean another object. */
-static int check_text(struct json_object *value, struct error *err)
+static int refuse_depth(struct error *err)
 {
+    return error_set(err, EINVAL, "Arguments are nested more than %d levels deep", DEPTH_MAX);
+}
+
+/* Names and paths become C strings: one with a NUL would be cut, and mean another object. */
+static int check_text(struct json_object *value, int depth, struct error *err)
+{
+    if (depth > DEPTH_MAX) {
+        return refuse_depth(err);
+    }
     switch (json_object_get_type(value)) {
     case json_type_string:
         if (strlen(json_object_get_string(value)) != (size_t)json_object_get_string_len(value)) {
@@ -63,7 +81,7 @@ static int check_text(struct json_object *value, struct error *err)
         return 0;
     case json_type_array:
         for (size_t i = 0; i < json_object_array_length(value); i++) {
-            int r = check_text(json_object_array_get_idx(value, i), err);
+            int r = check_text(json_object_array_get_idx(value, i), depth + 1, err);
 
             if (r < 0) {
                 return r;
@@ -73,7 +91,7 @@ static int check_text(struct json_object *value, struct error *err)
     case json_type_object: {
         json_object_object_foreach(value, key, member)
         {
-            int r = check_text(member, err);
+            int r = check_text(member, depth + 1, err);
 
             (void)key;
             if (r < 0) {
@@ -295,7 +313,7 @@ static int check_alternate(struct checker *c, const struct schema_type *type, co
 
     for (const struct schema_type *const *t = type->choice; *t; t++) {
         if (has_json_type(*t, *value)) {
-            return check_value(c, *t, name, value, err);
+            return check_value_of_kind(c, *t, name, value, err);
         }
     }
     /* QEMU names the member, and elements of a list have no name. */
@@ -382,15 +400,15 @@ static int check_object(struct checker *c, const struct schema_type *type,
         }
         open |= t->open;
     }
-    return open ? check_text(object, err) : check_unexpected(c, type, object, err);
+    return open ? check_text(object, c->depth, err) : check_unexpected(c, type, object, err);
 }
 
 /*
  * Check a value, and convert it if it is text of a command line. `name` is the member's own name,
  * which messages about enumerations show, as QEMU's do.
  */
-static int check_value(struct checker *c, const struct schema_type *type, const char *name,
-                       struct json_object **value, struct error *err)
+static int check_value_of_kind(struct checker *c, const struct schema_type *type, const char *name,
+                               struct json_object **value, struct error *err)
 {
     int r;
 
@@ -400,7 +418,7 @@ static int check_value(struct checker *c, const struct schema_type *type, const 
         if (!json_object_is_type(*value, json_type_string)) {
             return wrong_json_type(c, "string", err);
         }
-        r = check_text(*value, err);
+        r = check_text(*value, c->depth, err);
         return r < 0 || type->kind == SCHEMA_STR ? r : check_enum(type, name, *value, err);
     case SCHEMA_BOOL:
         if (is_text(c, *value)) {
@@ -424,7 +442,7 @@ static int check_value(struct checker *c, const struct schema_type *type, const 
     case SCHEMA_NULL:
         return json_object_is_type(*value, json_type_null) ? 0 : wrong_json_type(c, "null", err);
     case SCHEMA_ANY:
-        return check_text(*value, err);
+        return check_text(*value, c->depth, err);
     case SCHEMA_ARRAY:
         if ((c->flags & SCHEMA_CHECK_KEYVAL) && json_object_is_type(*value, json_type_object) &&
             (r = convert_array(c, value, err)) < 0) {
@@ -440,6 +458,20 @@ static int check_value(struct checker *c, const struct schema_type *type, const 
         return check_alternate(c, type, name, value, err);
     }
     return error_set(err, EINVAL, "Parameter '%s' has a type of no known kind", name);
+}
+
+static int check_value(struct checker *c, const struct schema_type *type, const char *name,
+                       struct json_object **value, struct error *err)
+{
+    int r;
+
+    if (c->depth == DEPTH_MAX) {
+        return refuse_depth(err);
+    }
+    c->depth++;
+    r = check_value_of_kind(c, type, name, value, err);
+    c->depth--;
+    return r;
 }
 
 int schema_check(const struct schema_type *type, struct json_object *value, unsigned flags,

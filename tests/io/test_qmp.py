@@ -168,6 +168,29 @@ class SessionTest(QmpTest):
             )
         self.assertIn("'none'", caught.exception.desc)
 
+    def test_deep_messages_are_taken_or_refused(self):
+        """Objects, which need more of a stack than arrays; up to the limit of the reader."""
+        self.addCleanup(sys.setrecursionlimit, sys.getrecursionlimit())
+        sys.setrecursionlimit(5000)
+        request = '{"execute": "query-version", "id": %s}\n'
+        deep = '{"a": ' * 1023 + "1" + "}" * 1023
+        self.qmp.send_raw(request % deep)
+        self.assertEqual(json.dumps(self.qmp.receive_answer()["id"]), deep)
+        node = '{"driver": "raw", "file": '
+        for levels in (60, 80, 1000):
+            nodes = node * levels + '{"driver": "null-co"}' + "}" * levels
+            nodes = nodes.replace("{", '{"node-name": "n", ', 1)
+            for command, arguments in (
+                ("blockdev-add", nodes),
+                ("blockdev-reopen", '{"options": [%s]}' % nodes),
+                ("transaction", '{"actions": %s}' % ("[" * levels + "]" * levels)),
+                ("object-add", '{"qom-type": "iothread", "a": %s}' % nodes),
+            ):
+                self.qmp.send_raw('{"execute": "%s", "arguments": %s}\n' % (command, arguments))
+                error = self.qmp.receive_answer()["error"]
+                if command.startswith("blockdev"):
+                    self.assertRegex(error["desc"], "nested more than [0-9]+ levels deep")
+
     def test_random_bytes_do_no_harm(self):
         generator = random.Random(1)
         for _ in range(20):

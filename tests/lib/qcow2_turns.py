@@ -248,11 +248,20 @@ class Turns:
             who = OURS  # QEMU counts the new references before it drops the old ones
         done = self.run(who[0], "snapshot", *self._how(who), "-a", name, self.path, check=False)
         if done.returncode == 0:
-            if self.bitmaps:
+            if self.bitmaps and who is THEIRS:
                 raise Mismatch("bitmaps do not know of the snapshot that was applied")
+            self._mark_what_differs(disk)
             self.disk, self.size, self.touched = disk.copy(), size, set(touched)
-        elif not self.bitmaps:
+        elif not self.bitmaps or who is OURS:
             raise Mismatch(f"not applied: {done.stderr}")
+
+    def _mark_what_differs(self, disk):
+        """Bitmaps that record learn of a snapshot that is applied."""
+        for at in range(0, self.size, SECTOR):
+            differs = self.disk.data[at : at + SECTOR] != disk.data[at : at + SECTOR]
+            for b in self.bitmaps.values():
+                if b.recording:
+                    b.mark(at, min(at + SECTOR, self.size), surely=differs)
 
     def _delete(self, who):
         if self.snapshots:
