@@ -351,7 +351,7 @@ static int co_resolve_host(const struct socket_address *a, int flags, struct add
         return error_out_of_memory(err);
     }
     if (!co_wait_for_address(q)) {
-        return error_set_errno(err, ECANCELED, "Failed to connect to '%s:%s'", a->host ?: "",
+        return error_set_errno(err, ECANCELED, "address resolution failed for %s:%s", a->host ?: "",
                                a->port ?: "");
     }
     if (q->r == 0) {

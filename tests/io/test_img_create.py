@@ -54,6 +54,13 @@ class Create(TestCase):
         img("create", "-q", "-f", "qcow2", "-o", small, disk, "200M")
         self.assertIn("409600/409600 = 100.00% allocated", qemu_img("check", disk).stdout)
 
+    def test_preallocated_metadata_takes_no_space_for_data(self):
+        """Also next to refcount blocks, which are written before what lies in front of them."""
+        disk = self.path("disk.qcow2")
+        img("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", disk, "9G")
+        self.assertLess(os.stat(disk).st_blocks * 512, 8 << 20)
+        qemu_img("check", disk)
+
     def test_qemu_img_reads_what_was_made(self):
         path = self.path("x.qcow2")
         img("create", "-q", "-f", "qcow2", path, "5G")

@@ -7,16 +7,15 @@
 #include "qcow2/table/map.h"
 
 /*
- * Zero clusters of the file that are about to be mapped. Those beyond its end are zero once it
- * grows. A data file may have old contents where nothing is mapped; it may get holes if no space
- * is asked for.
+ * Zero clusters of the file that are about to be mapped, or make them holes if no space is asked
+ * for. Those beyond its end are zero once it grows. A data file may have old contents where nothing
+ * is mapped.
  */
 static int co_zero_in_file(struct qcow2 *q, uint64_t host, uint64_t bytes,
                            enum block_prealloc prealloc)
 {
     uint64_t size = block_edge_size(q->data);
-    bool may_unmap = q->has_data_file && prealloc == BLOCK_PREALLOC_METADATA;
-    unsigned flags = may_unmap ? BLOCK_REQ_MAY_UNMAP : 0;
+    unsigned flags = prealloc == BLOCK_PREALLOC_METADATA ? BLOCK_REQ_MAY_UNMAP : 0;
 
     return host < size ? block_co_write_zeroes(q->data, host, MIN(bytes, size - host), flags) : 0;
 }
