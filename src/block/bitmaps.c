@@ -283,8 +283,17 @@ int block_co_bitmap_count(struct block_bitmap *b, uint64_t *ret_value, struct er
     bool in_image = b->unread && dirty_bitmap_count(b->bits) == 0;
     int r = in_image ? co_count_stored(b, err) : block_co_bitmap_fetch(b, err);
 
+    b->warned = b->warned && r < 0;
     *ret_value = in_image && r == 0 ? b->stored_count : dirty_bitmap_count(b->bits);
     return r;
+}
+
+bool block_bitmap_warns(struct block_bitmap *b)
+{
+    bool first = !b->warned;
+
+    b->warned = true;
+    return first;
 }
 
 const struct dirty_bitmap *block_bitmap_bits(const struct block_bitmap *b)

@@ -218,6 +218,8 @@ int block_co_bitmap_fetch(struct block_bitmap *b, struct error *err);
  * Errors as above; *ret_value then counts the bits in memory.
  */
 int block_co_bitmap_count(struct block_bitmap *b, uint64_t *ret_value, struct error *err);
+/* Whether the log is to have a warning that it can't be counted: once until it can. No yield. */
+bool block_bitmap_warns(struct block_bitmap *b);
 /*
  * The dirty bytes as far as they are known without reading the image: at most what
  * block_co_bitmap_count() finds, and no less if block_bitmap_is_counted(). Neither yields.

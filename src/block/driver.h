@@ -85,6 +85,8 @@ struct block_bitmap {
     /* stored_count is known: the dirty bytes in the image, while `unread`. */
     bool counted;
     uint64_t stored_count;
+    /* The log has a warning that it can't be counted. */
+    bool warned;
     /* Recording. */
     bool enabled;
     /* Stored in the image when that is closed. */

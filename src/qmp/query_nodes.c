@@ -22,7 +22,7 @@
 /* How long a query waits for commands that work on nodes. */
 #define WORK_PATIENCE_NS NS_PER_SECOND
 
-/* Read what lies in the image only. A bitmap that can't be counted is reported in the log. */
+/* Read what lies in the image only. The log has a bitmap that can't be counted once. */
 static void co_count_node_bitmaps(struct block_node *node)
 {
     struct block_bitmap *b = NULL;
@@ -31,7 +31,8 @@ static void co_count_node_bitmaps(struct block_node *node)
     while ((b = block_bitmap_next(node, b))) {
         ERROR_AUTO(err);
 
-        if (!block_bitmap_is_counted(b) && block_co_bitmap_count(b, &count, &err) < 0) {
+        if (!block_bitmap_is_counted(b) && block_co_bitmap_count(b, &count, &err) < 0 &&
+            block_bitmap_warns(b)) {
             log_warning("%s", error_message(&err));
         }
     }

@@ -419,6 +419,63 @@ class Excess(Case):
         self.assertEqual(len(self.dirty()), 3)
 
 
+class Unreadable(Case):
+    """A cluster of bits is on a part of the storage that can't be read."""
+
+    def setUp(self):
+        super().setUp()
+        io(self.image, "write -q 3M 4k", fmt="qcow2")
+        self.server = self.own(
+            Daemon(
+                self.dir,
+                "--blockdev", json.dumps(self.disk(self.bits())),
+                "--nbd-server", f"addr.type=unix,addr.path={self.path('nbd')}",
+                "--export", "nbd,id=e,node-name=disk,name=disk,writable=on",
+            )
+        )  # fmt: skip
+        self.qmp = self.server.qmp
+
+    def bits(self):
+        """Where the cluster of bits of the only bitmap is."""
+        with open(self.image, "rb") as f:
+            directory = struct.unpack_from(">Q", Header(self.image).extensions[EXT_BITMAPS], 16)[0]
+            f.seek(directory)
+            f.seek(struct.unpack(">Q", f.read(8))[0])
+            return struct.unpack(">Q", f.read(8))[0]
+
+    def disk(self, bad):
+        rules = [
+            {"event": "none", "iotype": "read", "sector": bad // 512, "once": False}
+        ]
+        file = {"driver": "file", "filename": self.image}
+        return {
+            "driver": "qcow2", "node-name": "disk",
+            "file": {"driver": "blkdebug", "image": file, "inject-error": rules},
+        }  # fmt: skip
+
+    def test_all_that_it_covers_is_dirty_then(self):
+        io(nbd_uri(self.path("nbd"), "disk"), "write 9M 4k", fmt="raw")
+        self.server.stop()
+        self.assertIn("a part of bitmap 'b' can't be read", self.server.log())
+        found = json.loads(img("info", "--output=json", self.image).stdout)
+        found = found["format-specific"]["data"]["bitmaps"][0]
+        self.assertEqual(found["flags"], ["auto"])
+        self.assertEqual(
+            found["x-tidemark-state"],
+            {
+                "kind": "superset", "excess": SIZE - GRANULARITY,
+                "reason": "a part of it could not be read from the image",
+            },
+        )  # fmt: skip
+        img("check", "-q", self.image)
+
+    def test_queries_warn_once(self):
+        for _ in range(3):
+            self.assertNotIn("inconsistent", self.qmp.bitmaps("disk")["b"])
+        self.server.stop()
+        self.assertEqual(self.server.log().count("Could not read bitmap 'b'"), 1)
+
+
 class LargeHeader(Case):
     """An extension that we don't know leaves little room in a header of 4 KiB."""
 

@@ -93,7 +93,8 @@ void qcow2_free_bitmap_reserve(struct qcow2 *q);
 /* --- excess (excess.c): none yields --- */
 
 /* Why a bitmap is a superset. The addresses are compared. */
-extern const char qcow2_excess_crash[], qcow2_excess_no_space[], qcow2_excess_in_doubt[];
+extern const char qcow2_excess_crash[], qcow2_excess_no_space[], qcow2_excess_in_doubt[],
+    qcow2_excess_unreadable[];
 
 /* Fill in `excess` of all stored bitmaps, from what the header said. */
 void qcow2_note_excess(struct qcow2 *q);

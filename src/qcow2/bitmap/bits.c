@@ -115,9 +115,11 @@ static int co_store_entry_bits(struct qcow2 *q, struct bitmap_store *st, struct 
     int r = co_gather_bits(q, t, i, &any, &same);
 
     if (r < 0) {
-        /* The bits that are only in the image are lost. */
-        block_bitmap_lose(t->bitmap, "its bits could not be read from the image");
-        return r;
+        /* Nothing is missing if all that they cover is dirty. */
+        t->now[i] = BITMAP_TABLE_ALL_ONES;
+        t->unreadable += qcow2_bitmap_clean_bytes(q, t->bitmap, t->bits, i);
+        t->bitmap->counted = false;
+        return 0;
     }
     if (same) {
         t->now[i] = stored_entry(t, i);
@@ -191,6 +193,12 @@ int qcow2_co_store_bits(struct qcow2 *q, struct bitmap_store *st, struct block_b
                     "dirty that are not",
                     block_node_display_name(q->node), b->name, (unsigned long long)t.overstated);
         block_bitmap_add_excess(b, t.overstated, qcow2_excess_no_space);
+    }
+    if (r == 0 && t.unreadable > 0) {
+        log_warning("image '%s': a part of bitmap '%s' can't be read: all that it covers is stored "
+                    "as dirty, up to %llu bytes that are not",
+                    block_node_display_name(q->node), b->name, (unsigned long long)t.unreadable);
+        block_bitmap_add_excess(b, t.unreadable, qcow2_excess_unreadable);
     }
     ret_entry->table_entries = (uint32_t)t.now_entries;
     ret_entry->granularity_bits = (uint8_t)__builtin_ctz(b->granularity);

@@ -14,12 +14,14 @@ const char qcow2_excess_no_space[] = "there was no space to store it exactly";
 const char qcow2_excess_in_doubt[] =
     "a change of the bitmaps of several disks was interrupted, and it is not known whether it was "
     "made";
+const char qcow2_excess_unreadable[] = "a part of it could not be read from the image";
 
 static const char *const reasons[] = {
     [EXCESS_UNKNOWN] = "it was a superset before another program wrote the image",
     [EXCESS_CRASH] = qcow2_excess_crash,
     [EXCESS_NO_SPACE] = qcow2_excess_no_space,
     [EXCESS_IN_DOUBT] = qcow2_excess_in_doubt,
+    [EXCESS_UNREADABLE] = qcow2_excess_unreadable,
 };
 
 static enum qcow2_excess_why number_of_reason(const char *why)

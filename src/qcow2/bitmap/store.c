@@ -48,8 +48,8 @@ static bool has_stale_bitmaps(struct qcow2 *q)
 }
 
 /*
- * Writes the bits of `b`. If those that are only in the image can't be read, the stored bitmap
- * stays as it is, in use.
+ * Writes the bits of `b`. If their table can't be read, or is invalid, the stored bitmap stays as
+ * it is, in use.
  */
 static int co_store_stale_bitmap(struct qcow2 *q, struct bitmap_store *st, struct block_bitmap *b,
                                  const struct stored_bitmap *s, struct stored_bitmap *copy)

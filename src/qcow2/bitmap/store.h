@@ -67,6 +67,8 @@ struct bitmap_tables {
     uint8_t *bits, *stored;
     /* Bytes of the disk that are going to be stored as dirty and are not. */
     uint64_t overstated;
+    /* Bytes of the disk that may be stored as dirty and are not: their bits can't be read. */
+    uint64_t unreadable;
 };
 
 /* --- attempt.c -------------------------------------------------------------------------------- */

@@ -151,6 +151,7 @@ enum qcow2_excess_why {
     EXCESS_CRASH,
     EXCESS_NO_SPACE,
     EXCESS_IN_DOUBT, /* after a joint change */
+    EXCESS_UNREADABLE,
 };
 
 /* What the header said at open: how much of a bitmap is dirty in excess (format.h, EXT_EXCESS). */
