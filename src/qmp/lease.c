@@ -10,6 +10,7 @@
 #include "base/cleanup.h"
 #include "base/list.h"
 #include "base/log.h"
+#include "base/time_units.h"
 #include "block/block.h"
 #include "block/control_lock.h"
 #include "export/export.h"
@@ -21,6 +22,8 @@
 
 /* How long to wait for an export or a work to end before it is looked for again. */
 #define EXPORT_POLL_NS 50000000LL
+/* Likewise, for a job or another node to leave a view. */
+#define USER_POLL_NS NS_PER_SECOND
 
 /* A view that goes with a session. */
 struct lease {
@@ -89,6 +92,11 @@ static void co_remove_file(const char *file)
     }
 }
 
+static bool is_node_used(const struct block_node *node)
+{
+    return block_node_in_use(node) || job_check_node(node, NULL) < 0;
+}
+
 /*
  * Give our reference to a node back, and the monitor's, unless others use it. *node becomes NULL.
  * Whether it is closed. The control lock is released while it is: nobody waits for the file system.
@@ -97,7 +105,7 @@ static void co_remove_file(const char *file)
 static bool co_drop(struct block_node **node, const char *file)
 {
     struct block_node *n = *node;
-    bool unused = !block_node_in_use(n) && job_check_node(n, NULL) == 0;
+    bool unused = !is_node_used(n);
 
     *node = NULL;
     if (unused && block_node_is_monitor_owned(n)) {
@@ -191,6 +199,7 @@ struct lease_scope {
     struct block_control_scope scope;
     const char *export, *view;     /* one of them */
     const struct block_node *disk; /* as soon as it is known */
+    bool waits_for_user;           /* a job or another node uses the view */
 };
 
 static bool lease_meets(const struct block_control_scope *scope, struct block_node *node)
@@ -322,6 +331,21 @@ static int co_begin_export_end(struct block_node *view, struct error *err)
     return r;
 }
 
+/* It has no exports any more. */
+static bool view_has_user(struct lease_scope *s, const struct block_node *view)
+{
+    if (!is_node_used(view)) {
+        return false;
+    }
+    if (!s->waits_for_user) {
+        log_warning("node '%s' stays, though its lease has ended, as long as a job or another node "
+                    "uses it",
+                    s->view);
+    }
+    s->waits_for_user = true;
+    return true;
+}
+
 /* Whether there is nothing more to wait for. */
 static bool co_end_view_locked(struct lease_scope *s)
 {
@@ -342,7 +366,7 @@ static bool co_end_view_locked(struct lease_scope *s)
     if (r != 0) {
         return r < 0;
     }
-    if (qmp_checksums_use(node)) {
+    if (qmp_checksums_use(node) || view_has_user(s, node)) {
         return false;
     }
     if (view_of(node, &v)) {
@@ -372,7 +396,7 @@ static void co_end_session_lease(void *arg)
         done = qmp_co_lock_command(NULL) < 0 || co_end_view_locked(&scope);
         block_control_unlock();
         if (!done) {
-            loop_co_sleep(EXPORT_POLL_NS);
+            loop_co_sleep(scope.waits_for_user ? USER_POLL_NS : EXPORT_POLL_NS);
         }
     }
     block_control_end_scope(&scope.scope);

@@ -337,6 +337,34 @@ class Lease(FleecingCase):
                              x_lease=True)  # fmt: skip
         self.assertIn("snapshot-access", caught.exception.desc)
 
+    def test_a_view_that_a_job_uses_goes_after_it(self):
+        self.add_disk()
+        leaving = self.server.connect()
+        leaving.command("x-tidemark-lease", node_name="view")
+        self.add_view()
+        self.qmp.command("blockdev-add", driver="null-co", node_name="far", size=16 * MIB)
+        self.qmp.command("blockdev-backup", job_id="j", device="view", target="far", sync="full",
+                         speed=65536)  # fmt: skip
+        leaving.close()
+        tidemark.wait_until(lambda: "'view' stays, though its lease" in self.server.log(), "the log")
+        self.assertIn("view", self.nodes())
+        self.qmp.command("block-job-cancel", device="j", force=True)
+        self.wait_gone("view", "view-cbw", "view-temp")
+        self.assertEqual(self.exports(), {"guest-disk": "disk"})
+        self.assertEqual(self.server.log().count("stays"), 1)
+
+    def test_a_view_that_a_job_uses_delays_no_end(self):
+        self.add_disk()
+        leaving = self.server.connect()
+        leaving.command("x-tidemark-lease", node_name="view")
+        self.add_view()
+        self.qmp.command("blockdev-add", driver="null-co", node_name="far", size=16 * MIB)
+        self.qmp.command("blockdev-backup", job_id="j", device="view", target="far", sync="full",
+                         speed=65536)  # fmt: skip
+        leaving.close()
+        tidemark.wait_until(lambda: "'view' stays, though its lease" in self.server.log(), "the log")
+        self.server.stop(timeout=20)
+
 
 class Views(FleecingCase):
     def test_views_of_one_disk_are_each_exact(self):
