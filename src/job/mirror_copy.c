@@ -2,16 +2,24 @@
 /* The copying of a mirror job: buffers, pieces, the loop. */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/checked.h"
+#include "base/log.h"
+#include "base/time_units.h"
+#include "block/block.h"
 #include "job/copy_loop.h"
 #include "job/mirror_internal.h"
+#include "loop/loop.h"
 
 #define DEFAULT_BUF_SIZE (16 * MiB)
 #define MAX_WORKERS 16u
 /* The longest piece of zeroes: it holds up the guest's writes there in the mode write-blocking. */
 #define MAX_ZEROES (64 * MiB)
 #define BUFFER_ALIGNMENT 4096
+/* A mirror does not catch up if that many passes, for that long, have left no less. */
+#define IDLE_PASSES 4
+#define IDLE_NS (10 * NS_PER_SECOND)
 
 /* --- buffers ---------------------------------------------------------------------------------- */
 
@@ -51,6 +59,33 @@ void mirror_free_buffers(struct mirror *s)
 
 /* --- pieces ----------------------------------------------------------------------------------- */
 
+/*
+ * After a pass through what was dirty. Guests that write as fast as the job copies keep it from its
+ * end: no pass leaves less than others did.
+ */
+static void note_pass(struct mirror *s)
+{
+    struct mirror_passes *p = &s->passes;
+    uint64_t left = dirty_bitmap_count(mirror_top_todo(s->top));
+    int64_t now = loop_now_ns();
+
+    p->since++;
+    if (p->least_ns == 0 || left < p->least - p->least / 16) {
+        p->least = left;
+        p->least_ns = now;
+        p->since = 0;
+    } else if (!p->warned && !s->ready && s->copy_mode == MIRROR_COPY_BACKGROUND &&
+               p->since >= IDLE_PASSES && now - p->least_ns >= IDLE_NS) {
+        p->warned = true;
+        log_warning("job '%s' does not catch up: guests of node '%s' write as fast as it copies, "
+                    "%llu bytes are left%s",
+                    job_id(s->job), block_node_name(s->params.source), (unsigned long long)left,
+                    strcmp(s->params.type, "mirror") == 0
+                        ? "; in the copy mode write-blocking (block-job-change) it would"
+                        : "");
+    }
+}
+
 /* What is known to be zero may be long, and does not count for the speed limit. */
 static int co_mirror_plan(void *arg, struct copy_piece_plan *piece, uint64_t max_length)
 {
@@ -58,8 +93,14 @@ static int co_mirror_plan(void *arg, struct copy_piece_plan *piece, uint64_t max
     struct block_status status;
     uint64_t zeroes;
     uint32_t granularity = dirty_bitmap_granularity(mirror_top_todo(s->top));
-    int r = block_co_status_above(block_root_edge(s->root), NULL, piece->offset,
-                                  MIN(max_length, MAX(MAX_ZEROES, piece->length)), &status, NULL);
+    int r;
+
+    if (piece->offset < s->passes.offset) {
+        note_pass(s);
+    }
+    s->passes.offset = piece->offset;
+    r = block_co_status_above(block_root_edge(s->root), NULL, piece->offset,
+                              MIN(max_length, MAX(MAX_ZEROES, piece->length)), &status, NULL);
 
     if (r < 0 || !(status.flags & BLOCK_STATUS_ZERO)) {
         return 0; /* copied as data: the status only saves work */

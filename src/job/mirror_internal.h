@@ -26,6 +26,15 @@ struct mirror_restart {
     int64_t noted_ns; /* when the image got the bits last */
 };
 
+/* Whether a mirror that is not ready catches up with guests (mirror_copy.c). */
+struct mirror_passes {
+    uint64_t offset; /* of the latest piece: the next pass begins where that becomes less */
+    uint64_t least;  /* bytes that were left after the best pass */
+    int64_t least_ns;
+    unsigned since; /* passes */
+    bool warned;
+};
+
 /* The state of the job. Main reactor. */
 struct mirror {
     struct job *job;
@@ -55,6 +64,7 @@ struct mirror {
     uint64_t chunk; /* of copies, and bytes of a buffer; a multiple of the granularity */
     struct list free_buffers;
 
+    struct mirror_passes passes;
     struct flush_behind flushes; /* of the target */
     /* A flush has failed since the target last had all that was sent for sure. */
     bool doubtful;

@@ -345,6 +345,19 @@ class Convergence(MirrorCase):
         self.stop_guests()
         self.assert_target_is(self.model)
 
+    def test_one_that_does_not_catch_up_says_so(self):
+        self.start()
+        self.start_guests(3, small=True)
+        self.mirror(granularity=64 * 1024, speed=20 * MIB)
+        self.server.wait_for(
+            lambda: "job 'j' does not catch up: guests of node 's' write" in self.server.log(),
+            "the warning", timeout=60,
+        )  # fmt: skip
+        self.qmp.command("block-job-change", id="j", type="mirror", copy_mode="write-blocking")
+        self.wait_ready()
+        self.complete()
+        self.assertEqual(self.server.log().count("catch up"), 1)
+
     def test_zeroes_into_a_layer_of_its_own(self):
         """The target follows, so that the job comes to its end whatever guests discard."""
         base = self.make("base", "qcow2")
