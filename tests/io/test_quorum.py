@@ -4,6 +4,7 @@ else.
 """
 
 import json
+import signal
 
 import tidemark
 from nbd_raw import RawClient
@@ -225,6 +226,32 @@ class QuorumTest(tidemark.TestCase):
         server.quit()
         self.read_child(0, 5, "64k 64k")
         self.read_child(2, 5, "64k 64k")
+
+    def test_a_child_that_hangs_can_be_cut(self):
+        far, path = self.own(Nbdkit(self.dir, "file", self.children[2])), self.path("nbd")
+        nbd = {"driver": "nbd", "node-name": "far", "server": {"type": "unix", "path": far.socket}}
+        options = {**self.options([self.child(0), self.child(1), nbd]), "node-name": "disk"}
+        server = self.daemon(
+            "--blockdev", json.dumps(options),
+            "--nbd-server", f"addr.type=unix,addr.path={path}",
+            "--export", "type=nbd,id=e,node-name=disk,name=disk,writable=on",
+        )  # fmt: skip
+        self.addCleanup(far.process.send_signal, signal.SIGCONT)
+        tidemark.freeze(far.pid)
+        with RawClient(path) as client:
+            client.go(b"disk", structured=False)
+            client.request(WRITE, 4096, 4096, payload=b"w" * 4096)
+            client.sock.settimeout(0.5)
+            self.assertRaises(TimeoutError, client.simple_reply)
+            client.sock.settimeout(20)
+            server.qmp.command("yank", instances=[{"type": "block-node", "node-name": "far"}])
+            self.assertEqual(client.simple_reply(), (1, 0))
+            client.request(READ, 4096, 4096)
+            self.assertEqual(client.simple_reply(), (1, 0))
+            self.assertEqual(client.receive(4096), b"w" * 4096)
+            server.qmp.command("x-blockdev-change", parent="disk", child="children.2")
+            client.request(WRITE, 8192, 4096, payload=b"w" * 4096)
+            self.assertEqual(client.simple_reply(), (1, 0))
 
     # What is known about it.
 
