@@ -146,6 +146,8 @@ int repository_open_to_copy(const char *path, const struct repository *like,
  */
 int repository_open_mirror(const char *path, const struct repository *like,
                            struct repository *ret_repository, struct error *err);
+/* Remove the unfinished copies of backups that `from` does not have any more. `r` is locked. */
+void repository_drop_parts(const struct repository *r, const struct repository *from);
 /*
  * Note that backups of another repository, and of those that it was before, belong to this one.
  * `r` is locked.

@@ -282,12 +282,16 @@ static int check_copy_target(struct repository_copy *c, struct error *err)
     const struct repository *from = &c->from, *to = &c->to;
     size_t length = strlen(from->path);
 
+    if (!c->upload && strcmp(from->path, to->path) == 0) {
+        return error_set(err, EINVAL, "'%s' is the repository that is to be copied", to->path);
+    }
     if (strcmp(from->id, to->id) == 0) {
-        char *word AUTO_FREE = shell_word(to->path);
+        const char *path = c->upload ? upload_path(c->upload) : to->path;
+        char *word AUTO_FREE = shell_word(path);
 
         error_set(err, EINVAL, "'%s' and '%s' have the same id, %s", from->path, to->path, to->id);
-        error_hint(err, "'tidemark repair --new-id %s' makes it a repository of its own.",
-                   word ?: to->path);
+        error_hint(err, "%s'tidemark repair --new-id %s' makes it a repository of its own.",
+                   c->upload ? "On the server, " : "", word ?: path);
         return -EINVAL;
     }
     if (strncmp(to->path, from->path, length) == 0 && to->path[length] == '/') {
@@ -395,6 +399,11 @@ static int co_copy_repository(struct repository_copy *c, bool *ret_again, struct
     }
     UNLESS_FAILED(r, co_open_copy_target(c, err));
     UNLESS_FAILED(r, plan_copy(c, err));
+    if (r == 0 && c->upload) {
+        upload_co_drop_parts(c->upload, &c->from);
+    } else if (r == 0) {
+        repository_drop_parts(&c->to, &c->from);
+    }
     if (r == 0) {
         r = co_copy_selected(c, ret_again, err);
         progress_end(&c->progress, r == 0 && !*ret_again);

@@ -185,6 +185,23 @@ static void remove_leftovers(const struct repository *r, bool keep_parts)
     }
 }
 
+void repository_drop_parts(const struct repository *r, const struct repository *from)
+{
+    int fd = files_open_dir_at(draft_directory(r), ".", r->path, NULL);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    struct dirent *d;
+
+    while (dir && (d = readdir(dir)) != NULL) {
+        if (begins_with(d->d_name, REPOSITORY_PART) &&
+            !repository_get(from, d->d_name + strlen(REPOSITORY_PART))) {
+            files_remove_at(draft_directory(r), d->d_name);
+        }
+    }
+    if (dir) {
+        closedir(dir);
+    }
+}
+
 /* Open the directory for what changes in a repository that only grows; it is made if need be. */
 static int open_work(struct repository *r, struct error *err)
 {

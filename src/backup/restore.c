@@ -7,6 +7,7 @@
 
 #include "backup/backup.h"
 #include "backup/chain.h"
+#include "backup/condition.h"
 #include "backup/giving_up.h"
 #include "backup/restore_internal.h"
 #include "backup/target.h"
@@ -14,6 +15,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/iov.h"
+#include "base/log.h"
 #include "block/gate.h"
 #include "loop/loop.h"
 
@@ -206,6 +208,19 @@ static int co_restore(const struct repository *repository, struct restore *resto
     return r;
 }
 
+/* It is tried all the same: what was found may have been mended since. */
+static void warn_of_found_damage(const struct repository *r, const struct repository_entry *e)
+{
+    CONDITION_AUTO(condition);
+    const char *problem =
+        condition_read(r, &condition) == 0 ? condition.problems[e - r->entries] : NULL;
+
+    if (problem) {
+        log_warning("Backup %s: %s. The restore ends at what has not the right checksum", e->id,
+                    problem);
+    }
+}
+
 int restore_co_run(const struct restore_options *options, struct restore_result *ret_result,
                    struct error *err)
 {
@@ -220,6 +235,9 @@ int restore_co_run(const struct restore_options *options, struct restore_result 
     if (r == 0) {
         e = repository_find(&repository, options->at, err);
         r = e ? repository_chain(&repository, e, &entries, &count, err) : -ENOENT;
+    }
+    if (r == 0) {
+        warn_of_found_damage(&repository, e);
     }
     UNLESS_FAILED(r, co_restore(&repository, &restore, entries, count, err));
     if (r == 0 && e) {

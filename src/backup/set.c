@@ -140,7 +140,7 @@ static int keep_id(int sets, const char *id, const char *shown, struct error *er
 }
 
 /* Remove the directories of runs that were killed: nobody has a lock on them. */
-static int remove_left(int sets, const char *shown, struct error *err)
+static int remove_left_sets(int sets, const char *shown, struct error *err)
 {
     int fd = files_open_dir_at(sets, ".", shown, err);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
@@ -169,7 +169,7 @@ int set_reserve(const char *root, char ret_id[static BACKUP_ID_SIZE], struct err
     time_t now = time(NULL);
     char stamp[20];
     struct tm tm;
-    int r = dir < 0 ? dir : remove_left(dir, shown, err);
+    int r = dir < 0 ? dir : remove_left_sets(dir, shown, err);
 
     if (r < 0) {
         return r;
@@ -303,17 +303,25 @@ int set_add(const char *root, const struct set *s, const char *definition,
     char *shown AUTO_FREE = NULL;
     int sets AUTO_CLOSE = open_sets(root, &shown, err);
     int dir AUTO_CLOSE = -1;
-    char tmp[SET_TMP_SIZE];
     int r;
 
     if (sets < 0) {
         return sets;
     }
-    snprintf(tmp, sizeof(tmp), SET_TMP "%s", s->id);
-    files_remove_at(sets, tmp);
-    dir = files_make_dir_at(sets, tmp, shown, err);
+    dir = keep_id(sets, s->id, shown, err);
+    if (dir == -EEXIST || dir == -EAGAIN) {
+        return error_set(err, EBUSY, "Another run makes set '%s' in '%s'", s->id, shown);
+    }
     r = dir < 0 ? dir : fill_set(dir, s, definition, key, shown, err);
     return r < 0 ? r : set_commit(root, s, err);
+}
+
+int set_remove_left(const char *root, struct error *err)
+{
+    char *shown AUTO_FREE = NULL;
+    int sets AUTO_CLOSE = open_sets(root, &shown, err);
+
+    return sets < 0 ? sets : remove_left_sets(sets, shown, err);
 }
 
 int set_rewrite(const char *root, const struct set *s, const struct set_key *key, struct error *err)

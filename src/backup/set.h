@@ -104,7 +104,10 @@ int set_write(const char *root, const struct set *s, const char *definition,
               const struct set_key *key, struct error *err);
 int set_commit(const char *root, const struct set *s, struct error *err);
 
-/* Both, for the copy of a set, with the id that it has. */
+/*
+ * Both, for the copy of a set, with the id that it has. -EBUSY: another run does that, or was
+ * killed in it: see set_remove_left().
+ */
 int set_add(const char *root, const struct set *s, const char *definition,
             const struct set_key *key, struct error *err);
 /*
@@ -118,6 +121,9 @@ int set_sum_definition(const char *root, struct set *s, struct error *err);
 /* Replace the description of a set that exists, in one step. */
 int set_rewrite(const char *root, const struct set *s, const struct set_key *key,
                 struct error *err);
+
+/* Remove what killed runs have left next to the sets: no reader sees it. */
+int set_remove_left(const char *root, struct error *err);
 
 /* Remove a set; the backups stay. */
 int set_remove(const char *root, const char *id, struct error *err);

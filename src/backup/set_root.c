@@ -274,6 +274,7 @@ int prune_root_co_run(const struct prune_options *options, const char *machine,
     UNLESS_FAILED(r, take_named_sets(options, result, err));
     if (!options->dry_run) {
         UNLESS_FAILED(r, check_disks(result, err));
+        UNLESS_FAILED(r, set_remove_left(result->root.path, err));
         UNLESS_FAILED(r, remove_sets(result, err));
     }
     UNLESS_FAILED(r, co_prune_disks(options, result, err));
@@ -454,7 +455,31 @@ static int join_copies(const char *to, const struct set_root *root, struct error
     return r;
 }
 
-static int copy_set(const char *from, const char *to, const struct set *s,
+/* A set that only grows keeps a damaged description, too. */
+static int check_replaceable(const char *to, const struct set *s, struct error *err)
+{
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && i < s->count; i++) {
+        char *disk AUTO_FREE = files_join(to, s->disks[i].directory);
+        REPOSITORY_AUTO(repository);
+
+        r = disk ? 0 : error_out_of_memory(err);
+        if (r == 0 && repository_is_described(disk)) {
+            r = repository_open(disk, &repository, err);
+            if (r == 0 && repository.append_only) {
+                r = error_set(err, EBADMSG,
+                              "The copy of set %s has a damaged description, which stays: a "
+                              "repository that only grows has disk '%s'",
+                              s->id, s->disks[i].directory);
+            }
+        }
+    }
+    return r;
+}
+
+/* `replaces`: the copy has it, with a description that is damaged. */
+static int copy_set(const char *from, const char *to, const struct set *s, bool replaces,
                     struct copy_root_result *result, struct error *err)
 {
     char *definition AUTO_FREE = NULL;
@@ -465,6 +490,10 @@ static int copy_set(const char *from, const char *to, const struct set *s,
     if (r == 0 && whole && s->definition) {
         r = set_load_definition(from, s, &definition, err);
     }
+    if (r == 0 && whole && replaces) {
+        r = check_replaceable(to, s, err);
+        UNLESS_FAILED(r, set_remove(to, s->id, err));
+    }
     if (r == 0 && whole) {
         r = set_add(to, s, definition, &key, err);
     }
@@ -473,23 +502,45 @@ static int copy_set(const char *from, const char *to, const struct set *s,
     return r;
 }
 
-static int copy_sets(const char *to, const struct set_root *root, const bool *selected,
+/* What the copy has of a set; NULL: nothing. */
+static const struct set *find_copied(const struct set_list *there, const struct set *s)
+{
+    for (size_t i = 0; i < there->count; i++) {
+        if (strcmp(there->list[i].id, s->id) == 0) {
+            return &there->list[i];
+        }
+    }
+    return NULL;
+}
+
+/* Whether a copied set lacks its definition, or has another one. On a server it is not read. */
+static bool copy_lacks_definition(const struct copy_place *p, const struct set *there)
+{
+    char *text AUTO_FREE = NULL;
+
+    return !p->upload && there->definition &&
+           set_load_definition(p->path, there, &text, NULL) == -EBADMSG;
+}
+
+static int copy_sets(const struct copy_place *p, const struct set_root *root, const bool *selected,
                      struct copy_root_result *result, struct error *damage, struct error *err)
 {
     struct set_list there = {0};
-    int r = set_read_all(to, &there, err);
+    int r = set_read_all(p->path, &there, err);
 
     for (size_t i = 0; r == 0 && i < root->sets.count; i++) {
-        const struct set *s = &root->sets.list[i];
-        bool found = false;
+        const struct set *s = &root->sets.list[i], *copied = find_copied(&there, s);
+        bool replaces = copied && (copied->damaged || copy_lacks_definition(p, copied));
         ERROR_AUTO(one);
 
-        for (size_t k = 0; k < there.count; k++) {
-            found = found || strcmp(there.list[k].id, s->id) == 0;
+        if (!selected[i] || (copied && !replaces)) {
+            continue;
         }
-        if (selected[i] && !found) {
-            r = keep_damage(copy_set(root->path, to, s, result, &one), &one, damage, err);
+        r = copy_set(root->path, p->path, s, replaces, result, &one);
+        if (r == 0 && replaces && p->upload) {
+            r = upload_root_replace(p->upload, s->id, &one);
         }
+        r = keep_damage(r, &one, damage, err);
     }
     set_list_clear(&there);
     return r;
@@ -533,7 +584,8 @@ static int co_copy_sets(struct copy_place *p, const struct set_root *root, const
         r = upload_root_co_mirror(p->upload, root->disks, root->count, err);
         p->path = upload_root_path(p->upload);
     }
-    UNLESS_FAILED(r, copy_sets(p->path, root, selected, result, damage, err));
+    UNLESS_FAILED(r, set_remove_left(p->path, err));
+    UNLESS_FAILED(r, copy_sets(p, root, selected, result, damage, err));
     if (p->upload) {
         UNLESS_FAILED(r, upload_root_co_put_sets(p->upload, err));
     }

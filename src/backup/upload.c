@@ -33,6 +33,8 @@ struct upload {
     struct co_group keeper; /* between upload_keep_begin() and upload_co_keep_end() */
     bool keep_over;
     struct scratch mirror;
+    char **names; /* what the server has, when it was mirrored */
+    size_t name_count;
 };
 
 /* --- the mirror ------------------------------------------------------------------------------- */
@@ -60,15 +62,12 @@ static int keep_lock(void *arg, struct error *err)
 static int mirror_all(struct upload *u, struct error *err)
 {
     struct upload_mirror mirror = {.remote = u->remote, .dir = "", .alive = keep_lock, .arg = u};
-    char **names = NULL;
-    size_t count = 0;
     int r = scratch_make(NULL, "copy", &u->mirror, err);
 
     mirror.fd = u->mirror.fd;
-    UNLESS_FAILED(r, remote_dir_list(u->remote, "", &names, &count, err));
-    UNLESS_FAILED(r, check_names(u, names, count, err));
-    UNLESS_FAILED(r, upload_mirror_names(&mirror, names, count, err));
-    remote_dir_free_names(names, count);
+    UNLESS_FAILED(r, remote_dir_list(u->remote, "", &u->names, &u->name_count, err));
+    UNLESS_FAILED(r, check_names(u, u->names, u->name_count, err));
+    UNLESS_FAILED(r, upload_mirror_names(&mirror, u->names, u->name_count, err));
     return r;
 }
 
@@ -88,6 +87,7 @@ static int lock_upload(struct upload *u, volatile sig_atomic_t *stop, struct err
 
 struct upload_job {
     struct upload *upload;
+    const struct repository *from;
     const struct repository *mirror;
     const struct upload_backup *backup;
     volatile sig_atomic_t *stop;
@@ -144,9 +144,15 @@ void upload_co_close(struct upload *u, struct error *err)
             upload_name_in_error(err, u->mirror.path, u->address);
         }
         loop_co_offload(close_job_run, u);
+        remote_dir_free_names(u->names, u->name_count);
         ssh_target_clear(&u->target);
         free(u);
     }
+}
+
+const char *upload_path(const struct upload *u)
+{
+    return u->target.path;
 }
 
 /* --- while nothing is sent -------------------------------------------------------------------- */
@@ -216,6 +222,25 @@ int upload_co_description(struct upload *u, const struct repository *mirror, str
 {
     return loop_co_offload(description_job_run,
                            &(struct upload_job){.upload = u, .mirror = mirror, .err = err});
+}
+
+static int drop_parts_job_run(void *arg)
+{
+    const struct upload_job *job = arg;
+    struct upload *u = job->upload;
+
+    for (size_t i = 0; i < u->name_count; i++) {
+        if (strncmp(u->names[i], REPOSITORY_PART, strlen(REPOSITORY_PART)) == 0 &&
+            !repository_get(job->from, u->names[i] + strlen(REPOSITORY_PART))) {
+            remote_dir_remove(u->remote, u->names[i]);
+        }
+    }
+    return 0;
+}
+
+void upload_co_drop_parts(struct upload *u, const struct repository *from)
+{
+    loop_co_offload(drop_parts_job_run, &(struct upload_job){.upload = u, .from = from});
 }
 
 /* A file that is uploaded; the functions of a struct file_copy_target. */

@@ -23,12 +23,17 @@ struct upload;
  */
 int upload_co_open(const char *address, const struct repository *like, volatile sig_atomic_t *stop,
                    struct upload **ret_upload, struct repository *ret_mirror, struct error *err);
+/* The path on the server. Borrowed. */
+const char *upload_path(const struct upload *u);
 /*
  * Show that the copy is alive from here to the end, while nothing else of this is called: for work
  * that takes long. Begin does not yield.
  */
 void upload_keep_begin(struct upload *u);
 void upload_co_keep_end(struct upload *u);
+
+/* As repository_drop_parts(), on the server. */
+void upload_co_drop_parts(struct upload *u, const struct repository *from);
 
 /* Put the description of the mirror on the server. */
 int upload_co_description(struct upload *u, const struct repository *mirror, struct error *err);

@@ -32,6 +32,8 @@ struct upload_root {
     struct scratch mirror;
     char **sets; /* those of the server that are in the mirror */
     size_t set_count;
+    char **replaced; /* of these, those that are damaged on the server, and sound in the mirror */
+    size_t replaced_count;
 };
 
 /* A session on the server, in the offload pool. */
@@ -163,21 +165,22 @@ static int put_set_file(struct root_job *job, int dir, const char *part, const c
     return r;
 }
 
-/* Fill `part` on the server; the set appears when that becomes `name`. */
-static int put_set_as(struct root_job *job, int dir, const char *part, const char *name)
+/* Fill `part` on the server; the set appears when that becomes `name`, where nothing is. */
+static int put_set_as(struct root_job *job, int dir, const char *part, const char *name,
+                      bool replaces)
 {
     int r = upload_lock_confirm(&job->lock, job->err);
 
-    if (r == 0) {
-        remote_dir_remove(job->remote, part); /* what a kill has left may have another file */
-        r = remote_dir_make(job->remote, part, job->err);
-    }
+    UNLESS_FAILED(r, remote_dir_make(job->remote, part, job->err));
     UNLESS_FAILED(r, put_set_file(job, dir, part, SET_FILE));
     if (r == 0 && faccessat(dir, SET_DEFINITION, F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
         r = put_set_file(job, dir, part, SET_DEFINITION);
     }
     UNLESS_FAILED(r, remote_dir_sync(job->remote, part, job->err));
     UNLESS_FAILED(r, upload_lock_confirm(&job->lock, job->err));
+    if (r == 0 && replaces) {
+        remote_dir_remove(job->remote, name);
+    }
     UNLESS_FAILED(r, remote_dir_rename(job->remote, part, name, job->err));
     return r;
 }
@@ -194,14 +197,34 @@ static int put_set(struct root_job *job, int sets, const char *id)
         part = NULL;
         return error_out_of_memory(job->err);
     }
-    return put_set_as(job, dir, part, name);
+    return put_set_as(job, dir, part, name,
+                      names_have(job->root->replaced, job->root->replaced_count, id));
 }
 
 /* One that the server had before was removed there meanwhile, and does not come back. */
-static bool is_new_set(struct root_job *job, const char *name, char **names, size_t count)
+static bool is_set_to_put(const struct root_job *job, const char *name, char **names, size_t count)
 {
-    return backup_id_is_valid(name) && !names_have(names, count, name) &&
-           !names_have(job->root->sets, job->root->set_count, name);
+    const struct upload_root *root = job->root;
+    bool there = names_have(names, count, name);
+
+    return backup_id_is_valid(name) &&
+           (names_have(root->sets, root->set_count, name)
+                ? there && names_have(root->replaced, root->replaced_count, name)
+                : !there);
+}
+
+/* What killed copies have left: a set is always begun again. */
+static void remove_parts_of_sets(struct root_job *job, char **names, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        char *name AUTO_FREE = strncmp(names[i], REPOSITORY_PART, strlen(REPOSITORY_PART)) == 0
+                                   ? files_join(SET_DIRECTORY, names[i])
+                                   : NULL;
+
+        if (name) {
+            remote_dir_remove(job->remote, name);
+        }
+    }
 }
 
 /* `names` is what the server has now. */
@@ -211,7 +234,7 @@ static int put_new_sets_of(struct root_job *job, DIR *dir, char **names, size_t 
     int r = 0;
 
     while (r == 0 && (d = readdir(dir)) != NULL) {
-        if (is_new_set(job, d->d_name, names, count)) {
+        if (is_set_to_put(job, d->d_name, names, count)) {
             r = look_for_root_stop(job->root, job->err);
             UNLESS_FAILED(r, put_set(job, dirfd(dir), d->d_name));
         }
@@ -231,6 +254,9 @@ static int put_new_sets(struct root_job *job)
         return sets < 0 ? sets : (close(sets), error_out_of_memory(job->err));
     }
     r = remote_dir_list(job->remote, SET_DIRECTORY, &names, &count, job->err);
+    if (r == 0) {
+        remove_parts_of_sets(job, names, count);
+    }
     UNLESS_FAILED(r, put_new_sets_of(job, dir, names, count));
     UNLESS_FAILED(r, remote_dir_sync(job->remote, SET_DIRECTORY, job->err));
     remote_dir_free_names(names, count);
@@ -251,8 +277,9 @@ static int put_sets_run(struct root_job *job)
 static void clear_mirror(struct upload_root *root)
 {
     remote_dir_free_names(root->sets, root->set_count);
-    root->sets = NULL;
-    root->set_count = 0;
+    remote_dir_free_names(root->replaced, root->replaced_count);
+    root->sets = root->replaced = NULL;
+    root->set_count = root->replaced_count = 0;
     scratch_remove(&root->mirror);
 }
 
@@ -330,6 +357,20 @@ int upload_root_co_open(const char *address, char *const *disks, size_t count,
 const char *upload_root_path(const struct upload_root *root)
 {
     return root->mirror.path;
+}
+
+int upload_root_replace(struct upload_root *root, const char *id, struct error *err)
+{
+    char **list = realloc(root->replaced, (root->replaced_count + 1) * sizeof(*list));
+    char *copy = strdup(id);
+
+    root->replaced = list ?: root->replaced;
+    if (!list || !copy) {
+        free(copy);
+        return error_out_of_memory(err);
+    }
+    list[root->replaced_count++] = copy;
+    return 0;
 }
 
 int upload_root_co_put_sets(struct upload_root *root, struct error *err)

@@ -30,6 +30,10 @@ int upload_root_co_mirror(struct upload_root *root, char *const *disks, size_t c
 /* The path of the mirror, until the next one is made. Borrowed. */
 const char *upload_root_path(const struct upload_root *root);
 /*
+ * Note that a set of the mirror was made again: it takes the place of a damaged one on the server.
+ */
+int upload_root_replace(struct upload_root *root, const char *id, struct error *err);
+/*
  * Upload the sets that were added to the mirror and the server lacks: each appears there as a
  * whole, or not at all. -EBUSY: another copy does this.
  */

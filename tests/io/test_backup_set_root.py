@@ -165,6 +165,32 @@ class Prune(Roots):
         self.assertEqual(self.ids(), [self.set_id(0), self.set_id(1)])
         self.assert_restores(self.repository, 0)
 
+    def test_what_verify_has_found_is_listed_and_not_restored(self):
+        self.start()
+        self.take(2)
+        victim = self.taken[1][0]["backups"][0]["id"]
+        image = os.path.join(self.at("a"), victim, "disk.qcow2")
+        with open(image, "r+b") as f:
+            f.seek(os.path.getsize(image) // 2)
+            f.write(b"damage")
+        self.assertEqual([s["problems"] for s in self.ask("sets", self.repository)], [[], []])
+        run(*tool("verify"), self.repository, check=False)
+        first, second = self.ask("sets", self.repository)
+        self.assertEqual(first["problems"], [])
+        self.assertEqual([p["directory"] for p in second["problems"]], ["a"])
+        self.assertIn("verify' found damage", second["problems"][0]["problem"])
+        self.assertIn("NOT WHOLE: a: ", run(*tool("sets"), self.repository).stdout)
+        target = self.path("restored")
+        result = run(*tool("sets"), self.repository, "--restore", target, check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("verify' found damage", result.stderr)
+        self.assertFalse(os.path.exists(target))
+        self.assert_restores(self.repository, 0)
+        # By itself the disk is tried, with a word at the beginning.
+        result = run(*tool("restore"), self.at("a"), self.path("a.raw"), check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(f"Backup {victim}: 'tidemark verify' found damage", result.stderr)
+
     def test_a_set_that_is_not_whole_stays(self):
         self.start()
         self.take(3)
@@ -256,6 +282,49 @@ class Copy(Roots):
         self.assertEqual(self.backups_of("b", copy), self.backups_of("b"))
         self.assertEqual(self.ids(copy), [self.set_id(0)])
         self.assert_restores(copy, 0)
+
+    def test_a_set_that_is_damaged_in_the_copy_is_copied_again(self):
+        self.start()
+        definition = self.path("guest1.xml")
+        with open(definition, "w", encoding="utf-8") as f:
+            f.write("<domain/>\n")
+        self.take(2, "--definition", definition)
+        copy = self.path("copy")
+        self.ask("copy", self.repository, copy)
+        place = os.path.join(copy, "sets", self.set_id(0))
+        for name, text in (("set.json", "damage"), ("definition", "damage"), ("set.json", None)):
+            path = os.path.join(place, name)
+            os.unlink(path)
+            if text:
+                with open(path, "w", encoding="utf-8") as f:
+                    f.write(text)
+            # What killed copies of sets that are gone have left.
+            left = os.path.join(copy, "sets", ".tidemark-tmp-20200101T000000Z")
+            os.mkdir(left)
+            answer = self.ask("copy", self.repository, copy)
+            self.assertEqual((answer["sets"], answer["copied"]), (1, 0), name)
+            self.ask("verify", copy)
+            self.assert_restores(copy, 0)
+            said = run(*tool("sets"), copy, "--definition", "--at", self.set_id(0)).stdout
+            self.assertEqual(said, "<domain/>\n")
+            self.assertEqual(sorted(os.listdir(os.path.join(copy, "sets"))), self.ids())
+        # One that only grows keeps it, which is said.
+        for d in self.disks:
+            run(*tool("repair"), "--append-only=on", os.path.join(copy, d))
+        os.unlink(os.path.join(place, "set.json"))
+        answer = self.ask("copy", self.repository, copy, status=1)
+        self.assertIn(self.set_id(0), answer["error"]["message"])
+        self.assertIn("only grows", answer["error"]["message"])
+
+    def test_a_prune_removes_what_killed_runs_have_left(self):
+        self.start()
+        self.take(2)
+        left = os.path.join(self.repository, "sets", ".tidemark-tmp-20200101T000000Z")
+        os.mkdir(left)
+        self.ask("prune", "--dry-run", "--keep-last=1", self.repository)
+        self.assertTrue(os.path.exists(left))
+        self.ask("prune", "--keep-last=5", self.repository)
+        self.assertFalse(os.path.exists(left))
 
     def test_sets_that_are_left_out_are_said(self):
         self.start()

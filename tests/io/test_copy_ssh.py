@@ -117,6 +117,16 @@ class Uploads(UploadCase):
             if not wrong:
                 os.rename(os.path.join(self.there, self.made.order[0]), os.path.dirname(part))
 
+    def test_a_part_of_what_is_gone_does_not_stay(self):
+        self.copy("--last=1")
+        for name in (self.made.order[0], "20200101T000000Z"):
+            os.mkdir(os.path.join(self.there, ".tidemark-part-" + name))
+            with open(os.path.join(self.there, ".tidemark-part-" + name, "disk.qcow2"), "wb") as f:
+                f.write(b"part")
+        self.copy("--last=1")
+        parts = [n for n in os.listdir(self.there) if n.startswith(".tidemark-part-")]
+        self.assertEqual(parts, [".tidemark-part-" + self.made.order[0]])
+
     def test_damage_there_is_mended(self):
         self.copy()
         with open(os.path.join(self.there, self.made.order[1], "manifest.json"), "w",
@@ -139,6 +149,12 @@ class Uploads(UploadCase):
             pass
         self.assertIn("letter.txt", self.copy(status=1)["error"]["message"])
         self.assertEqual(os.listdir(self.there), ["letter.txt"])
+        # One that was copied by hand; what is to be done about it is done on the server.
+        shutil.copytree(self.made.path, self.local("by-hand"))
+        error = self.copy(status=1, name="by-hand")["error"]
+        self.assertIn("same id", error["message"])
+        words = f"On the server, 'tidemark repair --new-id {self.local('by-hand')}'"
+        self.assertIn(words, error["hint"])
         other = MadeRepository(self.local("other"), ident="aaaaaaaa")
         other.add(START, {0: b"o" * CLUSTER})
         self.assertIn("not from", self.copy(status=1, name="other")["error"]["message"])

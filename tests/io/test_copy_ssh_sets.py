@@ -113,6 +113,23 @@ class Sets(CopyOfSets):
             ["definition", "set.json"],
         )
 
+    def test_one_that_is_damaged_there_is_sent_again(self):
+        self.take_two()
+        self.copy()
+        sets = os.path.join(self.there, "sets")
+        os.unlink(os.path.join(sets, self.set_id(0), "set.json"))
+        with open(os.path.join(sets, self.set_id(1), "set.json"), "w", encoding="utf-8") as f:
+            f.write("damage")
+        # A killed copy has left this of a set that is gone since.
+        left = os.path.join(sets, ".tidemark-part-20200101T000000Z")
+        os.mkdir(left)
+        with open(os.path.join(left, "set.json"), "w", encoding="utf-8") as f:
+            f.write("cut short")
+        answer = self.copy()
+        self.assertEqual((answer["sets"], answer["copied"]), (2, 0))
+        self.assert_right(0, 1)
+        self.assertEqual(sorted(os.listdir(sets)), [self.set_id(n) for n in (0, 1)])
+
     def test_damage_of_one_disk(self):
         self.start()
         self.take(2)

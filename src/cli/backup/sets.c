@@ -150,7 +150,9 @@ static int check_listed_set(const struct set *s, const char *directory, const ch
 
     if (lost) {
         error_set(err, EBADMSG, "Disk '%s': %s", lost->directory, lost->problem);
-        error_hint(err, "'tidemark restore' restores other disks, from their own directories.");
+        error_hint(err,
+                   "'tidemark verify' looks at it again, and 'tidemark restore' restores other "
+                   "disks, from their own directories.");
         return -EBADMSG;
     }
     for (size_t i = 0; i < s->count; i++) {
@@ -302,6 +304,7 @@ static int sets_co_main(int argc, char **argv, struct error *err)
     }
     r = set_read_all(w.root, &all, err);
     UNLESS_FAILED(r, set_list_examine(&all, w.root, err));
+    UNLESS_FAILED(r, set_list_take_found_damage(&all, w.root, err));
     if (r == 0 && !w.directory && !w.definition) {
         r = list_sets(&all, w.json);
     } else if (r == 0 && w.definition) {
