@@ -108,6 +108,7 @@ struct verify_report {
     uint64_t bytes;      /* of contents compared */
     uint64_t from;       /* offset on the disk from which this run compared them */
     const char *problem; /* NULL: sound */
+    bool unread;         /* it could not be checked: whether it is damaged is not known */
 };
 
 struct verify_options {
@@ -128,6 +129,7 @@ struct verify_options {
 
 struct verify_result {
     size_t damaged; /* backups that cannot be restored, also because they build on a damaged one */
+    size_t unread;  /* backups that could not be checked */
     bool description; /* repository.json has a problem */
     size_t verified;
     size_t left;    /* that the time did not suffice for */

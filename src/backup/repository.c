@@ -19,6 +19,7 @@
 
 /* Reading a list that a prune changes meanwhile. */
 #define ATTEMPTS 20
+#define DENIED_HINT "Other users made backups here: give them to this one, by chown."
 
 char *repository_file(const struct repository *r, const char *id, const char *file)
 {
@@ -500,6 +501,12 @@ static int judge_description(struct repository *repository, int r, struct error 
         sort_entries(repository);
         return r < 0 ? error_out_of_memory(err) : 0;
     }
+    if (r == -EACCES) {
+        /* Nobody would look for damage then, or mend it. */
+        error_move(err, why);
+        error_hint(err, DENIED_HINT);
+        return r;
+    }
     if (r == -ENOMEM || repository->count == 0) {
         if (r == -ENOENT) {
             return refuse_empty(repository, err);
@@ -519,13 +526,12 @@ static int judge_description(struct repository *repository, int r, struct error 
     return repository->problem ? 0 : error_out_of_memory(err);
 }
 
-/* Backups of another user are no damaged ones, because of which a full one would be taken. */
-static int refuse_denied(const struct repository *repository, struct error *err)
+int repository_refuse_denied(const struct repository *repository, struct error *err)
 {
     for (size_t i = 0; i < repository->count; i++) {
         if (repository->entries[i].denied) {
             error_set(err, EACCES, "%s", repository->entries[i].problem);
-            error_hint(err, "Other users made backups here: give them to this one, by chown.");
+            error_hint(err, DENIED_HINT);
             return -EACCES;
         }
     }
@@ -624,7 +630,7 @@ static int load(const char *path, struct backup_key_ring *ring, bool need_descri
     r = open_description(&repository, proves, &described, &why, err);
     UNLESS_FAILED(r, load_all_entries(&repository, err));
     if (r == 0 && need_description) {
-        r = refuse_denied(&repository, err);
+        r = repository_refuse_denied(&repository, err);
     }
     UNLESS_FAILED(r, judge_description(&repository, described, &why, need_description, err));
     if (r < 0) {

@@ -154,6 +154,11 @@ void repository_drop_parts(const struct repository *r, const struct repository *
  */
 int repository_accept(struct repository *r, const struct repository *other, struct error *err);
 
+/*
+ * -EACCES if this user may not read a backup: those of another user are no damaged ones, because of
+ * which a full one would be taken, or a copy would lack them.
+ */
+int repository_refuse_denied(const struct repository *r, struct error *err);
 /* -EPERM if it only grows; `what` can't be done then: "it is not pruned". */
 int repository_may_change(const struct repository *r, const char *what, struct error *err);
 /* Make it one that only grows, or one that can be changed. Locked. */

@@ -388,6 +388,7 @@ static int co_copy_repository(struct repository_copy *c, bool *ret_again, struct
     int r = repository_open(c->options->from, &c->from, err);
 
     *c->result = (struct repository_copy_result){0};
+    UNLESS_FAILED(r, repository_refuse_denied(&c->from, err));
     if (r == 0 && c->from.count == 0) {
         r = error_set(err, ENOENT, "There is no backup in '%s'", c->from.path);
     }

@@ -65,6 +65,10 @@ static const struct repository_entry *find_newest(const struct repository *r, st
         error_set(err, ENOENT, "There is no backup in '%s'", r->path);
         return NULL;
     }
+    if (damaged && damaged->denied) {
+        repository_refuse_denied(r, err);
+        return NULL;
+    }
     if (!last) {
         error_set(err, EBADMSG, "There is no sound backup in '%s'; the newest, %s: %s", r->path,
                   damaged->id, damaged->problem);

@@ -293,8 +293,12 @@ static int co_verify_one(struct verify *v, const struct repository_entry *e,
 {
     const struct repository_entry **chain AUTO_FREE = NULL;
     size_t count;
-    int r = repository_chain(v->repository, e, &chain, &count, err), found;
+    int r, found;
 
+    if (e->denied) {
+        return error_set(err, EACCES, "%s", e->problem);
+    }
+    r = repository_chain(v->repository, e, &chain, &count, err);
     if (r < 0) {
         return r;
     }
@@ -419,7 +423,7 @@ static void take_former_results(struct verify *v, bool *selected)
 
         if (v->repository->entries[i].problem ||
             (v->options->limit_ns && verified_found_damage(&v->state.list[i]))) {
-            v->found[i] = -EBADMSG;
+            v->found[i] = v->repository->entries[i].denied ? -EACCES : -EBADMSG;
         }
         if (c) {
             v->found[i] = c->status;
@@ -434,7 +438,8 @@ static void report_backup(const struct verify *v, size_t i, uint64_t from,
     struct verify_report report = {.id = v->repository->entries[i].id,
                                    .bytes = v->bytes,
                                    .from = from * BACKUP_CLUSTER_SIZE,
-                                   .problem = v->found[i] < 0 ? error_message(problem) : NULL};
+                                   .problem = v->found[i] < 0 ? error_message(problem) : NULL,
+                                   .unread = is_of_this_run(v->found[i])};
 
     v->options->report(&report, v->options->arg);
 }
@@ -475,7 +480,8 @@ static int co_take_turn(struct verify *v, size_t i, struct verify_result *result
     if (!is_of_this_run(r)) {
         *state = (struct verified_entry){.at = (int64_t)time(NULL), .sound = r == 0};
     }
-    result->damaged += r < 0;
+    result->damaged += r < 0 && !is_of_this_run(r);
+    result->unread += is_of_this_run(r);
     result->verified++;
     report_backup(v, i, from, &problem);
     return 0;

@@ -221,6 +221,17 @@ class Verify(Roots):
         self.assertEqual([s["directory"] for s in said if not s["sound"]], ["sets"])
 
 
+    def test_a_disk_that_cannot_be_checked_keeps_no_other_from_it(self):
+        self.start()
+        self.take(1)
+        os.rename(self.at("a"), self.path("elsewhere"))
+        said = self.ask("verify", self.repository, status=2)
+        self.assertEqual([(s["directory"], s["sound"], s["checked"]) for s in said],
+                         [("a", False, False), ("b", True, True), ("sets", False, True)])  # fmt: skip
+        self.assertIn("No such file", said[0]["problem"])
+        text = run(*tool("verify"), self.repository, check=False).stdout
+        self.assertIn("NOT CHECKED: ", text)
+
     def test_sets_that_a_prune_removes_meanwhile(self):
         self.start()
         self.take(3)

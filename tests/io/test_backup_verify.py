@@ -155,9 +155,11 @@ class Order(VerifyCase):
                 os.chown(path, 0, 0)
             os.chmod(path, 0)
             result = run(*as_other, *program, self.repository, check=False)
-            self.assertEqual(result.returncode, 2, result.stderr)
+            self.assertEqual(result.returncode, 1, result.stderr)
+            self.assertIn("NOT CHECKED: ", result.stdout)
             self.assertIn("Permission denied", result.stdout)
             self.assertNotIn("is damaged", result.stdout)
+            self.assertNotIn("DAMAGED", result.stdout)
             for state in self.recorded().values():
                 self.assertTrue(state["sound"])
 
@@ -165,7 +167,8 @@ class Order(VerifyCase):
         self.verify()
         with open(self.image_of(self.first), "rb") as f:
             fcntl.lockf(f, fcntl.LOCK_SH, 1, 101)  # as QEMU does to write
-            first, second = self.verify(status=2)
+            first, second = self.verify(status=1)
+        self.assertEqual([v["checked"] for v in (first, second)], [False, False])
         self.assertIn("lock", first["problem"])
         self.assertIn("could not be read", second["problem"])
         for state in self.recorded().values():

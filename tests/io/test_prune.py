@@ -363,12 +363,35 @@ class OfAnotherUser(PruneCase):
         with open(image, "wb") as f:
             f.truncate(self.made.size)
         os.chmod(image, 0o644)
-        for words in (["prune", "--keep-last", "1", path],
-                      ["backup", "--image", image, "--format", "raw", "--same-disk", "--to", path]):
+        os.mkdir(self.path("free"))
+        os.chmod(self.path("free"), 0o777)
+        commands = [
+            ["prune", "--keep-last", "1", path],
+            ["verify", path],
+            ["copy", path, self.path("free/copy")],
+            ["restore", path, self.path("free/disk.raw")],
+            ["backup", "--image", image, "--format", "raw", "--same-disk", "--to", path],
+        ]
+        for words in commands:
             program = [os.path.abspath(w) if "/" in w else w for w in tool(words[0])]
             result = run(*as_other, *program, *words[1:], check=False)
-            self.assertEqual((words[0], result.returncode), (words[0], 1))
+            self.assertEqual((words[0], result.returncode), (words[0], 1), result.stderr)
+            self.assertIn("Permission denied", result.stderr + result.stdout)
+            self.assertNotIn("damaged", (result.stderr + result.stdout).lower())
+            self.assertNotIn("repair", result.stderr)
+        self.assertEqual(os.listdir(self.path("free")), [])
+        # Nor is the description, for which nobody would need a repair.
+        description = os.path.join(path, "repository.json")
+        if as_other:
+            os.chown(description, 0, 0)
+        os.chmod(description, 0 if not as_other else 0o600)
+        for words in [["backups", path], *commands]:
+            program = [os.path.abspath(w) if "/" in w else w for w in tool(words[0])]
+            result = run(*as_other, *program, *words[1:], check=False)
+            self.assertEqual((words[0], result.returncode), (words[0], 1), result.stderr)
             self.assertIn("Permission denied", result.stderr)
+            self.assertNotIn("repair", result.stderr)
+        os.chmod(description, 0o600)
         os.chmod(os.path.join(path, self.made.order[2]), 0o700)
         self.assertEqual(self.ids(), self.made.order)
         self.assert_all_restore()

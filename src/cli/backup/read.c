@@ -203,6 +203,7 @@ static void print_report(const struct verify_report *report, void *arg)
     }
     json_object_object_add(o, "id", json_object_new_string(report->id));
     json_object_object_add(o, "sound", json_object_new_boolean(!report->problem));
+    json_object_object_add(o, "checked", json_object_new_boolean(!report->unread));
     json_object_object_add(o, "compared-bytes", json_object_new_uint64(report->bytes));
     if (report->from) {
         json_object_object_add(o, "from-bytes", json_object_new_uint64(report->from));
@@ -218,7 +219,8 @@ static void print_report(const struct verify_report *report, void *arg)
         printf("%-12s  ", reports->disk);
     }
     if (report->problem) {
-        printf("%-20s  DAMAGED: %s\n", report->id, report->problem);
+        printf("%-20s  %s: %s\n", report->id, report->unread ? "NOT CHECKED" : "DAMAGED",
+               report->problem);
     } else {
         printf("%-20s  sound, %s compared\n", report->id, backup_size(report->bytes, size));
     }
@@ -240,7 +242,12 @@ static int report_damage(const struct verify_result *result, const char *dir)
                  "again; otherwise the next backup that would build on them is a full one",
                  result->damaged, result->damaged == 1 ? "backup" : "backups");
     }
-    return result->damaged || result->description ? BACKUP_DAMAGED : 0;
+    if (result->unread) {
+        cli_fail("%zu could not be checked", result->unread);
+    }
+    return result->damaged || result->description ? BACKUP_DAMAGED
+           : result->unread                       ? BACKUP_FAILED
+                                                  : 0;
 }
 
 /* --- all disks of a root of sets --- */
@@ -248,6 +255,7 @@ static int report_damage(const struct verify_result *result, const char *dir)
 static void add_result(struct verify_result *sum, const struct verify_result *one)
 {
     sum->damaged += one->damaged;
+    sum->unread += one->unread;
     sum->description = sum->description || one->description;
     sum->verified += one->verified;
     sum->left += one->left;
@@ -288,6 +296,23 @@ static void report_sets(const struct set_root *root, const char *machine, const 
     }
 }
 
+/* A disk that can't be checked keeps no other from being checked. A stop is for all. */
+static int note_unread_disk(int r, const struct error *why, struct verify_reports *reports,
+                            struct verify_result *sum, struct error *err)
+{
+    if (r == -EINTR || r == -ENOMEM) {
+        return error_set(err, -r, "%s", error_message(why));
+    }
+    if (r < 0) {
+        print_report(&(struct verify_report){.id = REPOSITORY_DESCRIPTION,
+                                             .problem = error_message(why),
+                                             .unread = true},
+                     reports);
+        sum->unread++;
+    }
+    return 0;
+}
+
 /* Each disk gets what is left of the time, another one first in each run. */
 static int co_verify_disks(const struct verify_options *options, const struct set_root *root,
                            const struct set *only, struct verify_result *sum, struct error *err)
@@ -303,6 +328,7 @@ static int co_verify_disks(const struct verify_options *options, const struct se
         char *path AUTO_FREE = files_join(root->path, disk);
         struct verify_options one = *options;
         struct verify_result result = {0};
+        ERROR_AUTO(why);
 
         if (only && !backup) {
             continue;
@@ -313,8 +339,9 @@ static int co_verify_disks(const struct verify_options *options, const struct se
         if (options->limit_ns) {
             one.limit_ns = MAX(options->limit_ns - (loop_now_ns() - began), 1);
         }
-        r = path ? verify_co_run(&one, &result, err) : error_out_of_memory(err);
+        r = path ? verify_co_run(&one, &result, &why) : error_out_of_memory(&why);
         add_result(sum, &result);
+        r = note_unread_disk(r, &why, reports, sum, err);
     }
     return r;
 }
