@@ -2,6 +2,7 @@
 #include "backup/prune.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -12,6 +13,7 @@
 #include "backup/set.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/shell_word.h"
 
 struct prune {
     const struct prune_options *options;
@@ -344,6 +346,22 @@ static int co_merge_into(struct prune *p, const struct repository_entry *const *
     return r;
 }
 
+/* What is merged goes only when the merged backup is there. */
+static void hint_at_room(const struct prune *p, const struct repository_entry *const *entries,
+                         size_t count, struct error *err)
+{
+    char *word AUTO_FREE = shell_word(p->repository.path);
+    uint64_t stored = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        stored += entries[i]->manifest.stored;
+    }
+    error_hint(err,
+               "The merged backup needs up to %" PRIu64 " MiB next to those of which it is made. "
+               "Free that, or let 'tidemark copy --last N %s' make a smaller repository elsewhere.",
+               div_round_up(stored, MiB), word ?: p->repository.path);
+}
+
 /* Merge what goes over to one kept backup. */
 static int co_settle_kept(struct prune *p, const struct repository_entry *e, uint64_t *depth,
                           bool *gone, struct error *err)
@@ -363,6 +381,9 @@ static int co_settle_kept(struct prune *p, const struct repository_entry *e, uin
         return 0;
     }
     r = co_merge_into(p, chain + first, count - first, err);
+    if (r == -ENOSPC || r == -EDQUOT) {
+        hint_at_room(p, chain + first, count - first, err);
+    }
     return r < 0 ? r : sweep(p, gone, err);
 }
 

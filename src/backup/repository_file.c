@@ -69,6 +69,9 @@ int repository_write_description(struct repository *repository, struct error *er
                            REPOSITORY_DESCRIPTION) < 0) {
         r = error_set_errno(err, errno, "Could not create '%s'", shown);
     }
+    if (r < 0) {
+        files_remove_at(repository->fd, REPOSITORY_NEW_DESCRIPTION);
+    }
     return r < 0 ? r : files_sync(repository->fd, repository->path, err);
 }
 

@@ -270,6 +270,7 @@ class Contents(PruneCase):
                 check=False, env={**self.environment, "TIDEMARK_LOOP": "epoll"},
             )  # fmt: skip
             self.assertEqual(result.returncode, 1, call)
+            self.assertRegex(result.stderr, r"needs up to \d+ MiB next to those .* 'tidemark copy")
             self.assert_all_restore(copy)
             self.assertEqual(self.ids(copy), self.made.order)
 
