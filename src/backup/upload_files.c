@@ -9,12 +9,16 @@
 
 #include "backup/files.h"
 #include "backup/repository.h"
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/iov.h"
 #include "base/time_units.h"
 #include "block/options.h"
 #include "loop/loop.h"
+#include "ssh/remote_fetch.h"
 
+/* From this number of files on, a second channel saves time. */
+#define FETCH_MIN 4
 /* How long a server may take to end a copy in order. */
 #define STOPPED_TIMEOUT_NS (5 * NS_PER_SECOND)
 
@@ -126,28 +130,91 @@ static char *name_there(const struct upload_mirror *m, const char *name)
     return m->dir[0] ? files_join(m->dir, name) : strdup(name);
 }
 
-/* A manifest that cannot be read leaves an empty directory, which is a damaged backup. */
-static int mirror_backup(const struct upload_mirror *m, const char *id, struct error *err)
-{
-    char *path AUTO_FREE = name_there(m, id), *text AUTO_FREE = NULL;
-    char *name AUTO_FREE = path ? files_join(path, REPOSITORY_MANIFEST) : NULL;
-    int dir AUTO_CLOSE = name ? files_make_dir_at(m->fd, id, id, err) : error_out_of_memory(err);
-    ERROR_AUTO(why);
-    size_t size = 0;
-    int r;
+/* Files that are mirrored, each in a directory of its own, which is made. */
+struct mirrored_files {
+    const struct upload_mirror *mirror;
+    const char *file;   /* the name of each */
+    const char **ids;   /* the names of their directories; borrowed */
+    const char **names; /* on the server; owned */
+    size_t count;
+};
 
-    if (dir < 0) {
-        return dir;
+/* A file that cannot be read leaves an empty directory, which is a damaged backup, or set. */
+static int take_mirrored(void *arg, size_t index, int r, const char *text, size_t size,
+                         struct error *err)
+{
+    const struct mirrored_files *all = arg;
+    const struct upload_mirror *m = all->mirror;
+    int alive = m->alive ? m->alive(m->arg, err) : 0;
+    int dir AUTO_CLOSE =
+        alive < 0 ? alive : files_make_dir_at(m->fd, all->ids[index], all->ids[index], err);
+
+    return dir < 0 || r < 0
+               ? MIN(dir, 0)
+               : files_write_temporary_at(dir, all->file, text, size, all->names[index], err);
+}
+
+/* For a few files, and where the server has one channel for a connection. */
+static int mirror_one_by_one(struct mirrored_files *all, size_t max, struct error *err)
+{
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && i < all->count; i++) {
+        char *text AUTO_FREE = NULL;
+        size_t size = 0;
+        ERROR_AUTO(why);
+
+        r = upload_fetch_file(all->mirror->remote, all->names[i], max, &text, &size, &why);
+        if (r == -ENOMEM || r == -EIO) {
+            error_move(err, &why);
+        } else {
+            r = take_mirrored(all, i, r, text, size, err);
+        }
     }
-    r = upload_fetch_file(m->remote, name, MANIFEST_SIZE_MAX, &text, &size, &why);
+    return r;
+}
+
+static int name_mirrored(struct mirrored_files *all, char *const *names, size_t count)
+{
+    all->ids = calloc(count + 1, sizeof(*all->ids));
+    all->names = calloc(count + 1, sizeof(*all->names));
+    for (size_t i = 0; all->ids && all->names && i < count; i++) {
+        char *path AUTO_FREE = NULL;
+
+        if (!backup_id_is_valid(names[i])) {
+            continue;
+        }
+        path = name_there(all->mirror, names[i]);
+        all->ids[all->count] = names[i];
+        all->names[all->count] = path ? files_join(path, all->file) : NULL;
+        if (!all->names[all->count]) {
+            return -ENOMEM;
+        }
+        all->count++;
+    }
+    return all->ids && all->names ? 0 : -ENOMEM;
+}
+
+int upload_mirror_files(const struct upload_mirror *m, char *const *names, size_t count,
+                        const char *file, size_t max, struct error *err)
+{
+    struct mirrored_files all = {.mirror = m, .file = file};
+    int r = name_mirrored(&all, names, count) < 0 ? error_out_of_memory(err) : 0;
+    const struct remote_fetch fetch = {
+        .names = all.names, .count = all.count, .max = max, .take = take_mirrored, .arg = &all};
+
     if (r == 0) {
-        return files_write_temporary_at(dir, REPOSITORY_MANIFEST, text, size, name, err);
+        r = all.count < FETCH_MIN ? -EOPNOTSUPP : remote_dir_fetch(m->remote, &fetch, err);
     }
-    if (r == -ENOMEM || r == -EIO) {
-        error_move(err, &why);
-        return r;
+    if (r == -EOPNOTSUPP) {
+        r = mirror_one_by_one(&all, max, err);
     }
-    return 0;
+    for (size_t i = 0; i < all.count; i++) {
+        free((char *)all.names[i]);
+    }
+    free(all.names);
+    free(all.ids);
+    return r;
 }
 
 static int mirror_description(const struct upload_mirror *m, const char *file, struct error *err)
@@ -160,14 +227,6 @@ static int mirror_description(const struct upload_mirror *m, const char *file, s
     UNLESS_FAILED(r,
                   files_write_temporary_at(m->fd, REPOSITORY_DESCRIPTION, text, size, name, err));
     return r;
-}
-
-static int mirror_name(const struct upload_mirror *m, const char *name, struct error *err)
-{
-    if (backup_id_is_valid(name)) {
-        return m->no_backups ? 0 : mirror_backup(m, name, err);
-    }
-    return strcmp(name, REPOSITORY_DESCRIPTION) == 0 ? mirror_description(m, name, err) : 0;
 }
 
 /*
@@ -192,8 +251,13 @@ int upload_mirror_names(const struct upload_mirror *m, char **names, size_t coun
     int r = 0;
 
     for (size_t i = 0; r == 0 && i < count; i++) {
-        r = m->alive ? m->alive(m->arg, err) : 0;
-        UNLESS_FAILED(r, mirror_name(m, names[i], err));
+        if (strcmp(names[i], REPOSITORY_DESCRIPTION) == 0) {
+            r = mirror_description(m, names[i], err);
+        }
+    }
+    if (!m->no_backups) {
+        UNLESS_FAILED(
+            r, upload_mirror_files(m, names, count, REPOSITORY_MANIFEST, MANIFEST_SIZE_MAX, err));
     }
     if (r == 0 && is_new_description_alone(names, count)) {
         r = mirror_description(m, REPOSITORY_NEW_DESCRIPTION, err);

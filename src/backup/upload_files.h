@@ -44,7 +44,7 @@ struct upload_mirror {
     const char *dir; /* of the repository; "": that of the connection */
     int fd;          /* of the directory that becomes the mirror */
     bool no_backups; /* the description only */
-    /* Called before each file; a failure ends the mirroring. NULL: nobody asks. */
+    /* Called for each file; a failure ends the mirroring. NULL: nobody asks. */
     int (*alive)(void *arg, struct error *err);
     void *arg;
 };
@@ -55,5 +55,11 @@ struct upload_mirror {
  */
 int upload_mirror_names(const struct upload_mirror *m, char **names, size_t count,
                         struct error *err);
+/*
+ * Mirror a file of each directory in `names` whose name is an id, in a directory of that name; one
+ * that cannot be read, or has more than `max` bytes, leaves that empty.
+ */
+int upload_mirror_files(const struct upload_mirror *m, char *const *names, size_t count,
+                        const char *file, size_t max, struct error *err);
 
 #endif

@@ -90,30 +90,6 @@ static int mirror_disk(struct root_job *job, const char *disk)
     return r;
 }
 
-/* The description; without one that can be read it is a damaged set. */
-static int mirror_set(struct root_job *job, int sets, const char *id)
-{
-    char name[sizeof(SET_DIRECTORY SET_FILE) + BACKUP_ID_SIZE + 2], *text AUTO_FREE = NULL;
-    int dir AUTO_CLOSE = files_make_dir_at(sets, id, id, job->err);
-    ERROR_AUTO(why);
-    size_t size = 0;
-    int r;
-
-    if (dir < 0) {
-        return dir;
-    }
-    snprintf(name, sizeof(name), "%s/%s/%s", SET_DIRECTORY, id, SET_FILE);
-    r = upload_fetch_file(job->remote, name, SET_FILE_MAX, &text, &size, &why);
-    if (r == 0) {
-        return files_write_temporary_at(dir, SET_FILE, text, size, name, job->err);
-    }
-    if (r == -ENOMEM || r == -EIO) {
-        error_move(job->err, &why);
-        return r;
-    }
-    return 0;
-}
-
 static int mirror_sets(struct root_job *job)
 {
     struct upload_root *root = job->root;
@@ -123,12 +99,15 @@ static int mirror_sets(struct root_job *job)
                      : remote_dir_list(job->remote, SET_DIRECTORY, &root->sets, &root->set_count,
                                        job->err);
 
-    for (size_t i = 0; r == 0 && i < root->set_count; i++) {
-        r = look_for_root_stop(root, job->err);
-        if (r == 0 && backup_id_is_valid(root->sets[i])) {
-            r = mirror_set(job, sets, root->sets[i]);
-        }
-    }
+    UNLESS_FAILED(r, upload_mirror_files(
+                         &(struct upload_mirror){
+                             .remote = job->remote,
+                             .dir = SET_DIRECTORY,
+                             .fd = sets,
+                             .alive = look_for_root_stop,
+                             .arg = root,
+                         },
+                         root->sets, root->set_count, SET_FILE, SET_FILE_MAX, job->err));
     return r;
 }
 

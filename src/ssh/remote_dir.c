@@ -14,12 +14,7 @@
 #define DIR_MODE 0700
 #define FILE_MODE 0600
 
-struct remote_dir {
-    struct remote_file connection; /* without a file */
-    char *path;
-};
-
-static char *remote_path_of(const struct remote_dir *d, const char *name)
+char *remote_dir_path_of(const struct remote_dir *d, const char *name)
 {
     char *s;
 
@@ -71,7 +66,7 @@ static int sync_parent(struct remote_dir *d, const char *path, const char *shown
 
 int remote_dir_make(struct remote_dir *d, const char *name, struct error *err)
 {
-    char *path AUTO_FREE = remote_path_of(d, name);
+    char *path AUTO_FREE = remote_dir_path_of(d, name);
     ERROR_AUTO(why);
     sftp_attributes a;
     bool is_dir;
@@ -161,7 +156,7 @@ static int add_name(char ***names, size_t *count, const char *name)
 int remote_dir_list(struct remote_dir *d, const char *name, char ***ret_names, size_t *ret_count,
                     struct error *err)
 {
-    char *path AUTO_FREE = remote_path_of(d, name), **names = NULL;
+    char *path AUTO_FREE = remote_dir_path_of(d, name), **names = NULL;
     sftp_dir dir = path ? sftp_opendir(d->connection.sftp, path) : NULL;
     sftp_attributes a;
     size_t count = 0;
@@ -193,14 +188,14 @@ int remote_dir_list(struct remote_dir *d, const char *name, char ***ret_names, s
 
 int remote_dir_sync(struct remote_dir *d, const char *name, struct error *err)
 {
-    char *path AUTO_FREE = remote_path_of(d, name);
+    char *path AUTO_FREE = remote_dir_path_of(d, name);
 
     return path ? sync_path(d, path, name, err) : error_out_of_memory(err);
 }
 
 int remote_dir_rename(struct remote_dir *d, const char *from, const char *to, struct error *err)
 {
-    char *a AUTO_FREE = remote_path_of(d, from), *b AUTO_FREE = remote_path_of(d, to);
+    char *a AUTO_FREE = remote_dir_path_of(d, from), *b AUTO_FREE = remote_dir_path_of(d, to);
     ERROR_AUTO(why);
     int r;
 
@@ -221,7 +216,7 @@ int remote_dir_rename(struct remote_dir *d, const char *from, const char *to, st
 
 void remote_dir_remove(struct remote_dir *d, const char *name)
 {
-    char *path AUTO_FREE = remote_path_of(d, name), **names = NULL;
+    char *path AUTO_FREE = remote_dir_path_of(d, name), **names = NULL;
     size_t count = 0;
 
     if (!path || sftp_unlink(d->connection.sftp, path) == 0) {
@@ -244,7 +239,7 @@ void remote_dir_remove(struct remote_dir *d, const char *name)
 int remote_dir_open_file(struct remote_dir *d, const char *name, int flags,
                          struct remote_file **ret_file, struct error *err)
 {
-    char *path AUTO_FREE = remote_path_of(d, name);
+    char *path AUTO_FREE = remote_dir_path_of(d, name);
     struct remote_file *f = calloc(1, sizeof(*f));
     int r;
 

@@ -23,6 +23,14 @@ struct remote_file {
     bool shares; /* the connection is that of a directory */
 };
 
+struct remote_dir {
+    struct remote_file connection; /* without a file */
+    char *path;
+};
+
+/* The path of a name in a directory; "" is the directory. malloc'ed; NULL: no memory. */
+char *remote_dir_path_of(const struct remote_dir *d, const char *name);
+
 /* Load the library, connect and authenticate. The session is released with `f` in any case. */
 int remote_file_start_session(struct remote_file *f, const struct ssh_target *t, struct error *err);
 /* Disconnect and free the session, if there is one. */

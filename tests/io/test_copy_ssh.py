@@ -4,11 +4,14 @@
 import datetime
 import json
 import os
+import queue
 import random
 import re
 import shutil
+import socket
 import subprocess
 import threading
+import time
 import unittest
 
 from made_repository import CLUSTER, KEPT, MadeRepository
@@ -350,6 +353,124 @@ class NothingIsRemoved(UploadCase):
         again = self.copy()
         self.assertEqual((again["copied"], again["present"]), (2, 4))
         self.assert_right()
+
+
+class Delay:
+    """A server behind a slow line: everything arrives some time after it was sent."""
+
+    def __init__(self, port, seconds):
+        self.port, self.seconds = port, seconds
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.own_port = self.listener.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self.port))
+            for ends in ((client, server), (server, client)):
+                arrived = queue.SimpleQueue()
+                threading.Thread(target=self.take, args=(ends[0], arrived), daemon=True).start()
+                threading.Thread(target=self.give, args=(ends[1], arrived), daemon=True).start()
+
+    def take(self, end, arrived):
+        while True:
+            try:
+                data = end.recv(65536)
+            except OSError:
+                data = b""
+            arrived.put((time.monotonic() + self.seconds, data))
+            if not data:
+                return
+
+    def give(self, end, arrived):
+        while True:
+            due, data = arrived.get()
+            time.sleep(max(0, due - time.monotonic()))
+            try:
+                end.sendall(data) if data else end.shutdown(socket.SHUT_WR)
+            except OSError:
+                data = b""
+            if not data:
+                return
+
+
+class ManyManifests(UploadCase):
+    subsystem = "internal-sftp"
+
+    def sftp(self):
+        return self.subsystem
+
+    def test_they_are_read_many_at_a_time(self):
+        """One after the other, four answers for each: 200 of them take 48 s here."""
+        self.fill(196)
+        shutil.copytree(self.made.path, self.there)
+        run(*tool("repair"), "--new-id", self.there)
+        slow = Delay(self.port, 0.03)
+        self.addCleanup(slow.listener.close)
+        # One that is damaged, one that is lost, and one that is no file.
+        victims = [os.path.join(self.there, i, "manifest.json") for i in self.made.order[50:53]]
+        with open(victims[0], "w", encoding="utf-8") as f:
+            f.write("damage")
+        os.unlink(victims[1])
+        os.unlink(victims[2])
+        os.mkdir(victims[2])
+        near, self.port = self.port, slow.own_port
+        begun = time.monotonic()
+        far = self.copy("--at", self.made.order[0])
+        took = time.monotonic() - begun
+        self.port = near
+        self.assertEqual((far["present"], far["copied"]), (1, 0))
+        self.assertLess(took, 24)
+        os.rmdir(victims[2])
+        self.assertEqual(self.copy()["copied"], 3)
+        run(*tool("verify"), self.there)
+
+
+class OneChannel(UploadCase):
+    settings = "MaxSessions 1\n"
+
+    def test_they_are_read_one_by_one(self):
+        self.copy()
+        self.fill(2)
+        self.assertEqual(self.copy()["copied"], 2)
+        self.assert_right()
+
+
+class NoSftp(UploadCase):
+    """What the second channel says is not SFTP."""
+
+    def sftp(self):
+        script = self.path("serve")
+        with open(script, "w", encoding="utf-8") as f:
+            f.write(
+                "#!/bin/sh\necho >>$0.sessions\n"
+                f"[ $(($(wc -l <$0.sessions) % 2)) = 0 ] || exec {SFTP}\n"
+                "head -c 9 >/dev/null; cat $0.answer; sleep 5\n"
+            )
+        os.chmod(script, 0o700)
+        return script
+
+    def test_it_ends_the_copy(self):
+        shutil.copytree(self.made.path, self.there)
+        run(*tool("repair"), "--new-id", self.there)
+        version = b"\0\0\0\5\2\0\0\0\3"
+        for answer in (
+            b"\xff\xff\xff\xff\x66",  # longer than any
+            b"\0\0\0\0",
+            b"\0\0\0\5\x66\0\0\0\x63",  # of no request
+            b"\0\0\0\5\x66\0\0\0\0",  # a handle that is missing
+            b"\0\0\0\x0a\x66\0\0\0\0\xff\xff\xff\xff\0",  # and one that is cut
+            b"\0\0\0\x0a\x67\0\0\0\0\0\0\0\1x",  # data before it is open
+            b"\0\0\1\x0a\x66\0\0\0\0\0\0\1\1" + bytes(257),  # a longer handle
+        ):
+            with open(self.path("serve.answer"), "wb") as f:
+                f.write(version + answer)
+            error = self.copy(status=1)["error"]
+            self.assertIn("otherwise than SFTP", error["message"])
 
 
 if __name__ == "__main__":

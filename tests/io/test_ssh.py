@@ -30,6 +30,8 @@ def answers(port):
 
 
 class Ssh(TestCase):
+    settings = ""  # of the server
+
     def sftp(self):
         return "internal-sftp"
 
@@ -44,6 +46,7 @@ class Ssh(TestCase):
                 f"ListenAddress 127.0.0.1:{self.port}\nHostKey {self.path('host')}\n"
                 f"AuthorizedKeysFile {self.path('user.pub')}\nStrictModes no\nUsePAM no\n"
                 f"PasswordAuthentication no\nPidFile none\nSubsystem sftp {self.sftp()}\n"
+                f"{self.settings}"
             )
         if os.geteuid() == 0:
             os.makedirs("/run/sshd", exist_ok=True)
