@@ -40,8 +40,12 @@
 #define FETCH_MAX (1 * MiB)
 /* Requests of a node that are under way. */
 #define FETCHES_MAX 8
-/* How often a request that breaks off is continued, and how long to wait first. */
+/*
+ * How often a request that breaks off is continued, and how long to wait first. An attempt that
+ * has brought so many bytes does not count: a server may send less than it was asked for.
+ */
 #define ATTEMPTS_MAX 5
+#define PROGRESS_MIN (16 * KiB)
 #define FIRST_PAUSE_NS (50 * NS_PER_MS)
 #define REPORT_INTERVAL_NS NS_PER_SECOND
 
@@ -286,17 +290,25 @@ static int co_fetch(struct block_node *node, struct fetch *f)
 {
     struct http_node *n = node->opaque;
     int64_t pause = FIRST_PAUSE_NS;
-    int r = -EAGAIN;
+    int failures = 0, r = -EAGAIN;
 
     co_semaphore_take(&n->fetches, 1);
-    for (int i = 0; i < ATTEMPTS_MAX && r == -EAGAIN; i++) {
-        if (i > 0) {
+    while (r == -EAGAIN && failures < ATTEMPTS_MAX) {
+        size_t before = f->done;
+
+        if (failures > 0) {
             loop_co_sleep(pause);
             pause *= 2;
         }
         r = loop_co_offload(http_read_blocking, f);
         /* What has come before a connection broke off may have been all. */
         r = r == -EAGAIN && f->done == f->size ? 0 : r;
+        if (f->done - before < PROGRESS_MIN) {
+            failures++;
+        } else {
+            failures = 0;
+            pause = FIRST_PAUSE_NS;
+        }
     }
     co_semaphore_give(&n->fetches, 1);
     if (r < 0) {

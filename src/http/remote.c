@@ -23,7 +23,8 @@
 struct http_file {
     struct http_target target;
     uint64_t size;
-    char tag[TAG_MAX];    /* the header ETag of the first answer; "": it had none */
+    /* Headers of the first answer; "": it had none. */
+    char tag[TAG_MAX], modified[TAG_MAX];
     pthread_mutex_t lock; /* guards all below */
     CURL *idle[IDLE_MAX];
     unsigned idle_count;
@@ -57,7 +58,8 @@ struct transfer {
     /* Of the latest answer: redirections and questions for a password are answers, too. */
     struct content_range range;
     bool has_range;
-    char tag[TAG_MAX];
+    char tag[TAG_MAX], modified[TAG_MAX];
+    bool is_encoded;
     /* Why the answer is refused; "": it is not. */
     char refusal[160];
     int refused; /* errno */
@@ -76,35 +78,56 @@ static const char *value_of(const char *line, size_t size, const char *name, siz
     return line + length + 1;
 }
 
-static void note_tag(struct transfer *t, const char *value, size_t size)
+/* The value without the space around it. */
+static const char *trim_value(const char *value, size_t *size)
 {
-    while (size > 0 && (*value == ' ' || *value == '\t')) {
+    while (*size > 0 && (*value == ' ' || *value == '\t')) {
         value++;
-        size--;
+        (*size)--;
     }
-    while (size > 0 && (value[size - 1] == '\r' || value[size - 1] == '\n')) {
-        size--;
+    while (*size > 0 && strchr(" \t\r\n", value[*size - 1])) {
+        (*size)--;
     }
-    /* A weak one says nothing of the bytes. */
-    if (size > 0 && size < TAG_MAX && *value == '"') {
-        memcpy(t->tag, value, size);
-        t->tag[size] = '\0';
+    return value;
+}
+
+/* Keep a header by which the file is known again; one that is too long counts as none. */
+static void note_version(char text[TAG_MAX], const char *value, size_t size)
+{
+    size = size < TAG_MAX ? size : 0;
+    memcpy(text, value, size);
+    text[size] = '\0';
+}
+
+static void note_header(struct transfer *t, const char *line, size_t size)
+{
+    const char *value;
+    size_t length;
+
+    if ((value = value_of(line, size, "Content-Range", &length))) {
+        t->has_range = content_range_parse(value, length, &t->range);
+    } else if ((value = value_of(line, size, "ETag", &length))) {
+        value = trim_value(value, &length);
+        /* A weak one says nothing of the bytes. */
+        note_version(t->tag, value, length > 0 && *value == '"' ? length : 0);
+    } else if ((value = value_of(line, size, "Last-Modified", &length))) {
+        value = trim_value(value, &length);
+        note_version(t->modified, value, length);
+    } else if ((value = value_of(line, size, "Content-Encoding", &length))) {
+        value = trim_value(value, &length);
+        t->is_encoded = length > 0 && !(length == 8 && strncasecmp(value, "identity", length) == 0);
     }
 }
 
 static size_t on_header(char *line, size_t one, size_t size, void *arg)
 {
     struct transfer *t = arg;
-    const char *value;
-    size_t length;
 
     if (size > 5 && strncasecmp(line, "HTTP/", 5) == 0) {
-        t->has_range = false;
-        t->tag[0] = '\0';
-    } else if ((value = value_of(line, size, "Content-Range", &length))) {
-        t->has_range = content_range_parse(value, length, &t->range);
-    } else if ((value = value_of(line, size, "ETag", &length))) {
-        note_tag(t, value, length);
+        t->has_range = t->is_encoded = false;
+        t->tag[0] = t->modified[0] = '\0';
+    } else {
+        note_header(t, line, size);
     }
     return size;
 }
@@ -113,6 +136,20 @@ static void refuse_answer(struct transfer *t, int error, const char *sentence)
 {
     snprintf(t->refusal, sizeof(t->refusal), "%s", sentence);
     t->refused = error;
+}
+
+/* Whether an answer is about the file that was opened, as far as its headers say. */
+static bool is_same_file(const struct transfer *t)
+{
+    const struct http_file *f = t->file;
+
+    if (t->range.total != f->size) {
+        return false;
+    }
+    if (t->tag[0] && f->tag[0]) {
+        return strcmp(t->tag, f->tag) == 0;
+    }
+    return !t->modified[0] || !f->modified[0] || strcmp(t->modified, f->modified) == 0;
 }
 
 /* Whether the answer is the one to this request. */
@@ -129,8 +166,9 @@ static bool check_answer(struct transfer *t)
         refuse_answer(t, EIO, "Server sends another range of bytes than it was asked for.");
     } else if (!t->range.has_total) {
         refuse_answer(t, EIO, "Server didn't report file size.");
-    } else if (f->size && (t->range.total != f->size ||
-                           (t->tag[0] && f->tag[0] && strcmp(t->tag, f->tag) != 0))) {
+    } else if (t->is_encoded) {
+        refuse_answer(t, EIO, "Server sends the file compressed (Content-Encoding).");
+    } else if (f->size && !is_same_file(t)) {
         refuse_answer(t, EIO, "The file has changed on the server.");
     }
     return t->refused == 0;
@@ -233,6 +271,8 @@ static int errno_of(const struct transfer *t, CURLcode code)
     switch (code) {
     case CURLE_COULDNT_CONNECT:
     case CURLE_GOT_NOTHING:
+    case CURLE_HTTP2:
+    case CURLE_HTTP2_STREAM:
     case CURLE_PARTIAL_FILE:
     case CURLE_RECV_ERROR:
     case CURLE_SEND_ERROR:
@@ -318,6 +358,7 @@ static int probe_server(struct http_file *f, struct error *err)
     } else if (r == 0) {
         f->size = t.range.total;
         memcpy(f->tag, t.tag, sizeof(f->tag));
+        memcpy(f->modified, t.modified, sizeof(f->modified));
     }
     put_connection(f, t.curl, r == 0 && t.done == 1);
     return r;

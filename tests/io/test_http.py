@@ -6,7 +6,7 @@ import random
 import time
 
 import tidemark
-from http_server import HttpServer, hang, hang_up, respond
+from http_server import Http2Server, HttpServer, hang, hang_up, respond
 from nbd_raw import EIO, READ, RawClient
 from qmp import QmpError
 from tls_creds import Authority
@@ -263,6 +263,70 @@ class MisbehaviourTest(HttpCase):
         self.misbehave(answer)
         result = self.read("read 0 4k", readahead=0, check=False)
         self.assertIn("The file has changed on the server.", result.stdout + result.stderr)
+
+    def test_without_a_tag_the_time_tells_that_a_file_has_changed(self):
+        for tag in None, 'W/"one"':
+            with self.subTest(tag=tag):
+                self.server.count = 0
+                self.server.tag = tag
+                self.server.modified = "Sat, 01 Aug 2026 10:00:00 GMT"
+
+                def answer(first, handler):
+                    self.server.modified = "Sat, 01 Aug 2026 10:00:01 GMT"
+                    return False
+
+                self.misbehave(answer)
+                result = self.read("read 0 4k", readahead=0, check=False)
+                self.assertIn(
+                    "The file has changed on the server.", result.stdout + result.stderr
+                )
+
+    def test_where_tags_agree_the_time_says_nothing(self):
+        self.server.tag = '"one"'
+        self.server.modified = "Sat, 01 Aug 2026 10:00:00 GMT"
+
+        def answer(first, handler):
+            self.server.modified = "Sat, 01 Aug 2026 10:00:01 GMT"
+            return False
+
+        self.misbehave(answer)
+        self.read("read 0 4k", readahead=0)
+
+    def test_a_file_that_is_sent_compressed_is_refused(self):
+        sentence = "Server sends the file compressed (Content-Encoding)."
+        self.server.encoding = "gzip"
+        self.fails(sentence, "length")
+        self.server.encoding = "identity"
+        self.read("read 0 4k", readahead=0)
+
+        def answer(first, handler):
+            self.server.encoding = "gzip"
+            return False
+
+        self.server.count = 0
+        self.misbehave(answer)
+        self.fails(sentence, "read 0 4k", readahead=0)
+
+    def test_a_server_may_send_less_than_it_was_asked_for(self):
+        self.server.range_max = 50000
+        data, log = self.copy("-f", "raw", "-m", "1")
+        self.assertEqual(data[: len(self.content)], self.content)
+        self.assertEqual(log, "")
+
+    def test_a_server_that_sends_next_to_nothing_fails_the_read(self):
+        self.server.range_max = 100
+        self.fails("Input/output error", "read 0 64k", readahead=0)
+        self.assertLess(self.server.count, 10)
+
+    def test_streams_of_http2_that_are_reset_are_tried_again(self):
+        where = Authority(self.dir).make("web", "server")
+        content = self.content[: 64 * KIB]
+        tls = (f"{where}/server-cert.pem", f"{where}/server-key.pem")
+        server = Http2Server(content, tls, resets=2)
+        self.addCleanup(server.stop)
+        wide = {"driver": "https", "url": server.url(), "sslverify": "off"}
+        self.read(f"read -P {content[0]} 0 1", **wide)
+        self.assertEqual(server.reset_count, 2)
 
     def test_a_weak_tag_says_nothing(self):
         self.server.tag = 'W/"one"'

@@ -33,6 +33,9 @@ class HttpServer:
     cookie      the header Cookie that is asked for
     redirect    /moved redirects to this URL
     tag         ETag
+    modified    Last-Modified
+    encoding    Content-Encoding
+    range_max   bytes that it sends for a range at most
     proxy_user  "name:password" that is asked for as a proxy, for which it answers by itself
 
     files       contents of other paths
@@ -45,6 +48,7 @@ class HttpServer:
         self.ranges = True
         self.misbehave = None
         self.user = self.cookie = self.redirect = self.tag = self.proxy_user = None
+        self.modified = self.encoding = self.range_max = None
         self.requests = []
         self.connections = 0
         self.count = 0
@@ -120,6 +124,7 @@ class HttpServer:
         if self.ranges and wanted:
             first = int(wanted[1])
             last = min(int(wanted[2]) if wanted[2] else size - 1, size - 1)
+            last = min(last, first + self.range_max - 1) if self.range_max else last
         if not head:
             self.count += 1
             if self.misbehave and self.misbehave(self.count, first, handler):
@@ -132,13 +137,84 @@ class HttpServer:
             handler.send_header("Accept-Ranges", "bytes")
             if wanted:
                 handler.send_header("Content-Range", f"bytes {first}-{last}/{size}")
-        if self.tag:
-            handler.send_header("ETag", self.tag)
+        for name, value in (
+            ("ETag", self.tag),
+            ("Last-Modified", self.modified),
+            ("Content-Encoding", self.encoding),
+        ):
+            if value:
+                handler.send_header(name, value)
         handler.send_header("Content-Length", str(last + 1 - first))
         handler.end_headers()
         if not head:
             self.requests.append((first, last))
             handler.wfile.write(content[first : last + 1])
+
+
+class Http2Server:
+    """Serves `content` over HTTP/2, to a client that reads it from its beginning, in one request
+    for each piece; the first `resets` requests of data are reset instead. It knows a request by its
+    number alone, for headers are compressed."""
+
+    FRAME_HEADERS, FRAME_RESET, FRAME_SETTINGS = 1, 3, 4
+
+    def __init__(self, content, tls, resets):
+        self.content = content
+        self.resets = resets
+        self.reset_count = 0
+        self.opened = False
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*tls)
+        context.set_alpn_protocols(["h2"])
+        self.socket = context.wrap_socket(socket.create_server(("127.0.0.1", 0)), server_side=True)
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def url(self):
+        return f"https://127.0.0.1:{self.socket.getsockname()[1]}/disk"
+
+    def accept(self):
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            threading.Thread(target=self.talk, args=(connection,), daemon=True).start()
+
+    def talk(self, connection):
+        with connection, connection.makefile("rb") as stream:
+            stream.read(24)  # the preface
+            self.send(connection, self.FRAME_SETTINGS, 0, 0, b"")
+            while head := stream.read(9):
+                kind, flags, number = head[3], head[4], int.from_bytes(head[5:9], "big")
+                stream.read(int.from_bytes(head[:3], "big"))
+                if kind == self.FRAME_SETTINGS and not flags & 1:
+                    self.send(connection, kind, 1, 0, b"")
+                elif kind == self.FRAME_HEADERS:
+                    self.answer(connection, number)
+
+    def answer(self, connection, number):
+        size = len(self.content)
+        last = size - 1 if self.opened else 0
+        if self.opened and self.reset_count < self.resets:
+            self.reset_count += 1
+            self.send(connection, self.FRAME_RESET, 0, number, (2).to_bytes(4, "big"))
+            return
+        self.opened = True
+        name, value = b"content-range", f"bytes 0-{last}/{size}".encode()
+        status = b"\x8a"  # 206, in the static table of RFC 7541
+        header = b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+        self.send(connection, self.FRAME_HEADERS, 4, number, status + header)
+        for at in range(0, last + 1, 16384):
+            piece = self.content[at : min(at + 16384, last + 1)]
+            self.send(connection, 0, at + len(piece) > last, number, piece)
+
+    @staticmethod
+    def send(connection, kind, flags, number, payload):
+        head = len(payload).to_bytes(3, "big") + bytes([kind, flags]) + number.to_bytes(4, "big")
+        connection.sendall(head + payload)
+
+    def stop(self):
+        self.socket.close()
 
 
 def respond(handler, first, last, size, body, status=206):
