@@ -42,7 +42,8 @@
 #define FETCHES_MAX 8
 /*
  * How often a request that breaks off is continued, and how long to wait first. An attempt that
- * has brought so many bytes does not count: a server may send less than it was asked for.
+ * has brought at least PROGRESS_MIN bytes does not count: a server may send less than it was asked
+ * for.
  */
 #define ATTEMPTS_MAX 5
 #define PROGRESS_MIN (16 * KiB)
