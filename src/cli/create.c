@@ -43,6 +43,7 @@ static const struct shown_option shown_order[] = {
     {"backing_file", NULL, NULL},
     {"backing_fmt", NULL, NULL},
     {"cluster_size", "qed", "65536"},
+    {"cluster_size", "parallels", "1048576"},
     {"table_size", NULL, NULL},
     {"data_file", NULL, NULL},
     {"data_file_raw", NULL, NULL},

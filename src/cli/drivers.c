@@ -16,6 +16,7 @@
 #include "http/http.h"
 #include "luks/luks.h"
 #include "nbd/nbd.h"
+#include "parallels/parallels.h"
 #include "qcow2/qcow2.h"
 #include "qed/qed.h"
 #include "ssh/ssh.h"
@@ -51,6 +52,7 @@ void cli_register_drivers(void)
     vdi_register_driver();
     qed_register_driver();
     vhdx_register_driver();
+    parallels_register_driver();
     filter_register_drivers();
     throttle_group_register_type();
     verify_set_watch(end_at_disagreement);

@@ -55,14 +55,11 @@ static int dmg_probe_trailer(const uint8_t *trailer)
 
 FOREIGN(cloop, "cloop", NULL, NULL)
 FOREIGN(dmg, "dmg", ".dmg", dmg_probe_trailer)
-FOREIGN(parallels, "parallels", NULL, NULL)
 FOREIGN(qcow1, "qcow", NULL, NULL)
 
 static const struct signature signatures[] = {
     {&cloop_driver, 0, 23, "#!/bin/sh\n#V2.0 Format\n"},
     {&dmg_driver, 0, 4, "koly"},
-    {&parallels_driver, 0, 16, "WithoutFreeSpace"},
-    {&parallels_driver, 0, 16, "WithouFreSpacExt"},
     {&qcow1_driver, 0, 8, "QFI\xfb\0\0\0\1"},
 };
 

@@ -42,6 +42,7 @@ const char *const crash_config_names[CRASH_CONFIG_KINDS + 4] = {
     "vhdx",
     "vdi",
     "qed",
+    "parallels",
     "luks",
     "luks-detached",
     "luks-qcow2",
@@ -81,6 +82,7 @@ enum kind {
     VHDX,
     VDI,
     QED,
+    PARALLELS,
     LUKS,
     LUKS_DETACHED,
     LUKS_QCOW2,
@@ -109,6 +111,10 @@ static void set_format_kind(struct crash_config *c, uint64_t variant)
     case QED:
         c->format = "qed";
         c->cluster_size = 64 * KiB;
+        break;
+    case PARALLELS:
+        c->format = "parallels";
+        c->cluster_size = 64 * KiB << variant % 2 * 4;
         break;
     case LUKS_DETACHED:
     case LUKS:

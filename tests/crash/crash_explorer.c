@@ -37,6 +37,7 @@
 #include "monitor.h"
 #include "planted.h"
 #include "qcow2/qcow2.h"
+#include "parallels/parallels.h"
 #include "qed/qed.h"
 #include "vdi/vdi.h"
 #include "vhdx/vhdx.h"
@@ -280,6 +281,7 @@ int main(int argc, char **argv)
     vhdx_register_driver();
     vdi_register_driver();
     qed_register_driver();
+    parallels_register_driver();
     luks_register_driver();
     if (keys_init(&err) < 0) {
         fprintf(x.report, "%s\n", error_message(&err));

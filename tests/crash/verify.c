@@ -9,6 +9,7 @@
 #include "base/checked.h"
 #include "joint.h"
 #include "keys.h"
+#include "parallels/image.h"
 #include "random.h"
 #include "verifier.h"
 
@@ -33,6 +34,16 @@ static bool counts_blocks(const struct block_node *node)
     return strcmp(node->driver->name, "vdi") == 0;
 }
 
+/* A crash leaves the mark "in use", which a check counts, and nothing else. */
+static bool co_is_marked(struct block_node *node)
+{
+    uint8_t mark[4];
+
+    return strcmp(node->driver->name, "parallels") == 0 &&
+           block_co_pread(node->file, PARALLELS_AT_IN_USE, mark, sizeof(mark)) == 0 &&
+           load_le32(mark) == PARALLELS_IN_USE;
+}
+
 static int co_check_image(struct block_node *node, const char *when,
                           const struct allowance *allowed, struct block_check_result *result,
                           struct error *err)
@@ -47,6 +58,9 @@ static int co_check_image(struct block_node *node, const char *when,
     if (ret < 0) {
         error_prepend(err, "check %s: ", when);
         return ret;
+    }
+    if (result->corruptions > 0 && co_is_marked(node)) {
+        result->corruptions--;
     }
     if (result->corruptions > (allowed->copied ? result->copied_flags : 0) ||
         result->check_errors > 0) {

@@ -32,9 +32,11 @@ KINDS = (
     ("vhdx", "block_size=1M,block_state_zero=off", "VHDX"),
     ("qed", "cluster_size=64k", None),
     ("qed", "cluster_size=4k,table_size=2", None),
+    ("parallels", "cluster_size=1M", None),
+    ("parallels", "cluster_size=64k", None),
 )
 # One for each way to allocate, and one of several files.
-SOME_KINDS = tuple(KINDS[i] for i in (0, 2, 5, 6, 9, 13, 14))
+SOME_KINDS = tuple(KINDS[i] for i in (0, 2, 5, 6, 9, 13, 14, 16, 17))
 # Formats that QEMU's check refuses.
 NO_CHECK = ("vpc",)
 
@@ -142,13 +144,14 @@ class Matrix(FormatCase):
                     self.assertEqual(found, expected)
 
     def test_the_line_about_a_new_image_is_that_of_qemu(self):
-        cases = [("vmdk", ()), ("vhdx", ()), ("vdi", ()), ("vpc", ()), ("qed", ())]
+        cases = [("vmdk", ()), ("vhdx", ()), ("vdi", ()), ("vpc", ()), ("qed", ()), ("parallels", ())]
         stream = ("subformat=streamOptimized", "zeroed_grain=off", "toolsversion=5", "adapter_type=lsilogic")
         cases += [("vmdk", stream)]
         cases += [("vmdk", ("backing_file=disk0.vmdk", "backing_fmt=vmdk", "hwversion=9"))]
         cases += [("vhdx", ("block_size=2M", "subformat=fixed", "log_size=2M", "block_state_zero=off", "nocow=on"))]
         cases += [("vdi", ("static=on",)), ("vpc", ("force_size=on", "subformat=fixed"))]
         cases += [("qed", ("table_size=2", "backing_fmt=vmdk", "backing_file=disk0.vmdk"))]
+        cases += [("parallels", ("preallocation=falloc", "cluster_size=64k"))]
         cases += [("raw", ("preallocation=off", "nocow=on"))]
         cases += [("qcow2", ("preallocation=off", "nocow=on", "cluster_size=4k"))]
         for i, (fmt, options) in enumerate(cases):
@@ -157,7 +160,7 @@ class Matrix(FormatCase):
             self.assertEqual(ours(*command).stdout, theirs(*command).stdout)
 
     def test_the_options_are_those_of_qemu(self):
-        for fmt in ("vmdk", "vpc", "vdi", "vhdx", "qed"):
+        for fmt in ("vmdk", "vpc", "vdi", "vhdx", "qed", "parallels"):
             found = ours("create", "-f", fmt, "-o", "help").stdout
             self.assertEqual(found, theirs("create", "-f", fmt, "-o", "help").stdout)
 

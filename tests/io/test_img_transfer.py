@@ -176,7 +176,7 @@ class NotSupported(TestCase):
 
     def test_formats_are_named(self):
         disk = self.create("disk.raw", "1M", "raw")
-        for fmt in ("qcow", "parallels"):
+        for fmt in ("qcow",):
             foreign = self.path(f"foreign.{fmt}")
             run(qemu("qemu-img"), "create", "-q", "-f", fmt, foreign, "4M")
             message = f"The format '{fmt}' is not supported"

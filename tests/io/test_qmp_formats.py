@@ -10,7 +10,7 @@ import tidemark
 from qmp import QmpError
 
 MIB = 1 << 20
-FORMATS = ("vmdk", "vpc", "vdi", "vhdx", "qed")
+FORMATS = ("vmdk", "vpc", "vdi", "vhdx", "qed", "parallels")
 
 
 class Formats(tidemark.TestCase):
@@ -56,6 +56,7 @@ class Formats(tidemark.TestCase):
             ("vpc", {"subformat": "fixed", "force-size": True}),
             ("vdi", {"preallocation": "metadata"}),
             ("qed", {"cluster-size": 4096, "table-size": 2}),
+            ("parallels", {"cluster-size": 65536}),
             ("vhdx", {"block-size": MIB, "log-size": 2 * MIB, "subformat": "fixed"}),
         ):
             path = self.create(fmt, **options)

@@ -18,6 +18,7 @@
 #include "block/gate.h"
 #include "loop/loop.h"
 #include "memory_file.h"
+#include "parallels/parallels.h"
 #include "qed/qed.h"
 #include "vdi/vdi.h"
 #include "vhdx/vhdx.h"
@@ -36,6 +37,7 @@ static const struct format {
     {"vdi", "static=off"},
     {"vhdx", "block_size=1M"},
     {"qed", "cluster_size=64k"},
+    {"parallels", "cluster_size=64k"},
 };
 
 struct disk {
@@ -307,6 +309,7 @@ static int set_up(void **state)
     vdi_register_driver();
     vhdx_register_driver();
     qed_register_driver();
+    parallels_register_driver();
     return 0;
 }
 
