@@ -4,13 +4,16 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/size.h"
 #include "cli/creation_options.h"
 #include "cli/image.h"
+#include "loop/loop.h"
 
 /*
  * The order in which qemu-img prints options, and the values it prints for those not given. The
@@ -147,10 +150,106 @@ struct image_size {
     uint64_t bytes;
 };
 
-/* Open the backing file as the new image will, and take its size if none was given. */
-static int co_look_at_backing(const struct cli_new_image *image, const char *backing,
-                              const char *format, struct image_size *size, struct error *err)
+/* Names of files, owned. */
+struct file_names {
+    char **name;
+    size_t count;
+    bool failed; /* out of memory */
+};
+
+static void free_file_names(struct file_names *names)
 {
+    for (size_t i = 0; i < names->count; i++) {
+        free(names->name[i]);
+    }
+    free(names->name);
+}
+
+static void note_file(struct block_node *node, void *arg)
+{
+    struct file_names *names = arg;
+    const char *filename = block_node_filename(node);
+    char **longer;
+
+    if (!filename || !block_node_is_plain_file(node)) {
+        return;
+    }
+    longer = realloc(names->name, (names->count + 1) * sizeof(*longer));
+    names->name = longer ? longer : names->name;
+    if (!longer || !(longer[names->count] = strdup(filename))) {
+        names->failed = true;
+        return;
+    }
+    names->count++;
+}
+
+/* stat() of a name that may have the prefix of a protocol; false: there is no such file. */
+static bool co_stat_file(const char *name, struct stat *ret_stat)
+{
+    return loop_co_stat(name + (strncmp(name, "file:", 5) == 0 ? 5 : 0), ret_stat) == 0;
+}
+
+/*
+ * What is made empties the file `name` (NULL: none). -EINVAL if that is one of the files that it
+ * will show, by whatever name.
+ */
+static int co_refuse_shown_file(const char *name, const struct file_names *shown, struct error *err)
+{
+    struct stat target, st;
+
+    if (!name || !co_stat_file(name, &target)) {
+        return 0;
+    }
+    for (size_t i = 0; i < shown->count; i++) {
+        if (co_stat_file(shown->name[i], &st) && st.st_dev == target.st_dev &&
+            st.st_ino == target.st_ino) {
+            return error_set(err, EINVAL,
+                             "Error: '%s' is a file of the backing image ('%s'), which would be "
+                             "lost",
+                             name, shown->name[i]);
+        }
+    }
+    return 0;
+}
+
+static int co_check_emptied(const struct cli_new_image *image, const struct creation_options *set,
+                            const struct file_names *shown, struct error *err)
+{
+    int r = co_refuse_shown_file(image->filename, shown, err);
+
+    return r < 0 ? r : co_refuse_shown_file(creation_options_get(set, "data_file"), shown, err);
+}
+
+/* No file of the chain at `backing` becomes the new image, or its data file. */
+static int co_check_own_files(const struct cli_new_image *image, const struct creation_options *set,
+                              struct block_node *backing, struct error *err)
+{
+    __attribute__((cleanup(free_file_names))) struct file_names shown = {0};
+
+    block_node_foreach_below(backing, note_file, &shown);
+    if (shown.failed) {
+        return error_out_of_memory(err);
+    }
+    return co_check_emptied(image, set, &shown, err);
+}
+
+/* The same of the backing file alone, which is not opened and need not be there. */
+static int co_check_backing_name(const struct cli_new_image *image,
+                                 const struct creation_options *set, struct error *err)
+{
+    AUTO_FREE char *path =
+        block_resolve_relative(image->filename, creation_options_get(set, "backing_file"));
+    struct file_names shown = {.name = &path, .count = 1};
+
+    return path ? co_check_emptied(image, set, &shown, err) : error_out_of_memory(err);
+}
+
+/* Open the backing file as the new image will, and take its size if none was given. */
+static int co_look_at_backing(const struct cli_new_image *image, const struct creation_options *set,
+                              struct image_size *size, struct error *err)
+{
+    const char *backing = creation_options_get(set, "backing_file");
+    const char *format = creation_options_get(set, "backing_fmt");
     AUTO_FREE char *path = block_resolve_relative(image->filename, backing);
     /* Another program may write to the backing file meanwhile, as a guest does. */
     struct cli_image source = {.name = path, .format = format, .force_share = true};
@@ -177,7 +276,7 @@ static int co_look_at_backing(const struct cli_new_image *image, const char *bac
     if (!size->known) {
         *size = (struct image_size){true, round_up(block_node_size(disk.node), 512)};
     }
-    return 0;
+    return co_check_own_files(image, set, disk.node, err);
 }
 
 static int co_check_backing(const struct cli_new_image *image, const struct creation_options *set,
@@ -199,9 +298,10 @@ static int co_check_backing(const struct cli_new_image *image, const struct crea
                          "file");
     }
     if (image->unsafe) {
-        return format ? 0 : error_set(err, EINVAL, "Backing file specified without backing format");
+        return format ? co_check_backing_name(image, set, err)
+                      : error_set(err, EINVAL, "Backing file specified without backing format");
     }
-    return co_look_at_backing(image, backing, format, size, err);
+    return co_look_at_backing(image, set, size, err);
 }
 
 /* --- putting it together ---------------------------------------------------------------------- */

@@ -168,6 +168,33 @@ class Backing(TestCase):
         img("create", "-q", "-u", "-f", "qcow2", "-b", self.path("gone"), "-F", "raw", top, "1M")
         self.assertIn("virtual size: 1 MiB", qemu_img("info", top).stdout)
 
+    def test_no_file_that_it_shows_is_emptied(self):
+        """Neither as the new image nor as its data file, under whatever name."""
+        raw, top = self.path("base.raw"), self.path("top.qcow2")
+        with open(raw, "wb") as file:
+            file.write(b"data" * 4096)
+        img("create", "-q", "-f", "qcow2", "-b", raw, "-F", "raw", top)
+        os.symlink(raw, self.path("link"))
+        os.link(raw, self.path("second"))
+        before = [open(path, "rb").read() for path in (raw, top)]
+        other, odd = self.path("other"), os.path.join(self.dir, ".", "base.raw")
+        for words in (
+            ("-b", top, "-F", "qcow2", raw),
+            ("-b", top, "-F", "qcow2", self.path("second")),
+            ("-b", raw, "-F", "raw", self.path("link")),
+            ("-b", raw, "-F", "raw", odd),
+            ("-b", raw, "-F", "raw", "file:" + self.path("second")),
+            ("-b", raw, "-F", "raw", "-o", f"data_file={self.path('link')}", other),
+            ("-u", "-b", raw, "-F", "raw", odd, "1M"),
+        ):
+            with self.subTest(words):
+                result = img("create", "-f", "qcow2", *words, check=False)
+                self.assertEqual(result.returncode, 1)
+                self.assertIn("is a file of the backing image", result.stderr)
+                self.assertEqual([open(path, "rb").read() for path in (raw, top)], before)
+                self.assertFalse(os.path.exists(other))
+        img("create", "-q", "-f", "qcow2", "-b", top, "-F", "qcow2", other)
+
     def test_backing_format_must_be_given(self):
         result = img("create", "-f", "qcow2", "-b", self.base, self.path("t"), check=False)
         self.assertEqual(result.returncode, 1)
