@@ -15,8 +15,11 @@
 #include "co/sync.h"
 #include "loop/loop.h"
 
-/* What a worker takes at a time. */
-#define WINDOW 128u
+/* Clusters that a worker takes at a time; more where their digests are asked for. */
+#define READ_WINDOW 128u
+#define WINDOW 1024u
+/* Fewer that are to be compared are read: the questions of all workers wait for each other. */
+#define WORTH_ASKING 8u
 #define AUDITORS 8
 #define WATCH_INTERVAL_NS (NS_PER_SECOND / 4)
 
@@ -30,6 +33,9 @@ struct audit {
     uint8_t zero_digest[SUMS_DIGEST_SIZE];
     uint64_t clusters;
     uint64_t next; /* cluster */
+    /* The input computes digests, as far as is known: what has the right one is not read. */
+    bool asks;
+    struct co_mutex asking; /* one question at a time */
     int64_t watched_ns;
     struct progress progress;
     int status; /* the first failure */
@@ -42,7 +48,9 @@ struct audit {
 struct window {
     struct audit *audit;
     uint64_t first, count;
-    bool data[WINDOW]; /* may hold other than zeroes */
+    bool data[WINDOW];                          /* may hold other than zeroes */
+    uint64_t known, known_end;                  /* clusters whose digests the input has computed */
+    uint8_t digests[WINDOW * SUMS_DIGEST_SIZE]; /* of these */
 };
 
 static int note_audited_data(void *arg, uint64_t offset, uint64_t length)
@@ -128,6 +136,58 @@ static int co_compare_piece(const struct window *w, uint64_t first, uint64_t cou
     return r;
 }
 
+/* By the digests of the input; what it says to differ is read. */
+static int co_compare_known(const struct window *w, uint64_t first, uint64_t count, uint8_t *buf)
+{
+    uint8_t expected[CHAIN_PIECE * SUMS_DIGEST_SIZE];
+    const uint8_t *known = w->digests + (first - w->first) * SUMS_DIGEST_SIZE;
+    int r = expected_digests(w->audit, first, count, expected);
+
+    for (uint64_t i = 0; r == 0 && i < count; i++) {
+        if (memcmp(expected + i * SUMS_DIGEST_SIZE, known + i * SUMS_DIGEST_SIZE,
+                   SUMS_DIGEST_SIZE) != 0) {
+            r = co_compare_piece(w, first + i, 1, buf);
+        }
+    }
+    return r;
+}
+
+/* Ask for the digests of what is to be compared, with what lies between. */
+static void co_learn_digests(struct window *w, const uint8_t *marked)
+{
+    struct audit *a = w->audit;
+    uint64_t first = w->count, end = 0, wanted = 0;
+
+    for (uint64_t i = 0; i < w->count; i++) {
+        if (w->data[i] && !marked[i]) {
+            first = MIN(first, i);
+            end = i + 1;
+            wanted++;
+        }
+    }
+    w->known = w->known_end = w->first + first;
+    while (a->asks && wanted >= WORTH_ASKING && w->known_end < w->first + end) {
+        uint64_t offset = w->known_end * BACKUP_CLUSTER_SIZE, count = 0;
+        uint64_t size = MIN((w->first + end) * BACKUP_CLUSTER_SIZE, a->run->source->disk.size);
+        int r = -EIO;
+
+        co_mutex_lock(&a->asking);
+        if (a->asks) {
+            r = a->input->ops->co_digests(a->input, offset, size - offset,
+                                          w->digests + (w->known_end - w->first) * SUMS_DIGEST_SIZE,
+                                          &count);
+        }
+        a->asks = r == 0 && count > 0;
+        co_mutex_unlock(&a->asking);
+        w->known_end += a->asks ? count : 0;
+    }
+}
+
+static bool digest_is_known(const struct window *w, uint64_t cluster)
+{
+    return cluster >= w->known && cluster < w->known_end;
+}
+
 static int co_audit_window(struct window *w, uint8_t *buf)
 {
     struct audit *a = w->audit;
@@ -140,15 +200,20 @@ static int co_audit_window(struct window *w, uint8_t *buf)
     for (uint64_t i = 0; i < w->count; i++) {
         marked[i] = kind_map_get(&a->kinds, w->first + i) == AUDIT_MARKED;
     }
+    if (r == 0) {
+        co_learn_digests(w, marked);
+    }
     for (uint64_t c = w->first; r == 0 && c < end; c += n) {
         const uint8_t *mark = &marked[c - w->first];
+        const bool *data = &w->data[c - w->first];
 
-        for (n = 1; n < CHAIN_PIECE && c + n < end && mark[n] == mark[0] &&
-                    w->data[c + n - w->first] == w->data[c - w->first];) {
+        for (n = 1; n < CHAIN_PIECE && c + n < end && mark[n] == mark[0] && data[n] == data[0] &&
+                    digest_is_known(w, c + n) == digest_is_known(w, c);) {
             n++;
         }
         if (!mark[0]) {
-            r = co_compare_piece(w, c, n, buf);
+            r = data[0] && digest_is_known(w, c) ? co_compare_known(w, c, n, buf)
+                                                 : co_compare_piece(w, c, n, buf);
         }
     }
     if (r == 0) {
@@ -180,20 +245,22 @@ static void co_auditor(void *arg)
 {
     struct audit *a = arg;
     uint8_t *buf = malloc((size_t)CHAIN_PIECE * BACKUP_CLUSTER_SIZE);
+    struct window *w AUTO_FREE = malloc(sizeof(*w));
 
-    if (!buf && a->status == 0) {
+    if ((!buf || !w) && a->status == 0) {
         a->status = error_out_of_memory(a->err);
     }
-    while (buf && a->next < a->clusters && may_go_on(a)) {
-        struct window w = {
-            .audit = a, .first = a->next, .count = MIN(WINDOW, a->clusters - a->next)};
+    while (buf && w && a->next < a->clusters && may_go_on(a)) {
+        uint64_t most = a->asks ? WINDOW : READ_WINDOW;
         int r;
 
-        a->next += w.count;
-        r = co_audit_window(&w, buf);
+        *w = (struct window){
+            .audit = a, .first = a->next, .count = MIN(most, a->clusters - a->next)};
+        a->next += w->count;
+        r = co_audit_window(w, buf);
         if (r < 0 && a->status == 0) {
             a->status = error_set_errno(a->err, -r, "Could not compare the disk at offset %" PRIu64,
-                                        w.first * BACKUP_CLUSTER_SIZE);
+                                        w->first * BACKUP_CLUSTER_SIZE);
         }
     }
     free(buf);
@@ -205,6 +272,8 @@ static int co_audit_all(struct audit *a)
     progress_begin(&a->progress, stderr, a->run->options->progress, "audit",
                    a->run->source->disk.size);
     co_group_init(&a->group);
+    co_mutex_init(&a->asking);
+    a->asks = a->input->ops->co_digests != NULL;
     for (int i = 0; i < AUDITORS; i++) {
         int r;
 
@@ -220,6 +289,7 @@ static int co_audit_all(struct audit *a)
     }
     co_group_wait(&a->group);
     co_group_destroy(&a->group);
+    co_mutex_destroy(&a->asking);
     progress_end(&a->progress, a->status == 0);
     return a->status;
 }

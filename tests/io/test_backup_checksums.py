@@ -185,3 +185,76 @@ class Scattered(BackupCase):
         self.assertEqual(manifest["changed-bytes"], CLUSTER)
         self.assertEqual((between.count, between.read_bytes), (0, 4 * CLUSTER))
         self.assert_restores(manifest, self.model)
+
+
+class Audit(BackupCase):
+    """It reads what differs by the daemon's checksums, and so does not believe that it differs."""
+
+    size = 24 * MIB + 512
+
+    def setUp(self):
+        super().setUp()
+        self.write_random(0, 20 * MIB)
+        self.write_random(24 * MIB, 512)
+        self.backup()
+        self.between = Between(self.server, self.path("between.sock"))
+        self.addCleanup(self.between.listener.close)
+
+    def audit(self, status=0):
+        words = [*tool("audit"), "--qmp", self.path("between.sock"), "--node", "disk",
+                 "--to", self.repository, "--output=json"]  # fmt: skip
+        result = run(*words, check=False)
+        self.assertEqual(result.returncode, status, result.stdout + result.stderr)
+        self.assert_settled()
+        return json.loads(result.stdout)
+
+    def miss(self, offset, data):
+        self.write(offset, data)
+        (name,) = self.own_bitmaps()
+        self.server.qmp.command("block-dirty-bitmap-clear", node="disk", name=name)
+
+    def test_what_is_right_is_not_read(self):
+        self.write_random(3 * MIB, 10)
+        found = self.audit()
+        self.assertEqual((found["missed-bytes"], found["marked-bytes"]), (0, CLUSTER))
+        self.assertGreaterEqual(self.between.count, 1)
+        self.assertEqual(self.between.read_bytes, 0)
+
+    def test_what_differs_is_read(self):
+        self.miss(5 * MIB + 7, b"x" * CLUSTER)
+        self.miss(9 * MIB, bytes(CLUSTER))
+        self.miss(24 * MIB + 1, b"y")
+        areas = [(5 * MIB, 2 * CLUSTER), (9 * MIB, CLUSTER), (24 * MIB, 512)]
+        found = self.audit(status=2)
+        self.assertEqual([(a["offset"], a["length"]) for a in found["areas"]], areas)
+        # What became zero need not be read; nor is it where it is a hole.
+        self.assertLessEqual(self.between.read_bytes, 3 * CLUSTER + 512)
+
+    def test_what_it_cannot_learn_is_read(self):
+        said = error("CommandNotFound", f"The command {SUMS} has not been found")
+        self.between.answer = lambda number, request: said
+        self.miss(5 * MIB, b"x" * 100)
+        self.assertEqual(self.audit(status=2)["missed-bytes"], CLUSTER)
+        self.assertEqual(self.between.count, 1)
+        self.assertGreaterEqual(self.between.read_bytes, 20 * MIB)
+
+    def test_answers_in_parts(self):
+        def cut(result):
+            length = min(result["length"], MIB)
+            raw = base64.b64decode(result["sha256"])[: -(-length // CLUSTER) * 32]
+            result.update(length=length, sha256=base64.b64encode(raw).decode())
+
+        self.between.change = cut
+        self.miss(19 * MIB, b"x")
+        self.assertEqual(self.audit(status=2)["missed-bytes"], CLUSTER)
+        self.assertLessEqual(self.between.read_bytes, CLUSTER)
+
+    def test_a_wrong_checksum_is_no_change(self):
+        def change(result):
+            raw = bytearray(base64.b64decode(result["sha256"]))
+            raw[3 * 32] ^= 1
+            result["sha256"] = base64.b64encode(raw).decode()
+
+        self.between.change = change
+        self.assertEqual(self.audit()["missed-bytes"], 0)
+        self.assertGreaterEqual(self.between.read_bytes, CLUSTER)
