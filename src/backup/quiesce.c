@@ -15,6 +15,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "base/spawn.h"
 #include "base/time_units.h"
 #include "loop/loop.h"
@@ -24,6 +25,9 @@
 #define THAW_ATTEMPTS 5
 /* An agent that is gone may be back after that. */
 #define THAW_PAUSE_NS NS_PER_SECOND
+/* How long a freeze that was there before is another program's, which ends it. */
+#define FORMER_FREEZE_NS (10 * NS_PER_SECOND)
+#define FORMER_FREEZE_LOOK_NS (200 * NS_PER_MS)
 #define THAW "{\"execute\":\"guest-fsfreeze-thaw\"}\n"
 
 /* How often the end of a hook is looked for; when one that is stopped is killed. */
@@ -197,9 +201,9 @@ static int agent_failed(int r, unsigned timeout_s, struct error *err)
                : error_set_errno(err, -r, "Could not ask the guest agent");
 }
 
-/* The answer to a command. *ret_value (may be NULL) gets a number that is returned. */
+/* The answer to a command. *ret_value (may be NULL) gets what is returned, a new reference. */
 static int co_take_answer(int fd, bool delimited, unsigned timeout_s, int64_t deadline,
-                          int64_t *ret_value, struct error *err)
+                          struct json_object **ret_value, struct error *err)
 {
     char *answer AUTO_FREE = malloc(ANSWER_MAX);
     struct json_object *o = NULL, *v, *desc;
@@ -216,7 +220,7 @@ static int co_take_answer(int fd, bool delimited, unsigned timeout_s, int64_t de
     } else if (!o || !json_object_object_get_ex(o, "return", &v)) {
         r = error_set(err, EPROTO, "The guest agent sent something that is no answer");
     } else if (ret_value) {
-        *ret_value = json_object_get_int64(v);
+        *ret_value = json_object_get(v);
     }
     json_object_put(o);
     return r;
@@ -242,7 +246,11 @@ static int co_send_synced(int fd, const char *text, unsigned timeout_s, int64_t 
     }
     /* Earlier synchronisations may be answered before. */
     while (r == 0 && answer != id) {
-        r = co_take_answer(fd, true, timeout_s, deadline, &answer, err);
+        struct json_object *value = NULL;
+
+        r = co_take_answer(fd, true, timeout_s, deadline, &value, err);
+        answer = json_object_get_int64(value);
+        json_object_put(value);
     }
     return r;
 }
@@ -311,6 +319,56 @@ int quiesce_co_thaw(const char *agent, unsigned timeout_s, struct error *err)
     return co_thaw(agent, -1, timeout_s, err);
 }
 
+/* Agents that freeze can tell; one that refuses to is not asked again. */
+static int co_ask_frozen(int fd, unsigned timeout_s, bool *ret_frozen, struct error *err)
+{
+    static const char status[] = "{\"execute\":\"guest-fsfreeze-status\"}\n";
+    int64_t deadline = loop_now_ns() + timeout_s * NS_PER_SECOND;
+    struct json_object *value = NULL;
+    ERROR_AUTO(why);
+    int r = co_send_agent(fd, status, strlen(status), deadline);
+
+    *ret_frozen = false;
+    r = r < 0 ? agent_failed(r, timeout_s, &why)
+              : co_take_answer(fd, false, timeout_s, deadline, &value, &why);
+    if (r == 0 && json_object_is_type(value, json_type_string)) {
+        *ret_frozen = strcmp(json_object_get_string(value), "frozen") == 0;
+    }
+    json_object_put(value);
+    if (r < 0 && r != -EIO) {
+        error_move(err, &why);
+        return r;
+    }
+    return 0;
+}
+
+/*
+ * A run that was killed with its guard leaves the guest frozen, and a frozen agent refuses to
+ * freeze. Another program's freeze gets some time to end.
+ */
+static int co_end_former_freeze(int fd, const struct quiesce_options *o, struct error *err)
+{
+    int64_t until = loop_now_ns() + FORMER_FREEZE_NS;
+    bool frozen;
+    int r = co_ask_frozen(fd, o->timeout_s, &frozen, err);
+
+    while (r == 0 && frozen && loop_now_ns() < until) {
+        if (o->stop && *o->stop) {
+            return error_set(err, EINTR, "Stopped");
+        }
+        loop_co_sleep(FORMER_FREEZE_LOOK_NS);
+        r = co_ask_frozen(fd, o->timeout_s, &frozen, err);
+    }
+    if (r == 0 && frozen) {
+        log_warning(
+            "The guest's file systems were frozen before this run, for %d s at least: by one "
+            "that was killed, or by another program. They are thawed first",
+            (int)(FORMER_FREEZE_NS / NS_PER_SECOND));
+        r = co_thaw_once(fd, o->timeout_s, err);
+    }
+    return r;
+}
+
 /* --- both --- */
 
 static int co_freeze(struct quiesce *q, struct error *err)
@@ -328,6 +386,7 @@ static int co_freeze(struct quiesce *q, struct error *err)
         return r;
     }
     r = co_send_synced(fd, "", o->timeout_s, loop_now_ns() + o->timeout_s * NS_PER_SECOND, err);
+    UNLESS_FAILED(r, co_end_former_freeze(fd, o, err));
     if (r < 0) {
         close(fd);
         return r;

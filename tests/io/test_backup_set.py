@@ -22,10 +22,11 @@ CLUSTER = 65536
 class Agent:
     """One that notes what it is asked; commands of `mute` get no answer, those of `refuse` an
     error. With the first command of `late` it waits for a while, with that of `leave` it is gone
-    for a while.
+    for a while. `frozen`: it was left so; with a time, until then.
     """
 
-    def __init__(self, path, mute=(), refuse=(), late=None, leave=None):
+    def __init__(self, path, mute=(), refuse=(), late=None, leave=None, frozen=None):
+        self.frozen = frozen
         self.commands, self.mute, self.refuse = [], mute, refuse
         self.path, self.late, self.leave = path, late, leave
         self.listen()
@@ -66,15 +67,23 @@ class Agent:
                     time.sleep(1.5)
                 if command in self.mute:
                     continue
-                if command in self.refuse:
+                if self.frozen is not None and time.monotonic() > self.frozen:
+                    self.frozen = None
+                if command == "guest-fsfreeze-thaw":
+                    self.frozen = None
+                is_refused = self.frozen is not None and command == "guest-fsfreeze-freeze"
+                if command in self.refuse or is_refused:
                     answer = {"error": {"class": "GenericError", "desc": "no freezing today"}}
+                elif command == "guest-fsfreeze-status":
+                    answer = {"return": "thawed" if self.frozen is None else "frozen"}
                 else:
                     answer = {"return": request.get("arguments", {}).get("id", 2)}
                 start = b"\xff" if command == "guest-sync-delimited" else b""
                 client.sendall(start + json.dumps(answer).encode() + b"\n")
 
     def names(self):
-        return [c.removeprefix("guest-") for c, _ in self.commands if "sync" not in c]
+        names = [c.removeprefix("guest-") for c, _ in self.commands if "sync" not in c]
+        return [n for n in names if n != "fsfreeze-status"]
 
 
 class SetCase(BackupCase):
@@ -544,6 +553,23 @@ class TestQuiesce(SetCase):
                 self.assertIn(said, result.stderr)
                 self.assertNotIn("frozen", result.stderr)
                 self.assertEqual(agent.names()[-1], "fsfreeze-thaw")
+
+    def test_a_guest_that_a_killed_run_has_left_frozen_is_thawed_first(self):
+        agent = self.agent(frozen=float("inf"))
+        result = run(*self.backup_words("--output=json"))
+        self.assertIn("were frozen before this run", result.stderr)
+        self.assertEqual(agent.names(), ["fsfreeze-thaw", "fsfreeze-freeze", "fsfreeze-thaw"])
+
+    def test_another_program_s_freeze_ends_by_itself(self):
+        agent = self.agent(frozen=time.monotonic() + 3)
+        result = run(*self.backup_words("--output=json"))
+        self.assertNotIn("frozen", result.stderr)
+        self.assertEqual(agent.names(), ["fsfreeze-freeze", "fsfreeze-thaw"])
+
+    def test_an_agent_without_a_status_of_freezes(self):
+        agent = self.agent(refuse=("guest-fsfreeze-status",))
+        self.backup()
+        self.assertEqual(agent.names(), ["fsfreeze-freeze", "fsfreeze-thaw"])
 
     def test_a_guest_that_stays_frozen_after_a_failure_is_said(self):
         self.agent(mute=("guest-fsfreeze-freeze",), refuse=("guest-fsfreeze-thaw",))
