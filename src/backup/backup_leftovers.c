@@ -5,9 +5,12 @@
 #include <string.h>
 
 #include "backup/backup_internal.h"
+#include "backup/giving_up.h"
 #include "backup/guard.h"
 #include "backup/qmp_client.h"
 #include "base/cleanup.h"
+
+#define STOPPED "Stopped"
 
 static int co_abort(const struct backup_options *options, bool frozen, struct error *err)
 {
@@ -26,7 +29,22 @@ static int co_abort(const struct backup_options *options, bool frozen, struct er
 
 int backup_co_abort(const struct backup_options *options, struct error *err)
 {
-    return co_abort(options, false, err);
+    const struct quiesce_options *q = &options->quiesce;
+    ERROR_AUTO(thaw_err);
+    struct giving_up giving_up;
+    int r, thawed = 0;
+
+    giving_up_begin(&giving_up, options->stop, group_co_give_up_attempts, NULL);
+    r = co_abort(options, options->source.freeze, err);
+    r = giving_up_co_end(&giving_up, r, STOPPED, err);
+    /* Not while a run is at work, which has perhaps frozen it. */
+    if (r != -EBUSY && q->agent) {
+        thawed = quiesce_co_thaw(q->agent, q->timeout_s, &thaw_err);
+    }
+    if (r == 0 && thawed < 0) {
+        error_move(err, &thaw_err);
+    }
+    return error_first(r, thawed);
 }
 
 int backup_co_guard(const struct backup_options *options, int fd, struct error *err)
@@ -45,13 +63,25 @@ int backup_co_guard(const struct backup_options *options, int fd, struct error *
     return r == -EBUSY ? 0 : r;
 }
 
+/* A server that is looked for, or does not answer, ends by a stop. */
+static int co_connect_for_leftovers(const struct source_options *options,
+                                    struct qmp_client **ret_qmp, struct error *err)
+{
+    struct giving_up giving_up;
+    int r;
+
+    giving_up_begin(&giving_up, options->stop, group_co_give_up_attempts, NULL);
+    r = qmp_client_co_connect(options->qmp_socket, options->qmp_tls, options->stop, ret_qmp, err);
+    return giving_up_co_end(&giving_up, r, STOPPED, err);
+}
+
 int backup_co_forget(const struct source_options *options, const char *node, const char *repository,
                      struct error *err)
 {
     struct qmp_client *qmp AUTO_QMP = NULL;
     struct source_leftovers all = {0};
     bool found = false;
-    int r = qmp_client_co_connect(options->qmp_socket, options->qmp_tls, options->stop, &qmp, err);
+    int r = co_connect_for_leftovers(options, &qmp, err);
 
     UNLESS_FAILED(r, source_co_leftovers(qmp, node, &all, err));
     for (size_t i = 0; r == 0 && i < all.count; i++) {
@@ -78,7 +108,7 @@ int backup_co_leftovers(const struct source_options *options, const char *node,
                         struct source_leftovers *ret_leftovers, struct error *err)
 {
     struct qmp_client *qmp AUTO_QMP = NULL;
-    int r = qmp_client_co_connect(options->qmp_socket, options->qmp_tls, options->stop, &qmp, err);
+    int r = co_connect_for_leftovers(options, &qmp, err);
 
     return r < 0 ? r : source_co_leftovers(qmp, node, ret_leftovers, err);
 }

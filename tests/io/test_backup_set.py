@@ -560,6 +560,12 @@ class TestQuiesce(SetCase):
         self.assertIn("were frozen before this run", result.stderr)
         self.assertEqual(agent.names(), ["fsfreeze-thaw", "fsfreeze-freeze", "fsfreeze-thaw"])
 
+    def test_abort_thaws(self):
+        agent = self.agent(frozen=float("inf"))
+        done = json.loads(run(*self.backup_words("--abort", "--output=json")).stdout)
+        self.assertEqual(done, {"to": self.repository})
+        self.assertEqual(agent.names(), ["fsfreeze-thaw"])
+
     def test_another_program_s_freeze_ends_by_itself(self):
         agent = self.agent(frozen=time.monotonic() + 3)
         result = run(*self.backup_words("--output=json"))

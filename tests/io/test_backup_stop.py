@@ -197,11 +197,15 @@ class Silent(StopCase):
         """The file that names the servers does not come, as an answer of one."""
         how = "-m" if os.geteuid() == 0 else "-rm"
         uri = "nbd://host.invalid/x"
-        for what, *words in (
+        daemon = ("backup", "--qmp", "tcp:host.invalid:1")
+        for number, (what, *words) in enumerate((
             (b"The backup was stopped", "backup", "--image", uri, "--to", self.path("new")),
             (b"The restore was stopped", "restore", self.made.path, "--force", uri),
-        ):
-            fifo = self.path("resolv-" + words[0])
+            (b"Stopped", *daemon, "--leftovers"),
+            (b"Stopped", *daemon, "--forget", "0123abcd"),
+            (b"Stopped", *daemon, "--abort", "--node", "d", "--to", self.made.path),
+        )):  # fmt: skip
+            fifo = self.path(f"resolv-{number}")
             os.mkfifo(fifo)
             process = subprocess.Popen(
                 ["unshare", how, "sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"', fifo,

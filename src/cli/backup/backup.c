@@ -190,7 +190,8 @@ static int parse_backup_words(int argc, char **argv, struct backup_options *o,
         BACKUP_APPEND_ONLY_ARG,
         {"output", 0, CLI_VALUE, &w->output, "FORMAT", "'human' or 'json' (the manifest)"},
         {"abort", 0, CLI_FLAG, &w->abort, NULL,
-         "only remove what a killed run to DIR has left in the daemon"},
+         "only remove what a killed run to DIR has left in the daemon, and\n"
+         "thaw the guest, with --agent or --freeze"},
         {"no-guard", 0, CLI_FLAG, &w->no_guard, NULL,
          "start no second process that cleans up if this one is killed"},
         {"abort-after", 0, CLI_VALUE, &w->abort_after, "FD", NULL},
@@ -352,6 +353,15 @@ static int co_run_backup_face(struct backup_options *o, struct backup_words *w, 
     return r;
 }
 
+/* A success without figures, as JSON. */
+static int print_done(const char *member, const char *value)
+{
+    struct json_object *o = json_object_new_object();
+
+    json_object_object_add(o, member, json_object_new_string(value));
+    return backup_print_json(o);
+}
+
 static int co_abort_backup(const struct backup_options *o, const struct backup_words *w,
                            struct error *err)
 {
@@ -360,8 +370,9 @@ static int co_abort_backup(const struct backup_options *o, const struct backup_w
     }
     if (!w->json) {
         printf("Nothing of an unfinished backup to '%s' is left.\n", o->dir);
+        return 0;
     }
-    return 0;
+    return print_done("to", o->dir);
 }
 
 static int co_forget_repository(const struct backup_options *o, const struct backup_words *w,
@@ -372,8 +383,9 @@ static int co_forget_repository(const struct backup_options *o, const struct bac
     }
     if (!w->json) {
         printf("The daemon has nothing of repository %s any more.\n", w->forget);
+        return 0;
     }
-    return 0;
+    return print_done("repository", w->forget);
 }
 
 /* The guard gets the words of this run. */
