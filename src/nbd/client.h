@@ -76,9 +76,11 @@ int nbd_client_co_connect(const struct socket_address *address, const struct nbd
  * kept, and repeated before anything else: a flush covers them whatever the server has lost. Where
  * that fails, all later flushes fail. A server that broke the protocol is not connected to again,
  * nor one that comes back with another export: smaller, read-only, without a command that it had.
+ *
+ * `attempt_ns` limits each attempt: connecting, the handshake, and each write that is repeated.
  */
-void nbd_client_set_reconnect(struct nbd_client *c, int64_t delay_ns, bool (*is_awaited)(void *arg),
-                              void *arg);
+void nbd_client_set_reconnect(struct nbd_client *c, int64_t delay_ns, int64_t attempt_ns,
+                              bool (*is_awaited)(void *arg), void *arg);
 
 /*
  * Whoever waits for the requests in flight has given them up, and calls this from time to time; so

@@ -409,8 +409,8 @@ static int nbd_co_open(struct block_node *node, struct options *opts, struct err
     nbd_status_cache_init(&n->status);
     if (n->target.reconnect > 0) {
         nbd_client_set_reconnect(nbd_pool_first(n->pool),
-                                 (int64_t)n->target.reconnect * 1000000000LL, node_is_awaited,
-                                 node);
+                                 (int64_t)n->target.reconnect * 1000000000LL, HANDSHAKE_TIMEOUT_NS,
+                                 node_is_awaited, node);
     }
     return 0;
 }

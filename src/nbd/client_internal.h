@@ -142,6 +142,8 @@ struct nbd_deadline {
 };
 /* timeout_ns < 0: no limit. */
 void nbd_deadline_begin(struct nbd_deadline *d, const int *fd, int64_t timeout_ns);
+/* What is timed goes on, and gets this time again from now on. */
+void nbd_deadline_renew(struct nbd_deadline *d, int64_t timeout_ns);
 /* Stop the clock. `r` is the result of what was timed; returns it, or -ETIMEDOUT with `err` set. */
 int nbd_deadline_end(struct nbd_deadline *d, int r, struct error *err);
 

@@ -208,9 +208,13 @@ static void note_lost_writes(struct nbd_client *c, const char *why)
     pthread_mutex_unlock(&c->lock);
 }
 
-/* A write that the server refuses is lost; the attempt goes on nevertheless. */
+/*
+ * A write that the server refuses is lost; the attempt goes on nevertheless. There may be very many
+ * of them: the time limit is for each.
+ */
 static int co_repeat_writes(struct nbd_client *c, struct nbd_wire *w,
-                            const struct nbd_agreement *now, struct error *err)
+                            const struct nbd_agreement *now, struct nbd_deadline *deadline,
+                            struct error *err)
 {
     struct nbd_unflushed *u;
 
@@ -230,6 +234,7 @@ static int co_repeat_writes(struct nbd_client *c, struct nbd_wire *w,
         if (r < 0) {
             return r;
         }
+        nbd_deadline_renew(deadline, c->target.timeout_ns);
         if (r > 0 && u->rq.type != NBD_CMD_TRIM && !c->writes_lost) {
             note_lost_writes(c, strerror(r));
         }
@@ -290,7 +295,7 @@ static int co_attempt(struct nbd_client *c, struct nbd_wire *w, struct error *er
     UNLESS_FAILED(r, check_same(c, &now, err));
     if (r == 0) {
         nbd_deadline_begin(&deadline, &w->fd, c->target.timeout_ns);
-        r = co_repeat_writes(c, w, &now, err);
+        r = co_repeat_writes(c, w, &now, &deadline, err);
         r = nbd_deadline_end(&deadline, r, err);
     }
     c->attempt = NULL;
@@ -535,9 +540,10 @@ void nbd_reconnect_destroy(struct nbd_client *c)
     drop_unflushed(c, UINT64_MAX);
 }
 
-void nbd_client_set_reconnect(struct nbd_client *c, int64_t delay_ns, bool (*is_awaited)(void *arg),
-                              void *arg)
+void nbd_client_set_reconnect(struct nbd_client *c, int64_t delay_ns, int64_t attempt_ns,
+                              bool (*is_awaited)(void *arg), void *arg)
 {
+    c->target.timeout_ns = attempt_ns;
     c->is_awaited = is_awaited;
     c->is_awaited_arg = arg;
     c->reconnect_ns = delay_ns;

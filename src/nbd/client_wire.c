@@ -121,6 +121,11 @@ void nbd_deadline_begin(struct nbd_deadline *d, const int *fd, int64_t timeout_n
     list_append(&deadlines, &d->link);
     pthread_mutex_unlock(&deadlines_lock);
     loop_timer_init(&d->timer, deadline_passed);
+    nbd_deadline_renew(d, timeout_ns);
+}
+
+void nbd_deadline_renew(struct nbd_deadline *d, int64_t timeout_ns)
+{
     if (timeout_ns >= 0) {
         loop_timer_arm(&d->timer, loop_now_ns() + timeout_ns);
     }

@@ -300,6 +300,58 @@ class Reconnecting(TestCase):
             front.process.wait(20)
             self.assertLess(time.monotonic() - begun, 5)
 
+    # --- slow servers
+
+    def slow_server(self, on_request, before_hello=0):
+        """A server that comes back slowly."""
+        talks = []
+
+        class Slow(Hostile):
+            def talk(self, sock):
+                talks.append(sock)
+                if len(talks) > 1:
+                    time.sleep(before_hello)
+                super().talk(sock)
+
+        server = Slow(
+            self.path("server.sock"), info=[export_info(flags=1 | 4)], on_request=on_request
+        )
+        self.addCleanup(server.close)
+        return talks
+
+    def test_the_time_for_opening_does_not_limit_later_attempts(self):
+        def on_request(send, kind, cookie, offset, length):
+            if len(talks) == 1:
+                raise EOFError
+            send(chunk(cookie, 0, b""))
+
+        talks = self.slow_server(on_request, before_hello=3)
+        options = self.options(20, more=",open-timeout=1")
+        result = io(options, "write 0 64k", options=("--image-opts",))
+        self.assertNotIn("failed", result.stdout)
+        self.assertEqual(len(talks), 2)
+
+    def test_writes_may_be_repeated_slowly(self):
+        """All of them together take longer than the limit for each."""
+        count, pause = 17, 2
+        repeated = []
+
+        def on_request(send, kind, cookie, offset, length):
+            if len(talks) == 1 and kind == FLUSH:
+                raise EOFError
+            if len(talks) == 2 and kind == WRITE:
+                repeated.append(offset // 4096)
+                time.sleep(pause)
+            send(chunk(cookie, 0, b""))
+
+        talks = self.slow_server(on_request)
+        client = self.client(self.front(delay=100))
+        for n in range(count):
+            self.assertEqual(self.do(client, WRITE, n * 4096, payload=bytes(4096)), 0)
+        self.assertEqual(self.do(client, FLUSH), 0)
+        self.assertEqual(len(talks), 2)
+        self.assertEqual(repeated, list(range(count)))
+
     # --- opening
 
     def test_open_timeout_waits_for_a_server_that_comes_later(self):
