@@ -11,6 +11,7 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <nettle/md5.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +21,6 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "parallels/image.h"
-#include "parallels/md5.h"
 
 #define EXTENSION_MAGIC UINT64_C(0xab234cef23dcea87)
 #define FEATURE_END UINT64_C(0)
@@ -219,15 +219,15 @@ static int co_take_features(struct extension *e, const uint8_t *data, size_t siz
 static int check_extension_sum(struct block_node *node, const uint8_t *data, size_t size)
 {
     struct parallels *p = node->opaque;
-    struct md5 m;
-    uint8_t sum[MD5_SIZE];
+    struct md5_ctx md5;
+    uint8_t sum[MD5_DIGEST_SIZE];
 
     if (load_le64(data) != EXTENSION_MAGIC) {
         return refuse_extension(node, "it has the magic 0x%" PRIx64, load_le64(data));
     }
-    md5_begin(&m);
-    md5_add(&m, data + EXTENSION_HEADER, size - EXTENSION_HEADER);
-    md5_end(&m, sum);
+    md5_init(&md5);
+    md5_update(&md5, size - EXTENSION_HEADER, data + EXTENSION_HEADER);
+    md5_digest(&md5, sizeof(sum), sum);
     if (memcmp(sum, data + 8, sizeof(sum)) != 0) {
         return refuse_extension(node, "its checksum is wrong");
     }

@@ -3,6 +3,7 @@
  * A file that holds anything, opened as an image of Parallels. The checksum of a format extension
  * in the third cluster is made right, so that what it has inside is reached.
  */
+#include <nettle/md5.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,7 +11,6 @@
 #include "base/checked.h"
 #include "format_image.h"
 #include "parallels/image.h"
-#include "parallels/md5.h"
 #include "parallels/parallels.h"
 
 #define IMAGE_MAX (256 * KiB)
@@ -24,16 +24,17 @@ static uint8_t image[IMAGE_MAX];
 static void mend_checksum(size_t size)
 {
     uint64_t sector = load_le64(image + PARALLELS_AT_EXTENSION), length;
-    struct md5 m;
+    struct md5_ctx md5;
 
     length = (uint64_t)load_le32(image + PARALLELS_AT_TRACKS) * PARALLELS_SECTOR;
     if (sector < 1 || sector > size / PARALLELS_SECTOR || length <= EXTENSION_HEADER ||
         !range_fits(sector * PARALLELS_SECTOR, length, size)) {
         return;
     }
-    md5_begin(&m);
-    md5_add(&m, image + sector * PARALLELS_SECTOR + EXTENSION_HEADER, length - EXTENSION_HEADER);
-    md5_end(&m, image + sector * PARALLELS_SECTOR + 8);
+    md5_init(&md5);
+    md5_update(&md5, length - EXTENSION_HEADER,
+               image + sector * PARALLELS_SECTOR + EXTENSION_HEADER);
+    md5_digest(&md5, MD5_DIGEST_SIZE, image + sector * PARALLELS_SECTOR + 8);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
