@@ -400,6 +400,11 @@ struct block_driver {
      * new for reading. NULL: there is nothing that changes.
      */
     int (*co_reload)(struct block_node *node, struct error *err);
+    /*
+     * The node, which was completed and is drained, has another file: read the image there, without
+     * its backing file. On failure the node has what it had. NULL: it keeps its image.
+     */
+    int (*co_exchange_image)(struct block_node *node, struct error *err);
     /* Release everything but edges. After co_inactivate. */
     void (*co_close)(struct block_node *node);
 

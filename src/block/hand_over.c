@@ -141,6 +141,13 @@ static void tell_driver(struct block_node *node)
     }
 }
 
+void block_node_put_away(struct block_node *node)
+{
+    node->handed_over = true;
+    block_perm_touch(node);
+    tell_driver(node);
+}
+
 /* Nodes above come first: what they write when they are completed goes to those below. */
 static int co_complete_tree(struct block_hand_over *s, struct error *err)
 {

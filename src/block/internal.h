@@ -137,6 +137,8 @@ int block_refuse_driver(const char *name, struct error *err);
 void block_inherit_filename(struct block_node *node);
 /* Whether a node has the filename of the node below, whichever that is. */
 bool block_node_shows_filename(const struct block_node *node);
+/* The node, whose image can't be read, is inactive as after it was handed over. In a change. */
+void block_node_put_away(struct block_node *node);
 /* full_name.c: the image of `node` names this backing file; NULL: none. The text is copied. */
 void block_set_auto_backing(struct block_node *node, const char *filename);
 

@@ -103,23 +103,15 @@ static int co_renew_size(struct block_node *node, struct error *err)
     return r;
 }
 
-/* What has the image: below filters, and nodes that show a file as it is. */
-static const struct block_node *image_storage_of(const struct block_node *node)
-{
-    while (node->filtered || (node->file && strcmp(node->driver->name, "raw") == 0)) {
-        node = (node->filtered ?: node->file)->node;
-    }
-    return node;
-}
-
 /*
  * Another file that holds another image would be taken for the one whose metadata are in memory,
- * which would be written over those of the other. A raw node may show another part of the file.
+ * which would be written over those of the other. A raw node may show another part of the file. A
+ * node that nobody uses may read its image again (block/reopen_image.c).
  */
 static int co_put_file(struct reopen_entry *e, struct error *err)
 {
     struct block_node *node = e->node;
-    unsigned size = e->file.changes ? node->driver->file_head : 0;
+    unsigned size = e->file.changes && !e->reads_image ? node->driver->file_head : 0;
     AUTO_FREE uint8_t *heads = malloc(MAX(2 * size, 1));
     uint64_t file_size = node->file ? block_edge_size(node->file) : 0;
     int r = heads ? 0 : error_out_of_memory(err);
@@ -133,8 +125,8 @@ static int co_put_file(struct reopen_entry *e, struct error *err)
         UNLESS_FAILED(r, co_read_head(node, heads + size, err));
     }
     if (r == 0 && size > 0 &&
-        (image_storage_of(e->file.was) != image_storage_of(e->file.next) ||
-         block_edge_size(node->file) < file_size || memcmp(heads, heads + size, size) != 0)) {
+        (reopen_has_other_storage(e) || block_edge_size(node->file) < file_size ||
+         memcmp(heads, heads + size, size) != 0)) {
         r = block_perm_check_edge(node->file, err);
         UNLESS_FAILED(r, error_set(err, EINVAL,
                                    "Node '%s' does not have the contents of the file of '%s'",
@@ -200,7 +192,10 @@ static int co_apply_reopen(struct reopen_entry *e, struct error *err)
     e->applied = true;
     e->linked = true;
     r = co_put_children(e, false, err);
-    if (r == 0 && node->driver->co_reopen_prepare) {
+    if (r < 0 || e->reads_image) {
+        return r;
+    }
+    if (node->driver->co_reopen_prepare) {
         r = node->driver->co_reopen_prepare(node, e->driver_options, err);
     }
     if (r < 0) {
@@ -235,6 +230,7 @@ int block_co_reopen_prepare(struct block_reopen *plan, struct error *err)
         }
     }
     UNLESS_FAILED(r, co_complete_all(plan, err));
+    UNLESS_FAILED(r, reopen_co_leave_images(plan, err));
     LIST_FOREACH (e, &plan->entries, link) {
         UNLESS_FAILED(r, co_apply_reopen(e, err));
     }
@@ -248,7 +244,9 @@ int block_co_reopen_finish(struct block_reopen *plan, struct error *err)
     for (struct list *l = plan->entries.prev; l != &plan->entries; l = l->prev) {
         struct reopen_entry *e = container_of(l, struct reopen_entry, link);
 
-        if (e->node->driver->co_reopen_finish) {
+        if (e->reads_image) {
+            UNLESS_FAILED(r, reopen_co_read_image(e, err));
+        } else if (e->node->driver->co_reopen_finish) {
             UNLESS_FAILED(r, e->node->driver->co_reopen_finish(e->node, err));
         }
     }
@@ -277,7 +275,9 @@ void block_co_reopen_commit(struct block_reopen *plan)
     struct reopen_entry *e;
 
     LIST_FOREACH (e, &plan->entries, link) {
-        if (e->node->driver->co_reopen_commit) {
+        if (e->reads_image) {
+            reopen_keep_image(e);
+        } else if (e->node->driver->co_reopen_commit) {
             e->node->driver->co_reopen_commit(e->node);
         }
         note_new_options(e);
@@ -290,10 +290,12 @@ void block_co_reopen_commit(struct block_reopen *plan)
 
 void block_co_reopen_abort(struct block_reopen *plan)
 {
+    struct reopen_entry *e;
+
     for (struct list *l = plan->entries.prev; l != &plan->entries; l = l->prev) {
-        struct reopen_entry *e = container_of(l, struct reopen_entry, link);
         ERROR_AUTO(err);
 
+        e = container_of(l, struct reopen_entry, link);
         if (e->prepared && e->node->driver->co_reopen_abort) {
             e->node->driver->co_reopen_abort(e->node);
         }
@@ -305,6 +307,9 @@ void block_co_reopen_abort(struct block_reopen *plan)
             block_set_use(e->node, &e->was);
             block_perm_touch(e->node);
         }
+    }
+    LIST_FOREACH (e, &plan->entries, link) {
+        reopen_co_read_former_image(e);
     }
 }
 

@@ -31,11 +31,26 @@ struct reopen_entry {
 
     /* Of the steps. */
     bool drained, applied, linked, prepared;
+    /* The node gets the image of another file (block/reopen_image.c), and has begun to read it. */
+    bool reads_image, has_read;
 };
 
 struct block_reopen {
     struct list entries;
     struct list sorted; /* of them, those whose place is known; empty but while they are sorted */
 };
+
+/* --- the image of another file (block/reopen_image.c) ----------------------------------------- */
+
+/* Whether the new file is another one, not only reached in another way. */
+bool reopen_has_other_storage(const struct reopen_entry *e);
+/* Before any edge changes: sets `reads_image`, and completes those nodes. */
+int reopen_co_leave_images(struct block_reopen *plan, struct error *err);
+/* A node of these, which has its new file and the permissions for it, reads the image. */
+int reopen_co_read_image(struct reopen_entry *e, struct error *err);
+/* Likewise the end: bitmaps that no image stores are dirty, as they have not seen the change. */
+void reopen_keep_image(struct reopen_entry *e);
+/* All nodes have their former files again: read the image, if that has begun for the new one. */
+void reopen_co_read_former_image(struct reopen_entry *e);
 
 #endif

@@ -379,6 +379,7 @@ static const struct block_driver qcow2_driver = {
     .co_close = co_close,
     .handed_over = qcow2_handed_over,
     .co_reload = qcow2_co_reload,
+    .co_exchange_image = qcow2_co_exchange_image,
     .reopen_options = qcow2_reopen_options,
     .exchanges_file = true,
     .file_head = 4096,

@@ -426,3 +426,15 @@ int qcow2_co_reload(struct block_node *node, struct error *err)
     block_activity_update(node);
     return r;
 }
+
+/* The key and the data file are those of the former image, and stay open. */
+int qcow2_co_exchange_image(struct block_node *node, struct error *err)
+{
+    const struct qcow2 *q = qcow2_state(node);
+
+    if (q->crypt_method != CRYPT_NONE || q->has_data_file) {
+        return error_set(err, ENOTSUP, "Its own %s",
+                         q->has_data_file ? "has a data file" : "is encrypted");
+    }
+    return qcow2_co_reload(node, err);
+}

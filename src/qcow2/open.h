@@ -12,6 +12,7 @@ int qcow2_co_open(struct block_node *node, struct options *opts, struct error *e
 /* See block/driver.h: another process has the image, and had it. The second function yields. */
 void qcow2_handed_over(struct block_node *node);
 int qcow2_co_reload(struct block_node *node, struct error *err);
+int qcow2_co_exchange_image(struct block_node *node, struct error *err);
 /* Release what the image has in memory; its children stay open. Does not yield. */
 void qcow2_release_image(struct qcow2 *q);
 

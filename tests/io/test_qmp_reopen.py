@@ -482,10 +482,58 @@ class ReopenTest(tidemark.TestCase):
         other = {"driver": "file", "node-name": "other", "filename": self.create("other.qcow2")}
         tidemark.io(other["filename"], "write -P 1 0 1M", fmt="qcow2")
         self.qmp.command("blockdev-add", **other)
+        self.qmp.command("blockdev-add", driver="raw", node_name="user", file="mine")
         self.assertEqual(
             self.refusal({**image, "file": "other"}),
             "Node 'other' does not have the contents of the file of 'mine'",
         )
+
+    def test_an_image_at_another_place_of_the_same_file(self):
+        """Two copies of an image begin alike."""
+        both = self.create("both.raw", "16M", "raw")
+        with open(self.create("mine.qcow2", "4M"), "rb") as f:
+            image = f.read()
+        with open(both, "r+b") as f:
+            for offset in 0, 8 * MIB:
+                f.seek(offset)
+                f.write(image)
+        self.qmp.command("blockdev-add", driver="file", node_name="both", filename=both)
+        for name, offset in ("first", 0), ("second", 8 * MIB):
+            self.qmp.command(
+                "blockdev-add", driver="raw", node_name=name, file="both", offset=offset, size=8 * MIB
+            )
+        mine = {"driver": "qcow2", "node-name": "mine", "file": "first"}
+        self.qmp.command("blockdev-add", **mine)
+        self.qmp.command("blockdev-add", driver="raw", node_name="user", file="mine")
+        self.assertEqual(
+            self.refusal({**mine, "file": "second"}),
+            "Node 'second' does not have the contents of the file of 'mine'",
+        )
+
+    def test_a_filter_between_an_image_and_its_file(self):
+        """With users that stay. Another image is refused: what is in memory is of this one."""
+        for fmt in "qcow2", "qed", "vdi", "vhdx", "vmdk", "vpc":
+            image = self.add_image(fmt, fmt)
+            self.add_image(fmt + "-other", fmt)
+            file = image["node-name"] + "-file"
+            image = {**image, "file": file}
+            self.qmp.command("blockdev-add", driver="raw", node_name=fmt + "-raw", file=file)
+            self.qmp.command(
+                "block-export-add", type="nbd", id=fmt, node_name=fmt, name=fmt, writable=True
+            )
+            for at, through in enumerate((file, fmt + "-raw", file)):
+                self.reopen({**image, "file": through})
+                tidemark.io(
+                    tidemark.nbd_uri(self.nbd, fmt), f"write -P {at + 1} {at}M 1M", fmt="raw"
+                )
+            self.assertEqual(
+                self.refusal({**image, "file": "two"}),
+                f"Node 'two' does not have the contents of the file of '{fmt}'",
+            )
+        self.server.quit()
+        for fmt in "qcow2", "qed", "vdi", "vhdx", "vmdk", "vpc":
+            for at in range(3):
+                tidemark.qemu_io(self.path(f"{fmt}.{fmt}"), f"read -P {at + 1} {at}M 1M", fmt=fmt)
 
     def test_a_format_without_backing_files_gets_none(self):
         vdi = self.add_image("v", "vdi")
