@@ -30,17 +30,33 @@ static int co_open_guessing(struct options *opts /* consumed */, unsigned flags,
     return block_co_open_filename(filename, NULL, NULL, flags, ret_node, err);
 }
 
+/* Options of the file say better how its I/O is done; they are checked when it is opened. */
+static bool may_use_native_aio(const struct options *opts)
+{
+    struct json_object *json = options_to_json(opts), *file, *cache, *direct = NULL;
+    bool file_says = json_object_object_get_ex(json, "file", &file) &&
+                     json_object_is_type(file, json_type_object) &&
+                     (json_object_object_get_ex(file, "aio", NULL) ||
+                      json_object_object_get_ex(file, "cache", NULL));
+    const char *text;
+    bool is_direct;
+
+    if (json_object_object_get_ex(json, "cache", &cache)) {
+        json_object_object_get_ex(cache, "direct", &direct);
+    }
+    text = direct ? json_object_get_string(direct) : "off";
+    is_direct = strcmp(text, "on") == 0 || strcmp(text, "true") == 0 || strcmp(text, "yes") == 0 ||
+                strcmp(text, "y") == 0;
+    json_object_put(json);
+    return is_direct || file_says;
+}
+
 static int co_open_image_node(const struct cli_image *image, unsigned flags,
                               struct block_node **ret_node, struct error *err)
 {
     struct options *opts = NULL;
     int r;
 
-    if (image->native_aio && !cli_image_is_options(image) && !cli_cache_is_direct(image->cache)) {
-        return error_set(err, EINVAL,
-                         "aio=native was specified, but it requires cache.direct=on, which was not "
-                         "specified.");
-    }
     if (image->force_share) {
         flags |= BLOCK_OPEN_FORCE_SHARE;
     }
@@ -51,6 +67,12 @@ static int co_open_image_node(const struct cli_image *image, unsigned flags,
     r = cli_image_options(image, flags, &opts, err);
     if (r < 0) {
         return r;
+    }
+    if (image->native_aio && !may_use_native_aio(opts)) {
+        options_free(opts);
+        return error_set(err, EINVAL,
+                         "aio=native was specified, but it requires cache.direct=on, which was not "
+                         "specified.");
     }
     if (!cli_image_is_options(image)) {
         return block_co_open_filename(image->name, image->format, opts, flags, ret_node, err);

@@ -213,6 +213,37 @@ static int parse_given_options(const struct cli_image *image, struct options **r
     return 0;
 }
 
+/* Add what a cache mode means; of the options of the cache, those that were given count. */
+static int default_cache_options(struct options *opts, const struct cache_mode *mode,
+                                 struct error *err)
+{
+    struct json_object *json = options_to_json(opts), *cache;
+    struct options *merged = NULL;
+    int r;
+
+    if (!json_object_object_get_ex(json, "cache", &cache)) {
+        cache = json_object_new_object();
+        json_object_object_add(json, "cache", cache);
+    }
+    if (!json_object_is_type(cache, json_type_object)) {
+        json_object_put(json);
+        return 0; /* refused when the image is opened */
+    }
+    if (!json_object_object_get_ex(cache, "direct", NULL)) {
+        json_object_object_add(cache, "direct", json_object_new_boolean(mode->direct));
+    }
+    if (!json_object_object_get_ex(cache, "no-flush", NULL)) {
+        json_object_object_add(cache, "no-flush", json_object_new_boolean(mode->no_flush));
+    }
+    r = options_from_json(cache, &merged, err);
+    if (r == 0) {
+        options_drop(opts, "cache");
+        options_set_child(opts, "cache", merged);
+    }
+    json_object_put(json);
+    return r;
+}
+
 int cli_image_options(const struct cli_image *image, unsigned flags, struct options **ret_options,
                       struct error *err)
 {
@@ -224,13 +255,10 @@ int cli_image_options(const struct cli_image *image, unsigned flags, struct opti
         return r;
     }
     options_default_bool(opts, "read-only", !(flags & BLOCK_OPEN_RDWR));
-    if (mode && (mode->direct || mode->no_flush) && !options_has(opts, "cache")) {
-        struct options *cache = options_new();
-
-        if (cache) {
-            options_set_bool(cache, "direct", mode->direct);
-            options_set_bool(cache, "no-flush", mode->no_flush);
-            options_set_child(opts, "cache", cache);
+    if (mode && (mode->direct || mode->no_flush)) {
+        r = default_cache_options(opts, mode, err);
+        if (r < 0) {
+            return r;
         }
     }
     /* A given mode is passed on even if nothing is written: another option may need it. */

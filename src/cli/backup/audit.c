@@ -81,6 +81,14 @@ static int parse_audit_words(int argc, char **argv, struct audit_words *w, struc
         return cli_usage_error(err, &audit_usage,
                                "expecting --to, and --qmp with --node, or --image");
     }
+    if (s->image && (s->qmp_socket || w->node || s->fleece_dir || s->nbd_uri || w->tls_creds ||
+                     w->qmp_tls_creds)) {
+        return cli_usage_error(err, &audit_usage,
+                               "--image excludes the options that concern a daemon");
+    }
+    if (s->format && !s->image) {
+        return cli_usage_error(err, &audit_usage, "--format needs --image");
+    }
     if (w->tls_hostname && !w->tls_creds && !w->qmp_tls_creds) {
         return cli_usage_error(err, &audit_usage,
                                "--tls-hostname needs --tls-creds or --qmp-tls-creds");

@@ -477,6 +477,9 @@ static int parse_files_words(int argc, char **argv, struct files_face *f, struct
     if (f->to && !f->path) {
         return cli_usage_error(err, &files_usage, "--to needs a path");
     }
+    if (f->number && !f->path) {
+        return cli_usage_error(err, &files_usage, "--partition needs a path");
+    }
     r = cli_take_number(f->number, "--partition", 0, UINT32_MAX, &f->partition, err);
     UNLESS_FAILED(r, cli_parse_output(f->output, &f->json, err));
     return r;

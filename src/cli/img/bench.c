@@ -180,6 +180,18 @@ struct bench_texts {
     const char *count, *depth, *flush_interval, *offset, *pattern, *size, *step, *aio;
 };
 
+static int check_useless(const struct bench_texts *t, const struct bench *b, struct error *err)
+{
+    const struct img_useless reads[] = {{t->pattern != NULL, "--pattern"}};
+    const struct img_useless never_flushes[] = {{b->no_drain, "--no-drain"}};
+    int r =
+        b->is_write ? 0 : img_refuse_useless(reads, ARRAY_SIZE(reads), "without --write (-w)", err);
+
+    return r < 0 || b->flush_interval ? r
+                                      : img_refuse_useless(never_flushes, ARRAY_SIZE(never_flushes),
+                                                           "without --flush-interval", err);
+}
+
 static int parse_bench_texts(const struct bench_texts *t, struct bench *b, struct error *err)
 {
     int r = cli_take_number(t->count, "request count", 1, INT32_MAX, &b->requests, err);
@@ -200,6 +212,10 @@ static int parse_bench_texts(const struct bench_texts *t, struct bench *b, struc
     }
     if (b->flush_interval && !b->is_write) {
         return error_set(err, EINVAL, "--flush-interval is only available in write tests");
+    }
+    r = check_useless(t, b, err);
+    if (r < 0) {
+        return r;
     }
     if (b->flush_interval && b->flush_interval < b->depth) {
         return error_set(err, EINVAL, "Flush interval can't be smaller than depth");

@@ -10,6 +10,11 @@ bool img_wants_chain_bitmaps(bool yes, bool no)
     return yes || (!no && !cli_is_compat());
 }
 
+int img_check_chain_bitmaps(bool yes, bool no, struct error *err)
+{
+    return yes && no ? error_set(err, EINVAL, "--bitmaps and --no-bitmaps exclude each other") : 0;
+}
+
 int img_co_check_chain_bitmaps(struct chain_bitmaps *c, struct block_node *to, struct error *err)
 {
     int r = chain_bitmaps_co_check(c, to, err);

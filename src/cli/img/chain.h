@@ -13,6 +13,8 @@
  * themselves after the command. Does not yield.
  */
 bool img_wants_chain_bitmaps(bool yes, bool no);
+/* -EINVAL if both are given. */
+int img_check_chain_bitmaps(bool yes, bool no, struct error *err);
 /* As chain_bitmaps_co_check(), with a hint for users of the command line. Yields. */
 int img_co_check_chain_bitmaps(struct chain_bitmaps *c, struct block_node *to, struct error *err);
 

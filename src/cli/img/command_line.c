@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cli/img/command_line.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -35,6 +36,17 @@ int img_prepare(const struct cli_image *image, const char *cache_option,
     int r = cli_check_cache_mode(image->cache, cache_option, err);
 
     return r < 0 ? r : cli_add_objects(objects, err);
+}
+
+int img_refuse_useless(const struct img_useless *options, size_t count, const char *where,
+                       struct error *err)
+{
+    for (size_t i = 0; i < count && !cli_is_compat(); i++) {
+        if (options[i].given) {
+            return error_set(err, EINVAL, "%s has no effect %s", options[i].name, where);
+        }
+    }
+    return 0;
 }
 
 int img_parse_output(const struct cli_usage *usage, const char *text, bool *ret_json,

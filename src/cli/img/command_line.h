@@ -4,6 +4,7 @@
 #define TIDEMARK_CLI_IMG_COMMAND_LINE_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/progress.h"
@@ -26,6 +27,19 @@ int img_prepare(const struct cli_image *image, const char *cache_option,
 /* As cli_parse_output(); an error also says where the help is. */
 int img_parse_output(const struct cli_usage *usage, const char *text, bool *ret_json,
                      struct error *err);
+
+/* An option that the rest of the command line leaves without effect. */
+struct img_useless {
+    bool given;
+    const char *name;
+};
+
+/*
+ * Refuse the first one that was given; `where` says when it has no effect ("without --write").
+ * -EINVAL. Under QEMU's name they are accepted, as by qemu-img.
+ */
+int img_refuse_useless(const struct img_useless *options, size_t count, const char *where,
+                       struct error *err);
 /* Show progress on standard output, if `wanted`: as qemu-img, or as a bar on a terminal. */
 void img_progress_begin(struct progress *p, bool wanted, uint64_t total);
 

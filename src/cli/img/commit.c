@@ -377,6 +377,7 @@ int img_co_commit(int argc, char **argv, struct error *err)
 
     r = img_parse(args, &usage, argc, argv, &image, err);
     UNLESS_FAILED(r, img_prepare(&image, "cache", &objects, err));
+    UNLESS_FAILED(r, img_check_chain_bitmaps(c.bitmaps_wanted, c.no_bitmaps, err));
     UNLESS_FAILED(r, cli_take_size(c.rate_text, "rate limit", 0, INT64_MAX, &c.pacer.rate, err));
     if (r < 0) {
         return r;

@@ -88,6 +88,19 @@ static bool request_has_backing(const struct convert_request *q)
     return q->backing || options_name_backing(&q->options);
 }
 
+static int check_useless(const struct convert_request *q, struct error *err)
+{
+    const struct img_useless in_order[] = {
+        {q->workers_text != NULL, "--parallel (-m)"},
+        {q->copy.out_of_order, "--oob-writes (-W)"},
+    };
+    int r = q->copy.salvage ? img_refuse_useless(in_order, ARRAY_SIZE(in_order),
+                                                 "with --salvage, which reads in order", err)
+                            : 0;
+
+    return r < 0 ? r : cli_check_snapshot(q->snapshot, err);
+}
+
 /* Refuse options that contradict each other. */
 static int check_convert_request(const struct convert_request *q, int sources, struct error *err)
 {
@@ -115,7 +128,7 @@ static int check_convert_request(const struct convert_request *q, int sources, s
             return error_set(err, EINVAL, "%s", contradictions[i].sentence);
         }
     }
-    return cli_check_snapshot(q->snapshot, err);
+    return check_useless(q, err);
 }
 
 static int parse_convert_texts(struct convert_request *q, struct error *err)
@@ -216,6 +229,9 @@ static int check_source_bitmaps(const struct convert *c, struct error *err)
     if (driver && !(block_driver_traits(driver) & BLOCK_DRIVER_STORES_BITMAPS)) {
         return error_set(err, ENOTSUP, "Format driver '%s' does not support bitmaps",
                          q->target_format);
+    }
+    if (!block_node_stores_bitmaps(c->sources[0].disk.node)) {
+        return error_set(err, ENOTSUP, "Source lacks bitmap support");
     }
     while ((b = block_bitmap_previous(c->sources[0].disk.node, b))) {
         if (block_bitmap_persistent(b) && block_bitmap_inconsistent(b) && !q->skip_broken_bitmaps) {

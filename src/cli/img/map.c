@@ -211,7 +211,7 @@ int img_co_map(int argc, char **argv, struct error *err)
     if (r == 0 && bitmap && !layers) {
         r = cli_usage_error(err, &usage, "--bitmap needs --layers");
     }
-    if (r == 0 && layers && (image.image_opts || image.format)) {
+    if (r == 0 && layers && (image.image_opts || image.format || image.force_share)) {
         r = cli_usage_error(err, &usage, "--layers takes the address of an NBD server only");
     }
     UNLESS_FAILED(r, cli_add_objects(&objects, err));

@@ -97,6 +97,7 @@ static int parse_geometry(const struct cli_items *options, struct geometry *g, s
     AUTO_FREE char *compat = NULL;
     AUTO_FREE char *encryption = NULL;
     uint64_t luks = 0;
+    bool old;
     int r = take_creation_number(options, "cluster_size", &cluster, err);
 
     UNLESS_FAILED(r, take_creation_number(options, "refcount_bits", &bits, err));
@@ -123,11 +124,17 @@ static int parse_geometry(const struct cli_items *options, struct geometry *g, s
         return error_set(err, EINVAL,
                          "Refcount width must be a power of two and may not exceed 64 bits");
     }
+    old = equals(compat, "0.10") || equals(compat, "v2");
+    if (old && bits != 16) {
+        return error_set(err, EINVAL,
+                         "Different refcount widths than 16 bits require compatibility level 1.1 "
+                         "or above (use compat=1.1 or greater)");
+    }
     *g = (struct geometry){
         .cluster = cluster,
         .refcount_bits = (unsigned)bits,
         .l2_entry_size = equals(extended, "on") ? 16 : 8,
-        .no_bitmaps = equals(compat, "0.10") || equals(compat, "v2"),
+        .no_bitmaps = old,
         .all_allocated = backing || equals(prealloc, "falloc") || equals(prealloc, "full"),
         .table_fits = prealloc && strcmp(prealloc, "off") != 0,
         .luks_clusters = div_round_up(luks, cluster),
@@ -311,10 +318,16 @@ static int co_run_measure_request(const struct measure_request *q, struct cli_im
     struct measure m = {0};
     uint64_t size = 0;
     bool json = false;
-    AUTO_FREE char *ignored = NULL;
+    AUTO_FREE char *size_option = NULL;
     CLI_DISK_AUTO(disk);
-    int r = cli_creation_option(&q->options, "size", &ignored, err);
+    int r = cli_creation_option(&q->options, "size", &size_option, err);
+    const struct img_useless useless[] = {{size_option != NULL, "-o size"}};
 
+    UNLESS_FAILED(
+        r, img_refuse_useless(useless, ARRAY_SIZE(useless),
+                              "here: --size says how large an empty disk is, and a file has its "
+                              "own size",
+                              err));
     UNLESS_FAILED(r, cli_add_objects(&q->objects, err));
     UNLESS_FAILED(r, img_parse_output(&usage, q->output, &json, err));
     UNLESS_FAILED(r, cli_take_size(q->size_text, "image size", 0, INT64_MAX, &size, err));
@@ -341,6 +354,14 @@ static int check_measure_request(const struct measure_request *q, const struct c
     }
     if (filenames == 0 && (image->image_opts || image->format || image->snapshot)) {
         return error_set(err, EINVAL, "--image-opts, -f, and -l require a filename argument.");
+    }
+    if (filenames == 0) {
+        const struct img_useless no_file[] = {{image->force_share, "--force-share (-U)"}};
+        int r = img_refuse_useless(no_file, ARRAY_SIZE(no_file), "without a filename", err);
+
+        if (r < 0) {
+            return r;
+        }
     }
     if (filenames == 0 && !q->size_text) {
         return error_set(err, EINVAL, "Either --size N or one filename must be specified.");

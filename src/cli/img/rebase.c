@@ -395,6 +395,21 @@ static void co_rebase_release(struct rebase *b)
     free(b->new_data);
 }
 
+/* Nothing is read and copied in that mode. */
+static int check_unsafe(const struct rebase *b, struct error *err)
+{
+    const struct img_useless useless[] = {
+        {b->compressed, "--compress (-c)"},
+        {b->source_cache, "--backing-cache (-T)"},
+        {b->force_share, "--force-share (-U)"},
+        {b->bitmaps_wanted, "--bitmaps"},
+    };
+
+    return b->unsafe
+               ? img_refuse_useless(useless, ARRAY_SIZE(useless), "with --backing-unsafe (-u)", err)
+               : 0;
+}
+
 int img_co_rebase(int argc, char **argv, struct error *err)
 {
     __attribute__((cleanup(co_rebase_release))) struct rebase b = {.err = err};
@@ -435,6 +450,8 @@ int img_co_rebase(int argc, char **argv, struct error *err)
                                "Must specify backing file (-b) or use unsafe mode (-u)");
     }
     r = cli_check_cache_mode(b.source_cache, "source cache", err);
+    UNLESS_FAILED(r, img_check_chain_bitmaps(b.bitmaps_wanted, b.no_bitmaps, err));
+    UNLESS_FAILED(r, check_unsafe(&b, err));
     UNLESS_FAILED(r, img_prepare(&image, "cache", &objects, err));
     if (r < 0) {
         return r;

@@ -9,7 +9,7 @@
 
 /* The arguments of a command, after its options were taken. All text is borrowed. */
 struct io_args {
-    bool set[128];          /* by letter */
+    unsigned set[128];      /* by letter: 0, or the place of the last one among all options */
     const char *value[128]; /* of options that have one; NULL: not given */
     int argc;
     char **argv; /* the arguments that are not options */

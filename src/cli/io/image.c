@@ -52,7 +52,7 @@ static int check_open_arguments(const struct io *io, const struct io_command *co
     if (io->disk.node) {
         return error_set(err, EBUSY, "file open already, try 'help close'");
     }
-    r = cli_check_cache_mode(a->set['n'] ? NULL : a->value['t'], "cache", err);
+    r = cli_check_cache_mode(a->value['t'], "cache", err);
     UNLESS_FAILED(r, cli_check_aio_mode(a->value['i'], err));
     if (r < 0) {
         return r;
@@ -86,7 +86,8 @@ static int co_run_open(struct io *io, const struct io_command *command, struct i
         /* With json:, options replace what the name says. */
         o.options = copy_option_text(options);
     }
-    o.cache = copy_option_text(a->set['n'] ? "none" : a->value['t'] ?: IO_CACHE_DEFAULT);
+    o.cache = copy_option_text(a->set['n'] > a->set['t'] ? "none"
+                                                         : a->value['t'] ?: IO_CACHE_DEFAULT);
     o.discard = copy_option_text(a->value['d']);
     o.read_only = a->set['r'];
     o.force_share = a->set['U'];

@@ -61,6 +61,7 @@ static int check_needs(struct io *io, const struct io_command *c, struct error *
 static int parse_command_options(const struct io_command *c, int argc, char **argv,
                                  struct io_args *ret_args)
 {
+    unsigned given = 0;
     int letter;
 
     optind = 0;
@@ -70,7 +71,7 @@ static int parse_command_options(const struct io_command *c, int argc, char **ar
         if (letter == '?') {
             return io_usage(c);
         }
-        ret_args->set[letter] = true;
+        ret_args->set[letter] = ++given;
         ret_args->value[letter] = optarg;
     }
     ret_args->argc = c->letters ? argc - optind : argc - 1;
@@ -169,9 +170,10 @@ static void co_run_input(struct io *io)
 
 struct io_command_line {
     struct cli_items commands, objects;
+    struct cli_items caches; /* -n, which has no value, and -t: the last one counts */
     struct cli_observe observe;
-    const char *format, *cache, *discard, *aio;
-    bool image_opts, read_only, snapshot, no_cache, copy_on_read, misalign, native_aio;
+    const char *format, *discard, *aio;
+    bool image_opts, read_only, snapshot, copy_on_read, misalign, native_aio;
     bool force_share, version;
 };
 
@@ -179,13 +181,17 @@ static void io_command_line_clear(struct io_command_line *l)
 {
     cli_items_clear(&l->commands);
     cli_items_clear(&l->objects);
+    cli_items_clear(&l->caches);
     cli_observe_clear(&l->observe);
 }
 
 static int check_command_line(const struct io_command_line *l, struct error *err)
 {
-    int r = cli_check_cache_mode(l->cache, "cache", err);
+    int r = 0;
 
+    for (size_t i = 0; i < l->caches.count; i++) {
+        UNLESS_FAILED(r, cli_check_cache_mode(l->caches.item[i].value, "cache", err));
+    }
     UNLESS_FAILED(r, cli_check_aio_mode(l->aio, err));
     UNLESS_FAILED(r, cli_add_objects(&l->objects, err));
     if (r < 0) {
@@ -200,12 +206,19 @@ static int check_command_line(const struct io_command_line *l, struct error *err
     return 0;
 }
 
+static const char *cache_of(const struct io_command_line *l)
+{
+    const struct cli_item *last = l->caches.count ? &l->caches.item[l->caches.count - 1] : NULL;
+
+    return last ? last->value ?: "none" : IO_CACHE_DEFAULT;
+}
+
 static struct io_opening opening_of(const struct io_command_line *l, const char *filename)
 {
     return (struct io_opening){
         .name = strdup(filename),
         .format = l->format ? strdup(l->format) : NULL,
-        .cache = strdup(l->no_cache ? "none" : l->cache ?: IO_CACHE_DEFAULT),
+        .cache = strdup(cache_of(l)),
         .discard = l->discard ? strdup(l->discard) : NULL,
         .image_opts = l->image_opts,
         .read_only = l->read_only,
@@ -253,14 +266,14 @@ static int co_io_main(int argc, char **argv, struct error *err)
         {"format", 'f', CLI_VALUE, &l.format, "FMT", "format of the image"},
         {"read-only", 'r', CLI_FLAG, &l.read_only, NULL, "open read-only"},
         {"snapshot", 's', CLI_FLAG, &l.snapshot, NULL, "write to a temporary overlay"},
-        {"nocache", 'n', CLI_FLAG, &l.no_cache, NULL, "as -t none"},
+        {"nocache", 'n', CLI_ACTION, &l.caches, NULL, "as -t none"},
         {"copy-on-read", 'C', CLI_FLAG, &l.copy_on_read, NULL,
          "copy from backing files what is read"},
         {"misalign", 'm', CLI_FLAG, &l.misalign, NULL, "use unaligned buffers"},
         {"native-aio", 'k', CLI_FLAG, &l.native_aio, NULL, "as -i native"},
         {"aio", 'i', CLI_VALUE, &l.aio, "MODE",
          "threads, native or io_uring: checked, without effect"},
-        {"cache", 't', CLI_VALUE, &l.cache, "CACHE",
+        {"cache", 't', CLI_REPEAT, &l.caches, "CACHE",
          "none, writeback, writethrough (default), directsync or unsafe"},
         {"discard", 'd', CLI_VALUE, &l.discard, "MODE", "unmap (default) or ignore"},
         CLI_OBSERVE_ARGS(l.observe),

@@ -171,7 +171,7 @@ static int check_write_options(const struct io_args *a)
         problem = "-n requires -z to be specified";
     } else if (a->set['u'] && !a->set['z']) {
         problem = "-u requires -z to be specified";
-    } else if (a->set['z'] + a->set['P'] + a->set['s'] > 1) {
+    } else if (!!a->set['z'] + !!a->set['P'] + !!a->set['s'] > 1) {
         problem = "Only one of -z, -P, and -s can be specified at the same time";
     }
     if (problem) {

@@ -132,6 +132,30 @@ static int check_tls(const struct nbd_command_line *cl, struct error *err)
     return 0;
 }
 
+/* What qemu-nbd accepts with -L without effect. */
+static int check_list_useless(const struct nbd_command_line *cl, struct error *err)
+{
+    const struct {
+        bool given;
+        const char *name;
+    } useless[] = {
+        {cl->persistent, "--persistent"},
+        {cl->shared != NULL, "--shared"},
+        {cl->detect_zeroes != NULL, "--detect-zeroes"},
+        {cl->image_opts, "--image-opts"},
+        {cl->handshake_limit != NULL, "--handshake-limit"},
+        {cl->pid_file != NULL, "--pid-file"},
+        {cl->selinux != NULL, "--selinux-label"},
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(useless); i++) {
+        if (useless[i].given) {
+            return error_set(err, EINVAL, "List mode is incompatible with %s", useless[i].name);
+        }
+    }
+    return 0;
+}
+
 /* `server`: the argument, the address of a server; NULL: there is none. */
 static int check_list_mode(const struct nbd_command_line *cl, int rest, const char *server,
                            struct error *err)
@@ -150,7 +174,7 @@ static int check_list_mode(const struct nbd_command_line *cl, int rest, const ch
     if (cl->fork) {
         return error_set(err, EINVAL, "List mode is incompatible with forking");
     }
-    return 0;
+    return cli_is_compat() ? 0 : check_list_useless(cl, err);
 }
 
 static int check_texts(const struct nbd_command_line *cl, struct error *err)

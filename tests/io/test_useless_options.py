@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No option of a tool is accepted without effect: it is refused by its name, unless QEMU's tool of
+that name accepts it. Of options that contradict each other none wins silently.
+"""
+
+import os
+import unittest
+
+from tidemark import TestCase, compat, img, io, qemu_img, run, tool
+
+
+class Refused(TestCase):
+    """What tidemark refuses. `self.overlay` is on `self.base`; `self.disk` is raw."""
+
+    def setUp(self):
+        super().setUp()
+        self.disk = self.create("disk.raw", "1M", fmt="raw")
+        self.base = self.create("base.qcow2", "1M")
+        self.overlay = self.create("overlay.qcow2", "1M", options=("-b", self.base, "-F", "qcow2"))
+        self.target = self.path("target.raw")
+
+    def refused(self, message, *words):
+        result = run(*words, check=False)
+        self.assertEqual(result.returncode, 1, result.stdout + result.stderr)
+        self.assertIn(message, result.stderr)
+
+    def test_options_of_img(self):
+        onto = ("-u", "-b", self.base, "-F", "qcow2", self.overlay)
+        for message, words in (
+            ("--pattern has no effect without --write", ("bench", "-c1", "-d1", "--pattern=1", self.disk)),
+            ("--no-drain has no effect without --flush", ("bench", "-c1", "-d1", "--no-drain", self.disk)),
+            ("--parallel (-m) has no effect with --salvage", ("convert", "--salvage", "-m2", self.disk, self.target)),
+            ("--oob-writes (-W) has no effect with", ("convert", "--salvage", "-W", self.disk, self.target)),
+            ("--force-share (-U) has no effect without a file", ("measure", "-U", "--size=1M")),
+            ("-o size has no effect", ("measure", "-O", "qcow2", "-o", "size=2M", self.disk)),
+            ("--compress (-c) has no effect with", ("rebase", "-c", *onto)),
+            ("--backing-cache (-T) has no effect with", ("rebase", "-T", "none", *onto)),
+            ("--force-share (-U) has no effect with", ("rebase", "-U", *onto)),
+        ):
+            with self.subTest(words=words):
+                self.refused(message, *tool("img"), *words)
+                run(compat("qemu-img"), *words)
+                if os.path.exists(self.target):
+                    os.remove(self.target)
+
+    def test_options_of_img_that_only_tidemark_has(self):
+        onto = ("-b", self.base, "-F", "qcow2", self.overlay)
+        for message, words in (
+            ("--bitmaps has no effect with", ("rebase", "--bitmaps", "-u", *onto)),
+            ("--bitmaps and --no-bitmaps exclude", ("rebase", "--bitmaps", "--no-bitmaps", *onto)),
+            ("--bitmaps and --no-bitmaps exclude", ("commit", "--bitmaps", "--no-bitmaps", self.overlay)),
+            ("the address of an NBD server only", ("map", "--layers", "-U", "nbd://localhost")),
+        ):
+            with self.subTest(words=words):
+                self.refused(message, *tool("img"), *words)
+
+    def test_bitmaps_of_a_source_that_has_none(self):
+        words = ("convert", "--bitmaps", "-O", "qcow2", self.disk, self.target)
+        for program in (tool("img"), [compat("qemu-img")]):
+            self.refused("Source lacks bitmap support", *program, *words)
+            self.assertFalse(os.path.exists(self.target))
+
+    def test_an_image_that_could_not_be_made_is_not_measured(self):
+        for options in ("compat=0.10,refcount_bits=64", "compat=v2,refcount_bits=1"):
+            words = ("measure", "-O", "qcow2", "-o", options, "--size", "1G")
+            self.refused("Different refcount widths than 16 bits require", *tool("img"), *words)
+            self.assertEqual(qemu_img(*words, check=False).returncode, 1)
+
+    def test_options_that_a_list_of_exports_does_not_use(self):
+        nowhere = self.path("nowhere.sock")
+        for option in (
+            ("--persistent",), ("--shared", "2"), ("--detect-zeroes", "on"), ("--image-opts",),
+            ("--handshake-limit", "3"), ("--pid-file", self.path("pid")), ("--selinux-label", "x"),
+        ):
+            with self.subTest(option=option):
+                words = ("-L", "-k", nowhere, *option)
+                self.refused(f"List mode is incompatible with {option[0]}", *tool("nbd"), *words)
+                self.refused("Failed to connect", compat("qemu-nbd"), *words)
+
+    def test_options_of_an_audit(self):
+        words = (*tool("audit"), "--to", self.path("backups"))
+        for more in (
+            ("--node", "n"), ("--qmp", "q"), ("--fleece-dir", "d"), ("--nbd", "nbd://h"), ("--tls-creds", "t"),
+        ):
+            with self.subTest(more=more):
+                self.refused("--image excludes", *words, "--image", self.base, *more)
+        self.refused("--format needs --image", *words, "--qmp", "q", "--node", "n", "-f", "qcow2")
+
+    def test_a_partition_without_a_path(self):
+        self.refused("--partition needs a path", *tool("files"), "--partition=1", self.path("backups"))
+
+
+class Cache(TestCase):
+    """Cache modes, and I/O that needs one of them."""
+
+    def opened_directly(self, *words):
+        trace = self.path("trace")
+        run("strace", "-f", "-qq", "-e", "trace=openat", "-o", trace, *words)
+        with open(trace, encoding="utf-8", errors="replace") as lines:
+            return any("disk.raw" in line and "O_DIRECT" in line for line in lines)
+
+    def test_native_io_needs_a_direct_cache_mode_in_a_list_of_options_too(self):
+        disk = self.create("disk.raw", "1M", fmt="raw")
+        options = f"driver=raw,file.driver=file,file.filename={disk}"
+        for program in (tool("io"), [compat("qemu-io")]):
+            words = (*program, "--image-opts", "-c", "read 0 4k")
+            for native in (("-k",), ("-i", "native")):
+                result = run(*words, *native, options, check=False)
+                self.assertEqual(result.returncode, 1)
+                self.assertIn("aio=native was specified, but it requires cache.direct=on", result.stderr)
+                run(*words, *native, options + ",cache.direct=on")
+                run(*words, *native, "-n", options)
+                run(*words, *native, options + ",file.aio=threads")
+
+    def test_of_two_cache_modes_the_last_one_counts(self):
+        disk = self.create("disk.raw", "1M", fmt="raw")
+        for words, direct in (
+            (("-n",), True),
+            (("-n", "-t", "writeback"), False),
+            (("-t", "writeback", "-n"), True),
+            (("-t", "none", "-t", "writeback"), False),
+        ):
+            with self.subTest(words=words):
+                read = (*words, "-f", "raw", "-c", "read 0 4k", disk)
+                self.assertEqual(self.opened_directly(*tool("io"), *read), direct)
+                if len(words) < 4:
+                    line = f"open {' '.join(words)} -o driver=raw {disk}"
+                    self.assertEqual(self.opened_directly(*tool("io"), "-c", line), direct)
+
+    def test_a_wrong_cache_mode_is_refused_next_to_another_one(self):
+        disk = self.create("disk.raw", "1M", fmt="raw")
+        for words in (("-t", "nothing", "-n"), ("-n", "-t", "nothing"), ("-t", "nothing", "-t", "none")):
+            result = io(disk, "read 0 4k", fmt="raw", options=words, check=False)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn("Invalid cache option: nothing", result.stderr)
+        result = run(*tool("io"), "-c", f"open -n -t nothing -o driver=raw {disk}", check=False)
+        self.assertIn("Invalid cache option: nothing", result.stderr)
+
+    def test_what_a_cache_mode_says_counts_where_the_options_are_silent(self):
+        """cache.direct of the options leaves the rest of --cache=unsafe, which is not to flush."""
+        disk, trace = self.create("disk.raw", "1M", fmt="raw"), self.path("trace")
+        calls = dict(os.environ, TIDEMARK_LOOP="epoll")  # a ring would hide them
+        for options, flushes in (("", False), (",cache.direct=off", False), (",cache.no-flush=off", True)):
+            image = f"driver=raw,file.driver=file,file.filename={disk}{options}"
+            run("strace", "-f", "-qq", "-o", trace, *tool("io"), "--image-opts", "-t", "unsafe",
+                "-c", "write 0 4k", "-c", "flush", image, env=calls)
+            with open(trace, encoding="utf-8", errors="replace") as lines:
+                self.assertEqual("sync(" in lines.read(), flushes, options)
+
+
+if __name__ == "__main__":
+    unittest.main()
