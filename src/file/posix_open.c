@@ -141,7 +141,7 @@ static int make_temporary_file(const struct open_call *c)
     if (fd < 0) {
         return -errno;
     }
-    if (ftruncate(fd, (off_t)c->temporary) < 0) {
+    if (TEMP_FAILURE_RETRY(ftruncate(fd, (off_t)c->temporary)) < 0) {
         int saved = errno;
 
         close(fd);
@@ -417,7 +417,7 @@ static int trim_blocking(void *arg)
 
     if (posix_file_size(f->fd, false, &file_size) == 0 && file_size > size &&
         file_size == round_up(size, f->block_size)) {
-        return ftruncate(f->fd, (off_t)size) < 0 ? -errno : 0;
+        return TEMP_FAILURE_RETRY(ftruncate(f->fd, (off_t)size)) < 0 ? -errno : 0;
     }
     return 0;
 }

@@ -73,7 +73,8 @@ static int allocate_past_end_blocking(void *arg)
     if (st.st_size > (off_t)c->offset) {
         return -EOPNOTSUPP;
     }
-    return fallocate(c->fd, 0, (off_t)c->offset, (off_t)c->length) < 0 ? -errno : 0;
+    return TEMP_FAILURE_RETRY(fallocate(c->fd, 0, (off_t)c->offset, (off_t)c->length)) < 0 ? -errno
+                                                                                           : 0;
 }
 
 static int co_allocate_past_end(struct posix_file *f, uint64_t offset, uint64_t length)
@@ -223,7 +224,7 @@ static int ftruncate_blocking(void *arg)
 {
     const struct ftruncate_call *c = arg;
 
-    return ftruncate(c->fd, (off_t)c->size) < 0 ? -errno : 0;
+    return TEMP_FAILURE_RETRY(ftruncate(c->fd, (off_t)c->size)) < 0 ? -errno : 0;
 }
 
 static int co_ftruncate(int fd, uint64_t size)

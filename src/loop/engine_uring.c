@@ -352,7 +352,9 @@ static void uring_turn(struct reactor *reactor, int64_t timeout_ns)
 
 /* --- operations */
 
-/* The ring was short of memory, or io_uring can't wait for this kind of descriptor. */
+/*
+ * The ring was short of memory, io_uring can't wait for this kind of descriptor, or a signal came.
+ */
 static bool uring_is_refused(int result)
 {
     return result == -EAGAIN || result == -EINTR;
@@ -384,18 +386,22 @@ static ssize_t uring_co_pwritev(struct reactor *reactor, int fd, const struct io
 static int uring_co_fdatasync(struct reactor *reactor, int fd)
 {
     struct io_uring_sqe *sqe = co_get_sqe(reactor);
+    int r;
 
     io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
-    return co_wait_for_file(uring_of(reactor), sqe, fd);
+    r = co_wait_for_file(uring_of(reactor), sqe, fd);
+    return uring_is_refused(r) ? loop_pool_co_fdatasync(reactor, fd) : r;
 }
 
 static int uring_co_fallocate(struct reactor *reactor, int fd, int mode, uint64_t offset,
                               uint64_t length)
 {
     struct io_uring_sqe *sqe = co_get_sqe(reactor);
+    int r;
 
     io_uring_prep_fallocate(sqe, fd, mode, (off_t)offset, (off_t)length);
-    return co_wait_for_file(uring_of(reactor), sqe, fd);
+    r = co_wait_for_file(uring_of(reactor), sqe, fd);
+    return uring_is_refused(r) ? loop_pool_co_fallocate(reactor, fd, mode, offset, length) : r;
 }
 
 /* On the stack of the coroutine that polls. */

@@ -36,6 +36,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <unistd.h>
 
 #include "loop/internal.h"
 
@@ -295,7 +296,7 @@ static long count_sleeps(void)
 
 static ssize_t write_now(int fd, const struct iovec *iov, int iovcnt, uint64_t offset)
 {
-    ssize_t n = pwritev(fd, iov, iovcnt, (off_t)offset);
+    ssize_t n = TEMP_FAILURE_RETRY(pwritev(fd, iov, iovcnt, (off_t)offset));
 
     return n < 0 ? -errno : n;
 }

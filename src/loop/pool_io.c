@@ -20,17 +20,18 @@ struct io_job {
     ssize_t done;
 };
 
-/* -errno for a system call that returned -1. */
-static ssize_t or_errno(ssize_t r)
-{
-    return r < 0 ? -errno : r;
-}
+/* The result of a system call, which is made again while signals interrupt it; -errno. */
+#define RESULT_OF(call)                                                                            \
+    ({                                                                                             \
+        ssize_t result_ = TEMP_FAILURE_RETRY(call);                                                \
+        result_ < 0 ? -errno : result_;                                                            \
+    })
 
 static int read_job(void *arg)
 {
     struct io_job *job = arg;
 
-    job->done = or_errno(preadv(job->fd, job->iov, job->iovcnt, (off_t)job->offset));
+    job->done = RESULT_OF(preadv(job->fd, job->iov, job->iovcnt, (off_t)job->offset));
     return 0;
 }
 
@@ -39,11 +40,11 @@ static int write_job(void *arg)
     struct io_job *job = arg;
     int flags = job->flags & LOOP_IO_DSYNC ? RWF_DSYNC : 0;
 
-    job->done = or_errno(pwritev2(job->fd, job->iov, job->iovcnt, (off_t)job->offset, flags));
+    job->done = RESULT_OF(pwritev2(job->fd, job->iov, job->iovcnt, (off_t)job->offset, flags));
     if (job->done == -EOPNOTSUPP && flags) {
         /* Old kernels, sandboxes and emulators lack the system call. */
-        job->done = or_errno(pwritev(job->fd, job->iov, job->iovcnt, (off_t)job->offset));
-        if (job->done >= 0 && fdatasync(job->fd) < 0) {
+        job->done = RESULT_OF(pwritev(job->fd, job->iov, job->iovcnt, (off_t)job->offset));
+        if (job->done >= 0 && TEMP_FAILURE_RETRY(fdatasync(job->fd)) < 0) {
             job->done = -errno;
         }
     }
@@ -54,14 +55,14 @@ static int fdatasync_job(void *arg)
 {
     struct io_job *job = arg;
 
-    return (int)or_errno(fdatasync(job->fd));
+    return (int)RESULT_OF(fdatasync(job->fd));
 }
 
 static int fallocate_job(void *arg)
 {
     struct io_job *job = arg;
 
-    return (int)or_errno(fallocate(job->fd, job->mode, (off_t)job->offset, (off_t)job->length));
+    return (int)RESULT_OF(fallocate(job->fd, job->mode, (off_t)job->offset, (off_t)job->length));
 }
 
 ssize_t loop_pool_co_preadv(struct reactor *reactor, int fd, const struct iovec *iov, int iovcnt,

@@ -8,7 +8,7 @@ import re
 
 import nbd
 from nbd_server import NbdServer, Nbdkit
-from tidemark import TestCase, img, io, run, tool
+from tidemark import BUILD, TestCase, img, io, qemu_img, run, tool
 
 MIB = 1 << 20
 
@@ -35,6 +35,44 @@ class Failing(TestCase):
         with open(path, "wb") as f:
             f.write(bytes([byte]) * size)
         return path
+
+
+class Interrupted(TestCase):
+    """Calls that signals interrupt, or that transfer a part, are made again and go on."""
+
+    def setUp(self):
+        super().setUp()
+        library = os.path.join(BUILD, "tests", "tools", "libinterrupted.so")
+        self.assertTrue(os.path.exists(library))
+        # Without io_uring, whose requests are no calls. The sanitizer wants to be loaded first.
+        asan = os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"
+        self.environment = {**os.environ, "LD_PRELOAD": library, "TIDEMARK_LOOP": "epoll",
+                            "ASAN_OPTIONS": asan}  # fmt: skip
+
+    def tool(self, name, *words):
+        return run(*tool(name), *words, env=self.environment)
+
+    def test_files_have_what_was_written(self):
+        for fmt in ("qcow2", "raw"):
+            for prealloc in ("off", "falloc", "full"):
+                for cache in ("writeback", "none"):
+                    with self.subTest(fmt=fmt, prealloc=prealloc, cache=cache):
+                        path = self.path(f"{fmt}-{prealloc}-{cache}")
+                        self.tool("img", "create", "-q", "-f", fmt, "-o",
+                                  f"preallocation={prealloc}", path, "2M")  # fmt: skip
+                        self.tool("io", "-f", fmt, "-t", cache, "-d", "unmap", "-c", "write -P 1 0 1M",
+                                  "-c", "write -P 2 1000 70000", "-c", "write -zu 512k 100k",
+                                  "-c", "write -z 700000 5000", "-c", "discard 64k 64k", "-c", "flush",
+                                  "-c", "read -P 2 1000 60000", path)  # fmt: skip
+                        self.tool("img", "resize", "-q", "-f", fmt, "--shrink", path, "900k")
+                        self.tool("img", "resize", "-q", "-f", fmt, path, "1M")
+                        io(path, "read -P 1 0 1000", "read -P 2 1000 60000", "read -P 1 256k 256k",
+                           "read -P 0 512k 100k", "read -P 1 620k 60k", "read -P 0 700000 5000",
+                           "read -P 0 900k 124k", fmt=fmt)  # fmt: skip
+                        copy = self.path("copy")
+                        self.tool("img", "convert", "-f", fmt, "-O", "qcow2", "-t", cache, path, copy)
+                        img("compare", "-q", "-f", fmt, "-F", "qcow2", path, copy)
+                        qemu_img("check", "-q", copy)
 
 
 class Convert(Failing):
