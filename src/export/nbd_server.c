@@ -228,9 +228,14 @@ void export_nbd_server_end_accepting(void)
     }
 }
 
-/* Disconnect all clients, delete the exports, release the server. Waits for requests in work. */
+/*
+ * Disconnect all clients, delete the exports, release the server. Waits for requests in work; the
+ * path of the socket is free before, so that none is removed that another server puts there.
+ */
 static void co_stop_server(void)
 {
+    nbd_server_stop_accepting(state.server);
+    co_remove_socket();
     nbd_server_co_disconnect_all(state.server);
     block_co_control_lock();
     export_co_del_all("nbd");
@@ -239,7 +244,6 @@ static void co_stop_server(void)
     state.server = NULL;
     state.port = 0;
     drop_tls();
-    co_remove_socket();
     state.busy = state.stopping = false;
     log_info("NBD server: stopped");
 }

@@ -4,13 +4,14 @@
 import os
 import socket
 import struct
+import threading
 import time
 import unittest
 
 from nbd_raw import BLOCK_STATUS, IHAVEOPT, LIST_META, READ, WRITE, RawClient, meta_data
 from nbd_server import NbdServer
 from qmp import QmpError
-from tidemark import Process, TestCase, run, tool
+from tidemark import Process, TestCase, run, tool, wait_until
 from nbd_hostile import Hostile
 
 
@@ -97,6 +98,32 @@ class Exports(TestCase):
             self.assertLess(time.monotonic() - begun, 15)
             self.assertEqual(daemon.qmp.command("query-nbd-server")["running"], True)
         daemon.kill()
+
+    def test_a_server_that_stops_late_leaves_its_path_to_the_next(self):
+        begun, end = threading.Event(), threading.Event()
+
+        def hang(*request):
+            begun.set()
+            end.wait()
+            raise EOFError
+
+        slow = Hostile(self.path("slow"), on_request=hang)
+        self.addCleanup(slow.close)
+        daemon = self.serve(f"driver=nbd,node-name=a,server.type=unix,server.path={self.path('slow')}")
+        daemon.qmp.command("block-export-add", type="nbd", id="e", node_name="a", name="")
+        with RawClient(self.socket) as client:
+            client.go()
+            client.request(READ, 0, 512)
+            self.assertTrue(begun.wait(20))
+            with self.assertRaisesRegex(QmpError, "requests in work that don't end"):
+                daemon.qmp.command("nbd-server-stop")
+        with socket.socket(socket.AF_UNIX) as following:
+            following.bind(self.socket)
+            following.listen()
+            end.set()
+            wait_until(lambda: not daemon.qmp.command("query-nbd-server")["running"], "the stop")
+            self.assertTrue(os.path.exists(self.socket))
+        daemon.stop()
 
     def test_clients_negotiate_in_a_thread_of_their_own(self):
         """A thousand handshakes take no time of the one that serves monitors."""
