@@ -50,20 +50,40 @@ int cli_go_to_background(int *ret_ready_fd, struct error *err)
     return 0;
 }
 
+/*
+ * File systems that know no locks are fine. The lock belongs to the open file, so that it is not
+ * lost with another descriptor of the same file.
+ */
+static int lock_pid_file(int fd, const char *path, struct error *err)
+{
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+
+    if (fcntl(fd, F_OFD_SETLK, &lock) < 0 && (errno == EAGAIN || errno == EACCES)) {
+        return error_set(err, EAGAIN,
+                         "Cannot lock pid file '%s': the process that has written it is running",
+                         path);
+    }
+    return 0;
+}
+
 int cli_write_pid_file(const char *path, struct error *err)
 {
-    FILE *f = fopen(path, "w");
+    int r, fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
 
-    if (!f || fprintf(f, "%ld\n", (long)getpid()) < 0 || fflush(f) != 0) {
-        int code = errno;
-
-        if (f) {
-            fclose(f);
-        }
-        return error_set_errno(err, code, "Could not create '%s'", path);
+    if (fd < 0) {
+        return error_set_errno(err, errno, "Could not create '%s'", path);
     }
-    fclose(f);
-    return 0;
+    r = lock_pid_file(fd, path, err);
+    /* Not a file, but a terminal or a pipe, has no length. */
+    if (r == 0 &&
+        ((ftruncate(fd, 0) < 0 && errno != EINVAL) || dprintf(fd, "%ld\n", (long)getpid()) < 0)) {
+        r = error_set_errno(err, errno, "Could not create '%s'", path);
+    }
+    if (r < 0) {
+        close(fd);
+    }
+    /* Otherwise it stays open, with the lock. */
+    return r;
 }
 
 void cli_announce_serving(int ready_fd, bool keep_errors)

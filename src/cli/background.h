@@ -22,7 +22,8 @@ int cli_go_to_background(int *ret_ready_fd, struct error *err);
  */
 void cli_announce_serving(int ready_fd, bool keep_errors);
 /*
- * The file stays when the server ends, as that of qemu-nbd: the user removes it, maybe at this
+ * The file is locked as long as this process lives: -EAGAIN if another one lives that has written
+ * it. It stays when the server ends, as that of qemu-nbd: the user removes it, maybe at this
  * moment.
  */
 int cli_write_pid_file(const char *path, struct error *err);

@@ -129,8 +129,10 @@ static int co_start_nbd_server(const struct export_nbd_server_config *config, st
     state.server = server;
     if (state.unix_path) {
         log_info("NBD server: listens on unix:%s", state.unix_path);
-    } else {
+    } else if (state.port) {
         log_info("NBD server: listens on TCP port %u", state.port);
+    } else {
+        log_info("NBD server: listens");
     }
     return 0;
 }

@@ -420,6 +420,52 @@ class Compatible(TestCase):
         program[2] = script.replace("FDS=1", "FDS=2")
         self.refused("One socket can be served", program=program)
 
+    def passing(self, number):
+        """A program that runs another with the descriptor, as a service manager does."""
+        script = f'exec 3<&{number}; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"'
+        return ["bash", "-c", script, "sh"]
+
+    def test_a_passed_socket_is_served_in_the_background_too(self):
+        pid_file = self.path("pid")
+        with socket.create_server(("127.0.0.1", 0)) as passed:
+            how = {"pass_fds": (passed.fileno(),)}
+            words = ("-t", "--pid-file", pid_file, "-f", "raw", self.disk)
+            run(*self.passing(passed.fileno()), *tool("nbd"), "--fork", *words, **how)
+            with open(pid_file, encoding="ascii") as file:
+                pid = int(file.read())
+            try:
+                with RawClient(passed.getsockname()[1]) as client:
+                    client.go()
+            finally:
+                os.kill(pid, signal.SIGTERM)
+
+    def test_what_is_passed_has_to_be_a_listening_socket(self):
+        with socket.socket() as idle, open(self.disk, "rb") as file:
+            for passed in idle.fileno(), file.fileno():
+                program = [*self.passing(passed), *tool("nbd")]
+                result = run(*program, "-f", "raw", self.disk, pass_fds=(passed,), check=False)
+                self.assertEqual(result.returncode, 1)
+                self.assertIn("descriptor 3 is no listening socket", result.stderr)
+
+    def test_the_file_with_the_process_id_of_a_running_server_is_not_overwritten(self):
+        pid_file = self.path("pid")
+        command = [*tool("nbd"), "-t", "-r", "--pid-file", pid_file, "-k", self.socket]
+        server = self.own(Process([*command, "-f", "raw", self.disk], self.path("log")))
+        wait_until(lambda: os.path.exists(pid_file) and os.path.getsize(pid_file), "the file")
+        words = ("--pid-file", pid_file, "-k", self.path("s2"), "-r", "-f", "raw")
+        self.refused("Cannot lock pid file", *words)
+        with open(pid_file, encoding="ascii") as file:
+            self.assertEqual(int(file.read()), server.process.pid)
+        server.stop()
+        second = self.own(Process([*tool("nbd"), "-t", *words, self.disk], self.path("log2")))
+        second.wait_for(lambda: can_connect(self.path("s2")), "the server")
+
+        def is_written():
+            with open(pid_file, encoding="ascii") as file:
+                return file.read() == f"{second.process.pid}\n"
+
+        wait_until(is_written, "the file")
+
     def test_what_was_not_flushed_is_flushed_at_the_end_and_its_error_told(self):
         config = self.path("flush.conf")
         with open(config, "w", encoding="utf-8") as file:

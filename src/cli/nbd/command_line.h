@@ -38,6 +38,7 @@ struct nbd_command_line {
     uint64_t max_per_address; /* 0: any number */
     uint64_t offset_bytes;
     uint64_t handshake_seconds; /* if handshake_limit */
+    bool socket_was_passed;     /* to this process, or to the one that went to the background */
     sigset_t end_signals;       /* blocked, and read from a signalfd */
     int ready_fd;               /* gets a byte when clients can connect; -1: nobody waits */
 };

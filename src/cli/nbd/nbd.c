@@ -361,6 +361,8 @@ int nbd_run(struct nbd_command_line *cl)
     ERROR_AUTO(err);
 
     cli_observe_server();
+    /* A socket is passed to a process by its ID, which is another one in the background. */
+    cl->socket_was_passed = nbd_passed_sockets() > 0;
     if (cl->fork && cli_go_to_background(&cl->ready_fd, &err) < 0) {
         return cli_report(&err);
     }

@@ -47,14 +47,26 @@ long nbd_passed_sockets(void)
     return MAX(strtol(count, NULL, 10), 0);
 }
 
-/* The listening socket that was passed; -1: none. */
-static int take_passed_socket(void)
+/* *ret_fd is the listening socket that was passed; -1: none was. */
+static int take_passed_socket(const struct nbd_command_line *cl, int *ret_fd, struct error *err)
 {
-    if (nbd_passed_sockets() == 0 || fcntl(FIRST_PASSED_FD, F_SETFD, FD_CLOEXEC) < 0 ||
-        fcntl(FIRST_PASSED_FD, F_SETFL, O_NONBLOCK) < 0) {
-        return -1;
+    socklen_t size = sizeof(int);
+    int listening = 0;
+
+    if (!cl->socket_was_passed) {
+        *ret_fd = -1;
+        return 0;
     }
-    return FIRST_PASSED_FD;
+    if (getsockopt(FIRST_PASSED_FD, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) < 0 ||
+        !listening || fcntl(FIRST_PASSED_FD, F_SETFD, FD_CLOEXEC) < 0 ||
+        fcntl(FIRST_PASSED_FD, F_SETFL, O_NONBLOCK) < 0) {
+        return error_set(err, EINVAL,
+                         "Socket activation failed: LISTEN_FDS says that a socket was passed, and "
+                         "descriptor %d is no listening socket",
+                         FIRST_PASSED_FD);
+    }
+    *ret_fd = FIRST_PASSED_FD;
+    return 0;
 }
 
 /* Put a raw node on the image, which begins at --offset. */
@@ -141,8 +153,10 @@ static int co_start_server_of_face(const struct nbd_command_line *cl, struct err
         .port = (char *)(uintptr_t)(cl->port ?: NBD_DEFAULT_PORT),
     };
 
+    if (take_passed_socket(cl, &config.listen_fd, err) < 0) {
+        return -EINVAL;
+    }
     config.address = &address;
-    config.listen_fd = take_passed_socket();
     config.max_connections = (unsigned)cl->max_clients;
     config.max_per_address = (unsigned)cl->max_per_address;
     if (cl->handshake_limit) {
