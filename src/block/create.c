@@ -19,6 +19,7 @@ int block_co_create_image(const char *format, const char *filename, uint64_t siz
 {
     AUTO_OPTIONS struct options *opts = opts_in ? opts_in : options_new();
     const struct block_driver *driver = block_find_driver(format);
+    int r;
 
     if (!opts) {
         return error_out_of_memory(err);
@@ -29,6 +30,10 @@ int block_co_create_image(const char *format, const char *filename, uint64_t siz
     if (!driver->co_create) {
         return error_set(err, ENOTSUP, "Format driver '%s' does not support image creation",
                          format);
+    }
+    r = block_check_scheme(filename, err);
+    if (r < 0) {
+        return r;
     }
     /* Disks have whole sectors. The driver refuses sizes that are too large. */
     size = size > INT64_MAX - CREATE_SECTOR ? size : round_up(size, CREATE_SECTOR);

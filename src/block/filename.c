@@ -10,6 +10,15 @@
 #include "block/internal.h"
 #include "loop/loop.h"
 
+int block_check_scheme(const char *filename, struct error *err)
+{
+    size_t length = strcspn(filename, ":/");
+
+    return filename[length] == ':' && !block_driver_of_filename(filename)
+               ? error_set(err, EINVAL, "Unknown protocol '%.*s'", (int)length, filename)
+               : 0;
+}
+
 /* The options of the protocol node that a filename names. */
 static int co_protocol_options(const char *filename, struct options **ret_options,
                                struct error *err)
@@ -41,10 +50,8 @@ static int co_protocol_options(const char *filename, struct options **ret_option
         if (r < 0) {
             return r;
         }
-    } else if (!driver && strchr(filename, ':') &&
-               strcspn(filename, ":") < strcspn(filename, "/")) {
-        return error_set(err, EINVAL, "Unknown protocol '%.*s'", (int)strcspn(filename, ":"),
-                         filename);
+    } else if (block_check_scheme(filename, err) < 0) {
+        return -EINVAL;
     } else {
         bool device =
             loop_co_stat(filename, &st) == 0 && (S_ISBLK(st.st_mode) || S_ISCHR(st.st_mode));

@@ -64,6 +64,8 @@ const struct block_driver *block_find_driver(const char *name);
  * a plain path.
  */
 const struct block_driver *block_driver_of_filename(const char *filename);
+/* -EINVAL if a filename begins like an address of a protocol that there is not. Does not yield. */
+int block_check_scheme(const char *filename, struct error *err);
 /* Iterate: NULL begins, NULL ends. */
 const struct block_driver *block_next_driver(const struct block_driver *d);
 const char *block_driver_name(const struct block_driver *d);

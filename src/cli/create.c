@@ -355,6 +355,7 @@ static int co_plan_image(const struct cli_new_image *image, struct creation_opti
     char number[24];
     int r = cli_find_creatable(image->format, &driver, err);
 
+    UNLESS_FAILED(r, block_check_scheme(image->filename, err));
     UNLESS_FAILED(r, creation_options_check(set, driver, image->filename, err));
     UNLESS_FAILED(r, choose_size(image, set, &size, err));
     UNLESS_FAILED(r, co_check_backing(image, set, &size, err));

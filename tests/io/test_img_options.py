@@ -309,6 +309,8 @@ class Refused(TestCase):
             (f"{missing}: error while creating output image: Could not create",
              "dd", f"if={disk}", f"of={missing}"),
             ("x:y: Unknown protocol 'x'\n", "create", "-f", "qcow2", "x:y", "1M"),
+            ("x:y: Unknown protocol 'x'\n", "create", "-f", "raw", "x:y", "1M"),
+            ("x:y: Unknown protocol 'x'\n", "create", "-f", "vmdk", "x:y", "1M"),
             ("Could not open 'json:{': Could not parse the JSON options: ", "info", "json:{"),
             ("Cannot grow device files", "create", "-f", "raw", "/dev/null", "1M"),
             (no_text, *create, "-f", "luks", "-o", "key-secret=k", self.path("luks"), "1M"),
@@ -319,6 +321,8 @@ class Refused(TestCase):
                 result = run(compat("qemu-img"), *arguments, check=False)
                 self.assertEqual(result.returncode, 1)
                 self.assertIn(message, result.stderr)
+                self.assertNotIn("Formatting 'x:y'", result.stdout)
+        self.assertFalse(os.path.exists("x:y"), "a file of an unknown protocol was made")
         self.refused("Can't store persistent bitmaps to #block", "bitmap", "--add", "-f", "raw", disk, "b")
 
     def test_a_reader_that_is_gone_is_no_error_under_qemus_names(self):
