@@ -180,7 +180,8 @@ struct bench_texts {
     const char *count, *depth, *flush_interval, *offset, *pattern, *size, *step, *aio;
 };
 
-static int check_useless(const struct bench_texts *t, const struct bench *b, struct error *err)
+static int check_bench_useless(const struct bench_texts *t, const struct bench *b,
+                               struct error *err)
 {
     const struct img_useless reads[] = {{t->pattern != NULL, "--pattern"}};
     const struct img_useless never_flushes[] = {{b->no_drain, "--no-drain"}};
@@ -213,7 +214,7 @@ static int parse_bench_texts(const struct bench_texts *t, struct bench *b, struc
     if (b->flush_interval && !b->is_write) {
         return error_set(err, EINVAL, "--flush-interval is only available in write tests");
     }
-    r = check_useless(t, b, err);
+    r = check_bench_useless(t, b, err);
     if (r < 0) {
         return r;
     }

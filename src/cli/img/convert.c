@@ -88,7 +88,7 @@ static bool request_has_backing(const struct convert_request *q)
     return q->backing || options_name_backing(&q->options);
 }
 
-static int check_useless(const struct convert_request *q, struct error *err)
+static int check_order_options(const struct convert_request *q, struct error *err)
 {
     const struct img_useless in_order[] = {
         {q->workers_text != NULL, "--parallel (-m)"},
@@ -128,7 +128,7 @@ static int check_convert_request(const struct convert_request *q, int sources, s
             return error_set(err, EINVAL, "%s", contradictions[i].sentence);
         }
     }
-    return check_useless(q, err);
+    return check_order_options(q, err);
 }
 
 static int parse_convert_texts(struct convert_request *q, struct error *err)
