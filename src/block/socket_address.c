@@ -90,6 +90,9 @@ static int check_address(const struct socket_address *a, struct error *err)
     if (a->ipv4 == SOCKET_FAMILY_NO && a->ipv6 == SOCKET_FAMILY_NO) {
         return error_set(err, EINVAL, "Cannot disable IPv4 and IPv6 at same time");
     }
+    if (a->padded && !a->abstract) {
+        return error_set(err, EINVAL, "'tight' is for abstract addresses (abstract=on)");
+    }
     if (a->cid && !is_number(a->cid)) {
         return error_set(err, EINVAL, "Failed to parse cid '%s'", a->cid);
     }

@@ -108,7 +108,8 @@ static int co_open_chardev_log(struct chardev *c, struct json_object *data, stru
     int mode = chardev_flag(data, "logappend", false) ? O_APPEND : O_TRUNC;
 
     if (!path) {
-        return 0;
+        return mode == O_TRUNC ? 0
+                               : error_set(err, EINVAL, "'logappend' option requires 'logfile'");
     }
     c->log_fd = loop_co_open(path, O_WRONLY | O_CREAT | O_CLOEXEC | mode, 0666);
     return c->log_fd < 0 ? error_set_errno(err, -c->log_fd, "Could not create '%s'", path) : 0;

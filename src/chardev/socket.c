@@ -104,6 +104,10 @@ static int co_open_socket(struct chardev *c, struct json_object *data, struct er
     json_object_object_get_ex(addr, "data", &members);
     r = check_socket_options(data, s->server, err);
     UNLESS_FAILED(r, socket_address_from_json(members, &s->address, err));
+    if (r >= 0 && s->address.to && !s->server) {
+        r = error_set(err, EINVAL,
+                      "'to' option is incompatible with socket in client connect mode");
+    }
     if (r >= 0 && s->address.fd && s->reconnect_ms) {
         r = error_set(err, EINVAL, "'reconnect' option is incompatible with 'fd' address type");
     }

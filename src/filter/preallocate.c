@@ -180,7 +180,7 @@ static void preallocate_child_perm(struct block_node *node, struct block_edge *e
     const unsigned change = BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE;
 
     block_default_child_perm(node, edge, parents_perm, parents_shared, ret_perm, ret_shared);
-    if ((*ret_perm & change) || has_file_room(node)) {
+    if ((*ret_perm & change) || (!node->read_only && has_file_room(node))) {
         *ret_perm |= change;
         *ret_shared &= ~change;
     }

@@ -65,6 +65,10 @@ static int take_limit_value(const struct sources *from, const char *name, const 
 
     snprintf(key, sizeof(key), "%s%s", name, suffix);
     snprintf(old_key, sizeof(old_key), "x-%s", key);
+    if (from->old_names && from->limits && options_has(from->old_names, old_key) &&
+        options_has(from->limits, key)) {
+        return error_set(err, EINVAL, "'%s' and '%s' of 'limits' exclude each other", old_key, key);
+    }
     if (from->old_names) {
         r = take_limit_number(from->old_names, old_key, limit, value, err);
     }

@@ -236,6 +236,12 @@ static int take_node_target(struct options *opts, struct node_target *t, struct 
     UNLESS_FAILED(r, options_take_uint(opts, "reconnect-delay", 0, UINT32_MAX, &t->reconnect, err));
     UNLESS_FAILED(r, options_take_uint(opts, "x-connections", default_connections(), NBD_POOL_MAX,
                                        &t->connections, err));
+    if (r == 0 && t->address.to) {
+        r = error_set(err, EINVAL, "'server.to' is for servers: a client connects to one port");
+    }
+    if (r == 0 && t->tls.hostname && !t->tls.creds && !t->tls.own) {
+        r = error_set(err, EINVAL, "tls-hostname is of no use without tls-creds");
+    }
     if (r == 0 && t->connections == 0) {
         r = error_set(err, EINVAL, "x-connections has to be at least 1");
     }

@@ -121,6 +121,17 @@ class PreallocateTest(tidemark.TestCase):
         daemon.stop()
         self.check("2M")
 
+    def test_an_image_that_is_only_read(self):
+        before = self.size()
+        daemon = self.daemon()
+        node = self.node(**{"read-only": True})
+        node["file"]["file"]["read-only"] = True
+        daemon.qmp.command("blockdev-add", **node, read_only=True)
+        visible, real = self.seen(daemon)
+        self.assertEqual(visible, real)
+        daemon.stop()
+        self.assertEqual(self.size(), before)
+
     def test_a_reopen_that_fails_keeps_the_options(self):
         daemon = self.serve(self.node(**{"prealloc-size": 2 * MIB, "prealloc-align": 4 * MIB}))
         with self.assertRaisesRegex(QmpError, "not aligned to 512"):

@@ -6,7 +6,7 @@ that name accepts it. Of options that contradict each other none wins silently.
 import os
 import unittest
 
-from tidemark import TestCase, compat, img, io, qemu_img, run, tool
+from tidemark import TestCase, compat, io, qemu_img, run, tool
 
 
 class Refused(TestCase):
@@ -146,6 +146,52 @@ class Cache(TestCase):
                 "-c", "write 0 4k", "-c", "flush", image, env=calls)
             with open(trace, encoding="utf-8", errors="replace") as lines:
                 self.assertEqual("sync(" in lines.read(), flushes, options)
+
+
+class Arguments(TestCase):
+    """What the daemon refuses."""
+
+    def setUp(self):
+        super().setUp()
+        self.server = self.daemon()
+
+    def refused(self, message, command, **arguments):
+        answer = self.server.qmp.execute(command, arguments)
+        self.assertIn(message, answer.get("error", {}).get("desc", "it was accepted"))
+
+    def chardev(self, kind, **data):
+        return {"id": "c", "backend": {"type": kind, "data": data}}
+
+    def test_members_of_an_address(self):
+        unix = {"path": self.path("sock"), "tight": False}
+        inet = {"host": "127.0.0.1", "port": "1", "to": 5}
+        tight, to = "'tight' is for abstract", "'to' option is incompatible with socket in client"
+        wrapped = {"type": "unix", "data": unix}
+        self.refused(tight, "nbd-server-start", addr=wrapped)
+        self.refused(tight, "chardev-add", **self.chardev("socket", addr=wrapped))
+        node = {"driver": "nbd", "node-name": "n"}
+        self.refused(tight, "blockdev-add", **node, server={"type": "unix", **unix})
+        self.refused("'server.to' is for servers", "blockdev-add", **node, server={"type": "inet", **inet})
+        for more in ({}, {"reconnect-ms": 1000}):
+            client = self.chardev("socket", addr={"type": "inet", "data": inet}, server=False, **more)
+            self.refused(to, "chardev-add", **client)
+
+    def test_a_log_that_is_not_there(self):
+        self.refused("'logappend' option requires 'logfile'", "chardev-add", **self.chardev("null", logappend=True))
+        self.server.qmp.command("chardev-add", **self.chardev("null", logappend=False))
+
+    def test_the_name_in_a_certificate_without_tls(self):
+        server = {"type": "unix", "path": self.path("sock")}
+        self.refused("tls-hostname is of no use without tls-creds", "blockdev-add", driver="nbd", server=server,
+                     **{"node-name": "n", "tls-hostname": "h"})
+
+    def test_a_limit_that_is_given_twice(self):
+        group = {"qom-type": "throttle-group", "id": "g"}
+        self.refused("'x-iops-total' and 'iops-total' of 'limits' exclude each other", "object-add", **group,
+                     limits={"iops-total": 5}, **{"x-iops-total": 7})
+        self.server.qmp.execute("object-add", {**group, "limits": {"iops-total": 5}, "x-iops-size": 4096})
+        limits = self.server.qmp.command("qom-get", path="/objects/g", property="limits")
+        self.assertEqual((limits["iops-total"], limits["iops-size"]), (5, 4096))
 
 
 if __name__ == "__main__":
