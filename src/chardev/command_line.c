@@ -163,6 +163,15 @@ static const struct {
 
 /* --- --chardev -------------------------------------------------------------------------------- */
 
+/* A chardev has one user here: mux=off, the default of QEMU, says no more than that. */
+static int check_mux(struct options *opts, struct error *err)
+{
+    bool mux;
+    int r = options_take_bool(opts, "mux", false, &mux, err);
+
+    return r >= 0 && mux ? error_set(err, ENOTSUP, "chardev: 'mux' is not supported") : r;
+}
+
 /* Name the first option that is left. */
 static int refuse_rest(const struct options *opts, struct error *err)
 {
@@ -204,6 +213,7 @@ static int to_backend(struct options *opts, const char *type, struct json_object
         r = error_set(err, EINVAL, "'%s' is not a valid char driver name", type);
     }
     UNLESS_FAILED(r, move_options(opts, common, data, err));
+    UNLESS_FAILED(r, check_mux(opts, err));
     UNLESS_FAILED(r, refuse_rest(opts, err));
     UNLESS_FAILED(r, schema_check(type_of_data(type), data,
                                   SCHEMA_CHECK_KEYVAL | SCHEMA_CHECK_SUFFIXES, err));

@@ -77,6 +77,17 @@ class Refused(TestCase):
                 self.refused(f"List mode is incompatible with {option[0]}", *tool("nbd"), *words)
                 self.refused("Failed to connect", compat("qemu-nbd"), *words)
 
+    def test_options_of_nbd_that_exclude_each_other(self):
+        for options, message in (
+            (("-s", "-r"), "--snapshot has no effect with --read-only"),
+            (("-s", "-l", "x"), "--snapshot has no effect with --load-snapshot"),
+            (("-d", "-k", "x"), "--disconnect excludes"),
+            (("-d", "-L"), "--disconnect excludes"),
+            (("-d", "-c", "/dev/nbd0"), "--disconnect excludes"),
+        ):
+            with self.subTest(options=options):
+                self.refused(message, *tool("nbd"), *options, self.disk)
+
     def test_options_of_an_audit(self):
         words = (*tool("audit"), "--to", self.path("backups"))
         for more in (
@@ -179,6 +190,13 @@ class Arguments(TestCase):
     def test_a_log_that_is_not_there(self):
         self.refused("'logappend' option requires 'logfile'", "chardev-add", **self.chardev("null", logappend=True))
         self.server.qmp.command("chardev-add", **self.chardev("null", logappend=False))
+
+    def test_one_user_of_a_chardev(self):
+        words = [*tool("daemon"), "--chardev", "null,id=c,mux={}", "--chardev", "null,id=c"]
+        for mux, message in (("off", "'c' already exists"), ("on", "'mux' is not supported"), ("x", "'mux' expects")):
+            result = run(*[word.format(mux) for word in words], check=False)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn(message, result.stderr)
 
     def test_the_name_in_a_certificate_without_tls(self):
         server = {"type": "unix", "path": self.path("sock")}

@@ -38,13 +38,26 @@ static const struct cli_usage usage = {
 
 /* --- checks ----------------------------------------------------------------------------------- */
 
+/* --disconnect names a device, and nothing else counts. */
+static int check_disconnect(const struct nbd_command_line *cl, struct error *err)
+{
+    if (cl->connect || cl->list || cl->fork || cl->persistent || cl->read_only || cl->snapshot ||
+        cl->image_opts || cl->format || cl->socket || cl->port || cl->bind || cl->name ||
+        cl->pid_file || cl->tls_creds) {
+        return error_set(err, EINVAL, "--disconnect excludes the options for serving an image");
+    }
+    return 0;
+}
+
 /* --connect: the kernel is a client on a unix socket, which has no TLS there. */
 static int check_device(struct nbd_command_line *cl, int rest, struct error *err)
 {
     const char *name = cl->connect ? strrchr(cl->connect, '/') : NULL;
 
     if (cl->disconnect) {
-        return rest == 1 ? 0 : cli_usage_error(err, &usage, "Invalid number of arguments");
+        return rest != 1         ? cli_usage_error(err, &usage, "Invalid number of arguments")
+               : cli_is_compat() ? 0
+                                 : check_disconnect(cl, err);
     }
     if (!cl->connect) {
         return 0;
@@ -294,6 +307,10 @@ static int check_serve_mode(struct nbd_command_line *cl, int rest, struct error 
     }
     if (cl->image_opts && cl->format) {
         return error_set(err, EINVAL, "--image-opts and -f are mutually exclusive");
+    }
+    if (cl->snapshot && (cl->read_only || cl->load_snapshot) && !cli_is_compat()) {
+        return error_set(err, EINVAL, "--snapshot has no effect with %s: nothing can be written",
+                         cl->load_snapshot ? "--load-snapshot" : "--read-only");
     }
     if (cl->stats && cl->fork) {
         return error_set(err, EINVAL, "--stats is incompatible with forking");
