@@ -202,17 +202,24 @@ int blockmap_co_status(struct block_node *node, uint64_t offset, uint64_t length
 
 /* --- writing ---------------------------------------------------------------------------------- */
 
+/* Whether a block reads as zeroes, and not by chance. */
+static bool shows_zeroes(const struct block_node *node, const struct blockmap_run *run)
+{
+    return run->kind == BLOCKMAP_ZERO || (run->kind == BLOCKMAP_ABSENT && !node->backing);
+}
+
 /* What the block shows now, in [from, to) of the disk, is written to the place of the block. */
 static int co_copy_up(struct block_node *node, uint64_t block, uint64_t from, uint64_t to,
-                      const struct blockmap_place *place, bool shows_zeroes)
+                      const struct blockmap_place *place, const struct blockmap_run *run)
 {
+    bool zero = shows_zeroes(node, run);
     AUTO_FREE uint8_t *buf = NULL;
     int r = 0;
 
-    if (from == to || (shows_zeroes && place->is_zero)) {
+    if (from == to || (zero && place->is_zero)) {
         return 0;
     }
-    if (shows_zeroes) {
+    if (zero) {
         return block_co_write_zeroes(place->edge, place->host + (from - block), to - from, 0);
     }
     if (posix_memalign((void **)&buf, 4096, ZERO_PIECE) != 0) {
@@ -222,31 +229,30 @@ static int co_copy_up(struct block_node *node, uint64_t block, uint64_t from, ui
         struct iovec vec;
 
         n = MIN(to - at, ZERO_PIECE);
-        r = blockmap_co_read_backing(node, at, iov_from_buf(&vec, buf, n));
+        r = blockmap_co_read_run(node, at, iov_from_buf(&vec, buf, n), run);
         UNLESS_FAILED(r, block_co_pwrite(place->edge, place->host + (at - block), buf, n, 0));
     }
     return r;
 }
 
-/* Steps 1 to 4 for the part of one block, which is ABSENT or ZERO all over. */
+/* Steps 1 to 4 for the part of one block, which is ABSENT, ZERO or COMPRESSED all over. */
 static int co_fill_block_locked(struct block_node *node, uint64_t offset, struct iov iov,
-                                enum blockmap_kind kind)
+                                const struct blockmap_run *run)
 {
     struct blockmap *map = node->opaque;
     uint64_t block = offset - offset % map->block_size;
     uint64_t end = MIN(block + map->block_size, block_node_size(node));
-    bool backed = kind == BLOCKMAP_ABSENT && node->backing;
     struct blockmap_place place = {0};
     int r = map->ops->co_reserve_locked(node, block, end - block, &place);
 
     if (r < 0) {
         return r;
     }
-    r = co_copy_up(node, block, block, offset, &place, !backed);
+    r = co_copy_up(node, block, block, offset, &place, run);
     block_co_event(place.edge, BLOCK_EVENT_WRITE_AIO);
     UNLESS_FAILED(r, block_co_pwritev(place.edge, place.host + (offset - block), iov, 0));
-    UNLESS_FAILED(r, co_copy_up(node, block, offset + iov.size, end, &place, !backed));
-    if (backed || !place.is_zero) {
+    UNLESS_FAILED(r, co_copy_up(node, block, offset + iov.size, end, &place, run));
+    if (!shows_zeroes(node, run) || !place.is_zero) {
         UNLESS_FAILED(r, block_co_flush(place.edge));
     }
     if (r < 0) {
@@ -270,8 +276,9 @@ static int co_allocate_part(struct block_node *node, uint64_t offset, struct iov
     }
     co_mutex_lock(&map->lock);
     r = map->ops->co_find(node, offset, iov.size, &run);
-    if (r == 0 && (run.kind == BLOCKMAP_ABSENT || run.kind == BLOCKMAP_ZERO)) {
-        r = co_fill_block_locked(node, offset, iov, run.kind);
+    if (r == 0 && run.kind != BLOCKMAP_DATA &&
+        (run.kind != BLOCKMAP_COMPRESSED || map->ops->replaces_compressed)) {
+        r = co_fill_block_locked(node, offset, iov, &run);
         *ret_done = r == -EAGAIN ? 0 : iov.size;
         r = r == -EAGAIN ? 0 : r;
     }
@@ -322,9 +329,10 @@ static int blockmap_co_write_part(struct block_node *node, uint64_t offset, stru
         r = iov_part_set(&part, iov, 0, length);
         return r < 0 ? r : co_allocate_part(node, offset, part.iov, ret_done);
     case BLOCKMAP_COMPRESSED:
-        break;
+        r = map->ops->replaces_compressed ? iov_part_set(&part, iov, 0, length) : -EIO;
+        return r < 0 ? r : co_allocate_part(node, offset, part.iov, ret_done);
     }
-    return -EIO; /* a compressed block can't be changed */
+    return -EIO;
 }
 
 int blockmap_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)

@@ -75,6 +75,8 @@ struct blockmap_ops {
     /* Read a part of a compressed run. NULL: there are none. */
     int (*co_read_compressed)(struct block_node *node, uint64_t offset, struct iov iov,
                               const struct blockmap_run *run);
+    /* A compressed block that is written gets another place; false: it can't be written. */
+    bool replaces_compressed;
     /*
      * Step 1, for the block that begins at `offset`, of which `length` bytes are within the disk.
      * NULL: no block is ever absent. -EAGAIN: the block has been made whole, find it again;

@@ -17,6 +17,7 @@
 #include "luks/luks.h"
 #include "nbd/nbd.h"
 #include "parallels/parallels.h"
+#include "qcow1/qcow1.h"
 #include "qcow2/qcow2.h"
 #include "qed/qed.h"
 #include "ssh/ssh.h"
@@ -53,6 +54,7 @@ void cli_register_drivers(void)
     qed_register_driver();
     vhdx_register_driver();
     parallels_register_driver();
+    qcow1_register_driver();
     filter_register_drivers();
     throttle_group_register_type();
     verify_set_watch(end_at_disagreement);

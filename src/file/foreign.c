@@ -55,12 +55,10 @@ static int dmg_probe_trailer(const uint8_t *trailer)
 
 FOREIGN(cloop, "cloop", NULL, NULL)
 FOREIGN(dmg, "dmg", ".dmg", dmg_probe_trailer)
-FOREIGN(qcow1, "qcow", NULL, NULL)
 
 static const struct signature signatures[] = {
     {&cloop_driver, 0, 23, "#!/bin/sh\n#V2.0 Format\n"},
     {&dmg_driver, 0, 4, "koly"},
-    {&qcow1_driver, 0, 8, "QFI\xfb\0\0\0\1"},
 };
 
 static int foreign_probe(const struct block_driver *driver, const uint8_t *head, size_t size)

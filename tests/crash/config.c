@@ -43,6 +43,7 @@ const char *const crash_config_names[CRASH_CONFIG_KINDS + 4] = {
     "vdi",
     "qed",
     "parallels",
+    "qcow",
     "luks",
     "luks-detached",
     "luks-qcow2",
@@ -83,6 +84,7 @@ enum kind {
     VDI,
     QED,
     PARALLELS,
+    QCOW,
     LUKS,
     LUKS_DETACHED,
     LUKS_QCOW2,
@@ -115,6 +117,10 @@ static void set_format_kind(struct crash_config *c, uint64_t variant)
     case PARALLELS:
         c->format = "parallels";
         c->cluster_size = 64 * KiB << variant % 2 * 4;
+        break;
+    case QCOW:
+        c->format = "qcow";
+        c->cluster_size = 4096;
         break;
     case LUKS_DETACHED:
     case LUKS:

@@ -52,7 +52,7 @@ struct crash_config {
 
 /* The kinds, then the groups; ends with NULL. */
 extern const char *const crash_config_names[];
-#define CRASH_CONFIG_KINDS 32u
+#define CRASH_CONFIG_KINDS 33u
 
 /*
  * `name`: a kind, or a group of them ("images", "jobs": of qcow2; "formats": the others); NULL:

@@ -38,6 +38,7 @@
 #include "planted.h"
 #include "qcow2/qcow2.h"
 #include "parallels/parallels.h"
+#include "qcow1/qcow1.h"
 #include "qed/qed.h"
 #include "vdi/vdi.h"
 #include "vhdx/vhdx.h"
@@ -282,6 +283,7 @@ int main(int argc, char **argv)
     vdi_register_driver();
     qed_register_driver();
     parallels_register_driver();
+    qcow1_register_driver();
     luks_register_driver();
     if (keys_init(&err) < 0) {
         fprintf(x.report, "%s\n", error_message(&err));

@@ -238,6 +238,8 @@ static void add_format_options(const struct crash_config *c, struct options *opt
         options_set_bool(opts, "force_size", true);
     } else if (strcmp(c->format, "vhdx") == 0) {
         options_set_uint(opts, "block_size", c->cluster_size);
+    } else if (strcmp(c->format, "parallels") == 0) {
+        options_set_uint(opts, "cluster_size", c->cluster_size);
     } else if (c->detached_header) {
         options_set_bool(opts, "detached-header", true);
     }

@@ -17,7 +17,7 @@ EXPLORED = 90
 GROUPS = ("images", "jobs", "formats")
 # The explorer itself opens these, by the passphrases that may be in force.
 ENCRYPTED = ("luks", "luks-detached", "luks-qcow2")
-FORMATS = ("vmdk", "vpc", "vhdx", "vdi", "qed", "parallels")
+FORMATS = ("vmdk", "vpc", "vhdx", "vdi", "qed", "parallels", "qcow")
 VERSION, BACKING, INCOMPATIBLE, DIRTY = 4, 8, 72, 1  # places in the header, bit
 EXPLORER = os.path.join(os.path.abspath(BUILD), "tests", "crash", "crash_explorer")
 

@@ -34,11 +34,12 @@ KINDS = (
     ("qed", "cluster_size=4k,table_size=2", None),
     ("parallels", "cluster_size=1M", None),
     ("parallels", "cluster_size=64k", None),
+    ("qcow", "nocow=off", None),
 )
 # One for each way to allocate, and one of several files.
-SOME_KINDS = tuple(KINDS[i] for i in (0, 2, 5, 6, 9, 13, 14, 16, 17))
+SOME_KINDS = tuple(KINDS[i] for i in (0, 2, 5, 6, 9, 13, 14, 16, 17, 18))
 # Formats that QEMU's check refuses.
-NO_CHECK = ("vpc",)
+NO_CHECK = ("vpc", "qcow")
 
 
 def ours(*arguments, **more):
@@ -144,7 +145,7 @@ class Matrix(FormatCase):
                     self.assertEqual(found, expected)
 
     def test_the_line_about_a_new_image_is_that_of_qemu(self):
-        cases = [("vmdk", ()), ("vhdx", ()), ("vdi", ()), ("vpc", ()), ("qed", ()), ("parallels", ())]
+        cases = [("vmdk", ()), ("vhdx", ()), ("vdi", ()), ("vpc", ()), ("qed", ()), ("parallels", ()), ("qcow", ())]
         stream = ("subformat=streamOptimized", "zeroed_grain=off", "toolsversion=5", "adapter_type=lsilogic")
         cases += [("vmdk", stream)]
         cases += [("vmdk", ("backing_file=disk0.vmdk", "backing_fmt=vmdk", "hwversion=9"))]
@@ -152,6 +153,7 @@ class Matrix(FormatCase):
         cases += [("vdi", ("static=on",)), ("vpc", ("force_size=on", "subformat=fixed"))]
         cases += [("qed", ("table_size=2", "backing_fmt=vmdk", "backing_file=disk0.vmdk"))]
         cases += [("parallels", ("preallocation=falloc", "cluster_size=64k"))]
+        cases += [("qcow", ("backing_fmt=raw", "backing_file=disk0.vmdk"))]
         cases += [("raw", ("preallocation=off", "nocow=on"))]
         cases += [("qcow2", ("preallocation=off", "nocow=on", "cluster_size=4k"))]
         for i, (fmt, options) in enumerate(cases):

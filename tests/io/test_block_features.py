@@ -432,7 +432,7 @@ class PartOfAFile(TestCase):
 
 class RefusedFormats(TestCase):
     def test_images_are_refused_by_name(self):
-        for name in ("cloop", "qcow"):
+        for name in ("cloop",):
             offset, magic = HEADERS[name]
             with self.subTest(name=name):
                 path = self.create(f"image.{name}", "1M", "raw")
@@ -446,7 +446,7 @@ class RefusedFormats(TestCase):
 
     def test_names_are_refused(self):
         path = self.create("disk.raw", "1M", "raw")
-        for name in "cloop", "qcow", "dmg":
+        for name in "cloop", "dmg":
             with self.subTest(name=name):
                 result = run(*tool("img"), "info", "-f", name, path, check=False)
                 self.assertEqual(result.returncode, 1)

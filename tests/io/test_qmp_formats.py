@@ -10,7 +10,7 @@ import tidemark
 from qmp import QmpError
 
 MIB = 1 << 20
-FORMATS = ("vmdk", "vpc", "vdi", "vhdx", "qed", "parallels")
+FORMATS = ("vmdk", "vpc", "vdi", "vhdx", "qed", "parallels", "qcow")
 
 
 class Formats(tidemark.TestCase):
@@ -57,6 +57,7 @@ class Formats(tidemark.TestCase):
             ("vdi", {"preallocation": "metadata"}),
             ("qed", {"cluster-size": 4096, "table-size": 2}),
             ("parallels", {"cluster-size": 65536}),
+            ("qcow", {}),
             ("vhdx", {"block-size": MIB, "log-size": 2 * MIB, "subformat": "fixed"}),
         ):
             path = self.create(fmt, **options)

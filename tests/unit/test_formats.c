@@ -19,6 +19,7 @@
 #include "loop/loop.h"
 #include "memory_file.h"
 #include "parallels/parallels.h"
+#include "qcow1/qcow1.h"
 #include "qed/qed.h"
 #include "vdi/vdi.h"
 #include "vhdx/vhdx.h"
@@ -38,6 +39,7 @@ static const struct format {
     {"vhdx", "block_size=1M"},
     {"qed", "cluster_size=64k"},
     {"parallels", "cluster_size=64k"},
+    {"qcow", "backing_fmt=raw"},
 };
 
 struct disk {
@@ -310,6 +312,7 @@ static int set_up(void **state)
     vhdx_register_driver();
     qed_register_driver();
     parallels_register_driver();
+    qcow1_register_driver();
     return 0;
 }
 
