@@ -337,6 +337,11 @@ struct block_driver {
     bool keeps_zero_beyond_eof;
     /* What was never written to new images does not read as zeroes. */
     bool noise_when_new;
+    /*
+     * Shows a backing node where it has nothing, also one that is put there later. As every driver
+     * with co_change_backing; this one can't change the name in its image.
+     */
+    bool takes_backing;
     /* Takes writes with BLOCK_REQ_COMPRESSED; others write the data as they are. */
     bool compresses;
     /*

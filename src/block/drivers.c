@@ -71,7 +71,7 @@ unsigned block_driver_traits(const struct block_driver *d)
            (d->is_protocol ? BLOCK_DRIVER_PROTOCOL : 0) |
            (d->co_create ? BLOCK_DRIVER_CREATES : 0) |
            (d->co_can_store_bitmap ? BLOCK_DRIVER_STORES_BITMAPS : 0) |
-           (d->co_change_backing ? BLOCK_DRIVER_BACKING : 0) |
+           (d->co_change_backing || d->takes_backing ? BLOCK_DRIVER_BACKING : 0) |
            (d->keeps_zero_beyond_eof ? BLOCK_DRIVER_ZERO_BEYOND_EOF : 0) |
            (d->noise_when_new ? BLOCK_DRIVER_NOISE_WHEN_NEW : 0) |
            (d->compresses ? BLOCK_DRIVER_COMPRESSES : 0);

@@ -213,7 +213,7 @@ static int co_plan_link(struct reopen_entry *e, struct reopen_link *link, struct
         return error_set(err, EPERM, "Cannot replace implicit %s child of %s", edge->name,
                          e->node->name);
     }
-    if (link == &e->backing && next && !e->node->driver->co_change_backing &&
+    if (link == &e->backing && next && !(block_node_traits(e->node) & BLOCK_DRIVER_BACKING) &&
         !co_has_backing(e->node)) {
         return error_set(err, EINVAL, "Driver '%s' of node '%s' does not support backing files",
                          e->node->driver->name, e->node->name);

@@ -300,6 +300,7 @@ static const struct block_driver parallels_driver = {
     .options = &parallels_options_type,
     .instance_size = sizeof(struct parallels),
     .is_format = true,
+    .takes_backing = true,
     .probe = parallels_probe,
     .co_open = parallels_co_open,
     .co_close = parallels_co_close,

@@ -185,6 +185,7 @@ static const struct block_driver qcow1_driver = {
     .options = &qcow1_options_type,
     .instance_size = sizeof(struct qcow1),
     .is_format = true,
+    .takes_backing = true,
     .compresses = true,
     .probe = qcow1_probe,
     .co_open = qcow1_co_open,

@@ -136,6 +136,28 @@ class Formats(tidemark.TestCase):
             self.server.qmp.command("blockdev-del", node_name="disk")
             tidemark.qemu_io(path, "read -P 4 1M 64k", "read -P 5 3M 64k", fmt=fmt)
 
+    def test_an_overlay_is_put_on_a_disk_in_use(self):
+        """In the place of the backing file that the image names, if it can name one."""
+        qmp, base = self.server.qmp, self.path("base.raw")
+        for fmt in "qcow", "parallels":
+            tidemark.img("create", "-q", "-f", "raw", base, "4M")
+            tidemark.io(base, "write -P 7 0 4M", fmt="raw")
+            top = self.create(fmt)
+            qmp.command("blockdev-add", driver="raw", node_name="disk", file={"driver": "file", "filename": base})
+            file = {"driver": "file", "filename": top}
+            qmp.command("blockdev-add", driver=fmt, node_name="top", file=file, backing=None)
+            qmp.command("blockdev-snapshot", node="disk", overlay="top")
+            qmp.command("block-export-add", type="nbd", id="e", node_name="top", writable=True)
+            uri = tidemark.nbd_uri(self.nbd, "top")
+            tidemark.io(uri, "write -P 1 1M 1k", "write -z 2M 1M", "discard 1M 64k", fmt="raw")
+            tidemark.io(uri, "read -P 7 0 1M", "read -P 1 1M 1k", "read -P 7 1049600 1k", "read -P 0 2M 1M", fmt="raw")
+            qmp.command("block-export-del", id="e", mode="hard")
+            qmp.wait_event("BLOCK_EXPORT_DELETED")
+            qmp.command("blockdev-del", node_name="top")
+            qmp.command("blockdev-del", node_name="disk")
+            with open(base, "rb") as f:
+                self.assertEqual(f.read(), b"\7" * (4 * MIB))
+
     def test_extents_are_refused(self):
         path = self.path("disk.vmdk")
         tidemark.img("create", "-q", "-f", "vmdk", "-o", "subformat=monolithicFlat", path, "1M")
