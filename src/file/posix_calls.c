@@ -36,7 +36,8 @@ int posix_file_size(int fd, bool is_device, uint64_t *ret_size)
     if (fstat(fd, &st) < 0) {
         return -errno;
     }
-    if (is_device && S_ISCHR(st.st_mode)) {
+    /* Files of the system whose contents are made when they are read have no end. */
+    if (is_device ? S_ISCHR(st.st_mode) : st.st_size == 0) {
         end = lseek(fd, 0, SEEK_END);
         *ret_size = end > 0 ? (uint64_t)end : 0;
         return end < 0 ? -errno : 0;

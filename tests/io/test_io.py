@@ -146,6 +146,14 @@ class OfOurOwn(TestCase):
         self.assertEqual(result.returncode, 1)
         self.assertIn(self.path("gone"), result.stderr)
 
+    def test_a_file_whose_size_is_not_known_is_no_empty_disk(self):
+        copy = self.path("copy")
+        for command in (("info", "/proc/version"), ("convert", "-O", "raw", "/proc/version", copy)):
+            result = img(*command, check=False)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn("Could not get the size of '/proc/version'", result.stderr)
+        self.assertFalse(os.path.exists(copy))
+
     def test_sizes_of_the_qcow2_caches(self):
         disk = self.create("disk.qcow2", "1M")
         both = "l2-cache-size=1M,refcount-cache-size=256k"
