@@ -92,6 +92,20 @@ class Rebase(TestCase):
         check = json.loads(qemu_img("check", "--output=json", self.top).stdout)
         self.assertGreater(check["compressed-clusters"], 0)
 
+    def test_compressed_beside_subclusters(self):
+        """A cluster of which the image has a part is completed by data that is not compressed."""
+        for place in ("20k", "50k", "65k", "4100k", "5116k"):
+            with self.subTest(place):
+                os.unlink(self.top)
+                self.create("top.qcow2", "8M",
+                            options=("-b", self.old, "-F", "qcow2", "-o", "extended_l2=on"))  # fmt: skip
+                io(self.top, f"write -P 3 {place} 3k", fmt="qcow2")
+                img("convert", "-O", "raw", self.top, self.before)
+                self.rebase("-c", "-b", self.new, "-F", "qcow2")
+                self.assert_reads_as_before()
+                check = json.loads(img("check", "--output=json", self.top).stdout)
+                self.assertGreater(check["compressed-clusters"], 10)
+
     def test_unsafe_changes_the_name_only(self):
         self.rebase("-u", "-b", "gone.qcow2", "-F", "qcow2")
         self.assertEqual(self.backing(), ("gone.qcow2", "qcow2"))

@@ -80,17 +80,42 @@ static struct block_edge *old_edge_of(const struct rebase *b)
     return b->old_root ? block_root_edge(b->old_root) : NULL;
 }
 
+/*
+ * Bytes of the next request of a run of `length` bytes that begins at `offset`, and its flags: only
+ * whole clusters are compressed, and the image may have other subclusters of the first and the
+ * last.
+ */
+static size_t write_length(const struct rebase *b, uint64_t offset, size_t length, unsigned *flags)
+{
+    uint64_t head = round_up(offset, b->unit) - offset, end = offset + length;
+    bool to_end = end == cli_disk_size(&b->image);
+
+    if (!b->compressed) {
+        return length;
+    }
+    if (head > 0) {
+        return MIN(head, length);
+    }
+    if (length < b->unit && !to_end) {
+        return length;
+    }
+    *flags |= BLOCK_REQ_COMPRESSED;
+    return to_end ? length : round_down(length, b->unit);
+}
+
 static int co_write_run(struct rebase *b, uint64_t offset, const uint8_t *data, size_t length)
 {
+    bool zero = buffer_is_zero(data, length);
+    size_t done = 0;
     /* The disk reads as before, so no bitmap records the write. */
-    unsigned flags = BLOCK_REQ_UNCHANGED;
-    int r;
+    int r = zero ? block_co_write_zeroes(b->image.edge, offset, length, BLOCK_REQ_UNCHANGED) : 0;
 
-    if (buffer_is_zero(data, length)) {
-        r = block_co_write_zeroes(b->image.edge, offset, length, flags);
-    } else {
-        r = block_co_pwrite(b->image.edge, offset, data, length,
-                            flags | (b->compressed ? BLOCK_REQ_COMPRESSED : 0));
+    while (!zero && done < length && r == 0) {
+        unsigned flags = BLOCK_REQ_UNCHANGED;
+        size_t part = write_length(b, offset + done, length - done, &flags);
+
+        r = block_co_pwrite(b->image.edge, offset + done, data + done, part, flags);
+        done += part;
     }
     if (r < 0) {
         error_set_errno(b->err, -r, "Error while writing to COW image '%s' at byte %" PRIu64,
@@ -104,6 +129,12 @@ static bool is_same(const struct rebase *b, size_t at, size_t length)
     return memcmp(b->old_data + at, b->new_data + at, length) == 0;
 }
 
+/* Bytes up to the end of the unit of the image that `offset` is in, at most `length`. */
+static size_t piece_length(const struct rebase *b, uint64_t offset, size_t length)
+{
+    return MIN((size_t)(b->unit - offset % b->unit), length);
+}
+
 /*
  * Copy the pieces of a buffer that differ between the two backing files, neighbours in one request.
  */
@@ -114,13 +145,13 @@ static int co_copy_differences(struct rebase *b, uint64_t offset, size_t length)
     for (size_t at = 0; at < length && r == 0;) {
         size_t begin = at;
 
-        while (at < length && !is_same(b, at, MIN(b->unit, length - at))) {
-            at += MIN(b->unit, length - at);
+        while (at < length && !is_same(b, at, piece_length(b, offset + at, length - at))) {
+            at += piece_length(b, offset + at, length - at);
         }
         if (at > begin) {
             r = co_write_run(b, offset + begin, b->old_data + begin, at - begin);
         } else {
-            at += MIN(b->unit, length - at);
+            at += piece_length(b, offset + at, length - at);
         }
     }
     return r;
