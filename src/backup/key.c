@@ -3,7 +3,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -31,6 +33,9 @@
 #define KDF_P 3
 #define STRETCHED 64
 #define SALTS_MAX 1024
+/* How often a stop is looked for, and after how many tenths of that a command is killed. */
+#define STOP_LOOK_MS 100
+#define STOP_LOOKS 100
 
 struct backup_key_source backup_key_source;
 bool backup_key_encrypts;
@@ -85,6 +90,26 @@ static void strip_newlines(struct backup_key_ring *ring)
     }
 }
 
+static bool key_is_stopped(void)
+{
+    return backup_key_source.stop && *backup_key_source.stop;
+}
+
+/* A pipe may stay empty, and a signal may come to another thread. */
+static int await_secret(int fd, struct error *err)
+{
+    struct pollfd end = {.fd = fd, .events = POLLIN};
+
+    while (!key_is_stopped()) {
+        int n = poll(&end, 1, STOP_LOOK_MS);
+
+        if (n > 0 || (n < 0 && errno != EINTR)) {
+            return 0;
+        }
+    }
+    return error_set(err, EINTR, "Stopped");
+}
+
 static int read_secret(int fd, const char *what, const char *shown, struct error *err)
 {
     ssize_t n = 1;
@@ -95,6 +120,11 @@ static int read_secret(int fd, const char *what, const char *shown, struct error
         return error_out_of_memory(err);
     }
     while (program_ring.size <= KEY_MAX && n > 0) {
+        int r = await_secret(fd, err);
+
+        if (r < 0) {
+            return r;
+        }
         n = read(fd, program_ring.bytes + program_ring.size, KEY_MAX + 1 - program_ring.size);
         program_ring.size += n > 0 ? (size_t)n : 0;
     }
@@ -153,6 +183,24 @@ static int spawn_command(const char *command, int out, pid_t *ret_pid)
     return r;
 }
 
+/* Wait for a command's end; a stop, or a failure `r` before, ends it. Returns the failure, or 0. */
+static int end_command(pid_t pid, int r, int *ret_status, struct error *err)
+{
+    int looks = 0;
+    pid_t ended;
+
+    while ((ended = waitpid(pid, ret_status, WNOHANG)) == 0 || (ended < 0 && errno == EINTR)) {
+        if (r == 0 && key_is_stopped()) {
+            r = error_set(err, EINTR, "Stopped");
+        }
+        if (r < 0) {
+            kill(pid, looks++ < STOP_LOOKS ? SIGTERM : SIGKILL);
+        }
+        poll(NULL, 0, STOP_LOOK_MS / 10);
+    }
+    return r;
+}
+
 static int run_command(const char *command, struct error *err)
 {
     int ends[2], status = 0, r, fd AUTO_CLOSE = -1;
@@ -169,8 +217,7 @@ static int run_command(const char *command, struct error *err)
     }
     program_ring.is_passphrase = false;
     r = read_secret(fd, "the output of key command", command, err);
-    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
-    }
+    r = end_command(pid, r, &status, err);
     if (r == 0 && status != 0) {
         r = error_set(err, ENOKEY, "Key command '%s' failed", command);
     }

@@ -12,6 +12,7 @@
 #define TIDEMARK_BACKUP_KEY_H
 
 #include <json-c/json.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -40,6 +41,8 @@ struct backup_key {
  */
 struct backup_key_source {
     const char *file, *passphrase, *command;
+    /* Ends the wait for a key that does not come; NULL: nothing does. */
+    volatile sig_atomic_t *stop;
 };
 extern struct backup_key_source backup_key_source;
 /* New repositories are encrypted with the key. */

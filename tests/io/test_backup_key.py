@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import time
 import unittest
 
-from backup_case import MIB, BackupCase
+from backup_case import MIB, BackupCase, heed_signals
 from made_repository import CLUSTER, MadeRepository, change_manifest
-from tidemark import TestCase, run, tool
+from tidemark import TestCase, run, tool, wait_until
 
 START = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
 
@@ -102,6 +104,29 @@ class Keys(KeyCase):
         for face in ("backups", "verify"):
             error = self.ask(face, plain.path, status=1)["error"]
             self.assertEqual(error["kind"], "key")
+
+
+class KeyThatDoesNotCome(KeyCase):
+    def test_a_stop_ends_the_wait(self):
+        begun = self.path("begun")
+        for command in (f"echo >{begun}; sleep 60", f"cat {self.key}; echo >{begun}; exec >&-; sleep 60",
+                        f"trap '' TERM; echo >{begun}; sleep 60"):  # fmt: skip
+            for words in (["verify", self.made.path],
+                          ["restore", self.made.path, self.path("out.raw")],
+                          ["prune", "--keep-last=1", self.made.path]):  # fmt: skip
+                with self.subTest(command=command, words=words):
+                    process = subprocess.Popen(
+                        [*tool(words[0]), "--key-command", command, *words[1:]],
+                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                        preexec_fn=heed_signals,
+                    )  # fmt: skip
+                    self.addCleanup(process.kill)
+                    wait_until(lambda: os.path.exists(begun), "the command")
+                    begin = time.monotonic()
+                    process.terminate()
+                    self.assertIn(process.wait(50), (1, 4))
+                    self.assertLess(time.monotonic() - begin, 30)
+                    os.unlink(begun)
 
 
 class Rewritten(KeyCase):

@@ -34,6 +34,7 @@ void backup_catch_signals(void)
             sigaction(signals[i], &action, NULL);
         }
     }
+    backup_key_source.stop = &backup_stop;
 }
 
 int backup_progress(bool flag, const char *text, enum progress_form *ret_form, struct error *err)
