@@ -34,6 +34,10 @@ struct daemon_connection {
     size_t users;
 };
 
+/* How often exports and nodes are asked for, until both answers are of one time. */
+#define EXPORT_LOOKS 50
+#define EXPORT_LOOK_NS (100 * NS_PER_MS)
+
 struct daemon_source {
     struct source source;
     struct daemon_connection *connection;
@@ -538,15 +542,73 @@ static bool has_disk(const struct source_list *list, const char *name)
     return false;
 }
 
+static bool has_named_node(struct json_object *nodes, const char *name)
+{
+    for (size_t i = 0; i < source_length(nodes); i++) {
+        if (strcmp(source_string(json_object_array_get_idx(nodes, i), "node-name"), name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Whether the two answers are of one time: each filter of ours that an export has is there. */
+static bool exports_have_filters(struct json_object *exports, struct json_object *nodes)
+{
+    char ignored[REPOSITORY_ID_SIZE];
+
+    for (size_t i = 0; i < source_length(exports); i++) {
+        const char *node = source_string(json_object_array_get_idx(exports, i), "node-name");
+
+        if (source_name_repository(node, ignored) && !has_named_node(nodes, node)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/*
+ * Ask for exports and nodes. In between the filter of a run that has ended, or was killed, may go:
+ * then nobody could say which disk the export has, and the backup would lack that disk.
+ */
+static int co_ask_exports(struct daemon_connection *c, struct json_object **ret_exports,
+                          struct json_object **ret_nodes, struct error *err)
+{
+    int r = -EAGAIN;
+
+    for (int i = 0; r == -EAGAIN && i < EXPORT_LOOKS; i++) {
+        struct json_object *exports = NULL, *nodes = NULL;
+
+        if (i > 0) {
+            loop_co_sleep(EXPORT_LOOK_NS);
+        }
+        r = qmp_client_co_execute(c->qmp, "query-block-exports", NULL, &exports, err);
+        UNLESS_FAILED(r,
+                      qmp_client_co_execute(c->qmp, "query-named-block-nodes", NULL, &nodes, err));
+        if (r == 0 && !exports_have_filters(exports, nodes)) {
+            r = -EAGAIN;
+        }
+        if (r == 0) {
+            *ret_exports = exports;
+            *ret_nodes = nodes;
+            return 0;
+        }
+        json_object_put(exports);
+        json_object_put(nodes);
+    }
+    return r == -EAGAIN ? error_set(err, EAGAIN, "The exports at '%s' change all the time",
+                                    qmp_client_path(c->qmp))
+                        : r;
+}
+
 /* A storage daemon has no devices: its disks are what it exports, maybe through our filter. */
 static int co_add_exported(const struct source_options *options, struct daemon_connection *c,
                            struct source_list *list, struct error *err)
 {
     struct json_object *exports = NULL, *nodes = NULL;
     char ignored[REPOSITORY_ID_SIZE];
-    int r = qmp_client_co_execute(c->qmp, "query-block-exports", NULL, &exports, err);
+    int r = co_ask_exports(c, &exports, &nodes, err);
 
-    UNLESS_FAILED(r, qmp_client_co_execute(c->qmp, "query-named-block-nodes", NULL, &nodes, err));
     /* The newest export comes first; disks are in the order in which they came. */
     for (size_t i = source_length(exports); r == 0 && i-- > 0;) {
         struct json_object *e = json_object_array_get_idx(exports, i);

@@ -14,6 +14,7 @@ import time
 import nbd
 
 from backup_case import MIB, BackupCase
+from test_backup_checksums import Between
 from tidemark import Process, can_connect, nbd_uri, qemu, run, tool, wait_until
 
 CLUSTER = 65536
@@ -84,6 +85,20 @@ class Agent:
     def names(self):
         names = [c.removeprefix("guest-") for c, _ in self.commands if "sync" not in c]
         return [n for n in names if n != "fsfreeze-status"]
+
+
+class FilterThatGoes(Between):
+    """The first answer about exports is older than the one about nodes."""
+
+    asked = 0
+
+    def relay_request(self, request, line, monitor):
+        answer = super().relay_request(request, line, monitor)
+        if request["execute"] == "query-block-exports":
+            self.asked += 1
+            if self.asked == 1:
+                answer["return"][0]["node-name"] = "tidemark-0123abcd-20260101T000000Z-cbw"
+        return answer
 
 
 class SetCase(BackupCase):
@@ -271,6 +286,15 @@ class TestSets(SetCase):
         self.assert_set_restores(one, self.models)
         self.assert_set_restores(first, models)
         self.assert_settled()
+
+    def test_a_filter_that_goes_while_disks_are_listed_takes_no_disk_away(self):
+        """That of a killed run, which the daemon takes out after the export was shown with it."""
+        between = FilterThatGoes(self.server, self.path("between.sock"))
+        self.addCleanup(between.listener.close)
+        self.monitor = self.path("between.sock")
+        one = self.backup()
+        self.assertGreaterEqual(between.asked, 2)
+        self.assertEqual([d["directory"] for d in one["set"]["disks"]], list(self.disks))
 
     def test_runs_at_once_make_sets_of_their_own(self):
         for _ in range(4):
