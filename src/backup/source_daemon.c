@@ -511,9 +511,15 @@ static int co_add_devices(const struct source_options *options, struct daemon_co
                           struct source_list *list, struct error *err)
 {
     struct json_object *devices = NULL, *inserted, *ro;
-    int r = 0;
+    ERROR_AUTO(why);
+    int r = qmp_client_co_execute(c->qmp, "query-block", NULL, &devices, &why);
 
-    qmp_client_co_execute(c->qmp, "query-block", NULL, &devices, NULL);
+    /* QEMU's storage daemon does not know the command. */
+    if (r < 0 && r != -ENOSYS) {
+        error_move(err, &why);
+        return r;
+    }
+    r = 0;
     for (size_t i = 0; r == 0 && i < source_length(devices); i++) {
         struct json_object *d = json_object_array_get_idx(devices, i);
         const char *name = source_string(d, "device");

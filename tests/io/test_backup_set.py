@@ -14,7 +14,7 @@ import time
 import nbd
 
 from backup_case import MIB, BackupCase
-from test_backup_checksums import Between
+from test_backup_checksums import Between, error
 from tidemark import Process, can_connect, nbd_uri, qemu, run, tool, wait_until
 
 CLUSTER = 65536
@@ -99,6 +99,12 @@ class FilterThatGoes(Between):
             if self.asked == 1:
                 answer["return"][0]["node-name"] = "tidemark-0123abcd-20260101T000000Z-cbw"
         return answer
+
+
+class DevicesUnknown(Between):
+    def relay_request(self, request, line, monitor):
+        answer = super().relay_request(request, line, monitor)
+        return error("GenericError", "not now") if request["execute"] == "query-block" else answer
 
 
 class SetCase(BackupCase):
@@ -295,6 +301,14 @@ class TestSets(SetCase):
         one = self.backup()
         self.assertGreaterEqual(between.asked, 2)
         self.assertEqual([d["directory"] for d in one["set"]["disks"]], list(self.disks))
+
+    def test_devices_that_cannot_be_listed_are_not_left_out(self):
+        between = DevicesUnknown(self.server, self.path("between.sock"))
+        self.addCleanup(between.listener.close)
+        self.monitor = self.path("between.sock")
+        result = run(*self.backup_words(), check=False)
+        self.assertEqual(result.returncode, 1, result.stdout)
+        self.assertIn("refused 'query-block'", result.stderr)
 
     def test_runs_at_once_make_sets_of_their_own(self):
         for _ in range(4):
