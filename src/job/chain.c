@@ -208,6 +208,21 @@ int chain_co_ask(struct job *job, struct block_node *image, struct error *err)
     return job_begin_last_step(job) ? 0 : -ECANCELED;
 }
 
+void chain_begin_work(struct chain_work *w, struct block_node *image, bool changes_graph)
+{
+    *w = (struct chain_work){.image = image, .apart = block_control_owner() == co_task()};
+    if (w->apart) {
+        block_control_begin_work(&w->work, &w->image, 1, changes_graph);
+    }
+}
+
+void chain_co_end_work(struct chain_work *w)
+{
+    if (w->apart) {
+        block_co_control_end_work(&w->work);
+    }
+}
+
 /* --- overlays --------------------------------------------------------------------------------- */
 
 /* What to do with an image whose backing node is another one. */

@@ -12,6 +12,7 @@
 #include <stddef.h>
 
 #include "base/error.h"
+#include "block/control_lock.h"
 
 struct block_node;
 struct block_root;
@@ -67,6 +68,20 @@ const char *chain_backing_format(const struct block_node *base, bool mask_protoc
  * answers, and the last step has begun; -ECANCELED (without `err`), or -errno of the flush. Yields.
  */
 int chain_co_ask(struct job *job, struct block_node *image, struct error *err);
+
+/* A step that writes an image while a job ends; the members are private. */
+struct chain_work {
+    struct block_control_work work;
+    struct block_node *image;
+    bool apart;
+};
+/*
+ * Work apart on `image` (block_control_begin_work()): a disk that begins to hang delays who uses
+ * it, and no others. The caller has the control lock, and references the image. Does not yield.
+ */
+void chain_begin_work(struct chain_work *w, struct block_node *image, bool changes_graph);
+/* The caller has the control lock again. */
+void chain_co_end_work(struct chain_work *w);
 
 /*
  * Record `base` (NULL: none) as the backing file in the header of an image. `backing_file`: under

@@ -341,14 +341,13 @@ static int co_leave_graph(struct commit *s, struct error *err)
     return r;
 }
 
-static int commit_co_prepare(struct job *job, void *state, struct error *err)
+/* Write what the images say of themselves from now on. */
+static int co_write_commit_end(struct commit *s, struct error *err)
 {
-    struct commit *s = state;
-    int r = chain_co_ask(job, s->base, err);
+    struct chain_work work;
+    int r;
 
-    if (r < 0) {
-        return error_is_set(err) ? r : error_set(err, -r, "%s", strerror(-r));
-    }
+    chain_begin_work(&work, s->base, true);
     r = end_of_commit(s) <= s->end
             ? co_collect_commit_bitmaps(s, err)
             : error_set(err, EBUSY,
@@ -360,6 +359,16 @@ static int commit_co_prepare(struct job *job, void *state, struct error *err)
     UNLESS_FAILED(r, block_co_flush_node(s->base));
     UNLESS_FAILED(
         r, chain_co_write_headers(s->filter, s->base, s->backing_file, s->mask_protocol, err));
+    chain_co_end_work(&work);
+    return r;
+}
+
+static int commit_co_prepare(struct job *job, void *state, struct error *err)
+{
+    struct commit *s = state;
+    int r = chain_co_ask(job, s->base, err);
+
+    UNLESS_FAILED(r, co_write_commit_end(s, err));
     if (r < 0) {
         return error_is_set(err) ? r : error_set(err, -r, "%s", strerror(-r));
     }

@@ -274,10 +274,29 @@ static int stream_co_run(struct job *job, void *state, struct error *err)
     return r;
 }
 
+/* Write what the image says of itself from now on; *ret_base: its backing node, recorded there. */
+static int co_write_stream_end(struct job *job, struct stream *s, struct block_node **ret_base,
+                               struct error *err)
+{
+    struct chain_work work;
+    int r = 0;
+
+    chain_begin_work(&work, s->image, false);
+    if (s->bottom != s->image) {
+        r = co_merge_bitmaps(job, s, err);
+        UNLESS_FAILED(r, block_co_flush_node(s->image));
+    }
+    *ret_base = base_of(s);
+    UNLESS_FAILED(
+        r, chain_co_write_header(s->image, *ret_base, s->backing_file, s->mask_protocol, err));
+    chain_co_end_work(&work);
+    return r;
+}
+
 static int stream_co_prepare(struct job *job, void *state, struct error *err)
 {
     struct stream *s = state;
-    struct block_node *base;
+    struct block_node *base = NULL;
     int r = 0;
 
     if (!s->bottom) {
@@ -285,11 +304,8 @@ static int stream_co_prepare(struct job *job, void *state, struct error *err)
     }
     if (s->bottom != s->image) {
         r = chain_co_ask(job, s->image, err);
-        UNLESS_FAILED(r, co_merge_bitmaps(job, s, err));
-        UNLESS_FAILED(r, block_co_flush_node(s->image));
     }
-    base = base_of(s);
-    UNLESS_FAILED(r, chain_co_write_header(s->image, base, s->backing_file, s->mask_protocol, err));
+    UNLESS_FAILED(r, co_write_stream_end(job, s, &base, err));
     UNLESS_FAILED(r, block_co_set_backing_node(s->image, base, err));
     if (r < 0 && !error_is_set(err)) {
         error_set(err, -r, "%s", strerror(-r));

@@ -92,6 +92,48 @@ class HungFile(HungFileCase):
             out = tidemark.img("info", "-f", "qcow2", "--output=json", path).stdout
             self.assertEqual(json.loads(out)["backing-filename"], f"b{read_only}")
 
+    def add_chain(self):
+        """top -> middle -> base, with nothing in them, where the file system can be frozen."""
+        below = None
+        for name in "base", "middle", "top":
+            path = os.path.join(self.mount, name)
+            backing = ("-b", os.path.join(self.mount, below), "-F", "qcow2") if below else ()
+            tidemark.img("create", "-q", "-f", "qcow2", *backing, path, "16M")
+            self.server.qmp.command(
+                "blockdev-add", driver="qcow2", node_name=name, backing=below,
+                file={"driver": "file", "filename": path},
+            )  # fmt: skip
+            below = name
+
+    def test_the_last_steps_of_jobs_delay_no_other_disk(self):
+        """Reads are answered, so that the jobs come to the headers that they write."""
+        qmp = self.server.qmp
+        for command, more in (
+            ("block-commit", {"top_node": "middle", "base_node": "base"}),
+            ("block-stream", {}),
+        ):
+            with self.subTest(command):
+                self.add_chain()
+                self.freeze()
+                qmp.command(command, job_id="j", device="top", **more)
+                time.sleep(0.5)
+                with self.server.connect(timeout=PATIENCE) as other:
+                    begun = time.monotonic()
+                    other.command("query-named-block-nodes")
+                    other.command("block-dirty-bitmap-add", node="good", name="b")
+                    other.command("block-dirty-bitmap-remove", node="good", name="b")
+                    if command == "block-stream":
+                        other.command("blockdev-add", driver="null-co", node_name="n", size=MIB)
+                        other.command("blockdev-del", node_name="n")
+                    self.assertLess(time.monotonic() - begun, PATIENCE / 2)
+                    (job,) = other.command("query-jobs")
+                    self.assertEqual(job["id"], "j")
+                self.thaw()
+                qmp.wait_event("BLOCK_JOB_COMPLETED")
+                qmp.command("blockdev-del", node_name="top")
+                for name in "middle", "base":
+                    qmp.command("blockdev-del", node_name=name)
+
     def test_sockets_there_are_left(self):
         """Nobody waits for the file of a socket to go."""
         qmp = self.server.qmp
