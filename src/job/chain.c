@@ -193,17 +193,25 @@ static void co_read_storage(struct block_node *image)
     }
 }
 
+int chain_co_flush(struct block_node *node, struct error *err)
+{
+    int r = block_co_flush_node(node);
+
+    return r < 0 ? error_set_errno(err, -r, "Could not flush '%s'", block_node_display_name(node))
+                 : 0;
+}
+
 int chain_co_ask(struct job *job, struct block_node *image, struct error *err)
 {
     bool held = block_control_pause();
-    int r = block_co_flush_node(image);
+    int r = chain_co_flush(image, err);
 
     if (r == 0) {
         co_read_storage(image);
     }
     block_co_control_resume(held);
     if (r < 0) {
-        return error_set_errno(err, -r, "Could not flush '%s'", block_node_display_name(image));
+        return r;
     }
     return job_begin_last_step(job) ? 0 : -ECANCELED;
 }

@@ -61,6 +61,8 @@ char *chain_co_backing_name(const struct block_node *overlay, const struct block
  */
 const char *chain_backing_format(const struct block_node *base, bool mask_protocol);
 
+/* Flush a node. The error says which. Yields. */
+int chain_co_flush(struct block_node *node, struct error *err);
 /*
  * For the co_prepare of a job that can be cancelled there, before it writes an image of its own.
  * Between the work and this moment the job may have waited for long, and the image's storage may

@@ -356,7 +356,7 @@ static int co_write_commit_end(struct commit *s, struct error *err)
                         block_node_display_name(s->top));
 
     UNLESS_FAILED(r, chain_bitmaps_co_store(&s->bitmaps, block_node_skip_filters(s->base), err));
-    UNLESS_FAILED(r, block_co_flush_node(s->base));
+    UNLESS_FAILED(r, chain_co_flush(s->base, err));
     UNLESS_FAILED(
         r, chain_co_write_headers(s->filter, s->base, s->backing_file, s->mask_protocol, err));
     chain_co_end_work(&work);

@@ -306,6 +306,8 @@ enum job_error_action job_handle_error(struct job *job, enum job_on_error policy
 struct job *job_find(const char *id);
 /* Iterate, oldest first: NULL begins, NULL ends. */
 struct job *job_next(struct job *job);
+/* Likewise, newest first, as QEMU lists them. */
+struct job *job_previous(struct job *job);
 
 /* Whether a node of the job, or of its transaction, is joined with `node` (block/node.h). */
 bool job_is_joined(const struct job *job, const struct block_node *node);

@@ -88,6 +88,13 @@ struct job *job_next(struct job *job)
     return l == &all_jobs ? NULL : container_of(l, struct job, link);
 }
 
+struct job *job_previous(struct job *job)
+{
+    struct list *l = job ? job->link.prev : all_jobs.prev;
+
+    return l == &all_jobs ? NULL : container_of(l, struct job, link);
+}
+
 struct job *job_find(const char *id)
 {
     for (struct job *job = job_next(NULL); job; job = job_next(job)) {

@@ -284,7 +284,7 @@ static int co_write_stream_end(struct job *job, struct stream *s, struct block_n
     chain_begin_work(&work, s->image, false);
     if (s->bottom != s->image) {
         r = co_merge_bitmaps(job, s, err);
-        UNLESS_FAILED(r, block_co_flush_node(s->image));
+        UNLESS_FAILED(r, chain_co_flush(s->image, err));
     }
     *ret_base = base_of(s);
     UNLESS_FAILED(

@@ -178,7 +178,7 @@ int qmp_co_query_jobs(struct qmp_call *call, struct json_object *args,
                       struct json_object **ret_value, struct error *err)
 {
     *ret_value = json_object_new_array();
-    for (struct job *job = job_next(NULL); job; job = job_next(job)) {
+    for (struct job *job = job_previous(NULL); job; job = job_previous(job)) {
         struct json_object *o = json_object_new_object();
         struct job_info info = job_get_info(job);
 
@@ -199,7 +199,7 @@ int qmp_co_query_block_jobs(struct qmp_call *call, struct json_object *args,
     static const char *const io_status[] = {"ok", "failed", "nospace"};
 
     *ret_value = json_object_new_array();
-    for (struct job *job = job_next(NULL); job; job = job_next(job)) {
+    for (struct job *job = job_previous(NULL); job; job = job_previous(job)) {
         struct job_info info = job_get_info(job);
         struct json_object *o;
 

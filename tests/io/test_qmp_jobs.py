@@ -223,6 +223,12 @@ class VerbTest(JobCase):
     def test_concluded(self):
         self.check_state("concluded")
 
+    def test_the_newest_job_is_listed_first(self):
+        self.mirror("first", "a", speed=SLOW)
+        self.mirror("second", "b", speed=SLOW)
+        for command, key in ("query-jobs", "id"), ("query-block-jobs", "device"):
+            self.assertEqual([j[key] for j in self.qmp.command(command)], ["second", "first"])
+
     def test_no_such_job(self):
         for command in self.MATRIX:
             error = self.run_verb(command)["error"]
