@@ -48,6 +48,13 @@ int qmp_co_quit(struct qmp_call *call, struct json_object *args, struct json_obj
     return 0;
 }
 
+int qmp_co_x_tidemark_give_up(struct qmp_call *call, struct json_object *args,
+                              struct json_object **ret_value, struct error *err)
+{
+    return call->give_up ? call->give_up(call, qmp_get(args, "id"), err)
+                         : error_set(err, ENOTSUP, "Only a monitor can give up its commands");
+}
+
 /* --- NBD server, exports ---------------------------------------------------------------------- */
 
 /*

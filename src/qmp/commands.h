@@ -11,6 +11,7 @@ struct block_node;
 qmp_co_command qmp_co_capabilities;
 qmp_co_command qmp_co_query_version;
 qmp_co_command qmp_co_quit;
+qmp_co_command qmp_co_x_tidemark_give_up; /* of our own */
 
 qmp_co_command qmp_co_chardev_add;
 qmp_co_command qmp_co_chardev_change;

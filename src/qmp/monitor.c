@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/checked.h"
 #include "base/json_read.h"
 #include "base/json_write.h"
 #include "base/list.h"
@@ -36,6 +37,7 @@ struct request {
     struct json_object *json;    /* a reference; NULL: the message is malformed */
     struct json_object *refusal; /* then the answer to it, a reference */
     int passed_fd;               /* that came before it, not taken yet; -1: none */
+    bool given_up;               /* the client has its answer, and does not wait for the end */
 };
 
 struct session {
@@ -47,8 +49,8 @@ struct session {
     bool closing; /* the reader has ended, and the writer has to end */
     bool sending; /* the writer has bytes that are not sent yet */
     struct qmp_call call;
-    struct json_object *running; /* the request that runs; borrowed; NULL: none */
-    struct json_object *held;    /* an answer that is sent at the end; NULL: none */
+    struct request *running;  /* that is not given up; borrowed; NULL: none */
+    struct json_object *held; /* an answer that is sent at the end; NULL: none */
     struct json_reader *reader;
     struct strbuf out;    /* to be sent */
     size_t answer_bytes;  /* of these, in answers to commands that are not out of band */
@@ -61,7 +63,7 @@ struct session {
      */
     struct list requests; /* struct request */
     unsigned request_count;
-    bool executing;      /* that coroutine runs, or waits for requests */
+    unsigned executors;  /* that coroutine, and those whose requests were given up */
     struct co *executor; /* it, while it waits; else NULL */
     struct co *feeder;   /* the reader, while it waits; else NULL */
 };
@@ -240,20 +242,35 @@ static struct json_object *co_answer(struct session *s, struct json_object *requ
     return answer;
 }
 
-/* Answer a request; frees it. */
-static void co_execute_request(struct session *s, struct request *q)
+static void log_given_up_end(struct json_object *request, struct json_object *answer)
+{
+    struct json_object *error = NULL;
+
+    json_object_object_get_ex(answer, "error", &error);
+    log_info("QMP: the command '%s', which was given up, has ended: %s",
+             qmp_get_str(request, "execute"), error ? qmp_get_str(error, "desc") : "no error");
+}
+
+/* Answer a request; frees it. Whether its client has waited for that. */
+static bool co_execute_request(struct session *s, struct request *q)
 {
     struct json_object *answer;
+    bool given_up;
     int old = -1;
 
     if (q->passed_fd >= 0) {
         old = s->call.passed_fd;
         s->call.passed_fd = q->passed_fd;
     }
-    s->running = q->json;
+    s->running = q;
     answer = q->json ? co_answer(s, q->json) : json_object_get(q->refusal);
-    s->running = NULL;
-    if (s->call.quit_after_reply && quit_is_answered_late && !s->held) {
+    given_up = q->given_up;
+    if (!given_up) {
+        s->running = NULL;
+    }
+    if (given_up) {
+        log_given_up_end(q->json, answer);
+    } else if (s->call.quit_after_reply && quit_is_answered_late && !s->held) {
         s->held = json_object_get(answer);
     } else {
         queue_answer(s, answer);
@@ -268,7 +285,10 @@ static void co_execute_request(struct session *s, struct request *q)
     if (s->call.quit_after_reply && quit_fn) {
         quit_fn();
     }
-    co_pass_turn(s);
+    if (!given_up) {
+        co_pass_turn(s);
+    }
+    return !given_up;
 }
 
 static struct request *new_request(struct json_object *json, const struct error *err)
@@ -314,28 +334,35 @@ static void co_drop_requests(struct session *s)
 static void co_executor(void *arg)
 {
     struct session *s = arg;
+    bool goes_on = true;
 
-    while (!s->broken && !s->closing) {
+    while (goes_on && !s->broken && !s->closing) {
         if (list_is_empty(&s->requests)) {
             co_wait_in(&s->executor);
         } else {
-            co_execute_request(s, take_request(s));
+            goes_on = co_execute_request(s, take_request(s));
         }
     }
-    s->executing = false;
+    s->executors--;
     wake(&s->feeder);
+}
+
+static bool begin_executor(struct session *s)
+{
+    s->executors++;
+    if (reactor_spawn(reactor_main(), co_executor, s) < 0) {
+        s->executors--;
+        return false;
+    }
+    return true;
 }
 
 /* Leave a request to the other coroutine. */
 static void co_queue_request(struct session *s, struct request *q)
 {
-    if (!s->executing) {
-        s->executing = true;
-        if (reactor_spawn(reactor_main(), co_executor, s) < 0) {
-            s->executing = false;
-            co_execute_request(s, q);
-            return;
-        }
+    if (s->executors == 0 && !begin_executor(s)) {
+        co_execute_request(s, q);
+        return;
     }
     /* A descriptor belongs to the first request that comes after it. */
     q->passed_fd = s->call.passed_fd;
@@ -352,10 +379,82 @@ static void co_queue_request(struct session *s, struct request *q)
 static void co_end_executor(struct session *s)
 {
     co_drop_requests(s);
-    while (s->executing) {
+    while (s->executors > 0) {
         wake(&s->executor);
         co_wait_in(&s->feeder);
     }
+}
+
+static bool has_id(const struct request *q, struct json_object *id)
+{
+    struct json_object *own;
+
+    return q->json && json_object_object_get_ex(q->json, "id", &own) && json_object_equal(own, id);
+}
+
+/* The request of this id that runs, or waits for its turn; NULL: none. */
+static struct request *find_request(const struct session *s, struct json_object *id)
+{
+    struct request *q;
+
+    if (s->running && has_id(s->running, id)) {
+        return s->running;
+    }
+    LIST_FOREACH (q, &s->requests, link) {
+        if (has_id(q, id)) {
+            return q;
+        }
+    }
+    return NULL;
+}
+
+static void answer_given_up(struct session *s, const struct request *q, const char *what)
+{
+    struct json_object *answer;
+    ERROR_AUTO(err);
+
+    error_set(&err, ECANCELED, "The command '%s' was given up%s",
+              qmp_get_str(q->json, "execute") ?: "", what);
+    answer = qmp_refusal(q->json, &err);
+    queue_answer(s, answer);
+    json_object_put(answer);
+}
+
+/*
+ * The request of this id gets its answer now. If it runs, the coroutine that executes it ends with
+ * it, and another one takes the next requests.
+ */
+static int give_up_request(struct qmp_call *call, struct json_object *id, struct error *err)
+{
+    struct session *s = container_of(call, struct session, call);
+    struct request *q = find_request(s, id);
+    const char *name = q ? qmp_get_str(q->json, "execute") : NULL;
+
+    /* In band this command finds itself. */
+    if (!q || (name && strcmp(name, "x-tidemark-give-up") == 0)) {
+        return error_set(err, ENOENT, "No command with this id is running on this monitor");
+    }
+    if (q->passed_fd >= 0) {
+        return error_set(err, EBUSY,
+                         "A file descriptor came with the command: it can't be given up");
+    }
+    if (q != s->running) {
+        list_remove(&q->link);
+        s->request_count--;
+        wake(&s->feeder);
+        answer_given_up(s, q, " before it began");
+        json_object_put(q->json);
+        free(q);
+        return 0;
+    }
+    if (!begin_executor(s)) {
+        return error_out_of_memory(err);
+    }
+    q->given_up = true;
+    s->running = NULL;
+    log_warning("QMP: the command '%s' is given up by its client, and goes on", name ?: "");
+    answer_given_up(s, q, ", and goes on");
+    return 0;
 }
 
 /* --- messages --------------------------------------------------------------------------------- */
@@ -508,6 +607,7 @@ int qmp_session_start(int fd, bool pretty, struct fd_names *fd_names, struct cha
     s->call.takes_text = !pretty;
     s->chardev = chardev;
     s->call.passed_fd = -1;
+    s->call.give_up = give_up_request;
     s->call.fd_names = fd_names ? fd_names_ref(fd_names) : NULL;
     list_init(&s->link);
     list_init(&s->requests);
@@ -579,7 +679,8 @@ static bool all_sent(void)
 
 static void tell_what_runs(const struct session *s)
 {
-    const char *name = s->running ? qmp_get_str(s->running, "execute") : NULL;
+    struct json_object *request = s->running ? s->running->json : NULL;
+    const char *name = request ? qmp_get_str(request, "execute") : NULL;
 
     if (name) {
         log_warning("QMP: the command '%s' has not come to its end, and is given up", name);

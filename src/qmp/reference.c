@@ -135,6 +135,11 @@ static const struct qmp_reference commands[] = {
      .help = "nodes, their users, and the edges between them with permissions. For debugging, as "
              "in QEMU",
      FEATURES("unstable")},
+    {"x-tidemark-give-up",
+     .help =
+         "the command with this `id` on this monitor is answered with an error at once, and goes "
+         "on: see [Execution out of band](#execution-out-of-band)",
+     FEATURES("unstable")},
     {"x-tidemark-lease",
      .help = "a view of a point in time, by its node, goes with this connection: see "
              "[fleecing.md](fleecing.md)",

@@ -22,6 +22,8 @@ ENUM(capability, "QMPCapability", "oob");
 ARRAY(capabilities, capability);
 OBJECT(capabilities_args, "q_obj_qmp_capabilities-arg", OPT("enable", capabilities));
 
+OBJECT(give_up_args, "q_obj_x-tidemark-give-up-arg", REQ("id", schema_any));
+
 OBJECT(version_triple, "VersionTriple", REQ("major", schema_int), REQ("minor", schema_int),
        REQ("micro", schema_int));
 OBJECT(version_info, "VersionInfo", REQ("qemu", version_triple), REQ("package", schema_str));
@@ -392,6 +394,7 @@ const struct qmp_command qmp_commands[] = {
     {"x-debug-block-dirty-bitmap-sha256", &block_bitmap_ref_type, &qmp_type_bitmap_sha256,
      qmp_co_x_debug_bitmap_sha256},
     {"x-debug-query-block-graph", &schema_empty, &block_graph, qmp_co_x_debug_query_block_graph},
+    {"x-tidemark-give-up", &give_up_args, &schema_empty, qmp_co_x_tidemark_give_up},
     {"x-tidemark-lease", &qmp_type_lease, &schema_empty, qmp_co_x_tidemark_lease},
     {"x-tidemark-query-stats", &own_stats_args, &own_stats_list, qmp_co_x_tidemark_query_stats},
     {"x-tidemark-snapshot-apply", &qmp_type_snapshot_apply, &schema_empty,

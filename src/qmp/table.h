@@ -12,11 +12,15 @@ struct fd_names;
 
 /* What a command sees of the session that runs it. */
 struct qmp_call {
-    bool negotiated;          /* qmp_capabilities has been accepted */
-    bool oob;                 /* the client may ask for execution out of band */
-    bool quit_after_reply;    /* set by the command quit */
-    bool takes_text;          /* the answer is written in one line: it may have json_text_new() */
-    const void *const caller; /* identifies the session; never dereferenced */
+    bool negotiated;       /* qmp_capabilities has been accepted */
+    bool oob;              /* the client may ask for execution out of band */
+    bool quit_after_reply; /* set by the command quit */
+    bool takes_text;       /* the answer is written in one line: it may have json_text_new() */
+    /*
+     * Answer the command with this id that runs on the session, or waits: the session does not wait
+     * for its end. NULL: no session. -errno. Does not yield.
+     */
+    int (*give_up)(struct qmp_call *call, struct json_object *id, struct error *err);
     /* the last descriptor that the client has passed, for a command to take; -1: none */
     int passed_fd;
     /* names of descriptors of the monitor; NULL: it has none */

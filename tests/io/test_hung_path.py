@@ -4,6 +4,7 @@
 import json
 import os
 import signal
+import time
 
 from hung_file import PATIENCE
 from test_backup_mount import MountCase
@@ -76,6 +77,26 @@ class HungPath(MountCase):
             self.assertRaises(TimeoutError, monitor.receive_answer)
         daemon.stop(timeout=PATIENCE)
         img("check", "-q", "-f", "qcow2", good)
+
+    def test_one_monitor_gives_all_of_them_up(self):
+        daemon = self.daemon(name="own")
+        with daemon.connect(negotiate=False, timeout=PATIENCE) as monitor:
+            monitor.execute("qmp_capabilities", {"enable": ["oob"]})
+            for number, (name, arguments) in enumerate(self.commands()):
+                if name == "block-export-add":
+                    continue  # there is no node `good`
+                with self.subTest(name, arguments=arguments):
+                    request = {"execute": name, "arguments": arguments, "id": number}
+                    monitor.send_raw(json.dumps(request))
+                    time.sleep(0.05)  # one that has not begun does not begin
+                    give_up = {"exec-oob": "x-tidemark-give-up", "arguments": {"id": number}}
+                    monitor.send_raw(json.dumps(give_up))
+                    answers = [monitor.receive_answer() for _ in range(2)]
+                    given_up = next(a["error"]["desc"] for a in answers if "error" in a)
+                    self.assertIn(f"The command '{name}' was given up", given_up)
+                    self.assertIn({"return": {}}, answers)
+                    monitor.command("blockdev-add", driver="null-co", node_name=f"null{number}")
+        daemon.stop(timeout=PATIENCE)
 
     def test_links_are_followed_for_a_second(self):
         """Names that a command compares: it goes on without an answer."""

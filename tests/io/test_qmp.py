@@ -245,6 +245,79 @@ class SessionTest(QmpTest):
             self.assertIn("error", answers[0])
             self.assertIn("qemu", answers[4]["return"])
 
+    def give_up(self, qmp, number, kind="exec-oob"):
+        request = {kind: "x-tidemark-give-up", "arguments": {"id": number}, "id": "give up"}
+        qmp.send_raw(json.dumps(request))
+
+    def test_a_command_that_hangs_can_be_given_up(self):
+        listener, node = self.hung_server()
+        with self.server.connect(negotiate=False) as qmp:
+            qmp.execute("qmp_capabilities", {"enable": ["oob"]})
+            qmp.send_raw(json.dumps({"execute": "blockdev-add", "arguments": node, "id": {"n": 1}}))
+            peer = listener.accept()[0]
+            for number in 2, 3:
+                qmp.send_raw(json.dumps({"execute": "query-version", "id": number}))
+            self.give_up(qmp, 3)
+            self.give_up(qmp, {"n": 1})
+            answers = [qmp.receive_answer() for _ in range(5)]
+            self.assertEqual([a["return"] for a in answers if a["id"] == "give up"], [{}, {}])
+            answers = {json.dumps(a["id"]): a for a in answers}
+            self.assertEqual(
+                answers["3"]["error"]["desc"], "The command 'query-version' was given up before it began"
+            )
+            self.assertEqual(
+                answers['{"n": 1}']["error"],
+                {"class": "GenericError", "desc": "The command 'blockdev-add' was given up, and goes on"},
+            )
+            self.assertIn("qemu", answers["2"]["return"])
+            # It goes on, and has its name still; its end is answered to nobody.
+            self.assertIn("error", qmp.execute("blockdev-add", {"driver": "null-co", "node-name": "n"}))
+            peer.close()
+            listener.close()
+            tidemark.wait_until(
+                lambda: "error" not in qmp.execute(
+                    "blockdev-add", {"driver": "null-co", "node-name": "n"}),
+                "the command to end",
+            )  # fmt: skip
+            qmp.command("blockdev-del", node_name="n")
+
+    def test_what_can_not_be_given_up(self):
+        listener, node = self.hung_server()
+        with self.server.connect(negotiate=False) as qmp, self.server.connect() as other:
+            qmp.execute("qmp_capabilities", {"enable": ["oob"]})
+            for kind in "exec-oob", "execute":
+                self.give_up(qmp, "give up", kind)
+                self.assertIn("No command with this id", qmp.receive_answer()["error"]["desc"])
+            qmp.send_raw(json.dumps({"execute": "blockdev-add", "arguments": node, "id": 1}))
+            peer = listener.accept()[0]
+            for number in (2, None, "1"):
+                self.give_up(qmp, number)
+                self.assertIn("No command with this id", qmp.receive_answer()["error"]["desc"])
+            # Those of another monitor.
+            self.give_up(other, 1, "execute")
+            self.assertIn("No command with this id", other.receive_answer()["error"]["desc"])
+            peer.close()
+            self.assertEqual(qmp.receive_answer()["id"], 1)
+
+    def test_a_client_leaves_after_it_has_given_up(self):
+        """The session goes when the command has ended, and the daemon waits for neither."""
+        listener, node = self.hung_server()
+        peers = []
+        for number in range(3):
+            node["node-name"] = f"n{number}"
+            with self.server.connect(negotiate=False) as qmp:
+                qmp.execute("qmp_capabilities", {"enable": ["oob"]})
+                for again in range(2):
+                    node["node-name"] = f"n{number}-{again}"
+                    qmp.send_raw(json.dumps({"execute": "blockdev-add", "arguments": node, "id": again}))
+                    peers.append(listener.accept()[0])
+                    self.give_up(qmp, again)
+                    self.assertEqual({qmp.receive_answer()["id"] for _ in range(2)}, {again, "give up"})
+        self.assertIn("qemu", self.server.qmp.command("query-version"))
+        peers[0].close()
+        self.assertIn("qemu", self.server.qmp.command("query-version"))
+        self.server.stop(timeout=20)
+
     def test_at_most_eight_requests_wait(self):
         listener, node = self.hung_server()
         with self.server.connect(negotiate=False) as qmp:
