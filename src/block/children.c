@@ -52,8 +52,14 @@ static int co_find_or_open(struct block_node *node, struct options *opts, const 
         if (!found) {
             return -ENOENT;
         }
-        *ret_node = block_node_ref(found);
-        return 0;
+        block_node_ref(found);
+        r = block_co_renew_size(found, err);
+        if (r < 0) {
+            block_co_unref(found);
+        } else {
+            *ret_node = found;
+        }
+        return r;
     }
     if (!child_opts) {
         return 0;

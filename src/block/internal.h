@@ -178,9 +178,14 @@ void block_inherit_use(const struct block_node *parent, const struct block_use *
 /* Complete an image that nobody writes to: see block_co_inactivate(), which drains it first. */
 int block_co_complete(struct block_node *node, struct error *err);
 
-/* --- pass_through.c --- */
+/* --- size.c --- */
 /* Whether the node, a filter, always has the size of the child at that edge. */
 bool block_node_has_size_of(const struct block_node *node, const struct block_edge *child);
+/*
+ * A node, about to be a child, learns that what it shows has another size by others' writes: those
+ * of other nodes, and of other programs to a file that no node has used. -errno. Yields.
+ */
+int block_co_renew_size(struct block_node *node, struct error *err);
 
 /* --- threshold.c --- */
 /* A write that ends at `end` begins, and the node has a threshold. Does not yield. */

@@ -84,25 +84,6 @@ static int co_read_head(struct block_node *node, uint8_t *head, struct error *er
                  : 0;
 }
 
-/* Nodes whose size is that of their child learn that the child has grown by others' writes. */
-static int co_renew_size(struct block_node *node, struct error *err)
-{
-    struct block_edge *below = node->filtered ?: node->file;
-    uint64_t was = block_node_size(node);
-    int r = below ? co_renew_size(below->node, err) : 0;
-
-    if (r == 0 && below && block_node_has_size_of(node, below)) {
-        block_node_set_size(node, block_node_size(below->node));
-    } else if (r == 0 && node->driver->exchanges_file && node->driver->file_head == 0 &&
-               node->driver->co_reload) {
-        r = node->driver->co_reload(node, err); /* it has no more of its own than a size */
-    }
-    if (r == 0 && block_node_size(node) != was) {
-        block_report_size(node);
-    }
-    return r;
-}
-
 /*
  * Another file that holds another image would be taken for the one whose metadata are in memory,
  * which would be written over those of the other. A raw node may show another part of the file. A
@@ -116,8 +97,10 @@ static int co_put_file(struct reopen_entry *e, struct error *err)
     uint64_t file_size = node->file ? block_edge_size(node->file) : 0;
     int r = heads ? 0 : error_out_of_memory(err);
 
+    if (size > 0 || e->reads_image) {
+        UNLESS_FAILED(r, block_co_renew_size(e->file.next, err));
+    }
     if (size > 0) {
-        UNLESS_FAILED(r, co_renew_size(e->file.next, err));
         UNLESS_FAILED(r, co_read_head(node, heads, err));
     }
     UNLESS_FAILED(r, co_put_child(node, node->file, &e->file, false, err));

@@ -115,6 +115,50 @@ void block_report_size(struct block_node *node)
     }
 }
 
+/* Whether the node has no size of its own: only a driver like raw, or a filter. */
+static bool shows_size_of_child(const struct block_node *node, const struct block_edge *child)
+{
+    return block_node_has_size_of(node, child) ||
+           (node->driver->exchanges_file && node->driver->file_head == 0);
+}
+
+/*
+ * `unused`: nobody reads or writes through the node. Its file is not locked then, and another
+ * program may have written it.
+ */
+static int co_renew_size(struct block_node *node, bool unused, struct error *err)
+{
+    struct block_edge *child = node->filtered ?: node->file;
+    uint64_t was = block_node_size(node);
+    int r = 0;
+
+    if (child) {
+        r = co_renew_size(child->node,
+                          unused && shows_size_of_child(node, child) &&
+                              child->node->parents.next->next == &child->node->parents,
+                          err);
+    }
+    if (r < 0) {
+        return r;
+    }
+    if (child && block_node_has_size_of(node, child)) {
+        block_node_set_size(node, block_node_size(child->node));
+    } else if (node->driver->co_reload &&
+               (child ? shows_size_of_child(node, child) : unused && node->driver->is_protocol)) {
+        r = node->driver->co_reload(node, err); /* it has no more of its own than a size */
+    }
+    if (r == 0 && block_node_size(node) != was) {
+        follow_size(node, block_node_size(node));
+        block_report_size(node);
+    }
+    return r;
+}
+
+int block_co_renew_size(struct block_node *node, struct error *err)
+{
+    return co_renew_size(node, list_is_empty(&node->parents), err);
+}
+
 int block_check_size_max(uint64_t size, struct error *err)
 {
     return size <= BLOCK_SIZE_MAX

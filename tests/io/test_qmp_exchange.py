@@ -193,6 +193,26 @@ class ExchangeTest(tidemark.TestCase):
         tidemark.qemu_io(small, "read -P 5 0 1M", fmt="qcow2")
         self.check(a=("read -P 0 0 8M",))
 
+    def test_a_file_that_others_wrote_while_nobody_used_it(self):
+        """Its node knew of a shorter file: tables beyond that end were read as zeroes."""
+        for name in "exchanged", "opened", "shown":
+            self.image[name] = self.make(name)
+            self.add(driver="file", node_name=f"file-{name}", filename=self.image[name])
+        self.add(driver="raw", node_name="raw", file="file-shown", read_only=True)
+        for name in "exchanged", "opened", "shown":
+            tidemark.qemu_io(self.image[name], "write -P 7 0 4M", fmt="qcow2")
+        self.reopen(self.node("a", "exchanged"))
+        self.add(**self.node("c", "opened"))
+        self.add(driver="qcow2", node_name="d", file="raw", read_only=True)
+        for node in "a", "c":
+            self.io(node, "read -P 7 0 4M", "write -P 8 5M 1000")
+        self.qmp.command("block-export-add", type="nbd", id="e", node_name="d", name="d")
+        uri = tidemark.nbd_uri(self.nbd, "d")
+        tidemark.run(*tidemark.tool("io"), "-r", "-f", "raw", "-c", "read -P 7 0 4M", uri)
+        self.server.quit()
+        for name in "exchanged", "opened":
+            self.check(**{name: ("read -P 7 0 4M", "read -P 8 5M 1000", "read -P 0 5243880 64536")})
+
     def test_clusters_snapshots_and_options_are_those_of_the_image(self):
         other = self.make("other", options=("-o", "cluster_size=4k,lazy_refcounts=on"))
         tidemark.io(other, "write -P 1 0 1M", fmt="qcow2")
