@@ -32,7 +32,10 @@ static int co_count_absent(struct block_node *node, uint64_t offset, uint64_t le
     return 0;
 }
 
-/* `size` bytes become what `count` clusters from `offset` on have; the first entry is `entry`. */
+/*
+ * The bytes of `iov` become what `count` clusters from `offset` on have; the first entry is `entry`.
+ * A stream is flushed before its entry: without its bytes the cluster could not be read at all.
+ */
 static int co_store_locked(struct block_node *node, uint64_t offset, struct iov iov, size_t count,
                            const struct blockmap_place *place, uint64_t table, uint64_t entry)
 {
@@ -43,7 +46,7 @@ static int co_store_locked(struct block_node *node, uint64_t offset, struct iov 
     CO_ASSERT_HELD(&q->map.lock);
     block_co_event(node->file, BLOCK_EVENT_WRITE_AIO);
     r = block_co_pwritev(node->file, place->host, iov, 0);
-    if (node->backing || !place->is_zero) {
+    if (node->backing || !place->is_zero || (entry & QCOW1_COMPRESSED)) {
         UNLESS_FAILED(r, block_co_flush(node->file));
     }
     if (r < 0) {

@@ -197,6 +197,25 @@ class Writing(QcowCase):
             entries = struct.unpack_from("<QQQI", file.read(), 0)[2]
         self.assertLess(entries, 40)
 
+    def test_a_compressed_cluster_is_stable_before_its_entry(self):
+        """A loss of power between them would leave a cluster that is no stream."""
+        path, log = self.new(), self.path("log")
+        with open(log, "wb"):
+            pass
+        opts = f"driver=qcow,file.driver=blklogwrites,file.file.filename={path}"
+        opts += f",file.log.driver=file,file.log.filename={log},file.log-sector-size=512"
+        writes = ("-c", "write 1M 4k", "-c", "flush", "-c", "write -c -P 1 0 4k")
+        run(*tool("io"), *writes, "--image-opts", opts)
+        with open(log, "rb") as file:
+            data = file.read()
+        entries, at = [], 512
+        for _ in range(struct.unpack_from("<QQQI", data, 0)[2]):
+            sector, count, flags, _ = struct.unpack_from("<QQQQ", data, at)
+            entries.append("flush" if flags & 1 else sector)
+            at += 512 * (1 if flags & 4 else 1 + count)
+        end = max(e for e in entries[:-2] if e != "flush" and e < 131072)
+        self.assertEqual(entries[entries.index(end) + 1], "flush", entries)
+
     def test_what_is_not_supported(self):
         path = self.new()
         self.assertIn("does not support checks", img("check", path, check=False).stderr)
