@@ -20,6 +20,7 @@
 #include "base/sha256.h"
 
 #define SET_TMP ".tidemark-tmp-"
+#define SET_OLD SET_TMP "old-"
 #define SET_TMP_SIZE (sizeof(SET_TMP) + BACKUP_ID_SIZE)
 /* Names that a run tries for its set: this number of runs may begin in one second. */
 #define SET_TRIES 100
@@ -102,18 +103,15 @@ void set_unmake_root(const char *root, const struct set_root_made *made)
 }
 
 /*
- * Make the directory that keeps an id, and lock it: a lock ends with its process, a directory does
- * not. -EEXIST: another run has the id; -EAGAIN: the directory was taken for one of a killed run.
+ * Make the directory in which set `id` is made, and lock it: a lock ends with its process, a
+ * directory does not. -EAGAIN: it is there, or was taken for one of a killed run.
  */
-static int keep_id(int sets, const char *id, const char *shown, struct error *err)
+static int keep_directory(int sets, const char *id, const char *shown, struct error *err)
 {
     char tmp[SET_TMP_SIZE];
     struct stat st, named;
     int fd;
 
-    if (fstatat(sets, id, &st, AT_SYMLINK_NOFOLLOW) == 0) {
-        return -EEXIST;
-    }
     snprintf(tmp, sizeof(tmp), SET_TMP "%s", id);
     fd = files_make_dir_at(sets, tmp, shown, NULL);
     if (fd == -ENOENT && fstat(sets, &st) == 0 && st.st_nlink == 0) {
@@ -130,8 +128,23 @@ static int keep_id(int sets, const char *id, const char *shown, struct error *er
         close(fd);
         return -EAGAIN;
     }
-    /* Another run may have given its directory this name between the first look and mkdir(). */
+    return fd;
+}
+
+/* The same for an id that no set has. -EEXIST: another run has it. */
+static int keep_id(int sets, const char *id, const char *shown, struct error *err)
+{
+    char tmp[SET_TMP_SIZE];
+    struct stat st;
+    int fd;
+
     if (fstatat(sets, id, &st, AT_SYMLINK_NOFOLLOW) == 0) {
+        return -EEXIST;
+    }
+    fd = keep_directory(sets, id, shown, err);
+    /* Another run may have given its directory this name between the first look and mkdir(). */
+    if (fd >= 0 && fstatat(sets, id, &st, AT_SYMLINK_NOFOLLOW) == 0) {
+        snprintf(tmp, sizeof(tmp), SET_TMP "%s", id);
         files_remove_at(sets, tmp);
         close(fd);
         return -EEXIST;
@@ -314,6 +327,55 @@ int set_add(const char *root, const struct set *s, const char *definition,
     }
     r = dir < 0 ? dir : fill_set(dir, s, definition, key, shown, err);
     return r < 0 ? r : set_commit(root, s, err);
+}
+
+/* The set that is made in `tmp` gets its name; what had it before is removed. */
+static int exchange_sets(int sets, const char *tmp, const char *id, const char *shown,
+                         struct error *err)
+{
+    char old[sizeof(SET_OLD) + BACKUP_ID_SIZE];
+    const char *left = tmp;
+    int r = renameat2(sets, tmp, sets, id, RENAME_EXCHANGE) == 0 ? 0 : -errno;
+
+    if (r == -EINVAL || r == -ENOSYS || r == -EOPNOTSUPP) {
+        /* If a kill comes in between, the next copy makes the set again. */
+        snprintf(old, sizeof(old), SET_OLD "%s", id);
+        files_remove_at(sets, old);
+        r = renameat(sets, id, sets, old) == 0 && renameat(sets, tmp, sets, id) == 0 ? 0 : -errno;
+        left = old;
+    }
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not replace set '%s' in '%s'", id, shown);
+    }
+    r = files_sync(sets, shown, err);
+    if (r == 0) {
+        files_remove_at(sets, left);
+    }
+    return r;
+}
+
+int set_replace(const char *root, const struct set *s, const char *definition,
+                const struct set_key *key, struct error *err)
+{
+    char *shown AUTO_FREE = NULL;
+    int sets AUTO_CLOSE = open_sets(root, &shown, err);
+    int dir AUTO_CLOSE = -1;
+    char tmp[SET_TMP_SIZE];
+    int r;
+
+    if (sets < 0) {
+        return sets;
+    }
+    snprintf(tmp, sizeof(tmp), SET_TMP "%s", s->id);
+    dir = keep_directory(sets, s->id, shown, err);
+    if (dir == -EAGAIN) {
+        return error_set(err, EBUSY, "Another run makes set '%s' in '%s'", s->id, shown);
+    }
+    r = dir < 0 ? dir : fill_set(dir, s, definition, key, shown, err);
+    if (dir >= 0 && r < 0) {
+        files_remove_at(sets, tmp);
+    }
+    return r < 0 ? r : exchange_sets(sets, tmp, s->id, shown, err);
 }
 
 int set_remove_left(const char *root, struct error *err)
@@ -522,6 +584,10 @@ static int read_described_set(int sets, const char *id, struct set *ret_set, int
         return r;
     }
     o = r == 0 ? json_tokener_parse(text) : NULL;
+    if (r == -EACCES) {
+        error_move(err, &why);
+        return r;
+    }
     r = o ? set_from_json(o, id, ret_set, ret_code, err) : -EBADMSG;
     json_object_put(o);
     return r;
@@ -530,14 +596,20 @@ static int read_described_set(int sets, const char *id, struct set *ret_set, int
 static int read_set(int sets, const char *id, struct set *ret_set, struct sealed_sets *sealed,
                     struct error *err)
 {
-    int code = 0, r = read_described_set(sets, id, ret_set, &code, sealed, err);
+    ERROR_AUTO(why);
+    int code = 0, r = read_described_set(sets, id, ret_set, &code, sealed, &why);
 
-    if (r == -EBADMSG || code < 0) {
+    if (r == -EBADMSG || r == -EACCES || code < 0) {
         set_clear(ret_set);
         memcpy(ret_set->id, id, strlen(id) + 1);
         ret_set->damaged = true;
+        ret_set->denied = r == -EACCES;
     }
-    return r == -EBADMSG ? 0 : r;
+    if (r == -EBADMSG || r == -EACCES) {
+        return 0;
+    }
+    error_move(err, &why);
+    return r;
 }
 
 int set_read_unproved(const char *root, const char *id, struct set *ret_set, struct error *err)
@@ -550,6 +622,13 @@ int set_read_unproved(const char *root, const char *id, struct set *ret_set, str
 
     return r == -EBADMSG ? error_set(err, EBADMSG, "The description of set '%s' is damaged", id)
                          : r;
+}
+
+const char *set_describe_damage(const struct set *s)
+{
+    return s->denied    ? "its description may not be read by this user"
+           : s->damaged ? "its description is damaged"
+                        : NULL;
 }
 
 static bool set_is_damaged(const struct set *s)
@@ -658,6 +737,10 @@ const struct set *set_find(const struct set_list *list, const char *id, struct e
     if (matches != 1) {
         error_set(err, ENOENT,
                   matches ? "More than one set begins with '%s'" : "There is no set '%s'", id);
+    } else if (found->denied) {
+        error_set(err, EACCES, "The description of set '%s' may not be read by this user",
+                  found->id);
+        return NULL;
     } else if (found->damaged) {
         error_set(err, EBADMSG, "The description of set '%s' is damaged", found->id);
         return NULL;

@@ -47,6 +47,7 @@ struct set {
     struct set_disk *disks;
     size_t count;
     bool damaged;  /* only the id is known */
+    bool denied;   /* damaged is only said because this user may not read it */
     bool has_code; /* of some key, right or wrong */
 };
 
@@ -55,6 +56,9 @@ struct set_key {
     const struct backup_key *key;  /* authenticates; NULL: there is none */
     const struct backup_key *seal; /* encrypts both files; NULL: they are not encrypted */
 };
+
+/* What is wrong with a description; NULL: nothing. */
+const char *set_describe_damage(const struct set *s);
 
 /* Release what `s` holds, and make it empty. */
 void set_clear(struct set *s);
@@ -110,6 +114,9 @@ int set_commit(const char *root, const struct set *s, struct error *err);
  */
 int set_add(const char *root, const struct set *s, const char *definition,
             const struct set_key *key, struct error *err);
+/* The same in the place of a damaged set of that id, which goes when the new one is written. */
+int set_replace(const char *root, const struct set *s, const char *definition,
+                const struct set_key *key, struct error *err);
 /*
  * The definition that a set has; *ret_text is malloc'ed. -EBADMSG: it is lost, or not the one that
  * the set was made with; -ENOENT: the set is gone.

@@ -111,7 +111,7 @@ static const char *problem_of(const struct set *s)
 {
     const struct set_disk *d = set_problem_disk(s);
 
-    return s->damaged ? "its description is damaged" : d ? d->problem : NULL;
+    return set_describe_damage(s) ?: (d ? d->problem : NULL);
 }
 
 /* An item for each set; those that no rule counts get their fate. */
@@ -478,9 +478,12 @@ static int check_replaceable(const char *to, const struct set *s, struct error *
     return r;
 }
 
-/* `replaces`: the copy has it, with a description that is damaged. */
+/*
+ * `replaces`: the copy has it, with a description that is damaged. *ret_whole: the copy has its
+ * backups; without them it is left out.
+ */
 static int copy_set(const char *from, const char *to, const struct set *s, bool replaces,
-                    struct copy_root_result *result, struct error *err)
+                    bool *ret_whole, struct error *err)
 {
     char *definition AUTO_FREE = NULL;
     struct set_key key;
@@ -492,13 +495,11 @@ static int copy_set(const char *from, const char *to, const struct set *s, bool 
     }
     if (r == 0 && whole && replaces) {
         r = check_replaceable(to, s, err);
-        UNLESS_FAILED(r, set_remove(to, s->id, err));
-    }
-    if (r == 0 && whole) {
+        UNLESS_FAILED(r, set_replace(to, s, definition, &key, err));
+    } else if (r == 0 && whole) {
         r = set_add(to, s, definition, &key, err);
     }
-    result->sets += r == 0 && whole;
-    result->left_out += r == 0 && !whole;
+    *ret_whole = whole;
     return r;
 }
 
@@ -531,13 +532,20 @@ static int copy_sets(const struct copy_place *p, const struct set_root *root, co
     for (size_t i = 0; r == 0 && i < root->sets.count; i++) {
         const struct set *s = &root->sets.list[i], *copied = find_copied(&there, s);
         bool replaces = copied && (copied->damaged || copy_lacks_definition(p, copied));
+        bool whole = false;
         ERROR_AUTO(one);
 
         if (!selected[i] || (copied && !replaces)) {
             continue;
         }
-        r = copy_set(root->path, p->path, s, replaces, result, &one);
-        if (r == 0 && replaces && p->upload) {
+        if (copied && copied->denied) {
+            r = error_set(err, EACCES, "The copy of set '%s' may not be read by this user", s->id);
+            break;
+        }
+        r = copy_set(root->path, p->path, s, replaces, &whole, &one);
+        result->sets += r == 0 && whole;
+        result->left_out += r == 0 && !whole;
+        if (r == 0 && whole && replaces && p->upload) {
             r = upload_root_replace(p->upload, s->id, &one);
         }
         r = keep_damage(r, &one, damage, err);

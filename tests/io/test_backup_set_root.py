@@ -327,6 +327,54 @@ class Copy(Roots):
         self.assertIn(self.set_id(0), answer["error"]["message"])
         self.assertIn("only grows", answer["error"]["message"])
 
+    def test_a_set_is_replaced_when_the_new_one_is_written(self):
+        """What fails on the way, as a full disk does, leaves the one that is there."""
+        self.start()
+        definition = self.path("guest1.xml")
+        with open(definition, "w", encoding="utf-8") as f:
+            f.write("<domain/>\n")
+        self.take(1, "--definition", definition)
+        copy = os.path.join(os.path.realpath(self.path("")), "copy")
+        self.ask("copy", self.repository, copy)
+        place = os.path.join(copy, "sets", self.set_id(0))
+        for fault in ("fsync:error=EIO", "renameat2:error=EINVAL"):
+            os.unlink(os.path.join(place, "definition"))
+            run("strace", "-f", "-o", "/dev/null", "-P", os.path.join(copy, "sets"),
+                "-e", f"trace={fault.split(':')[0]}", "-e", "inject=" + fault,
+                *tool("copy"), self.repository, copy, check=False)  # fmt: skip
+            self.assertTrue(os.path.exists(os.path.join(place, "set.json")), fault)
+        self.assert_restores(copy, 0)
+        self.assertEqual(self.ask("copy", self.repository, copy)["sets"], 0)
+        self.assertEqual(os.listdir(os.path.join(copy, "sets")), self.ids())
+
+    def test_a_set_that_may_not_be_read_is_not_replaced(self):
+        self.start()
+        self.take(2)
+        copy = self.path("copy")
+        self.ask("copy", self.repository, copy)
+        place = os.path.join(copy, "sets", self.set_id(0))
+        as_other = []
+        if os.geteuid() == 0:
+            as_other = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+            os.chmod(self.path(""), 0o755)
+            for top in (self.repository, copy):
+                for path, _, names in os.walk(top):
+                    for name in [path] + [os.path.join(path, n) for n in names]:
+                        os.chown(name, 65534, 65534)
+            os.chown(place, 0, 0)
+            os.chown(os.path.join(place, "set.json"), 0, 0)
+        os.chmod(os.path.join(place, "set.json"), 0o600 if as_other else 0)
+        for face, *words in (("copy", self.repository, copy), ("sets", copy), ("verify", copy)):
+            program = [os.path.abspath(w) if "/" in w else w for w in tool(face)]
+            result = run(*as_other, *program, *words, check=False)
+            said = result.stdout + result.stderr
+            self.assertEqual(result.returncode, face != "sets", said)
+            self.assertIn("not be read", said.lower())
+            self.assertNotIn("damaged", said.lower())
+            self.assertEqual(os.listdir(os.path.join(copy, "sets")), self.ids())
+        os.chmod(os.path.join(place, "set.json"), 0o600)
+        self.assert_restores(copy, 0)
+
     def test_a_prune_removes_what_killed_runs_have_left(self):
         self.start()
         self.take(2)

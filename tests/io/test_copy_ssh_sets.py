@@ -130,6 +130,22 @@ class Sets(CopyOfSets):
         self.assert_right(0, 1)
         self.assertEqual(sorted(os.listdir(sets)), [self.set_id(n) for n in (0, 1)])
 
+    def test_one_that_is_damaged_there_and_cannot_be_made_keeps_no_other(self):
+        self.take_two()
+        self.copy()
+        victim = self.taken[1][0]["backups"][0]["id"]
+        for n in (0, 1):
+            os.unlink(os.path.join(self.there, "sets", self.set_id(n), "set.json"))
+        shutil.rmtree(os.path.join(self.there, "a", victim))
+        image = os.path.join(self.repository, "a", victim, "disk.qcow2")
+        with open(image, "r+b") as f:
+            f.seek(os.path.getsize(image) // 2)
+            f.write(b"damage")
+        answer = self.copy(status=1)
+        self.assertEqual(answer["error"]["kind"], "damaged")
+        sets = {s["id"]: s.get("damaged", False) for s in self.ask("sets", self.there)}
+        self.assertEqual(sets, {self.set_id(0): False, self.set_id(1): True})
+
     def test_damage_of_one_disk(self):
         self.start()
         self.take(2)

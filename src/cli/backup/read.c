@@ -283,15 +283,17 @@ static void report_sets(const struct set_root *root, const char *machine, const 
         bool lost = !s->damaged && has_lost_definition(root->path, s, &err);
         const struct verify_report report = {
             .id = s->id,
-            .problem = s->damaged ? "its description is damaged"
+            .problem = s->damaged ? set_describe_damage(s)
                        : d        ? d->problem
                        : lost     ? error_message(&err)
                                   : NULL,
+            .unread = s->denied,
         };
 
         if (report.problem && set_is_of(s, machine) && (!at || strcmp(at, s->id) == 0)) {
             print_report(&report, reports);
-            sum->damaged++;
+            sum->damaged += !report.unread;
+            sum->unread += report.unread;
         }
     }
 }

@@ -36,7 +36,7 @@ static void print_sets(const struct set_list *all)
         const struct set *s = &all->list[i];
 
         if (s->damaged) {
-            printf("%-20s  DAMAGED\n", s->id);
+            printf("%-20s  %s\n", s->id, s->denied ? "MAY NOT BE READ" : "DAMAGED");
             continue;
         }
         printf("%-20s  %-16s  %-27s ", s->id, s->machine ? s->machine : "-", s->begin.utc);
