@@ -136,6 +136,7 @@ struct mirrored_files {
     const char *file;   /* the name of each */
     const char **ids;   /* the names of their directories; borrowed */
     const char **names; /* on the server; owned */
+    bool *done;
     size_t count;
 };
 
@@ -154,7 +155,20 @@ static int take_mirrored(void *arg, size_t index, int r, const char *text, size_
                : files_write_temporary_at(dir, all->file, text, size, all->names[index], err);
 }
 
-/* For a few files, and where the server has one channel for a connection. */
+/* A server may have only a few files open at a time: what fails is asked for again, alone. */
+static int take_fetched(void *arg, size_t index, int r, const char *text, size_t size,
+                        struct error *err)
+{
+    struct mirrored_files *all = arg;
+
+    if (r < 0) {
+        return all->mirror->alive ? all->mirror->alive(all->mirror->arg, err) : 0;
+    }
+    all->done[index] = true;
+    return take_mirrored(all, index, r, text, size, err);
+}
+
+/* What is left: a few files, or all where the server has one channel for a connection. */
 static int mirror_one_by_one(struct mirrored_files *all, size_t max, struct error *err)
 {
     int r = 0;
@@ -164,6 +178,9 @@ static int mirror_one_by_one(struct mirrored_files *all, size_t max, struct erro
         size_t size = 0;
         ERROR_AUTO(why);
 
+        if (all->done[i]) {
+            continue;
+        }
         r = upload_fetch_file(all->mirror->remote, all->names[i], max, &text, &size, &why);
         if (r == -ENOMEM || r == -EIO) {
             error_move(err, &why);
@@ -178,6 +195,7 @@ static int name_mirrored(struct mirrored_files *all, char *const *names, size_t 
 {
     all->ids = calloc(count + 1, sizeof(*all->ids));
     all->names = calloc(count + 1, sizeof(*all->names));
+    all->done = calloc(count + 1, sizeof(*all->done));
     for (size_t i = 0; all->ids && all->names && i < count; i++) {
         char *path AUTO_FREE = NULL;
 
@@ -192,7 +210,7 @@ static int name_mirrored(struct mirrored_files *all, char *const *names, size_t 
         }
         all->count++;
     }
-    return all->ids && all->names ? 0 : -ENOMEM;
+    return all->ids && all->names && all->done ? 0 : -ENOMEM;
 }
 
 int upload_mirror_files(const struct upload_mirror *m, char *const *names, size_t count,
@@ -201,18 +219,19 @@ int upload_mirror_files(const struct upload_mirror *m, char *const *names, size_
     struct mirrored_files all = {.mirror = m, .file = file};
     int r = name_mirrored(&all, names, count) < 0 ? error_out_of_memory(err) : 0;
     const struct remote_fetch fetch = {
-        .names = all.names, .count = all.count, .max = max, .take = take_mirrored, .arg = &all};
+        .names = all.names, .count = all.count, .max = max, .take = take_fetched, .arg = &all};
 
     if (r == 0) {
-        r = all.count < FETCH_MIN ? -EOPNOTSUPP : remote_dir_fetch(m->remote, &fetch, err);
+        r = all.count < FETCH_MIN ? 0 : remote_dir_fetch(m->remote, &fetch, err);
     }
-    if (r == -EOPNOTSUPP) {
+    if (r == 0 || r == -EOPNOTSUPP) {
         r = mirror_one_by_one(&all, max, err);
     }
     for (size_t i = 0; i < all.count; i++) {
         free((char *)all.names[i]);
     }
     free(all.names);
+    free(all.done);
     free(all.ids);
     return r;
 }

@@ -440,6 +440,23 @@ class OneChannel(UploadCase):
         self.assert_right()
 
 
+class FewHandles(UploadCase):
+    """A server that has no more than some files open at a time."""
+
+    def sftp(self):
+        script = self.path("serve")
+        with open(script, "w", encoding="utf-8") as f:
+            f.write(f"#!/bin/sh\nulimit -n 16\nexec {SFTP}\n")
+        os.chmod(script, 0o700)
+        return script
+
+    def test_what_could_not_be_opened_is_not_damaged(self):
+        self.fill(36)
+        self.copy()
+        answer = self.copy()
+        self.assertEqual((answer["present"], answer["copied"]), (40, 0))
+
+
 class NoSftp(UploadCase):
     """What the second channel says is not SFTP."""
 
