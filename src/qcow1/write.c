@@ -33,7 +33,7 @@ static int co_count_absent(struct block_node *node, uint64_t offset, uint64_t le
 }
 
 /*
- * The bytes of `iov` become what `count` clusters from `offset` on have; `entry` is the first entry.
+ * The bytes of `iov` become what `count` clusters from `offset` on have; `entry` is the first one.
  * A stream is flushed before its entry: without its bytes the cluster could not be read at all.
  */
 static int co_store_locked(struct block_node *node, uint64_t offset, struct iov iov, size_t count,
