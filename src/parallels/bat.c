@@ -107,7 +107,7 @@ static int take_places(struct parallels *p, uint64_t first, uint64_t last, bool 
 int parallels_use(struct parallels *p, uint64_t offset, uint64_t length)
 {
     uint64_t end = offset + length;
-    bool shared;
+    bool shared = false;
 
     if (length == 0 || end <= p->origin) {
         return 0;
@@ -268,7 +268,7 @@ int parallels_co_reserve_locked(struct block_node *node, uint64_t offset, uint64
 {
     struct parallels *p = node->opaque;
     uint64_t index = find_free(p), place = p->origin + index * p->cluster_size;
-    bool shared;
+    bool shared = false;
     int r = 0;
 
     if (place / p->unit > UINT32_MAX) {
