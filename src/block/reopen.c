@@ -164,7 +164,8 @@ static int check_no_writer(const struct block_reopen *plan, const struct reopen_
     return 0;
 }
 
-static int co_apply_reopen(struct reopen_entry *e, struct error *err)
+static int co_apply_reopen(const struct block_reopen *plan, struct reopen_entry *e,
+                           struct error *err)
 {
     struct block_node *node = e->node;
     int r;
@@ -185,6 +186,10 @@ static int co_apply_reopen(struct reopen_entry *e, struct error *err)
         return r;
     }
     e->prepared = true;
+    r = reopen_check_images_above(plan, e, err);
+    if (r < 0) {
+        return r;
+    }
     return e->driver_options ? options_check_empty(e->driver_options, node->driver->name, err) : 0;
 }
 
@@ -215,7 +220,7 @@ int block_co_reopen_prepare(struct block_reopen *plan, struct error *err)
     UNLESS_FAILED(r, co_complete_all(plan, err));
     UNLESS_FAILED(r, reopen_co_leave_images(plan, err));
     LIST_FOREACH (e, &plan->entries, link) {
-        UNLESS_FAILED(r, co_apply_reopen(e, err));
+        UNLESS_FAILED(r, co_apply_reopen(plan, e, err));
     }
     return r;
 }

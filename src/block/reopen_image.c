@@ -40,6 +40,73 @@ bool reopen_has_other_storage(const struct reopen_entry *e)
     return image_storage_of(e->file.was) != image_storage_of(e->file.next);
 }
 
+/* --- images above ----------------------------------------------------------------------------- */
+
+static int64_t offset_of(struct json_object *options)
+{
+    struct json_object *offset = NULL;
+
+    json_object_object_get_ex(options, "offset", &offset);
+    return json_object_get_int64(offset);
+}
+
+/* Whether a node that shows its file, as raw and filters do, shows other contents now. */
+static bool shows_other_contents(const struct reopen_entry *e)
+{
+    const struct block_node *node = e->node;
+
+    return node->driver->exchanges_file && node->driver->file_head == 0 &&
+           ((e->file.changes && reopen_has_other_storage(e)) ||
+            (e->options && offset_of(e->options) != offset_of(node->options)) ||
+            block_node_size(node) < e->old_size);
+}
+
+static bool reads_image(const struct block_reopen *plan, const struct block_node *node)
+{
+    const struct reopen_entry *e;
+
+    LIST_FOREACH (e, &plan->entries, link) {
+        if (e->node == node) {
+            return e->reads_image;
+        }
+    }
+    return false;
+}
+
+/* A format above `node` that keeps the image that it has; NULL: none. */
+static const struct block_node *find_image_above(const struct block_reopen *plan,
+                                                 const struct block_node *node)
+{
+    const struct block_node *found = NULL;
+    const struct block_edge *edge;
+
+    LIST_FOREACH (edge, &node->parents, in_node) {
+        const struct block_node *parent = edge->parent;
+
+        if (found || !parent || (edge->role & BLOCK_ROLE_BACKING) || reads_image(plan, parent)) {
+            continue;
+        }
+        found = parent->driver->is_format && strcmp(parent->driver->name, "raw") != 0
+                    ? parent
+                    : find_image_above(plan, parent);
+    }
+    return found;
+}
+
+int reopen_check_images_above(const struct block_reopen *plan, const struct reopen_entry *e,
+                              struct error *err)
+{
+    const struct block_node *image =
+        shows_other_contents(e) ? find_image_above(plan, e->node) : NULL;
+
+    return image ? error_set(err, EINVAL,
+                             "Node '%s' would not have the contents of the file of '%s' any more",
+                             e->node->name, image->name)
+                 : 0;
+}
+
+/* --- the image of another file ---------------------------------------------------------------- */
+
 static bool has_other_image(const struct reopen_entry *e)
 {
     return e->file.changes && e->node->driver->co_exchange_image && reopen_has_other_storage(e) &&

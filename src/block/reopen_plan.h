@@ -44,6 +44,12 @@ struct block_reopen {
 
 /* Whether the new file is another one, not only reached in another way. */
 bool reopen_has_other_storage(const struct reopen_entry *e);
+/*
+ * After the steps of a node that shows its file: an image above it that stays in memory has to have
+ * the same file as before. -EINVAL.
+ */
+int reopen_check_images_above(const struct block_reopen *plan, const struct reopen_entry *e,
+                              struct error *err);
 /* Before any edge changes: sets `reads_image`, and completes those nodes. */
 int reopen_co_leave_images(struct block_reopen *plan, struct error *err);
 /* A node of these, which has its new file and the permissions for it, reads the image. */

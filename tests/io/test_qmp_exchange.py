@@ -243,6 +243,40 @@ class ExchangeTest(tidemark.TestCase):
         self.add(driver="raw", node_name="above", file="a")
         self.refused(wanted, self.node("a", "b"))
 
+    def test_a_raw_node_or_a_filter_below_an_image_keeps_its_file(self):
+        """The metadata in memory would have been written to what another file has there."""
+        self.qmp.command("object-add", qom_type="throttle-group", id="g")
+        self.qmp.command("blockdev-del", node_name="b")
+        for name in "long", "other":
+            self.image[name] = self.make(name, "4M")
+            with open(self.image[name], "r+b") as file:
+                file.truncate(16 * MIB)
+            self.add(driver="file", node_name=f"file-{name}", filename=self.image[name])
+        rate = {"driver": "throttle", "throttle-group": "g", "node-name": "rate"}
+        raw = {"driver": "raw", "node-name": "raw", "file": "rate"}
+        self.add(**rate, file="file-long")
+        self.add(**raw, offset=0, size=8 * MIB)
+        self.add(driver="qcow2", node_name="image", file="raw")
+        for options in (
+            {**rate, "file": "file-other"},
+            {**raw, "size": 8 * MIB, "file": "file-other"},
+            {**raw, "size": 8 * MIB, "offset": 4 * MIB},
+            {**raw, "size": 4 * MIB},
+        ):
+            name = options["node-name"]
+            self.refused(
+                f"Node '{name}' would not have the contents of the file of 'image' any more", options
+            )
+        self.reopen({**raw, "file": "file-long"})
+        self.io("image", "write -P 1 0 4M", "read -P 1 0 4M")
+        # An image that reads it again may have it.
+        self.reopen(
+            {**raw, "file": "file-b"},
+            {"driver": "qcow2", "node-name": "image", "file": "file-a"},
+            {"driver": "qcow2", "node-name": "a", "file": "raw"},
+        )
+        self.assertEqual(self.qmp.node("a")["image"]["virtual-size"], 8 * MIB)
+
     def test_the_backing_file_has_to_be_named(self):
         over = self.make("over", options=("-F", "qcow2", "-b", self.image["b"]))
         self.add(driver="file", node_name="file-over", filename=over)
