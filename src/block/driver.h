@@ -116,6 +116,7 @@ struct block_bitmap {
 struct block_node {
     /* Unique; generated ("#block123") if the user gave none. */
     char *name;
+    uint64_t number; /* block_node_number() */
     struct name_entry by_name;
     bool monitor_owned;
     bool read_only;

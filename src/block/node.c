@@ -169,6 +169,11 @@ struct block_node *block_node_backing(struct block_node *node)
     return node && node->backing ? block_node_skip_filters(node->backing->node) : NULL;
 }
 
+uint64_t block_node_number(const struct block_node *node)
+{
+    return node->number;
+}
+
 bool block_node_is_filter(const struct block_node *node)
 {
     return node->driver->is_filter;

@@ -220,6 +220,8 @@ bool block_node_failure_reported(const struct block_node *node);
 bool block_node_is_read_only(const struct block_node *node);
 /* The options that the node was opened with. */
 struct json_object *block_node_options(const struct block_node *node);
+/* A number that no other node of this process has, or had: a name may be that of another later. */
+uint64_t block_node_number(const struct block_node *node);
 bool block_node_is_filter(const struct block_node *node);
 /*
  * Whether the node shows a point in time, whatever is written through it (snapshot-access, behind

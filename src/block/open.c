@@ -105,11 +105,13 @@ static int take_generic_options(struct block_node *node, struct options *opts, u
 
 static struct block_node *node_new(const struct block_driver *driver, unsigned flags)
 {
+    static uint64_t last_number;
     struct block_node *node = calloc(1, sizeof(*node));
 
     if (!node) {
         return NULL;
     }
+    node->number = ++last_number;
     node->opaque = calloc(1, driver->instance_size ? driver->instance_size : 1);
     if (!node->opaque) {
         free(node);

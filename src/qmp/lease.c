@@ -199,6 +199,7 @@ struct lease_scope {
     struct block_control_scope scope;
     const char *export, *view;     /* one of them */
     const struct block_node *disk; /* as soon as it is known */
+    uint64_t number;               /* of the node `view`; 0: it was not looked for */
     bool waits_for_user;           /* a job or another node uses the view */
 };
 
@@ -355,10 +356,12 @@ static bool co_end_view_locked(struct lease_scope *s)
     ERROR_AUTO(err);
     int r;
 
-    /* Another session may have leased a view of that name meanwhile. */
-    if (!node || !block_node_is_frozen_view(node)) {
+    /* Another session may have leased the view, and another may have the name meanwhile. */
+    if (!node || !block_node_is_frozen_view(node) ||
+        (s->number && s->number != block_node_number(node))) {
         return true;
     }
+    s->number = block_node_number(node);
     r = co_begin_export_end(node, &err);
     if (r < 0) {
         log_error("node '%s' stays, though its lease has ended: %s", name, error_message(&err));

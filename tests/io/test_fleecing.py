@@ -353,6 +353,36 @@ class Lease(FleecingCase):
         self.assertEqual(self.exports(), {"guest-disk": "disk"})
         self.assertEqual(self.server.log().count("stays"), 1)
 
+    def is_done(self, command, arguments):
+        answer = self.qmp.execute(command, arguments)
+        return "return" in answer or "find" in answer["error"]["desc"]
+
+    def test_another_view_of_the_name_is_not_leased(self):
+        """The one that was leased is deleted when its job has ended, before its lease is."""
+        self.add_disk()
+        leaving = self.server.connect()
+        leaving.command("x-tidemark-lease", node_name="view")
+        self.add_view()
+        self.qmp.command("blockdev-add", driver="null-co", node_name="far", size=16 * MIB)
+        self.qmp.command("blockdev-backup", job_id="j", device="view", target="far", sync="full",
+                         speed=65536)  # fmt: skip
+        leaving.close()
+        tidemark.wait_until(lambda: "'view' stays, though its lease" in self.server.log(), "the log")
+        self.qmp.command("block-job-cancel", device="j", force=True)
+        tidemark.wait_until(lambda: not self.qmp.command("query-jobs"), "the end of the job")
+        for command, arguments in (
+            ("blockdev-del", {"node-name": "view"}),
+            ("blockdev-replace", {"export": "guest-disk", "node-name": "disk"}),
+            ("blockdev-del", {"node-name": "view-cbw"}),
+            ("blockdev-del", {"node-name": "view-temp"}),
+        ):
+            # The end of the lease may come first.
+            tidemark.wait_until(lambda: self.is_done(command, arguments), command)
+        self.add_view()
+        self.qmp.command("block-export-del", id="view", mode="hard")
+        time.sleep(1.5)
+        self.assertLessEqual({"view", "view-cbw", "view-temp"}, self.nodes())
+
     def test_a_view_that_a_job_uses_delays_no_end(self):
         self.add_disk()
         leaving = self.server.connect()
