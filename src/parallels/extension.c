@@ -41,6 +41,8 @@ struct extension {
     struct block_node *node;
     bool load;
     unsigned bitmaps;
+    /* Bytes that bits may still have in the file: more than that would be places of two owners. */
+    uint64_t budget;
 };
 
 struct stored {
@@ -126,8 +128,7 @@ static int co_read_bits(struct block_node *node, struct dirty_bitmap *bits, uint
 }
 
 /* All bits of a bitmap, and the places that they have. */
-static int co_read_stored(const struct extension *e, const struct stored *s,
-                          struct dirty_bitmap *bits)
+static int co_read_stored(struct extension *e, const struct stored *s, struct dirty_bitmap *bits)
 {
     struct parallels *p = e->node->opaque;
     int r = 0;
@@ -147,6 +148,10 @@ static int co_read_stored(const struct extension *e, const struct stored *s,
             return refuse_extension(e->node, "the dirty bitmap '%s' is not within the file",
                                     s->name);
         }
+        if (length > e->budget) {
+            return refuse_extension(e->node, "dirty bitmaps have more bytes than the file");
+        }
+        e->budget -= length;
         r = parallels_use(p, place, p->cluster_size);
         if (bits) {
             UNLESS_FAILED(r, co_read_bits(e->node, bits, done, place, length));
@@ -264,7 +269,8 @@ static int co_read_cluster_of_features(struct extension *e)
 int parallels_co_read_extension(struct block_node *node, bool load, struct error *err)
 {
     struct parallels *p = node->opaque;
-    struct extension e = {.node = node, .load = load && node->read_only};
+    struct extension e = {
+        .node = node, .load = load && node->read_only, .budget = block_edge_size(node->file)};
     int r;
 
     if (!p->bat || !p->keeps_extension) {

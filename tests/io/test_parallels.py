@@ -352,7 +352,10 @@ class Extension(ParallelsCase):
 
     def test_what_is_wrong_is_said_and_the_disk_is_read(self):
         good = self.extension()
+        names = [f"{i:08x}{self.NAME[8:]}" for i in range(200)]
+        on_one_place = [bitmap_feature(name, 8 * MIB, 512, (2 * 128,)) for name in names]
         for data, what in (
+            (extension(b"".join(on_one_place)), "dirty bitmaps have more bytes than the file"),
             (bytes(65536), "it has the magic 0x0"),
             (good[:100] + b"x" + good[101:], "its checksum is wrong"),
             (self.extension(size=4 * MIB), "of a disk of another size"),
