@@ -15,6 +15,7 @@
 #include "base/byteorder.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "block/option_types.h"
 #include "qcow1/image.h"
 #include "schema/define.h"
@@ -127,6 +128,25 @@ static int qcow1_co_write_zeroes(struct block_node *node, uint64_t offset, uint6
     return node->backing ? -ENOTSUP : blockmap_co_write_zeroes(node, offset, length, flags);
 }
 
+/* What is in memory of the L1 table is written, as the table may be empty in the file. */
+static void co_restore_l1_locked(struct block_node *node)
+{
+    struct qcow1 *q = node->opaque;
+    size_t size = (size_t)q->l1_count * QCOW1_ENTRY_SIZE;
+    AUTO_FREE uint8_t *bytes = malloc(size);
+    int r = bytes ? 0 : -ENOMEM;
+
+    CO_ASSERT_HELD(&q->map.lock);
+    for (uint64_t i = 0; i < q->l1_count && r == 0; i++) {
+        store_be64(bytes + i * QCOW1_ENTRY_SIZE, q->l1[i]);
+    }
+    UNLESS_FAILED(r, block_co_pwrite(node->file, q->header.l1_offset, bytes, size, 0));
+    if (r < 0) {
+        log_error("image '%s': the L1 table is empty in the file, and can't be written: %s",
+                  block_node_display_name(node), strerror(-r));
+    }
+}
+
 /* After a commit: the table is empty, stably, and then the file is cut. */
 static int qcow1_co_make_empty(struct block_node *node, struct error *err)
 {
@@ -145,6 +165,8 @@ static int qcow1_co_make_empty(struct block_node *node, struct error *err)
         q->room.is_used = true;
         blockmap_co_cut_room(node->file, &q->room, q->end);
         q->zero_from = block_edge_size(node->file);
+    } else {
+        co_restore_l1_locked(node);
     }
     co_mutex_unlock(&q->map.lock);
     return r < 0 ? error_set_errno(err, -r, "Could not empty the L1 table of '%s'",

@@ -9,7 +9,7 @@ import unittest
 
 from machine import MACHINE, QUIET, Machine
 from qmp import QmpError
-from tidemark import TIMEOUT, TestCase, img, io, wait_until
+from tidemark import TIMEOUT, TestCase, img, io, qemu_io, wait_until
 
 
 def info(image):
@@ -810,6 +810,20 @@ class CommitTest(MachineCase):
         io(top, "read -P 4 64k 64k", "read -P 3 1M 64k", fmt="qcow2")
         img("check", "-q", top)
         self.assertLess(os.stat(top).st_size, 600 << 10)
+
+    def test_a_qcow_that_cannot_be_emptied_keeps_what_is_written_later(self):
+        """Its table had been emptied in the file, and was full in memory."""
+        base = self.create("base.raw", "2M", "raw")
+        top = self.create("top.qcow", "2M", "qcow", options=["-b", base, "-F", "raw"])
+        io(top, "write -P 2 0 64k", fmt="qcow")
+        fault = "event=none,file.inject-error.0.iotype=flush,file.inject-error.0.once=on"
+        _, output = self.monitor(
+            ["commit d", 'qemu-io d "write -P 3 4k 4k"', 'qemu-io d "write -P 4 1M 4k"'],
+            "-drive", "if=none,id=d,driver=qcow,file.driver=blkdebug,"
+            f"file.image.filename={top},file.inject-error.0.{fault}",
+        )  # fmt: skip
+        self.assertIn("Could not empty the L1 table", output)
+        qemu_io(top, "read -P 3 4k 4k", "read -P 2 8k 56k", "read -P 4 1M 4k", fmt="qcow")
 
     def test_all_disks(self):
         options = []
