@@ -124,10 +124,12 @@ static const uint8_t *take_bytes(struct answer *a, uint32_t *ret_size)
     return data;
 }
 
-static int connection_error(const struct fetcher *f)
+/* `n`: what libssh has returned; 0 is an end, of which its message says nothing. */
+static int connection_error(const struct fetcher *f, int n)
 {
     return error_set(f->err, EIO, "Could not read from the server: %s",
-                     ssh_get_error(f->dir->connection.session));
+                     n == 0 ? "it has ended the connection"
+                            : ssh_get_error(f->dir->connection.session));
 }
 
 static int protocol_error(const struct fetcher *f)
@@ -149,7 +151,7 @@ static int send_packet(const struct fetcher *f, struct strbuf *body)
         int n = ssh_channel_write(f->channel, packet.data + done, (uint32_t)(packet.len - done));
 
         if (n <= 0) {
-            return connection_error(f);
+            return connection_error(f, n);
         }
         done += (size_t)n;
     }
@@ -162,7 +164,7 @@ static int receive_bytes(const struct fetcher *f, void *buf, size_t size)
         int n = ssh_channel_read(f->channel, (char *)buf + done, (uint32_t)(size - done), 0);
 
         if (n <= 0) {
-            return connection_error(f);
+            return connection_error(f, n);
         }
         done += (size_t)n;
     }

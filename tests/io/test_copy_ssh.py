@@ -488,6 +488,10 @@ class NoSftp(UploadCase):
                 f.write(version + answer)
             error = self.copy(status=1)["error"]
             self.assertIn("otherwise than SFTP", error["message"])
+        # Nothing more comes, and the server ends.
+        with open(self.path("serve.answer"), "wb") as f:
+            f.write(version)
+        self.assertIn("it has ended the connection", self.copy(status=1)["error"]["message"])
 
 
 if __name__ == "__main__":
