@@ -314,6 +314,11 @@ struct block_driver {
      * yield.
      */
     bool (*has_size_of_file)(const struct block_node *node);
+    /*
+     * A format that records no size of its disk: what is written past the end makes the disk
+     * longer, as far as the file allows that.
+     */
+    bool grows_with_file;
     /* Likewise: it has no co_preadv, and no co_pwritev, of its own. */
     bool passes_reads, passes_writes;
     /* Shows a point in time: no write through it changes what it shows. */

@@ -236,6 +236,19 @@ static inline bool edge_may_write(const struct block_edge *edge, unsigned flags)
     return edge->perm & need;
 }
 
+/*
+ * A format extends its file by writing beyond the end. If the file can't be longer, that is as a
+ * device that is full.
+ */
+static __attribute__((noinline)) int check_extending_write(const struct block_edge *edge,
+                                                           uint64_t offset, uint64_t length)
+{
+    if (edge->root || !(edge->perm & BLOCK_PERM_RESIZE) || !offset_is_sane(offset, length)) {
+        return -EIO;
+    }
+    return block_node_grows(edge->node) ? 0 : -ENOSPC;
+}
+
 static inline int check_write(struct block_edge *edge, uint64_t offset, uint64_t length,
                               unsigned flags)
 {
@@ -245,9 +258,7 @@ static inline int check_write(struct block_edge *edge, uint64_t offset, uint64_t
     if (__builtin_expect(range_fits(offset, length, gate_size(edge->node)), true)) {
         return 0;
     }
-    /* A format extends its file by writing beyond the end. */
-    return !edge->root && (edge->perm & BLOCK_PERM_RESIZE) && offset_is_sane(offset, length) ? 0
-                                                                                             : -EIO;
+    return check_extending_write(edge, offset, length);
 }
 
 /* A write that is permitted begins. */

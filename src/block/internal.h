@@ -182,6 +182,17 @@ int block_co_complete(struct block_node *node, struct error *err);
 /* Whether the node, a filter, always has the size of the child at that edge. */
 bool block_node_has_size_of(const struct block_node *node, const struct block_edge *child);
 /*
+ * Whether a write past the end makes the node longer, now and when it is opened again: a file does,
+ * but not a format that records the size of its disk. Does not yield.
+ */
+bool block_node_grows(const struct block_node *node);
+/*
+ * Whether `to` can replace the node: -EBUSY if a format extends the node as its file, and `to` does
+ * not grow. Does not yield.
+ */
+int block_node_check_growth(const struct block_node *node, const struct block_node *to,
+                            struct error *err);
+/*
  * A node, about to be a child, learns that what it shows has another size by others' writes: those
  * of other nodes, and of other programs to a file that no node has used. -errno. Yields.
  */

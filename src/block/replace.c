@@ -114,6 +114,7 @@ static int co_append(struct block_append *a, struct error *err)
     if (block_node_size(a->overlay) != block_node_size(a->node)) {
         r = block_node_check_resize(a->node, err);
     }
+    UNLESS_FAILED(r, block_node_check_growth(a->node, a->overlay, err));
     UNLESS_FAILED(
         r, block_co_attach_child(a->overlay, a->node, "backing", BLOCK_ROLE_BACKING, NULL, err));
     a->was_unflushed = atomic_load(&a->overlay->backing_unflushed);

@@ -19,6 +19,40 @@ bool block_node_has_size_of(const struct block_node *node, const struct block_ed
     return node->filtered == child && node->driver->passes_size;
 }
 
+bool block_node_grows(const struct block_node *node)
+{
+    while (node->filtered || node->driver->grows_with_file) {
+        node = node->filtered ? node->filtered->node : node->file->node;
+    }
+    return !node->driver->is_format;
+}
+
+int block_node_check_growth(const struct block_node *node, const struct block_node *to,
+                            struct error *err)
+{
+    struct block_edge *edge;
+    int r = 0;
+
+    if (block_node_grows(to)) {
+        return 0;
+    }
+    LIST_FOREACH (edge, &node->parents, in_node) {
+        struct block_node *parent = edge->parent;
+
+        if (r < 0 || !parent || !(edge->perm & BLOCK_PERM_RESIZE)) {
+            continue;
+        }
+        r = block_node_has_size_of(parent, edge)
+                ? block_node_check_growth(parent, to, err)
+                : error_set(err, EBUSY,
+                            "Node '%s' is busy: node is used as '%s' of '%s', which extends it; "
+                            "node '%s' can't be extended so",
+                            block_node_device_or_name(node), edge->name,
+                            block_node_device_or_name(parent), to->name);
+    }
+    return r;
+}
+
 uint64_t block_node_greatest_size(const struct block_node *node)
 {
     uint64_t known = node->driver->greatest_size ? node->driver->greatest_size(node) : 0;

@@ -495,6 +495,7 @@ const struct block_driver raw_driver = {
     .help = "format: the file as it is, or a part of it",
     .instance_size = sizeof(struct raw_disk),
     .is_format = true,
+    .grows_with_file = true,
     .options = &raw_options,
     .reopen_options = (const char *const[]){"offset", "size", NULL},
     .exchanges_file = true,

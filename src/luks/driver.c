@@ -284,6 +284,7 @@ static const struct block_driver luks_driver = {
     .help = "format: encrypted disks (LUKS of version 1)",
     .instance_size = sizeof(struct luks_disk),
     .is_format = true,
+    .grows_with_file = true,
     .noise_when_new = true,
     .probe = luks_probe,
     .co_open = luks_co_open_disk,

@@ -40,6 +40,29 @@ class Full(TestCase):
         return sum(e["length"] for e in self.bitmap_extents(image, bitmap) if not e["data"])
 
 
+class InsideAnotherImage(Full):
+    """An image whose file is another image: that records its size, and is not longer for a write
+    past its end, which would be lost when it is opened again."""
+
+    def check(self, fmt, options=()):
+        inner = self.path(f"inner.{fmt}")
+        img("convert", "-f", "raw", "-O", fmt, *options, self.create("a.qcow2", "64M"), inner)
+        disk = f"driver=qcow2,file.driver={fmt},file.file.driver=file,file.file.filename={inner}"
+        result = self.io(disk, "write -P 1 0 32M", check=False)
+        self.assertIn("No space left on device", result.stdout)
+        if fmt in ("qcow2", "vdi", "qed", "parallels"):
+            img("check", "-q", "-f", fmt, inner)
+        self.io(disk, "read -P 0 0 64M")
+
+    def test_is_full_at_the_end_of_that(self):
+        for fmt in "qcow2", "vpc", "vdi", "vmdk", "vhdx", "qed", "parallels":
+            with self.subTest(format=fmt):
+                self.check(fmt)
+
+    def test_is_no_corruption_of_that(self):
+        self.check("qcow2", ("-o", "cluster_size=512"))
+
+
 class GivenBack(Full):
     """What was discarded is used before a write fails."""
 

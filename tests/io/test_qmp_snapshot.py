@@ -274,6 +274,27 @@ class SnapshotTest(tidemark.TestCase):
         self.overlay("p", "a.qcow2")
         self.refused("Node 'a' is busy: node is used as backing hd of 'o'", snapshot("a", "p"))
 
+    def test_an_overlay_below_an_image_that_grows(self):
+        """An overlay records its size, so what the image above writes past that would be lost."""
+        image = self.create("c.qcow2", "64M")
+        self.qmp.command("blockdev-add", driver="file", node_name="f", filename=image)
+        self.qmp.command("blockdev-add", driver="raw", node_name="r", file="f")
+        self.qmp.command("blockdev-add", driver="qcow2", node_name="g", file="r")
+        self.overlay("o", "c.qcow2", str(os.path.getsize(image)))
+        wanted = (
+            "Node '{}' is busy: node is used as 'file' of 'g', which extends it; "
+            "node '{}' can't be extended so"
+        ).format
+        new = self.path("new.qcow2")
+        self.refused(wanted("r", "o"), snapshot("r", "o"))
+        self.refused(wanted("r", "o"), snapshot("f", "o"))
+        self.refused(wanted("r", "new"), snapshot_sync("r", new, "new"))
+        self.refused(wanted("r", "new"), snapshot_sync("f", new, "new"))
+        # An image that is only read does not grow.
+        reopened = {"driver": "qcow2", "node-name": "g", "file": "r", "read-only": True}
+        self.qmp.command("blockdev-reopen", options=[reopened])
+        self.qmp.command("blockdev-snapshot", node="r", overlay="o")
+
     # blockdev-snapshot-sync
 
     def test_a_file_is_made(self):

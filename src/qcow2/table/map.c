@@ -354,6 +354,9 @@ int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entr
     int r;
 
     CO_ASSERT_HELD(&q->lock);
+    if (l1_index >= q->l1.size && offset >= block_node_size(q->node)) {
+        return -EIO; /* the request is at fault, not the image */
+    }
     if (l1_index >= q->l1.size) {
         return qcow2_corrupt(q, "L1 table too small (entries: %u)", q->l1.size);
     }
