@@ -58,7 +58,7 @@ struct transfer {
     /* Of the latest answer: redirections and questions for a password are answers, too. */
     struct content_range range;
     bool has_range;
-    char tag[TAG_MAX], modified[TAG_MAX];
+    char tag[TAG_MAX], modified[TAG_MAX], date[TAG_MAX];
     bool is_encoded;
     /* Why the answer is refused; "": it is not. */
     char refusal[160];
@@ -113,6 +113,9 @@ static void note_header(struct transfer *t, const char *line, size_t size)
     } else if ((value = value_of(line, size, "Last-Modified", &length))) {
         value = trim_value(value, &length);
         note_version(t->modified, value, length);
+    } else if ((value = value_of(line, size, "Date", &length))) {
+        value = trim_value(value, &length);
+        note_version(t->date, value, length);
     } else if ((value = value_of(line, size, "Content-Encoding", &length))) {
         value = trim_value(value, &length);
         t->is_encoded = length > 0 && !(length == 8 && strncasecmp(value, "identity", length) == 0);
@@ -125,7 +128,7 @@ static size_t on_header(char *line, size_t one, size_t size, void *arg)
 
     if (size > 5 && strncasecmp(line, "HTTP/", 5) == 0) {
         t->has_range = t->is_encoded = false;
-        t->tag[0] = t->modified[0] = '\0';
+        t->tag[0] = t->modified[0] = t->date[0] = '\0';
     } else {
         note_header(t, line, size);
     }
@@ -158,6 +161,10 @@ static bool check_answer(struct transfer *t)
     const struct http_file *f = t->file;
     long status = 0;
 
+    /* Some servers put the time of the answer there, which says nothing of the file. */
+    if (strcmp(t->modified, t->date) == 0) {
+        t->modified[0] = '\0';
+    }
     curl_easy_getinfo(t->curl, CURLINFO_RESPONSE_CODE, &status);
     if (status != 206) {
         refuse_answer(t, ENOTSUP, "Server does not support 'range' (byte ranges).");

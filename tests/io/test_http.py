@@ -281,6 +281,16 @@ class MisbehaviourTest(HttpCase):
                     "The file has changed on the server.", result.stdout + result.stderr
                 )
 
+    def test_the_time_of_an_answer_says_nothing(self):
+        def answer(number, first, handler):
+            self.server.modified = f"Sat, 01 Aug 2026 10:00:{number:02} GMT"
+            handler.date_time_string = lambda *unused: self.server.modified
+            return False
+
+        self.server.misbehave = answer
+        self.read("read 0 4k", readahead=0)
+        self.assertGreater(self.server.count, 1)
+
     def test_where_tags_agree_the_time_says_nothing(self):
         self.server.tag = '"one"'
         self.server.modified = "Sat, 01 Aug 2026 10:00:00 GMT"
