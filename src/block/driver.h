@@ -412,6 +412,11 @@ struct block_driver {
      */
     int (*co_reload)(struct block_node *node, struct error *err);
     /*
+     * Nobody uses the node: ask for its size again, and for nothing else. NULL: others can't change
+     * it.
+     */
+    int (*co_renew_size)(struct block_node *node, struct error *err);
+    /*
      * The node, which was completed and is drained, has another file: read the image there, without
      * its backing file. On failure the node has what it had. NULL: it keeps its image.
      */

@@ -177,9 +177,10 @@ static int co_renew_size(struct block_node *node, bool unused, struct error *err
     }
     if (child && block_node_has_size_of(node, child)) {
         block_node_set_size(node, block_node_size(child->node));
-    } else if (node->driver->co_reload &&
-               (child ? shows_size_of_child(node, child) : unused && node->driver->is_protocol)) {
+    } else if (child && shows_size_of_child(node, child) && node->driver->co_reload) {
         r = node->driver->co_reload(node, err); /* it has no more of its own than a size */
+    } else if (!child && unused && node->driver->co_renew_size) {
+        r = node->driver->co_renew_size(node, err);
     }
     if (r == 0 && block_node_size(node) != was) {
         follow_size(node, block_node_size(node));

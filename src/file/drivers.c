@@ -21,6 +21,7 @@ const struct block_driver file_driver = {
     .co_reopen_commit = posix_file_co_reopen_commit,
     .co_reopen_abort = posix_file_co_reopen_abort,
     .co_reload = posix_file_co_reload,
+    .co_renew_size = posix_file_co_renew_size,
     .co_set_perm = posix_file_co_set_perm,
     .lasting_name = posix_file_lasting_name,
     .co_has_name = posix_file_co_has_name,
@@ -55,10 +56,10 @@ const struct block_driver file_driver = {
     .co_reopen_finish = posix_file_co_reopen_finish,                                               \
     .co_reopen_commit = posix_file_co_reopen_commit,                                               \
     .co_reopen_abort = posix_file_co_reopen_abort, .co_reload = posix_file_co_reload,              \
-    .co_close = posix_file_co_close, .co_set_perm = posix_file_co_set_perm,                        \
-    .lasting_name = posix_file_lasting_name, .co_has_name = posix_file_co_has_name,                \
-    .co_read_other = posix_file_co_read_other, .co_create = posix_file_co_create,                  \
-    .create_options = posix_file_create_options,                                                   \
+    .co_renew_size = posix_file_co_renew_size, .co_close = posix_file_co_close,                    \
+    .co_set_perm = posix_file_co_set_perm, .lasting_name = posix_file_lasting_name,                \
+    .co_has_name = posix_file_co_has_name, .co_read_other = posix_file_co_read_other,              \
+    .co_create = posix_file_co_create, .create_options = posix_file_create_options,                \
     .co_allocated_size = posix_file_co_allocated_size,                                             \
     .co_specific_info = posix_file_co_specific_info, .co_truncate = posix_file_co_truncate_device, \
     .co_preadv = posix_file_co_preadv, .co_copy_from = posix_file_co_copy_from,                    \

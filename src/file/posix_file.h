@@ -129,6 +129,7 @@ int posix_file_co_reopen_finish(struct block_node *node, struct error *err);
 void posix_file_co_reopen_commit(struct block_node *node);
 void posix_file_co_reopen_abort(struct block_node *node);
 int posix_file_co_reload(struct block_node *node, struct error *err);
+int posix_file_co_renew_size(struct block_node *node, struct error *err);
 
 /*
  * The limits of a descriptor that is opened with O_DIRECT, or not. 0, or -errno of asking a device.

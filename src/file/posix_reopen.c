@@ -168,11 +168,7 @@ static int drop_pages(void *arg)
     return -posix_fadvise(f->fd, 0, 0, POSIX_FADV_DONTNEED);
 }
 
-/*
- * Another host may have written the file: what the kernel has of it is dropped, and the size and
- * the holes are asked for again.
- */
-int posix_file_co_reload(struct block_node *node, struct error *err)
+int posix_file_co_renew_size(struct block_node *node, struct error *err)
 {
     struct posix_file *f = node->opaque;
     uint64_t size;
@@ -182,10 +178,22 @@ int posix_file_co_reload(struct block_node *node, struct error *err)
         return error_set_errno(err, -r, "Could not get the size of '%s'",
                                block_node_display_name(node));
     }
-    if (f->drop_cache) {
-        (void)loop_co_offload(drop_pages, f); /* a file system without pages has none to drop */
-    }
     atomic_fetch_add(&f->space_generation, 1);
     block_node_set_size(node, f->is_device ? size : posix_file_node_size(size));
     return 0;
+}
+
+/*
+ * Another host may have written the file: what the kernel has of it is dropped, and the size and
+ * the holes are asked for again.
+ */
+int posix_file_co_reload(struct block_node *node, struct error *err)
+{
+    struct posix_file *f = node->opaque;
+    int r = posix_file_co_renew_size(node, err);
+
+    if (r == 0 && f->drop_cache) {
+        (void)loop_co_offload(drop_pages, f); /* a file system without pages has none to drop */
+    }
+    return r;
 }

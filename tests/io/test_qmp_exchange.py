@@ -2,6 +2,8 @@
 """blockdev-reopen with another image's file: each node reads the image that it gets."""
 
 import json
+import os
+import shutil
 import signal
 
 import tidemark
@@ -212,6 +214,25 @@ class ExchangeTest(tidemark.TestCase):
         self.server.quit()
         for name in "exchanged", "opened":
             self.check(**{name: ("read -P 7 0 4M", "read -P 8 5M 1000", "read -P 0 5243880 64536")})
+
+    @staticmethod
+    def cached_pages(path):
+        return int(tidemark.run("fincore", "-n", "-o", "PAGES", path).stdout)
+
+    def test_a_file_that_becomes_a_child_stays_in_the_page_cache(self):
+        """It may be the base of many disks."""
+        if not shutil.which("fincore"):
+            self.skipTest("fincore of util-linux is not here")
+        path = self.make("base")
+        tidemark.qemu_io(path, "write -P 7 0 4M", fmt="qcow2")
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            file.read()
+        before = self.cached_pages(path)
+        self.assertGreater(before, 1000)
+        self.add(driver="file", node_name="file-base", filename=path, read_only=True)
+        self.add(driver="qcow2", node_name="base", file="file-base", read_only=True)
+        self.assertGreaterEqual(self.cached_pages(path), before)
 
     def test_clusters_snapshots_and_options_are_those_of_the_image(self):
         other = self.make("other", options=("-o", "cluster_size=4k,lazy_refcounts=on"))
