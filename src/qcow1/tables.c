@@ -255,7 +255,7 @@ void qcow1_co_give_back_locked(struct block_node *node, const struct blockmap_pl
 static int co_take_table_locked(struct block_node *node, uint64_t length, uint64_t *ret_table)
 {
     const struct qcow1 *q = node->opaque;
-    struct blockmap_place place;
+    struct blockmap_place place = {0};
     int r = qcow1_co_take_place_locked(node, length, q->cluster_size, &place);
 
     if (r < 0) {

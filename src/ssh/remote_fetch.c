@@ -329,10 +329,10 @@ static int take_data(const struct fetcher *f, struct slot *s, uint8_t type, stru
 
 static int take_answer(struct fetcher *f)
 {
-    struct answer a;
+    struct answer a = {0};
     struct slot *s;
     uint32_t number;
-    uint8_t type;
+    uint8_t type = 0;
     int r = receive_packet(f, &type, &a);
 
     if (r < 0) {

@@ -183,7 +183,7 @@ class Sets(CopyOfSets):
         key, other = self.path("key"), self.path("other")
         for path in (key, other):
             with open(path, "wb") as f:
-                f.write(os.urandom(32))
+                f.write(os.urandom(32).hex().encode())  # no newline at its end
             os.chmod(path, 0o600)
         self.keys = ["--key-file", key]
         self.start()
