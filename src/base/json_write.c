@@ -371,16 +371,16 @@ static bool continue_value(struct writer *w)
 
 void json_write(struct strbuf *out, struct json_object *value, bool pretty)
 {
-    struct writer w;
+    struct writer w = {
+        .out = out,
+        .pretty = pretty,
+        .open_room = OPEN_FEW,
+        .member_room = MEMBERS_ON_STACK,
+    };
     bool ok;
 
-    w.out = out;
-    w.pretty = pretty;
     w.open = w.open_few;
     w.members = w.members_few;
-    w.open_room = OPEN_FEW;
-    w.member_room = MEMBERS_ON_STACK;
-    w.depth = w.member_count = 0;
     for (ok = begin_value(&w, value); ok && w.depth > 0;) {
         ok = continue_value(&w);
     }

@@ -73,7 +73,7 @@ static int take_parallels_create(struct parallels_create *c, uint64_t size, bool
 static int co_write_parallels(struct block_edge *file, const void *arg, struct error *err)
 {
     const struct parallels_create *c = arg;
-    uint64_t cylinders = c->sectors / (HEADS * SECTORS_OF_A_TRACK);
+    uint64_t cylinders = c->sectors / ((uint64_t)HEADS * SECTORS_OF_A_TRACK);
     uint8_t h[PARALLELS_SECTOR] = {0};
     int r = blockmap_co_clear_file(file, (uint64_t)c->data * PARALLELS_SECTOR, err);
 

@@ -164,7 +164,7 @@ static int co_take_stored_bitmap(struct extension *e, const uint8_t *data, uint3
 {
     struct block_bitmap *loaded;
     struct dirty_bitmap *bits = NULL;
-    struct stored s;
+    struct stored s = {0};
     int r = take_stored(e->node, data, size, &s);
 
     if (r == 0 && ++e->bitmaps > BITMAPS_MAX) {
