@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/json_write.h"
 
+#include <assert.h>
 #include <limits.h>
 #include <math.h>
 #include <stdint.h>
@@ -364,6 +365,7 @@ static bool continue_value(struct writer *w)
         return begin_value(w, json_object_array_get_idx(open->array, i));
     }
     m = &w->members[open->members + i];
+    assert(m->key);
     write_string(w->out, m->key, m->length);
     strbuf_append(w->out, ": ", 2);
     return begin_value(w, m->value);
