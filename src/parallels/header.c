@@ -18,9 +18,9 @@ int parallels_co_write_fields(struct block_node *node)
     uint8_t bytes[PARALLELS_HEADER_SIZE - PARALLELS_AT_IN_USE];
 
     store_le32(bytes, p->in_use);
-    store_le32(bytes + PARALLELS_AT_DATA - PARALLELS_AT_IN_USE, p->data_sector);
-    store_le32(bytes + PARALLELS_AT_FLAGS - PARALLELS_AT_IN_USE, p->flags);
-    store_le64(bytes + PARALLELS_AT_EXTENSION - PARALLELS_AT_IN_USE, p->extension);
+    store_le32(bytes + (PARALLELS_AT_DATA - PARALLELS_AT_IN_USE), p->data_sector);
+    store_le32(bytes + (PARALLELS_AT_FLAGS - PARALLELS_AT_IN_USE), p->flags);
+    store_le64(bytes + (PARALLELS_AT_EXTENSION - PARALLELS_AT_IN_USE), p->extension);
     return block_co_pwrite(node->file, PARALLELS_AT_IN_USE, bytes, sizeof(bytes), 0);
 }
 
