@@ -3,7 +3,6 @@
 
 import json
 import os
-import shutil
 import signal
 
 import tidemark
@@ -221,8 +220,6 @@ class ExchangeTest(tidemark.TestCase):
 
     def test_a_file_that_becomes_a_child_stays_in_the_page_cache(self):
         """It may be the base of many disks."""
-        if not shutil.which("fincore"):
-            self.skipTest("fincore of util-linux is not here")
         path = self.make("base")
         tidemark.qemu_io(path, "write -P 7 0 4M", fmt="qcow2")
         with open(path, "rb") as file:
