@@ -34,6 +34,13 @@ class GiveUp(tidemark.TestCase):
     def give_up(self, number, kind="exec-oob", qmp=None):
         self.send("x-tidemark-give-up", {"id": number}, "give up", kind, qmp)
 
+    def ask(self, name, arguments):
+        """The answer is that to the request, and to no other."""
+        self.send(name, arguments, "asked")
+        answer = self.qmp.receive_answer()
+        self.assertEqual(answer["id"], "asked")
+        return answer
+
     def assert_not_found(self, qmp=None):
         desc = (qmp or self.qmp).receive_answer()["error"]["desc"]
         self.assertEqual(desc, "No command with this id is running on this monitor")
@@ -54,11 +61,11 @@ class GiveUp(tidemark.TestCase):
         self.assertIn("qemu", answers["2"]["return"])
         # It goes on, and has its name still; its end is answered to nobody.
         node = {"driver": "null-co", "node-name": "n"}
-        self.assertIn("error", self.qmp.execute("blockdev-add", node))
+        self.assertIn("error", self.ask("blockdev-add", node))
         peer.close()
         self.listener.close()
         tidemark.wait_until(
-            lambda: "return" in self.qmp.execute("blockdev-add", node), "the command to end"
+            lambda: "return" in self.ask("blockdev-add", node), "the command to end"
         )
 
     def test_others_can_not_be_given_up(self):
