@@ -337,7 +337,8 @@ class Lease(FleecingCase):
                              x_lease=True)  # fmt: skip
         self.assertIn("snapshot-access", caught.exception.desc)
 
-    def test_a_view_that_a_job_uses_goes_after_it(self):
+    def leave_a_view_to_a_job(self):
+        """The lease of a view has ended, and a job reads the view."""
         self.add_disk()
         leaving = self.server.connect()
         leaving.command("x-tidemark-lease", node_name="view")
@@ -347,6 +348,9 @@ class Lease(FleecingCase):
                          speed=65536)  # fmt: skip
         leaving.close()
         tidemark.wait_until(lambda: "'view' stays, though its lease" in self.server.log(), "the log")
+
+    def test_a_view_that_a_job_uses_goes_after_it(self):
+        self.leave_a_view_to_a_job()
         self.assertIn("view", self.nodes())
         self.qmp.command("block-job-cancel", device="j", force=True)
         self.wait_gone("view", "view-cbw", "view-temp")
@@ -359,15 +363,7 @@ class Lease(FleecingCase):
 
     def test_another_view_of_the_name_is_not_leased(self):
         """The one that was leased is deleted when its job has ended, before its lease is."""
-        self.add_disk()
-        leaving = self.server.connect()
-        leaving.command("x-tidemark-lease", node_name="view")
-        self.add_view()
-        self.qmp.command("blockdev-add", driver="null-co", node_name="far", size=16 * MIB)
-        self.qmp.command("blockdev-backup", job_id="j", device="view", target="far", sync="full",
-                         speed=65536)  # fmt: skip
-        leaving.close()
-        tidemark.wait_until(lambda: "'view' stays, though its lease" in self.server.log(), "the log")
+        self.leave_a_view_to_a_job()
         self.qmp.command("block-job-cancel", device="j", force=True)
         tidemark.wait_until(lambda: not self.qmp.command("query-jobs"), "the end of the job")
         for command, arguments in (
@@ -384,15 +380,7 @@ class Lease(FleecingCase):
         self.assertLessEqual({"view", "view-cbw", "view-temp"}, self.nodes())
 
     def test_a_view_that_a_job_uses_delays_no_end(self):
-        self.add_disk()
-        leaving = self.server.connect()
-        leaving.command("x-tidemark-lease", node_name="view")
-        self.add_view()
-        self.qmp.command("blockdev-add", driver="null-co", node_name="far", size=16 * MIB)
-        self.qmp.command("blockdev-backup", job_id="j", device="view", target="far", sync="full",
-                         speed=65536)  # fmt: skip
-        leaving.close()
-        tidemark.wait_until(lambda: "'view' stays, though its lease" in self.server.log(), "the log")
+        self.leave_a_view_to_a_job()
         self.server.stop(timeout=20)
 
 
