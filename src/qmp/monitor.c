@@ -247,8 +247,8 @@ static void log_given_up_end(struct json_object *request, struct json_object *an
     struct json_object *error = NULL;
 
     json_object_object_get_ex(answer, "error", &error);
-    log_info("QMP: the command '%s', which was given up, has ended: %s",
-             qmp_get_str(request, "execute"), error ? qmp_get_str(error, "desc") : "no error");
+    log_warning("QMP: the command '%s', which was given up, has ended: %s",
+                qmp_get_str(request, "execute"), error ? qmp_get_str(error, "desc") : "no error");
 }
 
 /* Answer a request; frees it. Whether its client has waited for that. */

@@ -67,6 +67,7 @@ class GiveUp(tidemark.TestCase):
         tidemark.wait_until(
             lambda: "return" in self.ask("blockdev-add", node), "the command to end"
         )
+        self.assertIn("'blockdev-add', which was given up, has ended: ", self.server.log())
 
     def test_others_can_not_be_given_up(self):
         for kind in "exec-oob", "execute":
